@@ -1,0 +1,3 @@
+//! Entry point of `powernode-host-bridge`.
+
+fn main() {}

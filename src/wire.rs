@@ -1,0 +1,437 @@
+//! Floor 1: the tunnel's own bytes, version 1 (docs/ARCHITECTURE.md, "Tunnel protocol").
+//! Codecs only; who reads and writes them is not known here.
+//!
+//! A *frame* is a big-endian `u16` length and so many bytes. The control stream carries frames
+//! of one [`ControlMessage`] each. Every other stream begins with one frame that holds a
+//! [`StreamHeader`]; the accepting side answers with one frame that holds a [`StreamReply`]
+//! before its first byte of content.
+//!
+//! Within a version only additions are made: new enum variants at the end, new features named
+//! in [`Hello`]. A reader skips control messages that it does not know and refuses streams whose
+//! version or kind it does not know; the connection lives on.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::base::id::{SessionId, TraceId};
+
+/// ALPN of the tunnel, version 1.
+pub const TUNNEL_ALPN: &[u8] = b"powernode-bridge/1";
+
+/// Version byte of every stream header.
+pub const STREAM_VERSION: u8 = 1;
+
+/// Largest frame that is read, in bytes without its length. The largest message of version 1
+/// is a refusal with its text; what is longer is not ours.
+pub const FRAME_MAX_BYTES: usize = 4_096;
+
+/// Longest text in a control message, in characters.
+const TEXT_MAX_CHARS: usize = 256;
+
+/// First message of the side that dialled, on the control stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Tunnel protocol version that the dialer speaks.
+    pub version: u16,
+    /// Program and version, for logs.
+    pub agent: String,
+    /// Names of optional features that the dialer has; none in version 1.
+    pub features: Vec<String>,
+}
+
+/// The accepting side's answer when it takes the tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The session, in both sides' logs.
+    pub session: SessionId,
+    /// Program and version, for logs.
+    pub agent: String,
+    /// How often the dialer should ping when nothing else is sent, in milliseconds.
+    pub keepalive_millis: u32,
+    /// How many streams the dialer may hold open at once.
+    pub max_streams: u32,
+    /// The dialer's address as the accepting side sees it, `host:port`.
+    pub observed_address: String,
+    /// The accepting side's wall clock, seconds since 1970.
+    pub unix_seconds: i64,
+    /// Features of the dialer's that the accepting side has too.
+    pub features: Vec<String>,
+}
+
+/// Why a tunnel or a stream was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalCode {
+    /// The protocol or header version is not known.
+    UnsupportedVersion,
+    /// The stream kind is not known.
+    UnsupportedKind,
+    /// The certificate is of no peer that may connect: unknown, suspended or revoked.
+    NotAdmitted,
+    /// A limit is reached; try again later.
+    Busy,
+    /// The accepting side is stopping.
+    ShuttingDown,
+    /// Without a certificate nothing but accept and enroll is allowed.
+    CertificateRequired,
+    /// The header cannot be read.
+    Malformed,
+}
+
+/// A refusal of the whole tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The class.
+    pub code: RefusalCode,
+    /// For the operator.
+    pub message: String,
+    /// When to try again, in milliseconds; 0 leaves it to the dialer's backoff.
+    pub retry_after_millis: u32,
+}
+
+/// Why a side ends a tunnel on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GoodbyeReason {
+    /// The process stops or restarts.
+    ShuttingDown,
+    /// A newer session of the same peer has taken over.
+    Superseded,
+    /// The peer was suspended.
+    Suspended,
+    /// The peer was revoked.
+    Revoked,
+    /// A limit was exceeded.
+    LimitExceeded,
+    /// The other side broke the protocol.
+    ProtocolViolation,
+    /// The dialer is done: a bootstrap connection, or a one-off command.
+    Done,
+}
+
+/// The last message before a close.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Goodbye {
+    /// The class.
+    pub reason: GoodbyeReason,
+    /// For the operator.
+    pub message: String,
+    /// When to come back, in milliseconds; 0 leaves it to the other side's backoff.
+    pub retry_after_millis: u32,
+}
+
+/// What travels on the control stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ControlMessage {
+    /// The dialer's first message.
+    Hello(Hello),
+    /// The answer to it.
+    Welcome(Welcome),
+    /// The other answer to it.
+    Refused(Refused),
+    /// Are you there? Answered by a pong of the same number.
+    Ping(u64),
+    /// I am.
+    Pong(u64),
+    /// The last message.
+    Goodbye(Goodbye),
+}
+
+/// Number of variants of [`ControlMessage`] in this build.
+const CONTROL_KINDS: u8 = 6;
+
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StreamKind {
+    /// HTTP/1.1 follows, one request.
+    Http,
+}
+
+/// Number of variants of [`StreamKind`] in this build.
+const STREAM_KINDS: u8 = 1;
+
+/// The first frame of every stream but the control stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamHeader {
+    /// What the stream is for.
+    pub kind: StreamKind,
+    /// Ties the two sides' log lines together.
+    pub trace: TraceId,
+}
+
+/// The accepting side's first frame on every stream but the control stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StreamReply {
+    /// Content follows.
+    Accepted,
+    /// Nothing follows.
+    Refused(StreamRefusal),
+}
+
+/// Why a stream was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Error)]
+#[error("the other side refused the stream: {message}")]
+pub struct StreamRefusal {
+    /// The class.
+    pub code: RefusalCode,
+    /// For the operator.
+    pub message: String,
+}
+
+/// Bytes that are no message of this protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum DecodeError {
+    /// The frame's content does not follow the layout.
+    #[error("a tunnel message cannot be read: {0}")]
+    Malformed(&'static str),
+    /// A stream header of another version.
+    #[error("stream header version {0} is not known to this build")]
+    UnsupportedVersion(u8),
+    /// A stream kind of a later build.
+    #[error("stream kind {0} is not known to this build")]
+    UnsupportedKind(u8),
+}
+
+/// A frame longer than its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("a tunnel message of {bytes} bytes is longer than the {FRAME_MAX_BYTES} allowed")]
+pub struct FrameTooLong {
+    /// The length found or needed.
+    pub bytes: usize,
+}
+
+/// Puts the length in front.
+fn frame(content: &[u8]) -> Result<Vec<u8>, FrameTooLong> {
+    let too_long = FrameTooLong { bytes: content.len() };
+    if content.len() > FRAME_MAX_BYTES {
+        return Err(too_long);
+    }
+    let length = u16::try_from(content.len()).map_err(|_| too_long)?;
+    let mut framed = Vec::with_capacity(content.len() + 2);
+    framed.extend_from_slice(&length.to_be_bytes());
+    framed.extend_from_slice(content);
+    Ok(framed)
+}
+
+/// Reads a frame's length and checks it before anything is allocated for the content.
+pub fn frame_length(prefix: [u8; 2]) -> Result<usize, FrameTooLong> {
+    let bytes = usize::from(u16::from_be_bytes(prefix));
+    if bytes > FRAME_MAX_BYTES {
+        Err(FrameTooLong { bytes })
+    } else {
+        Ok(bytes)
+    }
+}
+
+/// `text` cut to what a control message may hold.
+pub fn message_text(text: &str) -> String {
+    text.chars().take(TEXT_MAX_CHARS).collect()
+}
+
+impl ControlMessage {
+    /// The whole frame, length included.
+    pub fn encode(&self) -> Result<Vec<u8>, FrameTooLong> {
+        frame(&postcard::to_allocvec(self).unwrap_or_default())
+    }
+
+    /// Reads a frame's content. `Ok(None)` for a message of a later build: skip it.
+    pub fn decode(content: &[u8]) -> Result<Option<Self>, DecodeError> {
+        match content.first() {
+            None => return Err(DecodeError::Malformed("it is empty")),
+            Some(kind) if *kind >= CONTROL_KINDS => return Ok(None),
+            Some(_) => {}
+        }
+        postcard::from_bytes(content)
+            .map(Some)
+            .map_err(|_| DecodeError::Malformed("a control message is cut or wrong"))
+    }
+}
+
+impl StreamHeader {
+    /// The whole frame, length included.
+    pub fn encode(&self) -> Result<Vec<u8>, FrameTooLong> {
+        let kind = match self.kind {
+            StreamKind::Http => 0,
+        };
+        let mut content = vec![STREAM_VERSION, kind];
+        content.extend_from_slice(&self.trace.0.to_be_bytes());
+        frame(&content)
+    }
+
+    /// Reads a frame's content. Bytes after the known fields are additions of a later build.
+    pub fn decode(content: &[u8]) -> Result<Self, DecodeError> {
+        let (&version, rest) = content
+            .split_first()
+            .ok_or(DecodeError::Malformed("it is empty"))?;
+        if version != STREAM_VERSION {
+            return Err(DecodeError::UnsupportedVersion(version));
+        }
+        let (&kind, rest) = rest
+            .split_first()
+            .ok_or(DecodeError::Malformed("a stream header is cut"))?;
+        let kind = match kind {
+            0 => StreamKind::Http,
+            STREAM_KINDS.. => return Err(DecodeError::UnsupportedKind(kind)),
+        };
+        let (trace, _additions) = rest
+            .split_first_chunk()
+            .ok_or(DecodeError::Malformed("a stream header is cut"))?;
+        Ok(Self {
+            kind,
+            trace: TraceId(u64::from_be_bytes(*trace)),
+        })
+    }
+}
+
+impl StreamReply {
+    /// The whole frame, length included.
+    pub fn encode(&self) -> Result<Vec<u8>, FrameTooLong> {
+        frame(&postcard::to_allocvec(self).unwrap_or_default())
+    }
+
+    /// Reads a frame's content.
+    pub fn decode(content: &[u8]) -> Result<Self, DecodeError> {
+        postcard::from_bytes(content).map_err(|_| DecodeError::Malformed("a stream reply is cut or wrong"))
+    }
+}
+
+impl DecodeError {
+    /// The refusal to answer with.
+    pub fn refusal(&self) -> StreamRefusal {
+        let code = match self {
+            Self::Malformed(_) => RefusalCode::Malformed,
+            Self::UnsupportedVersion(_) => RefusalCode::UnsupportedVersion,
+            Self::UnsupportedKind(_) => RefusalCode::UnsupportedKind,
+        };
+        StreamRefusal {
+            code,
+            message: self.to_string(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use data_encoding::HEXLOWER;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn session() -> SessionId {
+        "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e".parse().unwrap()
+    }
+
+    fn samples() -> Vec<(ControlMessage, &'static str)> {
+        vec![
+            (
+                ControlMessage::Hello(Hello {
+                    version: 1,
+                    agent: "s/1".into(),
+                    features: vec![],
+                }),
+                "0007000103732f3100",
+            ),
+            (
+                ControlMessage::Welcome(Welcome {
+                    session: session(),
+                    agent: "b/1".into(),
+                    keepalive_millis: 20_000,
+                    max_streams: 64,
+                    observed_address: "192.0.2.1:5".into(),
+                    unix_seconds: 1_700_000_000,
+                    features: vec!["x".into()],
+                }),
+                "002e01100192f0c17c1e7a539d0e3f2b5a6c7d8e03622f31a09c01400b3139322e302e322e313a3580c49fd50c010178",
+            ),
+            (
+                ControlMessage::Refused(Refused {
+                    code: RefusalCode::Busy,
+                    message: "full".into(),
+                    retry_after_millis: 300,
+                }),
+                "000902030466756c6cac02",
+            ),
+            (ControlMessage::Ping(7), "00020307"),
+            (ControlMessage::Pong(300), "000304ac02"),
+            (
+                ControlMessage::Goodbye(Goodbye {
+                    reason: GoodbyeReason::Superseded,
+                    message: String::new(),
+                    retry_after_millis: 0,
+                }),
+                "000405010000",
+            ),
+        ]
+    }
+
+    #[test]
+    fn golden_bytes_of_every_control_message() {
+        for (message, hex) in samples() {
+            let bytes = message.encode().unwrap();
+            assert_eq!(HEXLOWER.encode(&bytes), hex, "{message:?}");
+            assert_eq!(ControlMessage::decode(&bytes[2..]), Ok(Some(message)));
+        }
+        assert_eq!(
+            samples().len(),
+            usize::from(CONTROL_KINDS),
+            "every variant has a golden form"
+        );
+    }
+
+    #[test]
+    fn golden_bytes_of_stream_header_and_replies() {
+        let header = StreamHeader {
+            kind: StreamKind::Http,
+            trace: TraceId(0x0102_0304_0506_0708),
+        };
+        assert_eq!(
+            HEXLOWER.encode(&header.encode().unwrap()),
+            "000a01000102030405060708"
+        );
+        assert_eq!(
+            HEXLOWER.encode(&StreamReply::Accepted.encode().unwrap()),
+            "000100"
+        );
+        let refused = StreamReply::Refused(StreamRefusal {
+            code: RefusalCode::UnsupportedKind,
+            message: "no".into(),
+        });
+        assert_eq!(HEXLOWER.encode(&refused.encode().unwrap()), "00050101026e6f");
+    }
+
+    #[test]
+    fn a_later_build_is_refused_or_skipped_never_misread() {
+        assert_eq!(ControlMessage::decode(&[CONTROL_KINDS, 1, 2, 3]), Ok(None));
+        assert_eq!(
+            StreamHeader::decode(&[2, 0]),
+            Err(DecodeError::UnsupportedVersion(2))
+        );
+        assert_eq!(
+            StreamHeader::decode(&[1, 9, 0, 0]),
+            Err(DecodeError::UnsupportedKind(9))
+        );
+        let mut longer = StreamHeader {
+            kind: StreamKind::Http,
+            trace: TraceId(1),
+        }
+        .encode()
+        .unwrap()[2..]
+            .to_vec();
+        longer.extend_from_slice(b"addition");
+        assert!(StreamHeader::decode(&longer).is_ok());
+    }
+
+    #[test]
+    fn a_length_is_checked_before_it_is_believed() {
+        assert!(frame_length([0xff, 0xff]).is_err());
+        assert_eq!(frame_length([0x10, 0x00]), Ok(FRAME_MAX_BYTES));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = ControlMessage::decode(&bytes);
+            let _ = StreamHeader::decode(&bytes);
+            let _ = StreamReply::decode(&bytes);
+        }
+    }
+}
