@@ -1,2 +1,8 @@
 //! Floor 7: the host-bridge: registry, embedded certificate authority, federation API, sessions,
 //! operator API. Never imports `satellite`.
+
+pub mod acceptance;
+pub mod heartbeat;
+pub mod rate;
+pub mod reply;
+pub mod session;
