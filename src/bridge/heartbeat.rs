@@ -1,6 +1,7 @@
 //! What a heartbeat changes in a peer's row and what is answered (contract sections 5 and 11).
 //! Pure: the registry holds the row, the federation API the connection.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -29,7 +30,7 @@ pub const DECLARED_TEXT_MAX_CHARS: usize = 512;
 pub struct MalformedHeartbeat(String);
 
 /// What a peer declares about itself, in accepts and heartbeats.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Declaration {
     /// Whatever the child can do; the disclosure among it.
     pub capabilities: Map<String, Value>,
