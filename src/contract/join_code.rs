@@ -213,12 +213,13 @@ mod tests {
     #[test]
     fn a_code_survives_line_wraps_and_letter_case() {
         let text = code().encode();
-        let wrapped: String = text
-            .to_ascii_uppercase()
-            .as_bytes()
-            .chunks(40)
-            .map(|c| format!("{}\n  ", std::str::from_utf8(c).unwrap()))
-            .collect();
+        let mut wrapped = String::new();
+        for (index, character) in text.to_ascii_uppercase().chars().enumerate() {
+            wrapped.push(character);
+            if index % 40 == 39 {
+                wrapped.push_str("\n  ");
+            }
+        }
         let read = JoinCode::parse(wrapped).unwrap();
         assert_eq!(read.parent_url, code().parent_url);
         assert_eq!(read.bridges, code().bridges);

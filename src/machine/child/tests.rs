@@ -9,9 +9,10 @@ use super::*;
 use crate::base::id::PeerId;
 use crate::base::secret::Secret;
 use crate::contract::invitation::{ContractVersion, ParentTrust};
-use crate::contract::message::{ContractFailure, FederationCertificate};
+use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
 use crate::contract::peer::{PeerKind, SpawnMode};
-use crate::machine::membership::{JoinRefusal, Operator};
+use crate::machine::membership::{JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity};
+use crate::machine::reconnect::{DialTarget, Setback};
 
 const START: UnixTime = UnixTime::from_seconds(1_800_000_000);
 const LIFETIME: Duration = Duration::from_secs(90 * 86_400);
