@@ -2,7 +2,9 @@
 //! operator API. Never imports `satellite`.
 
 pub mod acceptance;
+pub mod certificate_authority;
 pub mod heartbeat;
 pub mod rate;
+pub mod registry;
 pub mod reply;
 pub mod session;
