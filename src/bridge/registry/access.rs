@@ -3,7 +3,7 @@
 
 use zeroize::Zeroizing;
 
-use super::peers::{check_name, required_reason};
+use super::peers::{PEERS_MAX, check_name};
 use super::record::{GRANTS, GrantRecord, OPERATORS, OperatorRecord, OperatorRole, PEERS};
 use super::{Registry, RegistryError};
 use crate::base::id::{GrantId, OperatorId, PeerId};
@@ -11,7 +11,7 @@ use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::token::{AcceptanceToken, TOKEN_ENTROPY_BYTES, TokenDigest};
-use crate::grant::{BearerToken, Grant, NewGrant};
+use crate::grant::{BearerToken, Grant, GrantState, MANAGED_CHILD_OPERATOR_KIND, NewGrant};
 use crate::process::entropy;
 use crate::store::database::{StoreError, Writer};
 
@@ -19,8 +19,8 @@ use crate::store::database::{StoreError, Writer};
 /// belong behind a proxy that knows them.
 pub const OPERATORS_MAX: usize = 100;
 
-/// Most grants that are kept, archived ones included: ten for each of the most peers.
-pub const GRANTS_MAX: usize = 100_000;
+/// Most grants that are kept, archived ones included: two for each of the most peers.
+pub const GRANTS_MAX: usize = 2 * PEERS_MAX;
 
 /// An operator with the token, to be shown once.
 #[derive(Debug)]
@@ -104,7 +104,7 @@ impl Registry {
     /// Records a grant; its bearer token is to be shown once.
     pub fn create_grant(&self, new: NewGrant, now: UnixTime) -> Result<(Grant, BearerToken), RegistryError> {
         let id = GrantId::new_v7(now, entropy::id_entropy());
-        let grant = new.into_grant(id, now)?;
+        let grant = new.issue(id, now);
         self.db.write(|w| {
             let peer = w.get(&PEERS, &grant.federation_peer_id)?;
             if peer.is_none() {
@@ -115,7 +115,7 @@ impl Registry {
             }
             put_grant(w, &grant)
         })?;
-        let token = BearerToken::mint(&self.grant_secret, grant.id);
+        let token = BearerToken::mint(grant.id, &self.grant_key);
         Ok((grant, token))
     }
 
@@ -127,12 +127,11 @@ impl Registry {
 
     /// Ends a grant.
     pub fn revoke_grant(&self, asked: &str, reason: &str, now: UnixTime) -> Result<Grant, RegistryError> {
-        let reason = required_reason(reason)?;
         let unknown = || RegistryError::UnknownGrant(foreign_text(asked));
         let id: GrantId = asked.trim().parse().map_err(|_| unknown())?;
         self.db.write(|w| {
             let mut record = w.get(&GRANTS, &id)?.ok_or_else(unknown)?;
-            record.grant.revoke(&reason, now)?;
+            record.grant.revoke(reason, now)?;
             w.put(&GRANTS, &id, &record)?;
             Ok(record.grant)
         })
@@ -151,13 +150,21 @@ fn put_grant(w: &mut Writer, grant: &Grant) -> Result<(), RegistryError> {
     Ok(())
 }
 
-/// The grant under which this side operates a managed child; a live one is left as it is.
+/// The grant under which this side operates a managed child. A live one is left as it is, and one
+/// that was revoked is not made again: the child has emancipated itself.
 pub(super) fn managed_child_grant(w: &mut Writer, peer: PeerId, now: UnixTime) -> Result<(), StoreError> {
-    let grants = w.list(&GRANTS)?;
-    let live = grants.iter().any(|(_, record)| record.grant.is_live_operator_grant(peer, now));
-    if !live {
+    let settled = w.list(&GRANTS)?.iter().any(|(_, record)| {
+        let grant = &record.grant;
+        grant.federation_peer_id == peer
+            && grant.resource_kind == MANAGED_CHILD_OPERATOR_KIND
+            && match grant.state(now) {
+                GrantState::Active | GrantState::Revoked | GrantState::Archived => true,
+                GrantState::Expired => false,
+            }
+    });
+    if !settled {
         let id = GrantId::new_v7(now, entropy::id_entropy());
-        let grant = Grant::managed_child_operator(id, peer, now);
+        let grant = NewGrant::managed_child_operator(peer).issue(id, now);
         w.put(&GRANTS, &id, &GrantRecord { grant })?;
     }
     Ok(())

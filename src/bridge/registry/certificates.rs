@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::record::{ONLY, PEERS, PeerCertificate, SERVER, ServerRecord};
+use super::record::{PEERS, PeerCertificate, SERVER, ServerRecord};
 use super::{Registry, RegistryError};
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::time::UnixTime;
@@ -12,6 +12,7 @@ use crate::bridge::certificate_authority::CsrRefused;
 use crate::contract::message::FederationCertificate;
 use crate::process::entropy;
 use crate::store::database::StoreError;
+use crate::store::record::Only;
 
 /// Part of a certificate's life, in percent, after which it is renewed (contract section 4).
 const RENEW_AFTER_PERCENT: u64 = 75;
@@ -77,7 +78,7 @@ impl Registry {
     /// The listeners' certificate for these names: the stored one, or a new one when the names
     /// are others or three quarters of its life are over.
     pub fn server_certificate(&self, names: &[String], now: UnixTime) -> Result<ServerMaterial, RegistryError> {
-        let stored = self.db.read(|r| r.get(&SERVER, &ONLY.to_owned()))?;
+        let stored = self.db.read(|r| r.get(&SERVER, &Only))?;
         if let Some(record) = stored
             && record.names == names
             && !due(&record, now)
@@ -97,7 +98,7 @@ impl Registry {
             not_after: facts.not_after,
         };
         self.db.write(|w| {
-            w.put(&SERVER, &ONLY.to_owned(), &record)?;
+            w.put(&SERVER, &Only, &record)?;
             Ok::<_, RegistryError>(())
         })?;
         Ok(ServerMaterial { record, renewed: true })

@@ -19,17 +19,17 @@ use std::sync::{Mutex, PoisonError};
 use thiserror::Error;
 
 use self::presence::Presence;
-use self::record::{AUTHORITY, AuthorityRecord, ONLY, SCHEMA};
+use self::record::{AUTHORITY, AuthorityRecord, SCHEMA};
 use super::certificate_authority::{
     CertificateAuthority, CreateAuthorityError, RestoreAuthorityError, ServerCertificateError,
 };
 use crate::base::id::PeerId;
-use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::peer::TransitionDenied;
-use crate::grant::InvalidGrant;
+use crate::grant::{GrantKey, InvalidGrant, RevokeError, WrongKeyLength};
 use crate::process::entropy;
 use crate::store::database::{Database, OpenError, StoreError};
+use crate::store::record::Only;
 
 pub use self::access::MintedOperator;
 pub use self::accepting::{AcceptError, Accepted};
@@ -37,15 +37,12 @@ pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::peers::{MintedToken, Proposal, Resumption};
 pub use self::presence::{HeartbeatError, HeartbeatTaken, PRESENCE_WRITE_INTERVAL};
 
-/// Bytes of the secret that grant tokens are signed with: the block that SHA-256 gives.
-const GRANT_SECRET_BYTES: usize = 32;
-
 /// The registry. Shared between tasks behind an `Arc`.
 #[derive(Debug)]
 pub struct Registry {
     db: Database,
     authority: CertificateAuthority,
-    grant_secret: Secret,
+    grant_key: GrantKey,
     presence: Mutex<BTreeMap<PeerId, Presence>>,
 }
 
@@ -81,6 +78,9 @@ pub enum OpenRegistryError {
     /// The authority is damaged.
     #[error("the registry's certificate authority cannot be used")]
     Authority(#[source] RestoreAuthorityError),
+    /// The key of the grant tokens is damaged.
+    #[error("the registry's secrets cannot be used")]
+    GrantKey(#[from] WrongKeyLength),
     /// The disk.
     #[error("the registry could not be read")]
     Store(#[from] StoreError),
@@ -132,6 +132,9 @@ pub enum RegistryError {
     /// A grant that cannot be.
     #[error(transparent)]
     Grant(#[from] InvalidGrant),
+    /// A grant that cannot be revoked.
+    #[error(transparent)]
+    RevokeGrant(#[from] RevokeError),
     /// The server's certificate.
     #[error("the server's certificate could not be issued")]
     ServerCertificate(#[from] ServerCertificateError),
@@ -154,7 +157,7 @@ impl RegistryError {
         match self {
             Self::UnknownPeer { .. } | Self::UnknownGrant(_) | Self::UnknownOperator(_) => 404,
             Self::NameTaken(_) | Self::OperatorNameTaken(_) | Self::LastOperator(_) => 409,
-            Self::InvalidName(_) | Self::InvalidField(_) | Self::Transition(_) | Self::Grant(_) => 422,
+            Self::InvalidName(_) | Self::InvalidField(_) | Self::Transition(_) | Self::Grant(_) | Self::RevokeGrant(_) => 422,
             Self::Full { .. } => 507,
             Self::ServerCertificate(_) | Self::Store(_) => 500,
         }
@@ -171,22 +174,22 @@ impl Registry {
     fn create_in(db: Database, path: &str, authority_name: &str, now: UnixTime) -> Result<Self, CreateError> {
         let authority = CertificateAuthority::create(authority_name, now, entropy::bytes())
             .map_err(CreateError::Authority)?;
-        let grant_secret = Secret::new(entropy::secret_bytes::<GRANT_SECRET_BYTES>().to_vec());
+        let grant_key = GrantKey::new(entropy::secret_bytes());
         let record = AuthorityRecord {
             key: authority.expose_key().clone(),
             certificate_pem: authority.certificate_pem(),
-            grant_secret: grant_secret.clone(),
+            grant_secret: grant_key.to_secret(),
         };
         db.write(|w| {
-            if w.get(&AUTHORITY, &ONLY.to_owned())?.is_some() {
+            if w.get(&AUTHORITY, &Only)?.is_some() {
                 return Err(CreateError::Exists {
                     path: path.to_owned(),
                 });
             }
-            w.put(&AUTHORITY, &ONLY.to_owned(), &record)?;
+            w.put(&AUTHORITY, &Only, &record)?;
             Ok(())
         })?;
-        Ok(Self::assemble(db, authority, grant_secret))
+        Ok(Self::assemble(db, authority, grant_key))
     }
 
     /// Opens a registry for reading and writing.
@@ -204,18 +207,19 @@ impl Registry {
     /// On an open store.
     pub fn open_in(db: Database) -> Result<Self, OpenRegistryError> {
         let record = db
-            .read(|r| Ok::<_, OpenRegistryError>(r.get(&AUTHORITY, &ONLY.to_owned())?))?
+            .read(|r| Ok::<_, OpenRegistryError>(r.get(&AUTHORITY, &Only)?))?
             .ok_or(OpenRegistryError::NotInitialised)?;
         let authority = CertificateAuthority::restore(record.key, &record.certificate_pem)
             .map_err(OpenRegistryError::Authority)?;
-        Ok(Self::assemble(db, authority, record.grant_secret))
+        let grant_key = GrantKey::from_secret(&record.grant_secret)?;
+        Ok(Self::assemble(db, authority, grant_key))
     }
 
-    const fn assemble(db: Database, authority: CertificateAuthority, grant_secret: Secret) -> Self {
+    const fn assemble(db: Database, authority: CertificateAuthority, grant_key: GrantKey) -> Self {
         Self {
             db,
             authority,
-            grant_secret,
+            grant_key,
             presence: Mutex::new(BTreeMap::new()),
         }
     }

@@ -12,7 +12,7 @@ use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode, SpawnRole};
 use crate::contract::token::TokenDigest;
 use crate::grant::Grant;
 use crate::store::database::{Schema, Table};
-use crate::store::record::Record;
+use crate::store::record::{Only, Record};
 
 /// The host-bridge's store.
 pub const SCHEMA: Schema = Schema {
@@ -36,14 +36,11 @@ pub const GRANTS: Table<GrantId, GrantRecord> = Table::new("grants");
 /// Who may use the operator API.
 pub const OPERATORS: Table<OperatorId, OperatorRecord> = Table::new("operators");
 
-/// The embedded certificate authority, under [`ONLY`].
-pub const AUTHORITY: Table<String, AuthorityRecord> = Table::new("authority");
+/// The embedded certificate authority.
+pub const AUTHORITY: Table<Only, AuthorityRecord> = Table::new("authority");
 
-/// The server's own certificate, under [`ONLY`].
-pub const SERVER: Table<String, ServerRecord> = Table::new("server");
-
-/// Key of tables that hold one row.
-pub const ONLY: &str = "only";
+/// The server's own certificate.
+pub const SERVER: Table<Only, ServerRecord> = Table::new("server");
 
 /// A federation peer (contract section 1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -151,10 +148,9 @@ pub enum StoredTokenState {
 }
 
 /// A grant.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantRecord {
-    /// With its times as the contract writes them.
-    #[serde(with = "json_text")]
+    /// As it was issued, and what has become of it.
     pub grant: Grant,
 }
 
