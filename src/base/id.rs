@@ -112,6 +112,42 @@ uuid_id!(
     "network"
 );
 
+/// SHA-256 over a public key's `SubjectPublicKeyInfo` in DER: by this a key is known again,
+/// whichever request or certificate it stands in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PublicKeyDigest([u8; 32]);
+
+impl PublicKeyDigest {
+    /// The digest of a `SubjectPublicKeyInfo` in DER.
+    pub fn of_spki(der: &[u8]) -> Self {
+        use sha2::Digest;
+        Self(sha2::Sha256::digest(der).into())
+    }
+
+    /// From its bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for PublicKeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", data_encoding::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for PublicKeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// Ties the log lines of one stream on both sides together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TraceId(pub u64);

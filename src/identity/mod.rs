@@ -1,2 +1,12 @@
 //! Floor 4: keys, certificates and the TLS configurations made of them. Knows no peer registry, no
 //! tunnel and no file layout.
+
+pub mod anchors;
+pub mod certificate;
+pub mod issued;
+pub mod key;
+pub mod tls;
+pub mod tls_failure;
+
+#[cfg(test)]
+pub(crate) mod test_handshake;

@@ -16,12 +16,12 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Mutex, Semaphore, watch};
 
-use super::clock::Clock;
 use super::close::CloseReason;
 use super::driver::{ControlStream, TunnelDriver};
 use super::frame::{FrameError, PartialFrame};
 use super::stream::{CountedStream, IncomingStream, StreamCount, TunnelStream, refuse};
 use super::transport::{BoxFuture, ByteStream, Transport, TransportClosed, Urgency};
+use crate::process::clock::Clock;
 use crate::wire::{DecodeError, Goodbye, RefusalCode, StreamHeader, StreamRefusal, message_text};
 
 /// Streams that one side may hold open at once where nothing else is said. Enough for a browser

@@ -7,13 +7,13 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 
-use super::clock::Clock;
 use super::close::retry_after;
 use super::connection::{StreamLimits, Tunnel, TunnelSettings};
 use super::driver::{ControlStream, TunnelDriver};
 use super::frame::{FrameError, PartialFrame};
 use super::transport::{ByteStream, CloseCode, Outlook, Transport, TransportClosed, Urgency};
 use crate::machine::liveness::DEFAULT_KEEPALIVE;
+use crate::process::clock::Clock;
 use crate::wire::{
     ControlMessage, DecodeError, Hello, RefusalCode, Refused, TUNNEL_VERSION, Welcome, message_text,
 };

@@ -1,7 +1,6 @@
 //! Floor 5: one tunnel between two sides: multiplexed byte streams over any transport, with
 //! greeting, liveness, limits and a close reason. Knows neither satellites nor host-bridges.
 
-pub mod clock;
 pub mod close;
 pub mod connection;
 mod driver;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, IdleTimeout, VarInt};
+use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -23,6 +24,7 @@ use super::transport::{
     BoxFuture, ByteStream, CloseCode, Outlook, Side, Transport, TransportClosed, Urgency,
 };
 use crate::base::limit::foreign_text;
+use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
 use crate::wire::TUNNEL_ALPN;
 
 /// Silence that ends a connection by itself. Liveness decides earlier where it runs; this bounds
@@ -203,12 +205,14 @@ impl QuicEndpoint {
         })
     }
 
-    /// Connects within [`HANDSHAKE_TIMEOUT`]. `server_name` is what the certificate is checked for.
+    /// Connects within [`HANDSHAKE_TIMEOUT`]. `server_name` is what the certificate is checked for;
+    /// `failures` is the record that `tls` was made with, whose verdict the error takes over.
     pub async fn dial(
         &self,
         address: SocketAddr,
         server_name: &str,
         tls: rustls::ClientConfig,
+        failures: &FailureRecord,
     ) -> Result<Arc<dyn Transport>, DialError> {
         let config = client_config(tls, self.settings)?;
         let connecting = self
@@ -223,7 +227,7 @@ impl QuicEndpoint {
             Ok(Ok(connection)) => Ok(Arc::new(QuicTransport { connection })),
             Ok(Err(error)) => Err(DialError::Closed {
                 address,
-                reason: closed(error),
+                reason: dial_failed(error, failures),
             }),
             Err(_) => Err(DialError::TimedOut {
                 address,
@@ -531,18 +535,38 @@ fn closed(error: ConnectionError) -> TransportClosed {
     if code == quinn::TransportErrorCode::CONNECTION_REFUSED {
         return TransportClosed::Busy;
     }
-    let tls_alert = u64::from(code)
+    let alert = u64::from(code)
         .checked_sub(CRYPTO_ERROR_BASE)
         .and_then(|alert| u8::try_from(alert).ok());
-    match tls_alert {
+    match alert {
         Some(alert) => TransportClosed::Tls {
             found_by,
-            alert,
-            cause: Arc::new(error),
+            failure: match found_by {
+                Side::Theirs => explain_alert(AlertDescription::from(alert)),
+                Side::Ours => TlsFailure::Other {
+                    detail: foreign_text(&error.to_string()),
+                },
+            },
         },
         None => TransportClosed::Protocol {
             found_by,
             cause: Arc::new(error),
         },
+    }
+}
+
+/// QUIC keeps only the alert of what our verifier found; the record has the whole verdict.
+fn dial_failed(error: ConnectionError, failures: &FailureRecord) -> TransportClosed {
+    match (closed(error), failures.take()) {
+        (
+            TransportClosed::Tls {
+                found_by: Side::Ours, ..
+            },
+            Some(failure),
+        ) => TransportClosed::Tls {
+            found_by: Side::Ours,
+            failure,
+        },
+        (reason, _) => reason,
     }
 }

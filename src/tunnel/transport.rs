@@ -12,6 +12,8 @@ use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::identity::tls_failure::TlsFailure;
+
 /// A future behind a pointer, as trait objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -144,15 +146,13 @@ pub enum TransportClosed {
     #[error("the other side takes no new connections at the moment; it will be tried again")]
     Busy,
     /// The TLS handshake failed.
-    #[error("the TLS handshake failed: {found_by} did not accept {}", tls_subject(*.alert))]
+    #[error("{found_by} ended the TLS handshake")]
     Tls {
-        /// Which side refused.
+        /// Which side did not go on.
         found_by: Side,
-        /// The TLS alert (RFC 8446, section 6).
-        alert: u8,
-        /// The library's words.
+        /// Why, as far as this side can know.
         #[source]
-        cause: TransportCause,
+        failure: TlsFailure,
     },
     /// No common version of the transport.
     #[error("the other side speaks no version of the transport that this build knows; update the older one")]
@@ -168,45 +168,18 @@ pub enum TransportClosed {
     },
 }
 
-/// TLS alerts that speak about a certificate (RFC 8446, section 6).
-const CERTIFICATE_ALERTS: [u8; 9] = [42, 43, 44, 45, 46, 48, 49, 51, 116];
-
-/// TLS alert: no application protocol in common.
-const NO_APPLICATION_PROTOCOL: u8 = 120;
-
-/// TLS alert: no TLS version in common.
-const PROTOCOL_VERSION: u8 = 70;
-
-fn tls_subject(alert: u8) -> &'static str {
-    match alert {
-        44 => "a certificate that is revoked",
-        45 => "a certificate that is expired or not yet valid",
-        48 => "a certificate of an unknown authority",
-        116 => "a connection without a certificate",
-        NO_APPLICATION_PROTOCOL => "the tunnel's protocol version; update the older side",
-        PROTOCOL_VERSION => "the TLS version",
-        alert if CERTIFICATE_ALERTS.contains(&alert) => "the certificate",
-        _ => "the handshake",
-    }
-}
-
 impl TransportClosed {
     /// Whether a new connection may fare better.
     pub fn outlook(&self) -> Outlook {
         match self {
-            Self::ByPeer { .. } | Self::ByUs | Self::TimedOut | Self::Reset | Self::Busy => {
-                Outlook::Retryable
-            }
-            Self::Protocol { .. } => Outlook::Retryable,
-            Self::UnsupportedVersion => Outlook::Permanent,
-            Self::Tls { alert, .. } => {
-                let permanent = [NO_APPLICATION_PROTOCOL, PROTOCOL_VERSION];
-                if CERTIFICATE_ALERTS.contains(alert) || permanent.contains(alert) {
-                    Outlook::Permanent
-                } else {
-                    Outlook::Retryable
-                }
-            }
+            Self::ByPeer { .. }
+            | Self::ByUs
+            | Self::TimedOut
+            | Self::Reset
+            | Self::Busy
+            | Self::Protocol { .. } => Outlook::Retryable,
+            Self::Tls { failure, .. } if failure.may_pass() => Outlook::Retryable,
+            Self::Tls { .. } | Self::UnsupportedVersion => Outlook::Permanent,
         }
     }
 }

@@ -1,0 +1,496 @@
+//! The embedded certificate authority: an Ed25519 key, its self-signed certificate, and the two
+//! kinds of certificates that it issues, for federation peers and for the bridge's own
+//! listeners. Knows no registry, no clock and no files: key, time and serial number are given.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, ServerName};
+use thiserror::Error;
+use time::OffsetDateTime;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::der_parser::asn1_rs::Oid;
+use x509_parser::oid_registry as oid;
+use x509_parser::prelude::FromDer;
+use x509_parser::public_key::PublicKey;
+use x509_parser::x509;
+
+use crate::base::id::{PeerId, PublicKeyDigest};
+use crate::base::limit::foreign_text;
+use crate::base::secret::Secret;
+use crate::base::time::UnixTime;
+use crate::contract::invitation::CaFingerprint;
+use crate::identity::anchors::{Anchors, AnchorsError};
+use crate::identity::certificate::{CertificateChain, peer_subject};
+use crate::identity::key::{GenerateKeyError, InvalidPrivateKey, PrivateKey};
+
+/// Life of a federation certificate (contract section 3).
+pub const PEER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * DAY_SECONDS);
+
+/// Life of the certificate of the bridge's own listeners: as long as a peer's, so that renewal is
+/// exercised as often.
+pub const SERVER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * DAY_SECONDS);
+
+/// Life of the authority itself: ten years. Satellites pin it, so it should outlive the boxes.
+pub const AUTHORITY_LIFETIME: Duration = Duration::from_secs(10 * 365 * DAY_SECONDS);
+
+/// How long before "now" every certificate begins, so that a box whose clock lags a little can
+/// use it at once.
+pub const NOT_BEFORE_BACKDATE: Duration = Duration::from_secs(5 * 60);
+
+/// Longest CSR that is read, in bytes: one with an RSA-8192 key and a few names stays below 8 KiB.
+pub const CSR_PEM_MAX_BYTES: usize = 16 * 1024;
+
+/// Most names in a server certificate: a bridge with DNS names and addresses of both families in
+/// some networks has a dozen.
+pub const SERVER_NAMES_MAX: usize = 32;
+
+/// Longest name of an authority, in characters: the upper bound of X.520.
+const AUTHORITY_NAME_MAX_CHARS: usize = 64;
+
+/// Subject of the bridge's own certificate; the names that count are in the SAN.
+const SERVER_SUBJECT: &str = "powernode-host-bridge";
+
+/// Smallest and largest RSA modulus that is certified, in bits: what TLS 1.3 libraries verify.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2_048..=8_192;
+
+const DAY_SECONDS: u64 = 24 * 60 * 60;
+
+/// Random bytes for a serial number, drawn by the caller.
+pub type SerialEntropy = [u8; 16];
+
+/// The authority, ready to issue.
+#[derive(Debug)]
+pub struct CertificateAuthority {
+    key: PrivateKey,
+    certificate: CertificateDer<'static>,
+    anchors: Anchors,
+    fingerprint: CaFingerprint,
+}
+
+/// Why no authority was made.
+#[derive(Debug, Error)]
+pub enum CreateAuthorityError {
+    /// X.520 allows no such name.
+    #[error(
+        "the authority's name `{name}` is empty or longer than {AUTHORITY_NAME_MAX_CHARS} characters; choose another"
+    )]
+    Name {
+        /// The name, shortened.
+        name: String,
+    },
+    /// No randomness.
+    #[error("the authority has no key")]
+    Key(#[from] GenerateKeyError),
+    /// The time given cannot stand in a certificate.
+    #[error("the authority's certificate cannot begin at {now}; set the clock of this machine")]
+    Time {
+        /// The time given.
+        now: UnixTime,
+    },
+    /// The library failed.
+    #[error("the authority's certificate could not be signed")]
+    Sign(#[source] rcgen::Error),
+    /// What was signed is not usable.
+    #[error("the authority's certificate cannot be used")]
+    Certificate(#[source] AnchorsError),
+}
+
+/// Why a stored authority does not work.
+#[derive(Debug, Error)]
+pub enum RestoreAuthorityError {
+    /// The key is damaged.
+    #[error("the certificate authority's key in the registry is damaged; restore the registry from a backup")]
+    Key(#[from] InvalidPrivateKey),
+    /// The certificate is damaged.
+    #[error(
+        "the certificate authority's certificate in the registry is damaged; restore the registry from a backup"
+    )]
+    Certificate(#[source] AnchorsError),
+    /// They do not belong together.
+    #[error(
+        "the certificate authority's key and certificate do not belong together; restore the registry from a backup"
+    )]
+    Mismatch,
+}
+
+/// A certificate for a federation peer, as the contract's answer holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuedCertificate {
+    /// The leaf.
+    pub cert_pem: String,
+    /// The authority.
+    pub ca_chain_pem: String,
+    /// Upper-case hex.
+    pub serial: String,
+    /// End of validity.
+    pub not_after: UnixTime,
+    /// The key that was certified.
+    pub public_key_digest: PublicKeyDigest,
+}
+
+/// Why a certificate signing request is not signed. The requester's fault, but for the last two.
+#[derive(Debug, Error)]
+pub enum CsrRefused {
+    /// Over [`CSR_PEM_MAX_BYTES`].
+    #[error("the CSR has {bytes} bytes where at most {CSR_PEM_MAX_BYTES} are read")]
+    TooLarge {
+        /// Length found.
+        bytes: usize,
+    },
+    /// No such PEM section, or a damaged one.
+    #[error("the CSR is not PEM; -----BEGIN CERTIFICATE REQUEST----- with a PKCS#10 request is needed")]
+    NotPem,
+    /// PEM of something else.
+    #[error("the CSR is not a PKCS#10 certificate request")]
+    Unreadable,
+    /// The request was changed, or its maker does not hold the key.
+    #[error("the CSR's signature does not fit its public key; make a new CSR with the private key")]
+    BadSignature,
+    /// A key that is not certified.
+    #[error(
+        "the CSR's key cannot be certified ({found}); use Ed25519, P-256, P-384, or RSA with 2048 to 8192 bits"
+    )]
+    UnsupportedKey {
+        /// What it is instead.
+        found: String,
+    },
+    /// A signature that is too weak to prove possession of the key.
+    #[error(
+        "the CSR is signed with an algorithm that is not accepted ({algorithm}); use SHA-256 or stronger"
+    )]
+    UnsupportedSignature {
+        /// Its object identifier.
+        algorithm: String,
+    },
+    /// The time given cannot stand in a certificate.
+    #[error("no certificate can begin at {now}; set the clock of this machine")]
+    Time {
+        /// The time given.
+        now: UnixTime,
+    },
+    /// The library failed.
+    #[error("the certificate could not be signed")]
+    Sign(#[source] rcgen::Error),
+}
+
+/// Key and chain of the bridge's own listeners.
+#[derive(Debug)]
+pub struct ServerCertificate {
+    /// The key.
+    pub key: PrivateKey,
+    /// Leaf and authority: a satellite that pins the authority finds it in the handshake.
+    pub chain: CertificateChain,
+}
+
+/// Why the bridge gets no certificate for its listeners.
+#[derive(Debug, Error)]
+pub enum ServerCertificateError {
+    /// Nothing to certify.
+    #[error("a server certificate needs at least one name; set public.names")]
+    NoNames,
+    /// Over [`SERVER_NAMES_MAX`].
+    #[error("a server certificate holds at most {SERVER_NAMES_MAX} names, not {found}; shorten public.names")]
+    TooManyNames {
+        /// Number found.
+        found: usize,
+    },
+    /// Neither a DNS name nor an address.
+    #[error(
+        "`{name}` in public.names is neither a DNS name nor an IP address; write it without scheme and port"
+    )]
+    InvalidName {
+        /// The name, shortened.
+        name: String,
+    },
+    /// No randomness.
+    #[error("the server has no key")]
+    Key(#[from] GenerateKeyError),
+    /// The time given cannot stand in a certificate.
+    #[error("no certificate can begin at {now}; set the clock of this machine")]
+    Time {
+        /// The time given.
+        now: UnixTime,
+    },
+    /// The library failed.
+    #[error("the server's certificate could not be signed")]
+    Sign(#[source] rcgen::Error),
+}
+
+impl CertificateAuthority {
+    /// A new authority with a key of its own.
+    pub fn create(name: &str, now: UnixTime, serial: SerialEntropy) -> Result<Self, CreateAuthorityError> {
+        if name.trim().is_empty() || name.chars().nth(AUTHORITY_NAME_MAX_CHARS).is_some() {
+            return Err(CreateAuthorityError::Name {
+                name: name.chars().take(AUTHORITY_NAME_MAX_CHARS).collect(),
+            });
+        }
+        let key = PrivateKey::generate()?;
+        let mut params =
+            params(name, now, AUTHORITY_LIFETIME, serial).ok_or(CreateAuthorityError::Time { now })?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.use_authority_key_identifier_extension = false;
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let certificate = params
+            .self_signed(key.signing_key())
+            .map_err(CreateAuthorityError::Sign)?
+            .into();
+        Self::assemble(key, certificate).map_err(CreateAuthorityError::Certificate)
+    }
+
+    /// An authority that was kept as [`CertificateAuthority::expose_key`] and
+    /// [`CertificateAuthority::certificate_pem`] gave it.
+    pub fn restore(key: Secret, certificate_pem: &str) -> Result<Self, RestoreAuthorityError> {
+        let key = PrivateKey::from_pkcs8(key)?;
+        let anchors = Anchors::from_pem(certificate_pem).map_err(RestoreAuthorityError::Certificate)?;
+        let [certificate] = anchors.certificates() else {
+            return Err(RestoreAuthorityError::Mismatch);
+        };
+        let authority =
+            Self::assemble(key, certificate.clone()).map_err(RestoreAuthorityError::Certificate)?;
+        let chain = CertificateChain::from_der(authority.certificate.clone(), Vec::new())
+            .map_err(|_| RestoreAuthorityError::Mismatch)?;
+        if chain.facts().public_key_digest != authority.key.public_key_digest() {
+            return Err(RestoreAuthorityError::Mismatch);
+        }
+        Ok(authority)
+    }
+
+    fn assemble(key: PrivateKey, certificate: CertificateDer<'static>) -> Result<Self, AnchorsError> {
+        Ok(Self {
+            key,
+            fingerprint: CaFingerprint::of_der(&certificate),
+            anchors: Anchors::from_der(vec![certificate.clone()])?,
+            certificate,
+        })
+    }
+
+    /// The authority's key in PKCS#8, for the registry alone.
+    pub const fn expose_key(&self) -> &Secret {
+        self.key.expose_pkcs8()
+    }
+
+    /// The authority's certificate.
+    pub fn certificate_pem(&self) -> String {
+        self.anchors.to_pem()
+    }
+
+    /// What join codes pin.
+    pub const fn fingerprint(&self) -> CaFingerprint {
+        self.fingerprint
+    }
+
+    /// What listeners verify peers by.
+    pub const fn anchors(&self) -> &Anchors {
+        &self.anchors
+    }
+
+    /// A certificate for the key of a request. Of the request nothing but the key is taken: the
+    /// name is the peer's, whatever was asked for (contract section 3).
+    pub fn issue_peer_certificate(
+        &self,
+        csr_pem: &str,
+        peer_id: PeerId,
+        now: UnixTime,
+        serial: SerialEntropy,
+    ) -> Result<IssuedCertificate, CsrRefused> {
+        let request = CheckedRequest::read(csr_pem)?;
+        let mut params = params(&peer_subject(peer_id), now, PEER_CERTIFICATE_LIFETIME, serial)
+            .ok_or(CsrRefused::Time { now })?;
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
+        let uri = format!("powernode://federation-peer/{peer_id}");
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().map_err(CsrRefused::Sign)?)];
+        let certificate = self
+            .issuer()
+            .and_then(|issuer| params.signed_by(&request.key, &issuer))
+            .map_err(CsrRefused::Sign)?;
+        Ok(IssuedCertificate {
+            cert_pem: certificate.pem(),
+            ca_chain_pem: self.certificate_pem(),
+            serial: data_encoding::HEXUPPER.encode(&positive(serial)),
+            not_after: now.plus(PEER_CERTIFICATE_LIFETIME),
+            public_key_digest: request.digest,
+        })
+    }
+
+    /// A new key and certificate for the bridge's listeners, for DNS names and addresses.
+    pub fn issue_server_certificate(
+        &self,
+        names: &[String],
+        now: UnixTime,
+        serial: SerialEntropy,
+    ) -> Result<ServerCertificate, ServerCertificateError> {
+        if names.is_empty() {
+            return Err(ServerCertificateError::NoNames);
+        }
+        if names.len() > SERVER_NAMES_MAX {
+            return Err(ServerCertificateError::TooManyNames { found: names.len() });
+        }
+        let key = PrivateKey::generate()?;
+        let mut params = params(SERVER_SUBJECT, now, SERVER_CERTIFICATE_LIFETIME, serial)
+            .ok_or(ServerCertificateError::Time { now })?;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.subject_alt_names = names
+            .iter()
+            .map(|name| server_name(name))
+            .collect::<Result<_, _>>()?;
+        let leaf = self
+            .issuer()
+            .and_then(|issuer| params.signed_by(key.signing_key(), &issuer))
+            .map_err(ServerCertificateError::Sign)?;
+        let chain = CertificateChain::from_der(leaf.into(), vec![self.certificate.clone()])
+            .map_err(|_| ServerCertificateError::Sign(rcgen::Error::CouldNotParseCertificate))?;
+        Ok(ServerCertificate { key, chain })
+    }
+
+    fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, rcgen::Error> {
+        Issuer::from_ca_cert_der(&self.certificate, self.key.signing_key())
+    }
+}
+
+/// The key that a request asks to certify, without issuing anything. Refuses what
+/// [`CertificateAuthority::issue_peer_certificate`] refuses.
+pub fn csr_public_key_digest(csr_pem: &str) -> Result<PublicKeyDigest, CsrRefused> {
+    CheckedRequest::read(csr_pem).map(|request| request.digest)
+}
+
+/// What all certificates have in common; `None` when the time does not fit into one.
+fn params(
+    subject: &str,
+    now: UnixTime,
+    lifetime: Duration,
+    serial: SerialEntropy,
+) -> Option<CertificateParams> {
+    let date = |time: UnixTime| OffsetDateTime::from_unix_timestamp(time.as_seconds()).ok();
+    let mut params = CertificateParams::default();
+    params.not_before = date(now.minus(NOT_BEFORE_BACKDATE))?;
+    params.not_after = date(now.plus(lifetime))?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, subject);
+    params.serial_number = Some(SerialNumber::from_slice(&positive(serial)));
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.use_authority_key_identifier_extension = true;
+    Some(params)
+}
+
+/// A positive number that fills all its bytes, so that it reads the same in every notation.
+const fn positive(mut serial: SerialEntropy) -> SerialEntropy {
+    serial[0] = serial[0] & 0x7f | 0x40;
+    serial
+}
+
+fn server_name(name: &str) -> Result<SanType, ServerCertificateError> {
+    let invalid = || ServerCertificateError::InvalidName {
+        name: foreign_text(name),
+    };
+    let concrete = name.strip_prefix("*.").unwrap_or(name);
+    match ServerName::try_from(concrete).map_err(|_| invalid())? {
+        ServerName::IpAddress(_) => name
+            .parse::<IpAddr>()
+            .map(SanType::IpAddress)
+            .map_err(|_| invalid()),
+        _ => name.try_into().map(SanType::DnsName).map_err(|_| invalid()),
+    }
+}
+
+/// A request whose maker holds the key and whose key may be certified.
+struct CheckedRequest {
+    key: SubjectPublicKeyInfo,
+    digest: PublicKeyDigest,
+}
+
+impl CheckedRequest {
+    fn read(csr_pem: &str) -> Result<Self, CsrRefused> {
+        if csr_pem.len() > CSR_PEM_MAX_BYTES {
+            return Err(CsrRefused::TooLarge { bytes: csr_pem.len() });
+        }
+        let der = CertificateSigningRequestDer::from_pem_slice(csr_pem.as_bytes())
+            .map_err(|_| CsrRefused::NotPem)?;
+        let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| CsrRefused::Unreadable)?;
+        if !rest.is_empty() {
+            return Err(CsrRefused::Unreadable);
+        }
+        let public_key = &request.certification_request_info.subject_pki;
+        let kind = KeyKind::of(public_key)?;
+        kind.check_signature_algorithm(&request.signature_algorithm.algorithm)?;
+        request.verify_signature().map_err(|_| CsrRefused::BadSignature)?;
+        let key = SubjectPublicKeyInfo::from_der(public_key.raw).map_err(|_| CsrRefused::UnsupportedKey {
+            found: public_key.algorithm.algorithm.to_id_string(),
+        })?;
+        Ok(Self {
+            key,
+            digest: PublicKeyDigest::of_spki(public_key.raw),
+        })
+    }
+}
+
+/// The keys that are certified.
+#[derive(Clone, Copy)]
+enum KeyKind {
+    Ed25519,
+    EllipticCurve,
+    Rsa,
+}
+
+impl KeyKind {
+    fn of(key: &x509::SubjectPublicKeyInfo<'_>) -> Result<Self, CsrRefused> {
+        let unsupported = |found: String| CsrRefused::UnsupportedKey { found };
+        let algorithm = &key.algorithm.algorithm;
+        if *algorithm == oid::OID_SIG_ED25519 {
+            return Ok(Self::Ed25519);
+        }
+        match key.parsed() {
+            Ok(PublicKey::RSA(rsa)) if RSA_BITS.contains(&rsa.key_size()) => Ok(Self::Rsa),
+            Ok(PublicKey::RSA(rsa)) => Err(unsupported(format!("RSA with {} bits", rsa.key_size()))),
+            Ok(PublicKey::EC(_)) => {
+                let curve = key
+                    .algorithm
+                    .parameters
+                    .as_ref()
+                    .and_then(|any| any.as_oid().ok());
+                match curve {
+                    Some(curve) if curve == oid::OID_EC_P256 || curve == oid::OID_NIST_EC_P384 => {
+                        Ok(Self::EllipticCurve)
+                    }
+                    Some(curve) => Err(unsupported(format!("curve {curve}"))),
+                    None => Err(unsupported("a curve without a name".to_owned())),
+                }
+            }
+            Ok(_) => Err(unsupported(format!("key type {algorithm}"))),
+            Err(_) => Err(unsupported("a damaged key".to_owned())),
+        }
+    }
+
+    /// Only signatures that fit the key's kind: what the verifier is asked must be what the key says.
+    fn check_signature_algorithm(self, algorithm: &Oid<'_>) -> Result<(), CsrRefused> {
+        let accepted: &[Oid<'_>] = match self {
+            Self::Ed25519 => &[oid::OID_SIG_ED25519],
+            Self::EllipticCurve => &[oid::OID_SIG_ECDSA_WITH_SHA256, oid::OID_SIG_ECDSA_WITH_SHA384],
+            Self::Rsa => &[
+                oid::OID_PKCS1_SHA256WITHRSA,
+                oid::OID_PKCS1_SHA384WITHRSA,
+                oid::OID_PKCS1_SHA512WITHRSA,
+                oid::OID_PKCS1_RSASSAPSS,
+            ],
+        };
+        if accepted.contains(algorithm) {
+            return Ok(());
+        }
+        Err(CsrRefused::UnsupportedSignature {
+            algorithm: algorithm.to_id_string(),
+        })
+    }
+}
