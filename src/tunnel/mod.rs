@@ -11,6 +11,8 @@ pub mod http;
 pub mod memory;
 pub mod quic;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 
 pub use close::{CloseReason, Violation};
