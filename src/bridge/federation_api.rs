@@ -19,7 +19,7 @@ use tracing::{info, warn};
 use super::acceptance::AcceptCall;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::{read_heartbeat, schema_compatibility};
-use super::links::Links;
+use super::links::{Links, REPLACED_KEY};
 use super::rate::SourceRate;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
@@ -188,11 +188,7 @@ impl FederationApi {
                 info!(peer = %accepted.peer, source = %caller.source, repeated = accepted.repeated, "a peer has accepted");
                 if !accepted.repeated {
                     // Whoever was connected as this peer before has no certificate of it any more.
-                    self.links.close(
-                        accepted.peer,
-                        GoodbyeReason::Superseded,
-                        "another key has accepted as this peer",
-                    );
+                    self.links.close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
                 }
                 Reply::stored(accepted.answer)
             }

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use super::peer_view::LinkView;
 use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable, Source};
@@ -11,6 +10,9 @@ use crate::base::time::UnixTime;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::connection::Tunnel;
 use crate::wire::{Goodbye, GoodbyeReason};
+
+/// What a session is told whose peer has accepted again.
+pub const REPLACED_KEY: &str = "another key has accepted as this peer";
 
 /// A peer's tunnel and what is told of it.
 #[derive(Debug, Clone)]
@@ -71,20 +73,6 @@ impl Links {
         let removed = self.table().remove(peer);
         if let Some(removed) = removed {
             self.say(removed.link.tunnel, goodbye(reason, message));
-        }
-    }
-
-    /// Ends all tunnels because the bridge stops. They may come back after a while of their own
-    /// choice up to twice `come_back`: not all at once.
-    pub fn close_all(&self, come_back: Duration) {
-        let removed = self.table().remove_all();
-        let count = u32::try_from(removed.len()).unwrap_or(u32::MAX).max(1);
-        for (place, (_, session)) in (0_u32..).zip(removed) {
-            let spread = come_back.mul_f64(f64::from(place) / f64::from(count));
-            let mut goodbye = goodbye(GoodbyeReason::ShuttingDown, "the host-bridge stops or restarts");
-            goodbye.retry_after_millis =
-                u32::try_from(come_back.saturating_add(spread).as_millis()).unwrap_or(u32::MAX);
-            self.say(session.link.tunnel, goodbye);
         }
     }
 

@@ -49,6 +49,16 @@ impl Reply {
         }
     }
 
+    /// Another protocol's body, or none.
+    pub fn raw(status: StatusCode, body: Option<&Value>) -> Self {
+        Self {
+            status,
+            body: body.map(|body| body.to_string().into_bytes()).unwrap_or_default(),
+            retry_after: None,
+            allow: None,
+        }
+    }
+
     /// A refusal.
     pub fn failure(status: StatusCode, error: &str) -> Self {
         Self::json(status, &failure_body(error, None))
@@ -100,12 +110,7 @@ impl Reply {
     }
 
     fn json(status: StatusCode, body: &Value) -> Self {
-        Self {
-            status,
-            body: body.to_string().into_bytes(),
-            retry_after: None,
-            allow: None,
-        }
+        Self::raw(status, Some(body))
     }
 
     /// The HTTP status.

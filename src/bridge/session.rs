@@ -126,11 +126,6 @@ impl<H> SessionTable<H> {
         self.sessions.remove(&peer)
     }
 
-    /// Hands out all sessions, to be closed: the bridge stops.
-    pub fn remove_all(&mut self) -> Vec<(PeerId, Session<H>)> {
-        std::mem::take(&mut self.sessions).into_iter().collect()
-    }
-
     /// A peer's live session.
     pub fn get(&self, peer: PeerId) -> Option<&Session<H>> {
         self.sessions.get(&peer)

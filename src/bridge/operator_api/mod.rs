@@ -241,7 +241,7 @@ impl OperatorApi {
             "peer_count": total,
             "peers_by_status": by_status,
             "ca_fingerprint": self.registry.authority().fingerprint().to_string(),
-            "store_bytes": self.registry.size_bytes().ok(),
+            "store_bytes": self.registry.size_bytes(),
             "peers": rows,
         })))
     }

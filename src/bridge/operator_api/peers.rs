@@ -7,7 +7,9 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::super::registry::{MintedToken, Proposal, RegistryError, Resumption};
+use super::super::acceptance::AcceptCall;
+use super::super::links::REPLACED_KEY;
+use super::super::registry::{AcceptError, MintedToken, Proposal, RegistryError, Resumption};
 use super::super::reply::Reply;
 use super::{Call, OperatorApi, fields, log_change, refused, stored_badly};
 use crate::contract::join_code::JoinCode;
@@ -176,6 +178,18 @@ impl OperatorApi {
             links.close(peer.id, GoodbyeReason::Revoked, &reason);
         }
         Ok(Reply::data(&self.view(peer)))
+    }
+
+    /// Carries an accept out for the tools.
+    pub(in crate::bridge) fn accept(&self, call: &AcceptCall) -> Result<Value, AcceptError> {
+        let grace = self.settings.borrow().accept_grace;
+        let accepted = self.registry.accept(call, grace, self.now())?;
+        if !accepted.repeated
+            && let Some(links) = &self.links
+        {
+            links.close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
+        }
+        Ok(serde_json::from_slice(&accepted.answer).unwrap_or_default())
     }
 
     /// Proposes for the tools.

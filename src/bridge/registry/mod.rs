@@ -26,7 +26,7 @@ use super::certificate_authority::{
 use crate::base::id::PeerId;
 use crate::base::time::UnixTime;
 use crate::contract::peer::TransitionDenied;
-use crate::grant::{GrantKey, InvalidGrant, RevokeError, WrongKeyLength};
+use crate::grant::{GrantKey, InvalidGrant, RevokeError};
 use crate::process::entropy;
 use crate::store::database::{Database, OpenError, StoreError};
 use crate::store::record::Only;
@@ -79,8 +79,8 @@ pub enum OpenRegistryError {
     #[error("the registry's certificate authority cannot be used")]
     Authority(#[source] RestoreAuthorityError),
     /// The key of the grant tokens is damaged.
-    #[error("the registry's secrets cannot be used")]
-    GrantKey(#[from] WrongKeyLength),
+    #[error("the key of the grant tokens in the registry is damaged; restore the registry from a backup")]
+    GrantKey,
     /// The disk.
     #[error("the registry could not be read")]
     Store(#[from] StoreError),
@@ -211,7 +211,7 @@ impl Registry {
             .ok_or(OpenRegistryError::NotInitialised)?;
         let authority = CertificateAuthority::restore(record.key, &record.certificate_pem)
             .map_err(OpenRegistryError::Authority)?;
-        let grant_key = GrantKey::from_secret(&record.grant_secret)?;
+        let grant_key = GrantKey::from_secret(&record.grant_secret).map_err(|_| OpenRegistryError::GrantKey)?;
         Ok(Self::assemble(db, authority, grant_key))
     }
 
@@ -230,7 +230,7 @@ impl Registry {
     }
 
     /// Size of the store on disk.
-    pub fn size_bytes(&self) -> Result<u64, StoreError> {
+    pub fn size_bytes(&self) -> u64 {
         self.db.size_bytes()
     }
 
