@@ -494,3 +494,7 @@ impl KeyKind {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -137,3 +137,30 @@ pub(super) fn system_roots() -> Result<RootCertStore, NoSystemRoots> {
     }
     Ok(roots)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::identity::key::PrivateKey;
+    use crate::identity::test_handshake::{Leaf, TestAuthority};
+
+    #[test]
+    fn anchors_survive_pem_and_are_known_by_fingerprint() {
+        let (one, other) = (TestAuthority::new("one"), TestAuthority::new("other"));
+        let anchors = Anchors::from_der(vec![one.certificate.clone(), other.certificate.clone()]).unwrap();
+        assert_eq!(Anchors::from_pem(&anchors.to_pem()).unwrap(), anchors);
+        assert!(anchors.contains(other.pin()));
+        assert!(!one.anchors().contains(other.pin()));
+    }
+
+    #[test]
+    fn a_certificate_that_may_not_issue_is_no_anchor() {
+        let chain = TestAuthority::new("ca").issue(&Leaf::server(), &PrivateKey::generate().unwrap());
+        assert_eq!(
+            Anchors::from_pem(&chain.to_pem()).unwrap_err(),
+            AnchorsError::NotACa { position: 1 }
+        );
+        assert_eq!(Anchors::from_der(Vec::new()).unwrap_err(), PemError::Empty.into());
+    }
+}
