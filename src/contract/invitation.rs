@@ -15,6 +15,7 @@ use super::peer::{SpawnMode, UnknownName};
 use super::token::{AcceptanceToken, InvalidToken};
 use crate::base::id::{InvalidId, PeerId};
 use crate::base::limit::foreign_text;
+use crate::base::time::UnixTime;
 
 /// Port on which a host-bridge listens (UDP for QUIC, TCP for HTTPS) unless told otherwise.
 pub const DEFAULT_BRIDGE_PORT: u16 = 8443;
@@ -343,6 +344,8 @@ pub struct Invitation {
     pub parent_peer_id: Option<PeerId>,
     /// The version to claim.
     pub contract_version: ContractVersion,
+    /// The parent's time when it invited, where the invitation tells it.
+    pub minted_at: Option<UnixTime>,
 }
 
 impl Invitation {
@@ -460,6 +463,7 @@ impl RawSpawnPayload {
                 .map(|text| text.parse())
                 .transpose()?,
             contract_version,
+            minted_at: None,
         }))
     }
 }

@@ -17,6 +17,7 @@ use super::invitation::{
 use super::peer::SpawnMode;
 use super::token::{AcceptanceToken, TOKEN_ENTROPY_BYTES};
 use crate::base::secret::Secret;
+use crate::base::time::UnixTime;
 
 /// What every join code of this version begins with.
 pub const JOIN_CODE_PREFIX: &str = "pnjoin1";
@@ -41,6 +42,9 @@ pub struct JoinCode {
     pub token: AcceptanceToken,
     /// The parent's CA.
     pub ca: CaFingerprint,
+    /// When the code was made, by the parent's clock: a box without a clock of its own learns from
+    /// it that it is not 1970.
+    pub minted_at: UnixTime,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -49,6 +53,7 @@ struct Content {
     bridges: Vec<String>,
     token: [u8; TOKEN_ENTROPY_BYTES],
     ca_sha256: [u8; 32],
+    minted_at: i64,
 }
 
 /// Why a text is not a join code. None of these repeats the text.
@@ -94,6 +99,7 @@ impl JoinCode {
             bridges: self.bridges.iter().map(ToString::to_string).collect(),
             token,
             ca_sha256: *self.ca.as_bytes(),
+            minted_at: self.minted_at.as_seconds(),
         };
         let mut bytes = Zeroizing::new(postcard::to_allocvec(&content).unwrap_or_default());
         content.token.zeroize();
@@ -160,6 +166,7 @@ impl JoinCode {
             bridges,
             token,
             ca: CaFingerprint::from_bytes(content.ca_sha256),
+            minted_at: UnixTime::from_seconds(content.minted_at),
         })
     }
 
@@ -173,6 +180,7 @@ impl JoinCode {
             spawn_mode: SpawnMode::ManagedChild,
             parent_peer_id: None,
             contract_version: ContractVersion::CURRENT,
+            minted_at: Some(self.minted_at),
         }
     }
 }
@@ -207,22 +215,24 @@ mod tests {
             ],
             token: AcceptanceToken::mint(&Zeroizing::new([7; 32])),
             ca: CaFingerprint::from_bytes([9; 32]),
+            minted_at: UnixTime::from_seconds(1_800_000_000),
         }
     }
 
     #[test]
     fn a_code_survives_line_wraps_and_letter_case() {
         let text = code().encode();
-        let wrapped: String = text
-            .to_ascii_uppercase()
-            .as_bytes()
-            .chunks(40)
-            .map(|c| format!("{}\n  ", std::str::from_utf8(c).unwrap()))
-            .collect();
+        let mut wrapped = String::new();
+        for (index, character) in text.to_ascii_uppercase().chars().enumerate() {
+            wrapped.push(character);
+            if index % 40 == 39 {
+                wrapped.push_str("\n  ");
+            }
+        }
         let read = JoinCode::parse(wrapped).unwrap();
         assert_eq!(read.parent_url, code().parent_url);
         assert_eq!(read.bridges, code().bridges);
-        assert_eq!(read.ca, code().ca);
+        assert_eq!((read.ca, read.minted_at), (code().ca, code().minted_at));
         assert!(read.token.expose().matches(code().token.expose()));
     }
 

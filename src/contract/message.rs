@@ -2,6 +2,8 @@
 //! send; answers are read leniently: unknown fields are left alone, missing optional ones are
 //! filled in, bare and wrapped forms are taken.
 
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -192,6 +194,8 @@ pub struct ContractFailure {
     pub error: String,
     /// The `code`, where there is one.
     pub code: Option<String>,
+    /// The `Retry-After`, which the client takes from the answer's head.
+    pub retry_after: Option<Duration>,
 }
 
 /// What came back on a contract request.
@@ -228,6 +232,7 @@ pub fn read_answer<T: DeserializeOwned>(
             http_status,
             error: text("error").unwrap_or_default(),
             code: text("code"),
+            retry_after: None,
         }));
     }
     let unusable = |why: String| UnusableAnswer { http_status, why };

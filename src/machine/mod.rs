@@ -1,3 +1,21 @@
 //! Floor 2: every decision as a sans-IO state machine of one shape: `handle_event(event, now)`,
 //! then `poll_action()` until empty, then `poll_timeout()`. Drivers on the floors above carry the
 //! actions out and pass time in; tests run the machines in any order of events without sleeping.
+//!
+//! | machine | decides |
+//! |---|---|
+//! | [`join`] | from invitation to a stored certificate, exactly once |
+//! | [`reconnect`] | when and where to dial, and how long to wait |
+//! | [`heartbeat`] | when to send, what an answer or its absence means |
+//! | [`renewal`] | when to renew the certificate, and when the new one may replace the old |
+//! | [`child`] | a whole satellite: the four above, and what one tells the other |
+//! | [`watchdog`] | whether the service manager should still believe in this process |
+
+pub mod backoff;
+pub mod child;
+pub mod heartbeat;
+pub mod join;
+pub mod membership;
+pub mod reconnect;
+pub mod renewal;
+pub mod watchdog;

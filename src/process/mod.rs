@@ -1,3 +1,7 @@
 //! Floor 3: what every daemon of ours needs around its work: configuration, logs, the only clock,
-//! the supervisor that owns all tasks, and the talk with the service manager. Knows nothing of
-//! peers, tunnels or stores.
+//! the only randomness, the supervisor that owns all tasks, signals, and the talk with the service
+//! manager. Knows nothing of peers, tunnels or stores.
+
+pub mod clock;
+pub mod entropy;
+pub mod supervisor;

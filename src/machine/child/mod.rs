@@ -1,0 +1,586 @@
+//! A whole satellite's decisions in one machine: join, reconnect, heartbeat and renewal, and what
+//! one tells the other. It owns the durable state; whoever drives it makes that state durable, dials,
+//! sends, and reports back. Nothing here knows how.
+//!
+//! Persisting is sequential: each `Persist` carries a number, and what depends on it waits for
+//! `Persisted` of that number.
+
+mod event;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+pub use event::{ChildAction, ChildEvent, InvitationRefused, LinkPurpose};
+
+use super::backoff::BackoffPolicy;
+use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};
+use super::join::{JoinAction, JoinEvent, JoinMachine, JoinState};
+use super::membership::{Candidate, KeyMaterial, Membership, StoredInvitation};
+use super::reconnect::{LinkState, ReconnectAction, ReconnectEvent, ReconnectMachine, Setback};
+use super::renewal::{IdentityChoice, RenewalAction, RenewalEvent, RenewalMachine};
+use super::watchdog::{self, Verdict, WatchdogFacts};
+use crate::base::time::{Moment, UnixTime};
+use crate::contract::peer::PeerStatus;
+
+/// Delay before a failed write of the membership is tried again: a full disk is not emptied in
+/// less, and the box must not wear its card out trying.
+pub const PERSIST_RETRY: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+struct Member {
+    /// `Enrolled` or `Joined`, as it should be in the store.
+    state: JoinState,
+    renewal: RenewalMachine,
+    /// The key of the renewal under way, for its request.
+    renewal_key: Option<KeyMaterial>,
+    /// The number of the `Persist` that the renewal waits for.
+    renewal_waits_for: Option<u64>,
+    /// When to try a failed `Persist` again.
+    persist_again: Option<Moment>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// Never invited.
+    Idle,
+    /// From invitation to certificate, or refused.
+    Joining {
+        machine: Box<JoinMachine>,
+        /// The number of the `Persist` that the join waits for.
+        waits_for: Option<u64>,
+    },
+    /// Has a membership.
+    Member(Box<Member>),
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct ChildMachine {
+    phase: Phase,
+    policy: BackoffPolicy,
+    seed: u64,
+    reconnect: ReconnectMachine,
+    link_since: Moment,
+    heartbeat: HeartbeatMachine,
+    last_outcome: Option<Moment>,
+    purpose: Option<LinkPurpose>,
+    sequence: u64,
+    actions: VecDeque<ChildAction>,
+}
+
+impl ChildMachine {
+    /// Goes on from what the store holds.
+    pub fn new(state: Option<JoinState>, policy: BackoffPolicy, seed: u64) -> Self {
+        let mut machine = Self {
+            phase: Phase::Idle,
+            policy,
+            seed,
+            reconnect: ReconnectMachine::new(policy, seed.rotate_left(16)),
+            link_since: Moment::START,
+            heartbeat: HeartbeatMachine::new(),
+            last_outcome: None,
+            purpose: None,
+            sequence: 0,
+            actions: VecDeque::new(),
+        };
+        if let Some(state) = state {
+            machine.phase = machine.phase_of(state);
+        }
+        machine.settle(Moment::START, UnixTime::EPOCH);
+        machine
+    }
+
+    /// The state as it should be in the store; `None` when never invited.
+    pub fn state(&self) -> Option<&JoinState> {
+        match &self.phase {
+            Phase::Idle => None,
+            Phase::Joining { machine, .. } => Some(machine.state()),
+            Phase::Member(member) => Some(&member.state),
+        }
+    }
+
+    /// The membership, once there is one.
+    pub fn membership(&self) -> Option<&Membership> {
+        self.state().and_then(JoinState::membership)
+    }
+
+    /// Where the link stands.
+    pub const fn link(&self) -> &LinkState {
+        self.reconnect.state()
+    }
+
+    /// What the present or next tunnel is for.
+    pub const fn purpose(&self) -> Option<LinkPurpose> {
+        self.purpose
+    }
+
+    /// Failed rounds since the last stable connection.
+    pub const fn connection_failures(&self) -> u32 {
+        self.reconnect.failures()
+    }
+
+    /// When the parent last acknowledged a heartbeat.
+    pub const fn last_acknowledged(&self) -> Option<Moment> {
+        self.heartbeat.last_acknowledged()
+    }
+
+    /// Whether the service manager should go on believing in this process.
+    pub fn watchdog(&self, now: Moment) -> Verdict {
+        let facts = WatchdogFacts {
+            link: self.reconnect.state().clone(),
+            link_since: self.link_since,
+            last_acknowledged: self.heartbeat.last_acknowledged(),
+            last_outcome: self.last_outcome,
+            heartbeats_expected: matches!(self.purpose, Some(LinkPurpose::Member(_))),
+        };
+        watchdog::judge(&facts, now)
+    }
+
+    /// Whether an invitation could be taken now.
+    pub fn may_invite(&self) -> Result<(), InvitationRefused> {
+        match self.membership() {
+            Some(membership) if membership.status != PeerStatus::Revoked => {
+                Err(InvitationRefused::AlreadyJoined {
+                    parent: membership.parent.url.to_string(),
+                    peer_id: membership.peer_id.to_string(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One event. Reports that do not fit the state change nothing.
+    pub fn handle_event(&mut self, event: ChildEvent, now: Moment, wall: UnixTime) {
+        let link_before = self.reconnect.state().clone();
+        match event {
+            ChildEvent::Invited(invitation) => self.invited(*invitation, now, wall),
+            ChildEvent::KeyGenerated(key) => self.key_generated(key, now, wall),
+            ChildEvent::Persisted(sequence) => self.persisted(sequence, now, wall),
+            ChildEvent::PersistFailed(sequence) => self.persist_failed(sequence, now, wall),
+            ChildEvent::Resolved(targets) => self
+                .reconnect
+                .handle_event(ReconnectEvent::Resolved(targets), now),
+            ChildEvent::Connected => self.connected(now, wall),
+            ChildEvent::DialFailed(setback) => {
+                let proving = self.purpose == Some(LinkPurpose::Member(IdentityChoice::Candidate));
+                self.reconnect
+                    .handle_event(ReconnectEvent::DialFailed(setback), now);
+                // Only a refusal speaks against the candidate; an absent network does not.
+                if proving && setback == Setback::Persistent {
+                    self.renewal_event(RenewalEvent::CandidateDialFailed, now, wall);
+                }
+            }
+            ChildEvent::TunnelLost(setback) => {
+                self.reconnect.handle_event(ReconnectEvent::Lost(setback), now);
+                self.link_down(now, wall);
+            }
+            ChildEvent::StatusTold(status) => self.status_told(status),
+            ChildEvent::Join(event) => self.join_event(event, now, wall),
+            ChildEvent::HeartbeatAcknowledged(status) => self.acknowledged(status, now, wall),
+            ChildEvent::HeartbeatRefused => {
+                self.last_outcome = Some(now);
+                self.heartbeat.handle_event(HeartbeatEvent::Refused, now);
+            }
+            ChildEvent::HeartbeatFailed(retry_after) => {
+                self.last_outcome = Some(now);
+                self.heartbeat
+                    .handle_event(HeartbeatEvent::Failed(retry_after), now);
+            }
+            ChildEvent::RefreshIssued(identity) => {
+                self.renewal_event(RenewalEvent::Issued(identity), now, wall);
+            }
+            ChildEvent::RefreshFailed => self.renewal_event(RenewalEvent::RefreshFailed, now, wall),
+            ChildEvent::ContentChanged => self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now),
+            ChildEvent::RetryNow => self.reconnect.handle_event(ReconnectEvent::RetryNow, now),
+            ChildEvent::Timeout => self.timeout(now, wall),
+        }
+        self.settle(now, wall);
+        if *self.reconnect.state() != link_before {
+            self.link_since = now;
+        }
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_action(&mut self) -> Option<ChildAction> {
+        self.actions.pop_front()
+    }
+
+    /// When to send `Timeout`.
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        let of_phase = match &self.phase {
+            Phase::Idle => None,
+            Phase::Joining { machine, .. } => machine.poll_timeout(),
+            Phase::Member(member) => [member.renewal.poll_timeout(), member.persist_again]
+                .into_iter()
+                .flatten()
+                .min(),
+        };
+        [
+            of_phase,
+            self.reconnect.poll_timeout(),
+            self.heartbeat.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn phase_of(&self, state: JoinState) -> Phase {
+        match &state {
+            JoinState::Enrolled(membership) | JoinState::Joined(membership) => {
+                let candidate = membership.candidate.clone();
+                let renewal_key = match &candidate {
+                    Some(Candidate::Requested(key)) => Some(key.clone()),
+                    Some(Candidate::Issued(_)) | None => None,
+                };
+                let renewal = RenewalMachine::new(&membership.identity, candidate, self.seed.rotate_left(32));
+                Phase::Member(Box::new(Member {
+                    state,
+                    renewal,
+                    renewal_key,
+                    renewal_waits_for: None,
+                    persist_again: None,
+                }))
+            }
+            JoinState::Invited(_)
+            | JoinState::KeyReady { .. }
+            | JoinState::Sent { .. }
+            | JoinState::Accepted { .. }
+            | JoinState::Refused { .. } => Phase::Joining {
+                machine: Box::new(JoinMachine::new(state, self.policy, self.seed)),
+                waits_for: None,
+            },
+        }
+    }
+
+    fn invited(&mut self, invitation: StoredInvitation, now: Moment, wall: UnixTime) {
+        if self.may_invite().is_err() {
+            return;
+        }
+        let same = match self.state() {
+            Some(JoinState::KeyReady { invitation: mine, .. } | JoinState::Sent { invitation: mine, .. }) => {
+                mine.is_same(&invitation)
+            }
+            _ => false,
+        };
+        if same {
+            self.reconnect.handle_event(ReconnectEvent::RetryNow, now);
+            return;
+        }
+        self.reconnect.handle_event(ReconnectEvent::Disable, now);
+        self.purpose = None;
+        self.link_down(now, wall);
+        let state = JoinState::invited(invitation, self.state());
+        self.phase = self.phase_of(state);
+    }
+
+    fn key_generated(&mut self, key: KeyMaterial, now: Moment, wall: UnixTime) {
+        match &mut self.phase {
+            Phase::Idle => {}
+            Phase::Joining { machine, .. } => machine.handle_event(JoinEvent::KeyGenerated(key), now, wall),
+            Phase::Member(member) => {
+                member.renewal_key = Some(key.clone());
+                self.renewal_event(RenewalEvent::KeyGenerated(key), now, wall);
+            }
+        }
+    }
+
+    fn persisted(&mut self, sequence: u64, now: Moment, wall: UnixTime) {
+        match &mut self.phase {
+            Phase::Joining { machine, waits_for } if *waits_for == Some(sequence) => {
+                *waits_for = None;
+                machine.handle_event(JoinEvent::Persisted, now, wall);
+            }
+            Phase::Member(member) if member.renewal_waits_for == Some(sequence) => {
+                member.renewal_waits_for = None;
+                self.renewal_event(RenewalEvent::Stored, now, wall);
+            }
+            Phase::Idle | Phase::Joining { .. } | Phase::Member(_) => {}
+        }
+    }
+
+    fn persist_failed(&mut self, sequence: u64, now: Moment, wall: UnixTime) {
+        match &mut self.phase {
+            Phase::Joining { machine, waits_for } if *waits_for == Some(sequence) => {
+                *waits_for = None;
+                machine.handle_event(JoinEvent::PersistFailed, now, wall);
+            }
+            Phase::Member(member) => member.persist_again = Some(now.plus(PERSIST_RETRY)),
+            Phase::Idle | Phase::Joining { .. } => {}
+        }
+    }
+
+    fn connected(&mut self, now: Moment, wall: UnixTime) {
+        self.reconnect.handle_event(ReconnectEvent::Connected, now);
+        if !self.reconnect.is_connected() {
+            return;
+        }
+        match self.purpose {
+            Some(LinkPurpose::Bootstrap) => self.join_event(JoinEvent::ChannelUp, now, wall),
+            Some(LinkPurpose::Member(choice)) => {
+                self.heartbeat.handle_event(HeartbeatEvent::LinkUp, now);
+                // A candidate is proven by a heartbeat, which must not wait for its minute.
+                if choice == IdentityChoice::Candidate {
+                    self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now);
+                }
+                self.renewal_event(RenewalEvent::LinkUp(choice), now, wall);
+            }
+            None => {}
+        }
+    }
+
+    fn link_down(&mut self, now: Moment, wall: UnixTime) {
+        self.heartbeat.handle_event(HeartbeatEvent::LinkDown, now);
+        self.join_event(JoinEvent::ChannelDown, now, wall);
+        self.renewal_event(RenewalEvent::LinkDown, now, wall);
+    }
+
+    fn join_event(&mut self, event: JoinEvent, now: Moment, wall: UnixTime) {
+        if let Phase::Joining { machine, .. } = &mut self.phase {
+            machine.handle_event(event, now, wall);
+        }
+    }
+
+    fn renewal_event(&mut self, event: RenewalEvent, now: Moment, wall: UnixTime) {
+        if let Phase::Member(member) = &mut self.phase {
+            member.renewal.handle_event(event, now, wall);
+        }
+    }
+
+    fn status_told(&mut self, status: PeerStatus) {
+        self.update_member(|state| {
+            let Some(membership) = state.membership_mut() else {
+                return false;
+            };
+            let changed = membership.status != status;
+            membership.status = status;
+            changed
+        });
+    }
+
+    fn acknowledged(&mut self, status: PeerStatus, now: Moment, wall: UnixTime) {
+        self.last_outcome = Some(now);
+        self.heartbeat.handle_event(HeartbeatEvent::Acknowledged, now);
+        if let Some(LinkPurpose::Member(choice)) = self.purpose {
+            self.renewal_event(RenewalEvent::HeartbeatAcknowledged(choice), now, wall);
+        }
+        self.update_member(|state| {
+            let first = matches!(state, JoinState::Enrolled(_));
+            if let JoinState::Enrolled(membership) = state {
+                *state = JoinState::Joined(membership.clone());
+            }
+            let Some(membership) = state.membership_mut() else {
+                return first;
+            };
+            let changed = membership.status != status;
+            membership.status = status;
+            first || changed
+        });
+    }
+
+    /// Changes the membership and, when the change says so, orders it to be made durable.
+    fn update_member(&mut self, change: impl FnOnce(&mut JoinState) -> bool) -> Option<u64> {
+        let Phase::Member(member) = &mut self.phase else {
+            return None;
+        };
+        if !change(&mut member.state) {
+            return None;
+        }
+        self.sequence += 1;
+        self.actions.push_back(ChildAction::Persist(
+            self.sequence,
+            Box::new(member.state.clone()),
+        ));
+        Some(self.sequence)
+    }
+
+    fn timeout(&mut self, now: Moment, wall: UnixTime) {
+        self.reconnect.handle_event(ReconnectEvent::Timeout, now);
+        self.heartbeat.handle_event(HeartbeatEvent::Timeout, now);
+        self.join_event(JoinEvent::Timeout, now, wall);
+        self.renewal_event(RenewalEvent::Timeout, now, wall);
+        let again = match &mut self.phase {
+            Phase::Member(member) if member.persist_again.is_some_and(|at| at <= now) => {
+                member.persist_again = None;
+                true
+            }
+            Phase::Idle | Phase::Joining { .. } | Phase::Member(_) => false,
+        };
+        if again {
+            let sequence = self.update_member(|_| true);
+            if let Phase::Member(member) = &mut self.phase
+                && member.renewal_waits_for.is_some()
+            {
+                member.renewal_waits_for = sequence;
+            }
+        }
+    }
+
+    /// Carries the parts' actions on until none is left, and makes the link serve the phase.
+    fn settle(&mut self, now: Moment, wall: UnixTime) {
+        loop {
+            let before = self.actions.len();
+            self.drain_join();
+            self.drain_renewal();
+            let graduated = match &self.phase {
+                Phase::Joining { machine, .. } => machine.state().membership().is_some(),
+                Phase::Idle | Phase::Member(_) => false,
+            };
+            if graduated {
+                let state = match std::mem::replace(&mut self.phase, Phase::Idle) {
+                    Phase::Joining { machine, .. } => Some(machine.into_state()),
+                    Phase::Idle | Phase::Member(_) => None,
+                };
+                if let Some(state) = state {
+                    self.phase = self.phase_of(state);
+                }
+            }
+            self.align_link(now, wall);
+            self.drain_link();
+            while let Some(HeartbeatAction::Send) = self.heartbeat.poll_action() {
+                self.actions.push_back(ChildAction::SendHeartbeat);
+            }
+            if self.actions.len() == before && !graduated {
+                break;
+            }
+        }
+    }
+
+    fn drain_join(&mut self) {
+        let Phase::Joining { machine, waits_for } = &mut self.phase else {
+            return;
+        };
+        while let Some(action) = machine.poll_action() {
+            self.actions.push_back(match action {
+                JoinAction::GenerateKey => ChildAction::GenerateKey {
+                    common_name: "powernode-satellite".to_owned(),
+                },
+                JoinAction::Persist(state) => {
+                    self.sequence += 1;
+                    *waits_for = Some(self.sequence);
+                    ChildAction::Persist(self.sequence, state)
+                }
+                JoinAction::SendAccept { invitation, csr_pem } => {
+                    ChildAction::SendAccept { invitation, csr_pem }
+                }
+                JoinAction::VerifyCertificate {
+                    parent,
+                    response,
+                    key,
+                } => ChildAction::VerifyCertificate {
+                    parent,
+                    response,
+                    key,
+                },
+            });
+        }
+    }
+
+    fn drain_renewal(&mut self) {
+        loop {
+            let Phase::Member(member) = &mut self.phase else {
+                return;
+            };
+            let Some(action) = member.renewal.poll_action() else {
+                return;
+            };
+            match action {
+                RenewalAction::GenerateKey => {
+                    let common_name = member
+                        .state
+                        .membership()
+                        .map_or_else(String::new, |m| format!("fed:{}", m.peer_id));
+                    self.actions.push_back(ChildAction::GenerateKey { common_name });
+                }
+                RenewalAction::SendRefresh { .. } => {
+                    if let Some(key) = &member.renewal_key {
+                        self.actions.push_back(ChildAction::SendRefresh {
+                            key: Box::new(key.clone()),
+                        });
+                    }
+                }
+                RenewalAction::Store(candidate) => self.store_candidate(move |membership| {
+                    membership.candidate = candidate;
+                }),
+                RenewalAction::Commit(identity) => self.store_candidate(move |membership| {
+                    membership.identity = identity;
+                    membership.candidate = None;
+                }),
+            }
+        }
+    }
+
+    fn store_candidate(&mut self, change: impl FnOnce(&mut Membership)) {
+        let sequence = self.update_member(|state| {
+            if let Some(membership) = state.membership_mut() {
+                change(membership);
+            }
+            true
+        });
+        if let Phase::Member(member) = &mut self.phase {
+            member.renewal_waits_for = sequence;
+        }
+    }
+
+    fn wanted_purpose(&self) -> Option<LinkPurpose> {
+        match &self.phase {
+            Phase::Idle => None,
+            Phase::Joining { machine, .. } => machine.wants_channel().then_some(LinkPurpose::Bootstrap),
+            Phase::Member(member) => match member.state.membership() {
+                Some(membership) if membership.status != PeerStatus::Revoked => {
+                    Some(LinkPurpose::Member(member.renewal.identity_choice()))
+                }
+                _ => None,
+            },
+        }
+    }
+
+    /// Hangs up a link that presents the wrong identity or is not wanted, and starts one that is.
+    fn align_link(&mut self, now: Moment, wall: UnixTime) {
+        let wanted = self.wanted_purpose();
+        if wanted == self.purpose {
+            return;
+        }
+        // A committed candidate is the membership's identity now: the tunnel already presents it.
+        let same_certificate = self.purpose == Some(LinkPurpose::Member(IdentityChoice::Candidate))
+            && wanted == Some(LinkPurpose::Member(IdentityChoice::Current))
+            && matches!(&self.phase, Phase::Member(m) if m.state.membership().is_some_and(|m| m.candidate.is_none()))
+            && self.last_candidate_committed();
+        self.purpose = wanted;
+        if same_certificate {
+            self.renewal_event(RenewalEvent::LinkUp(IdentityChoice::Current), now, wall);
+            return;
+        }
+        self.reconnect.handle_event(ReconnectEvent::Disable, now);
+        self.link_down(now, wall);
+        if wanted.is_some() {
+            self.reconnect.handle_event(ReconnectEvent::Enable, now);
+        }
+    }
+
+    /// Whether the tunnel that is up was proven by a heartbeat, which is what a commit follows.
+    fn last_candidate_committed(&self) -> bool {
+        match self.reconnect.state() {
+            LinkState::Connected(since) => self.heartbeat.last_acknowledged().is_some_and(|at| at >= *since),
+            LinkState::Off | LinkState::Resolving | LinkState::Dialing(_) | LinkState::Waiting(_) => false,
+        }
+    }
+
+    fn drain_link(&mut self) {
+        while let Some(action) = self.reconnect.poll_action() {
+            let mapped = match (action, self.purpose) {
+                (ReconnectAction::Hangup, _) => Some(ChildAction::Hangup),
+                (ReconnectAction::Resolve, _) => self
+                    .state()
+                    .map(|state| ChildAction::Resolve(Box::new(state.parent().clone()))),
+                (ReconnectAction::Dial(target), Some(purpose)) => Some(ChildAction::Dial(target, purpose)),
+                (ReconnectAction::Dial(_), None) => None,
+            };
+            self.actions.extend(mapped);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,0 +1,521 @@
+//! The join machine: from an invitation to a membership, exactly once (contract section 3).
+//!
+//! The idea: what a retry needs is in the store before the first request leaves. The key and its
+//! CSR are made once and persisted; the request is a pure function of the stored state; so a crash,
+//! a lost answer or a power cut at any point is followed by the same request, which a parent that
+//! remembers the key answers with the same certificate. Every state change is a `Persist` action,
+//! and nothing that depends on it is done before `Persisted` comes back.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::backoff::{Backoff, BackoffPolicy};
+use super::membership::{JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation};
+use crate::base::time::{Moment, UnixTime};
+use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
+
+/// How far a join has come: the record in the store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum JoinState {
+    /// Told whom to join; nothing done yet.
+    Invited(StoredInvitation),
+    /// The key and its CSR exist; nothing has left the box.
+    KeyReady {
+        /// The invitation.
+        invitation: StoredInvitation,
+        /// The key.
+        key: KeyMaterial,
+    },
+    /// The request may have left the box at least once.
+    Sent {
+        /// The invitation.
+        invitation: StoredInvitation,
+        /// The key.
+        key: KeyMaterial,
+        /// When it first may have left.
+        first_sent_at: UnixTime,
+    },
+    /// The parent's answer is stored; its certificate is not checked yet.
+    Accepted {
+        /// The invitation; its token is used up and wiped.
+        invitation: StoredInvitation,
+        /// The key.
+        key: KeyMaterial,
+        /// The answer.
+        response: AcceptResponse,
+        /// When it arrived.
+        accepted_at: UnixTime,
+    },
+    /// The certificate is checked; no heartbeat has been acknowledged yet.
+    Enrolled(Membership),
+    /// A heartbeat has been acknowledged: member for good.
+    Joined(Membership),
+    /// The parent said no. A new invitation starts over with the same key.
+    Refused {
+        /// Who refused.
+        parent: Parent,
+        /// The key, for the next try.
+        key: Option<KeyMaterial>,
+        /// Why.
+        refusal: JoinRefusal,
+        /// When.
+        at: UnixTime,
+    },
+}
+
+impl JoinState {
+    /// The membership, once there is one.
+    pub const fn membership(&self) -> Option<&Membership> {
+        match self {
+            Self::Enrolled(membership) | Self::Joined(membership) => Some(membership),
+            Self::Invited(_)
+            | Self::KeyReady { .. }
+            | Self::Sent { .. }
+            | Self::Accepted { .. }
+            | Self::Refused { .. } => None,
+        }
+    }
+
+    /// The membership, for renewals and status changes.
+    pub const fn membership_mut(&mut self) -> Option<&mut Membership> {
+        match self {
+            Self::Enrolled(membership) | Self::Joined(membership) => Some(membership),
+            Self::Invited(_)
+            | Self::KeyReady { .. }
+            | Self::Sent { .. }
+            | Self::Accepted { .. }
+            | Self::Refused { .. } => None,
+        }
+    }
+
+    /// Whom this state is about.
+    pub const fn parent(&self) -> &Parent {
+        match self {
+            Self::Invited(invitation)
+            | Self::KeyReady { invitation, .. }
+            | Self::Sent { invitation, .. }
+            | Self::Accepted { invitation, .. } => &invitation.parent,
+            Self::Enrolled(membership) | Self::Joined(membership) => &membership.parent,
+            Self::Refused { parent, .. } => parent,
+        }
+    }
+
+    /// One word for status and logs.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Invited(_) => "invited",
+            Self::KeyReady { .. } => "key_ready",
+            Self::Sent { .. } => "sent",
+            Self::Accepted { .. } => "accepted",
+            Self::Enrolled(_) => "enrolled",
+            Self::Joined(_) => "joined",
+            Self::Refused { .. } => "refused",
+        }
+    }
+
+    /// The state from which a new invitation starts. A key that was made for an earlier try with
+    /// the same parent is kept, so a parent that knows it recognises the box.
+    pub fn invited(invitation: StoredInvitation, previous: Option<&Self>) -> Self {
+        let kept = match previous {
+            Some(Self::Refused {
+                parent,
+                key: Some(key),
+                ..
+            }) if parent.url == invitation.parent.url => Some(key),
+            Some(Self::KeyReady { key, .. } | Self::Sent { key, .. }) => Some(key),
+            _ => None,
+        };
+        match kept {
+            Some(key) => Self::KeyReady {
+                invitation,
+                key: key.clone(),
+            },
+            None => Self::Invited(invitation),
+        }
+    }
+}
+
+/// What the machine is told.
+#[derive(Debug)]
+pub enum JoinEvent {
+    /// The last `GenerateKey` is done.
+    KeyGenerated(KeyMaterial),
+    /// The last `Persist` is durable.
+    Persisted,
+    /// The last `Persist` failed; nothing changed in the store.
+    PersistFailed,
+    /// A tunnel on which accept may be sent is up.
+    ChannelUp,
+    /// It is gone.
+    ChannelDown,
+    /// The parent answered with success.
+    Answered(Box<AcceptResponse>),
+    /// The parent answered with a failure.
+    Failed(ContractFailure),
+    /// The parent answered with something that is not the contract's.
+    Unusable(String),
+    /// No answer came: the request may or may not have arrived.
+    AnswerLost,
+    /// The certificate of the answer is good.
+    CertificateVerified {
+        /// Begin of its validity.
+        not_before: UnixTime,
+        /// The certificate, with the chain reduced to what is trusted.
+        certificate: FederationCertificate,
+    },
+    /// The certificate of the answer must not be used.
+    CertificateRejected(String),
+    /// Time has passed.
+    Timeout,
+}
+
+/// What the machine wants done.
+#[derive(Debug)]
+pub enum JoinAction {
+    /// Make a key and its CSR; report `KeyGenerated`.
+    GenerateKey,
+    /// Make this state durable; report `Persisted` or `PersistFailed`.
+    Persist(Box<JoinState>),
+    /// Send accept with this token and CSR; report `Answered`, `Failed`, `Unusable` or `AnswerLost`.
+    SendAccept {
+        /// The invitation with the token.
+        invitation: Box<StoredInvitation>,
+        /// The CSR.
+        csr_pem: String,
+    },
+    /// Check the certificate; report `CertificateVerified` or `CertificateRejected`.
+    VerifyCertificate {
+        /// By what the parent is known.
+        parent: Box<Parent>,
+        /// The answer.
+        response: Box<AcceptResponse>,
+        /// The key that it must belong to.
+        key: Box<KeyMaterial>,
+    },
+}
+
+/// What the machine waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    /// A key's or the store's report.
+    Report,
+    /// The parent's answer, which a lost channel takes with it.
+    Answer,
+    /// A channel.
+    Channel,
+    /// A point in time, and then the channel if it is gone.
+    Until(Moment),
+    /// Nothing: enrolled, joined or refused.
+    Nothing,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct JoinMachine {
+    state: JoinState,
+    /// The state that becomes true when `Persisted` arrives.
+    next: Option<JoinState>,
+    waiting: Waiting,
+    channel_up: bool,
+    /// An earlier try may have reached the parent without its answer reaching us.
+    answer_lost: bool,
+    backoff: Backoff,
+    actions: VecDeque<JoinAction>,
+}
+
+impl JoinMachine {
+    /// Goes on from what the store holds.
+    pub fn new(state: JoinState, policy: BackoffPolicy, seed: u64) -> Self {
+        let answer_lost = matches!(state, JoinState::Sent { .. });
+        let mut machine = Self {
+            state,
+            next: None,
+            waiting: Waiting::Nothing,
+            channel_up: false,
+            answer_lost,
+            backoff: Backoff::new(policy, seed),
+            actions: VecDeque::new(),
+        };
+        machine.enter();
+        machine
+    }
+
+    /// What is durable.
+    pub const fn state(&self) -> &JoinState {
+        &self.state
+    }
+
+    /// Gives the durable state back, for a machine of another kind to go on with.
+    pub fn into_state(self) -> JoinState {
+        self.state
+    }
+
+    /// Whether a tunnel without a certificate would be of use.
+    pub const fn wants_channel(&self) -> bool {
+        matches!(self.state, JoinState::KeyReady { .. } | JoinState::Sent { .. })
+    }
+
+    /// Failed tries since the last good sign.
+    pub const fn failures(&self) -> u32 {
+        self.backoff.failures()
+    }
+
+    /// One event. Events that do not fit the state (a late answer, a doubled report) change nothing.
+    pub fn handle_event(&mut self, event: JoinEvent, now: Moment, wall: UnixTime) {
+        match event {
+            JoinEvent::KeyGenerated(key) => {
+                if let JoinState::Invited(invitation) = &self.state {
+                    let next = JoinState::KeyReady {
+                        invitation: invitation.clone(),
+                        key,
+                    };
+                    self.persist(next);
+                }
+            }
+            JoinEvent::Persisted => {
+                if let Some(next) = self.next.take() {
+                    self.state = next;
+                    self.enter();
+                    if self.waiting == Waiting::Channel && self.channel_up {
+                        self.proceed(wall);
+                    }
+                }
+            }
+            JoinEvent::PersistFailed => {
+                if self.next.is_some() {
+                    self.waiting = Waiting::Until(now.plus(self.backoff.next_delay()));
+                }
+            }
+            JoinEvent::ChannelUp => {
+                self.channel_up = true;
+                if self.waiting == Waiting::Channel {
+                    self.proceed(wall);
+                }
+            }
+            JoinEvent::ChannelDown => {
+                self.channel_up = false;
+                if self.waiting == Waiting::Answer {
+                    self.lost(now);
+                }
+            }
+            JoinEvent::Answered(response) => self.answered(*response, wall),
+            JoinEvent::Failed(failure) => self.failed(failure, now, wall),
+            JoinEvent::Unusable(why) => {
+                if matches!(self.state, JoinState::Sent { .. }) && self.next.is_none() {
+                    self.refuse(JoinRefusal::UnusableAnswer { why }, wall);
+                }
+            }
+            JoinEvent::AnswerLost => {
+                if self.waiting == Waiting::Answer {
+                    self.lost(now);
+                }
+            }
+            JoinEvent::CertificateVerified {
+                not_before,
+                certificate,
+            } => self.verified(certificate, not_before),
+            JoinEvent::CertificateRejected(why) => {
+                if matches!(self.state, JoinState::Accepted { .. }) {
+                    self.refuse(JoinRefusal::BadCertificate { why }, wall);
+                }
+            }
+            JoinEvent::Timeout => {
+                if let Waiting::Until(at) = self.waiting
+                    && at <= now
+                {
+                    match self.next.take() {
+                        Some(next) => self.persist(next),
+                        None => self.proceed(wall),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_action(&mut self) -> Option<JoinAction> {
+        self.actions.pop_front()
+    }
+
+    /// When to send `Timeout`.
+    pub const fn poll_timeout(&self) -> Option<Moment> {
+        match self.waiting {
+            Waiting::Until(at) => Some(at),
+            Waiting::Report | Waiting::Answer | Waiting::Channel | Waiting::Nothing => None,
+        }
+    }
+
+    fn persist(&mut self, next: JoinState) {
+        self.actions
+            .push_back(JoinAction::Persist(Box::new(next.clone())));
+        self.next = Some(next);
+        self.waiting = Waiting::Report;
+    }
+
+    /// Begins what the state calls for.
+    fn enter(&mut self) {
+        self.waiting = match &self.state {
+            JoinState::Invited(_) => {
+                self.actions.push_back(JoinAction::GenerateKey);
+                Waiting::Report
+            }
+            JoinState::KeyReady { .. } | JoinState::Sent { .. } => Waiting::Channel,
+            JoinState::Accepted {
+                invitation,
+                key,
+                response,
+                ..
+            } => {
+                self.actions.push_back(JoinAction::VerifyCertificate {
+                    parent: Box::new(invitation.parent.clone()),
+                    response: Box::new(response.clone()),
+                    key: Box::new(key.clone()),
+                });
+                Waiting::Report
+            }
+            JoinState::Enrolled(_) | JoinState::Joined(_) | JoinState::Refused { .. } => Waiting::Nothing,
+        };
+    }
+
+    /// A channel is up or a delay is over: the next step towards the parent.
+    fn proceed(&mut self, wall: UnixTime) {
+        if !self.channel_up {
+            self.waiting = Waiting::Channel;
+            return;
+        }
+        match &self.state {
+            JoinState::KeyReady { invitation, key } => {
+                let next = JoinState::Sent {
+                    invitation: invitation.clone(),
+                    key: key.clone(),
+                    first_sent_at: wall,
+                };
+                self.persist(next);
+            }
+            JoinState::Sent { .. } => {
+                self.send();
+                self.waiting = Waiting::Answer;
+            }
+            JoinState::Invited(_)
+            | JoinState::Accepted { .. }
+            | JoinState::Enrolled(_)
+            | JoinState::Joined(_)
+            | JoinState::Refused { .. } => self.waiting = Waiting::Nothing,
+        }
+    }
+
+    fn send(&mut self) {
+        if let JoinState::Sent { invitation, key, .. } = &self.state {
+            self.actions.push_back(JoinAction::SendAccept {
+                invitation: Box::new(invitation.clone()),
+                csr_pem: key.csr_pem.clone(),
+            });
+        }
+    }
+
+    /// The request may have arrived, its answer did not.
+    fn lost(&mut self, now: Moment) {
+        self.answer_lost = true;
+        self.waiting = Waiting::Until(now.plus(self.backoff.next_delay()));
+    }
+
+    fn answered(&mut self, response: AcceptResponse, wall: UnixTime) {
+        let JoinState::Sent { invitation, key, .. } = &self.state else {
+            return;
+        };
+        if self.next.is_some() {
+            return;
+        }
+        if response.federation_certificate.is_none() {
+            self.refuse(
+                JoinRefusal::NoCertificate {
+                    warnings: response.warnings,
+                },
+                wall,
+            );
+            return;
+        }
+        let mut invitation = invitation.clone();
+        invitation.token = crate::base::secret::Secret::new(Vec::new());
+        let accepted_at = response.accepted_at.unwrap_or(wall);
+        let next = JoinState::Accepted {
+            invitation,
+            key: key.clone(),
+            response,
+            accepted_at,
+        };
+        self.persist(next);
+    }
+
+    fn failed(&mut self, failure: ContractFailure, now: Moment, wall: UnixTime) {
+        if !matches!(self.state, JoinState::Sent { .. }) || self.next.is_some() {
+            return;
+        }
+        let ContractFailure {
+            http_status,
+            error: message,
+            retry_after,
+            ..
+        } = failure;
+        match http_status {
+            401 if self.answer_lost => self.refuse(JoinRefusal::TokenSpent { message }, wall),
+            401 => self.refuse(JoinRefusal::TokenRejected { message }, wall),
+            408 | 425 | 429 | 500..=599 => {
+                let delay = match retry_after {
+                    Some(told) => self.backoff.delay_after(told),
+                    None => self.backoff.next_delay(),
+                };
+                self.waiting = Waiting::Until(now.plus(delay));
+            }
+            _ => self.refuse(JoinRefusal::Rejected { http_status, message }, wall),
+        }
+    }
+
+    fn verified(&mut self, certificate: FederationCertificate, not_before: UnixTime) {
+        let JoinState::Accepted {
+            invitation,
+            key,
+            response,
+            accepted_at,
+        } = &self.state
+        else {
+            return;
+        };
+        let membership = Membership {
+            parent: invitation.parent.clone(),
+            operator: invitation.operator.clone(),
+            peer_id: response.peer_id,
+            spawn_mode: invitation.spawn_mode,
+            contract_version: response.contract_version_agreed,
+            identity: StoredIdentity {
+                pkcs8: key.pkcs8.clone(),
+                certificate,
+                not_before,
+            },
+            candidate: None,
+            accepted_at: *accepted_at,
+            status: response.status,
+        };
+        self.persist(JoinState::Enrolled(membership));
+    }
+
+    fn refuse(&mut self, refusal: JoinRefusal, wall: UnixTime) {
+        let key = match &self.state {
+            JoinState::KeyReady { key, .. }
+            | JoinState::Sent { key, .. }
+            | JoinState::Accepted { key, .. } => Some(key.clone()),
+            JoinState::Invited(_)
+            | JoinState::Enrolled(_)
+            | JoinState::Joined(_)
+            | JoinState::Refused { .. } => None,
+        };
+        let parent = self.state.parent().clone();
+        self.persist(JoinState::Refused {
+            parent,
+            key,
+            refusal,
+            at: wall,
+        });
+    }
+}

@@ -1,0 +1,240 @@
+//! The durable facts of a satellite's membership: what the store keeps and the second copy
+//! repeats. Plain data; [`super::join`] and [`super::renewal`] decide what follows what.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::id::PeerId;
+use crate::base::secret::{self, Secret};
+use crate::base::time::UnixTime;
+use crate::contract::invitation::{
+    ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl, dial_addresses,
+};
+use crate::contract::message::{Disclosure, FederationCertificate};
+use crate::contract::peer::{PeerStatus, SpawnMode};
+
+/// Who runs the box and where (social contract 1), as the operator gave it; the release is added
+/// when it is sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operator {
+    /// How to reach the operator.
+    pub contact: String,
+    /// Where the box stands.
+    pub location: String,
+    /// Declared data residency, at most 64 characters.
+    pub data_residency: Option<String>,
+}
+
+impl Operator {
+    /// The disclosure of a heartbeat.
+    pub fn disclosure(&self, release: &str) -> Disclosure {
+        Disclosure {
+            operator_contact: self.contact.clone(),
+            location: self.location.clone(),
+            release: release.to_owned(),
+        }
+    }
+}
+
+/// The parent as the invitation named it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Its URL.
+    pub url: ParentUrl,
+    /// Its host-bridges; when empty, the URL's host and port.
+    pub bridges: Vec<HostPort>,
+    /// By what it is known.
+    pub trust: ParentTrust,
+}
+
+impl Parent {
+    /// Where to dial.
+    pub fn dial_addresses(&self) -> Vec<HostPort> {
+        dial_addresses(&self.bridges, &self.url)
+    }
+}
+
+/// An invitation as the store keeps it, until the parent has answered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoredInvitation {
+    /// Whom to join.
+    pub parent: Parent,
+    /// Who runs this box.
+    pub operator: Operator,
+    /// The single-use credential.
+    #[serde(with = "secret::stored")]
+    pub token: Secret,
+    /// How the parent means to treat this child.
+    pub spawn_mode: SpawnMode,
+    /// The parent's id for this peering, when the payload told it.
+    pub parent_peer_id: Option<PeerId>,
+    /// The version to claim.
+    pub contract_version: ContractVersion,
+}
+
+impl StoredInvitation {
+    /// Joins what the parent gave with what the box's operator gave.
+    pub fn new(invitation: Invitation, operator: Operator) -> Self {
+        Self {
+            parent: Parent {
+                url: invitation.parent_url,
+                bridges: invitation.bridges,
+                trust: invitation.trust,
+            },
+            operator,
+            token: invitation.token.expose().clone(),
+            spawn_mode: invitation.spawn_mode,
+            parent_peer_id: invitation.parent_peer_id,
+            contract_version: invitation.contract_version,
+        }
+    }
+
+    /// Whether this is the same invitation: same parent, same token.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.parent.url == other.parent.url && self.token.matches(&other.token)
+    }
+}
+
+/// A private key and the request that was made of it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeyMaterial {
+    /// PKCS#8 DER.
+    #[serde(with = "secret::stored")]
+    pub pkcs8: Secret,
+    /// PKCS#10, sent unchanged on every try.
+    pub csr_pem: String,
+}
+
+/// A key and the certificate that the parent issued for it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoredIdentity {
+    /// PKCS#8 DER.
+    #[serde(with = "secret::stored")]
+    pub pkcs8: Secret,
+    /// What the parent issued.
+    pub certificate: FederationCertificate,
+    /// Begin of validity, read from the certificate.
+    pub not_before: UnixTime,
+}
+
+/// A renewal that is under way (the contract's refresh): the old identity stays in use until the
+/// new one has worked once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Candidate {
+    /// The new key is stored; the parent has perhaps been asked.
+    Requested(KeyMaterial),
+    /// The new certificate is stored; it has not carried a heartbeat yet.
+    Issued(StoredIdentity),
+}
+
+/// A joined, or nearly joined, satellite.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Membership {
+    /// Whom it joined.
+    pub parent: Parent,
+    /// Who runs it.
+    pub operator: Operator,
+    /// The parent's id for this peering.
+    pub peer_id: PeerId,
+    /// How the parent treats this child.
+    pub spawn_mode: SpawnMode,
+    /// The version both sides speak.
+    pub contract_version: u32,
+    /// The identity in use.
+    pub identity: StoredIdentity,
+    /// A renewal under way.
+    pub candidate: Option<Candidate>,
+    /// When the parent accepted, by the parent's clock where it told it.
+    pub accepted_at: UnixTime,
+    /// The peering as the parent last told it.
+    pub status: PeerStatus,
+}
+
+/// Why a join ended without a membership. Each needs the operator; none is retried by itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinRefusal {
+    /// 401 on the first try that reached the parent.
+    TokenRejected {
+        /// The parent's words.
+        message: String,
+    },
+    /// 401 after a try whose answer was lost: the parent took the token and does not repeat itself.
+    TokenSpent {
+        /// The parent's words.
+        message: String,
+    },
+    /// The parent says no for another reason.
+    Rejected {
+        /// The HTTP status.
+        http_status: u16,
+        /// The parent's words.
+        message: String,
+    },
+    /// The accept went through but no certificate came with it (contract section 11).
+    NoCertificate {
+        /// The parent's warnings.
+        warnings: Vec<String>,
+    },
+    /// A certificate came that must not be used.
+    BadCertificate {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The answer is not the contract's.
+    UnusableAnswer {
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl fmt::Display for JoinRefusal {
+    /// What happened and what to do, for the operator.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |text: &str| {
+            if text.is_empty() {
+                String::new()
+            } else {
+                format!(" (\"{text}\")")
+            }
+        };
+        match self {
+            Self::TokenRejected { message } => write!(
+                f,
+                "the parent does not take the acceptance token{}: it is mistyped, used or expired. Ask the parent's \
+                 operator for a new invitation and run `powernode-satellite join` with it",
+                quoted(message)
+            ),
+            Self::TokenSpent { message } => write!(
+                f,
+                "the parent's answer to an earlier try was lost, and now it does not take the token any more{}: it has \
+                 counted the token as used and does not repeat its answer. Nothing on this box is broken. Ask the \
+                 parent's operator to mint a new token for the same peer (or a new invitation), then run \
+                 `powernode-satellite join` with it; the key of this box is kept",
+                quoted(message)
+            ),
+            Self::Rejected { http_status, message } => write!(
+                f,
+                "the parent refused the join with HTTP {http_status}{}. Ask the parent's operator what this peer's \
+                 state is, then run `powernode-satellite join` again",
+                quoted(message)
+            ),
+            Self::NoCertificate { warnings } => write!(
+                f,
+                "the parent accepted this satellite but issued no certificate{}. The token is used up and without a \
+                 certificate there is no membership: ask the parent's operator to look at its certificate authority, \
+                 to revoke this half-made peer, and for a new invitation",
+                quoted(&warnings.join("; "))
+            ),
+            Self::BadCertificate { why } => write!(
+                f,
+                "the parent issued a certificate that this satellite must not use: {why}. Check that the join code, \
+                 `--ca-file` or `--ca-sha256` is this parent's, then ask its operator for a new invitation"
+            ),
+            Self::UnusableAnswer { why } => write!(
+                f,
+                "what answered is perhaps no Powernode parent: {why}. Check the parent URL and the bridge address"
+            ),
+        }
+    }
+}

@@ -1,0 +1,608 @@
+//! Owns every task of a daemon and ends them in order.
+//!
+//! Tasks belong to a [`Stage`]. A shutdown asks the stages to end one after the other: first what
+//! takes in new work, then the work, then what the work stands on. Each stage has until the grace
+//! period is over; what has not ended then is aborted and named in the [`ShutdownReport`]. Tasks
+//! end on their own when they see [`TaskScope::cancelled`], so that they can say goodbye.
+//!
+//! A panic in a task ends that task alone, is logged with the task's name, and, for a task that the
+//! daemon cannot do without ([`TaskScope::spawn_essential`]), stops the daemon with a failure.
+//!
+//! The number of tasks is bounded by whoever spawns them: a task per connection stands under the
+//! bound of connections.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::base::limit::foreign_text;
+
+/// Time that a stage has for its last words when an earlier stage has used up the grace period:
+/// enough for one durable write to a slow card, short enough for a service manager's stop timeout.
+pub const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Time in which an aborted task must be gone; only one that blocks its thread takes longer.
+pub const ABORT_WAIT: Duration = Duration::from_millis(500);
+
+/// When a task is asked to end, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// What takes in new work: listeners, dialers, schedules.
+    Intake,
+    /// The work in progress: sessions, streams, requests.
+    Work,
+    /// What the others stand on: the store's writer, the service manager's watchdog.
+    Base,
+}
+
+/// Owns the tasks. One per daemon.
+#[derive(Debug)]
+pub struct Supervisor {
+    shared: Arc<Shared>,
+}
+
+/// Spawns tasks into one stage. Cheap to clone, and the only thing that modules are handed.
+#[derive(Debug, Clone)]
+pub struct TaskScope {
+    shared: Arc<Shared>,
+    stage: Stage,
+    cancel: CancellationToken,
+}
+
+/// Why the daemon should stop.
+#[derive(Debug)]
+pub enum StopCause {
+    /// Somebody asked for it.
+    Requested,
+    /// An essential task is gone.
+    Failed(TaskFailure),
+}
+
+/// How an essential task was lost.
+#[derive(Debug, Error)]
+pub enum TaskFailure {
+    /// A defect in this program.
+    #[error(
+        "the task `{task}` has panicked: {message}; this is a defect of the program, please report it with the log around it"
+    )]
+    Panicked {
+        /// The task.
+        task: &'static str,
+        /// What the panic said.
+        message: String,
+    },
+    /// It could not go on.
+    #[error("the task `{task}` cannot go on")]
+    Failed {
+        /// The task.
+        task: &'static str,
+        /// Why, and what to do.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// It ended though nobody had asked it to.
+    #[error("the task `{task}` has ended by itself; this is a defect of the program, please report it")]
+    Ended {
+        /// The task.
+        task: &'static str,
+    },
+}
+
+/// How a shutdown went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShutdownReport {
+    /// Whether the caller's `force` cut it short.
+    pub forced: bool,
+    /// Tasks that had to be aborted, by name.
+    pub aborted: Vec<&'static str>,
+    /// Tasks that even an abort did not end: they block a thread.
+    pub stuck: Vec<&'static str>,
+}
+
+impl Supervisor {
+    /// No tasks yet.
+    #[allow(clippy::new_without_default, reason = "a supervisor is made on purpose, once")]
+    pub fn new() -> Self {
+        Self {
+            shared: Arc::new(Shared::default()),
+        }
+    }
+
+    /// The scope of a stage.
+    pub fn scope(&self, stage: Stage) -> TaskScope {
+        TaskScope {
+            shared: Arc::clone(&self.shared),
+            stage,
+            cancel: self.shared.stage(stage).cancel.clone(),
+        }
+    }
+
+    /// Asks the daemon to stop: [`Self::stopped`] returns.
+    pub fn request_stop(&self) {
+        self.shared.stop.cancel();
+    }
+
+    /// Waits until somebody asks for a stop or an essential task is lost. Does not stop anything.
+    pub async fn stopped(&self) -> StopCause {
+        self.shared.stop.cancelled().await;
+        match self.shared.state().failure.take() {
+            Some(failure) => StopCause::Failed(failure),
+            None => StopCause::Requested,
+        }
+    }
+
+    /// Names of the tasks that run, in the order in which they were spawned.
+    pub fn running(&self) -> Vec<&'static str> {
+        self.shared.state().tasks.values().map(|task| task.name).collect()
+    }
+
+    /// Ends all tasks, stage by stage. Takes at most `grace`, plus [`LAST_WORDS`] and
+    /// [`ABORT_WAIT`] per stage; when `force` completes, everything left is aborted at once.
+    pub async fn shutdown(self, grace: Duration, force: impl Future<Output = ()>) -> ShutdownReport {
+        self.shared.stop.cancel();
+        let mut force = pin!(force);
+        let mut grace = pin!(tokio::time::sleep(grace));
+        let mut report = ShutdownReport {
+            forced: false,
+            aborted: Vec::new(),
+            stuck: Vec::new(),
+        };
+        for stage in Stage::IN_ORDER {
+            let tasks = self.shared.stage(stage);
+            tasks.cancel.cancel();
+            tasks.tracker.close();
+            if !report.forced {
+                let out_of_time = async {
+                    let ends = grace.as_mut();
+                    if ends.is_elapsed() {
+                        tokio::time::sleep(LAST_WORDS).await;
+                    } else {
+                        ends.await;
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = tasks.tracker.wait() => {}
+                    () = force.as_mut() => report.forced = true,
+                    () = out_of_time => {}
+                }
+            }
+            self.abort_rest_of(stage, &mut report).await;
+        }
+        self.shared.state().closed = true;
+        report
+    }
+
+    async fn abort_rest_of(&self, stage: Stage, report: &mut ShutdownReport) {
+        // Collected first: an aborted task may take itself off the list at once.
+        let (names, aborts): (Vec<_>, Vec<_>) = self
+            .shared
+            .state()
+            .of(stage)
+            .map(|task| (task.name, task.abort.clone()))
+            .unzip();
+        report.aborted.extend(names);
+        for abort in aborts.into_iter().flatten() {
+            abort.abort();
+        }
+        let gone = self.shared.stage(stage).tracker.wait();
+        if tokio::time::timeout(ABORT_WAIT, gone).await.is_err() {
+            report
+                .stuck
+                .extend(self.shared.state().of(stage).map(|task| task.name));
+        }
+    }
+}
+
+impl TaskScope {
+    /// Spawns a task. It should end soon after [`Self::cancelled`]; a panic in it is logged and
+    /// ends nothing else. After the shutdown is over, the future is dropped unpolled.
+    pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+        self.start(name, async move {
+            if let Err(message) = caught(future).await {
+                log_panic(name, &message);
+            }
+        });
+    }
+
+    /// Spawns a task that needs no goodbye: it is dropped where it waits when the scope is cancelled.
+    pub fn spawn_until_cancelled(
+        &self,
+        name: &'static str,
+        future: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let cancel = self.cancel.clone();
+        self.spawn(name, async move {
+            cancel.run_until_cancelled(future).await;
+        });
+    }
+
+    /// Spawns a task that the daemon cannot do without: when it panics, fails, or ends before the
+    /// scope is cancelled, [`Supervisor::stopped`] returns with the failure.
+    pub fn spawn_essential<E>(
+        &self,
+        name: &'static str,
+        future: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) where
+        E: Into<Box<dyn Error + Send + Sync>> + Send + 'static,
+    {
+        let scope = self.clone();
+        self.start(name, async move {
+            let failure = match caught(future).await {
+                Ok(Ok(())) if scope.is_cancelled() => return,
+                Ok(Ok(())) => TaskFailure::Ended { task: name },
+                Ok(Err(error)) => TaskFailure::Failed {
+                    task: name,
+                    source: error.into(),
+                },
+                Err(message) => {
+                    log_panic(name, &message);
+                    TaskFailure::Panicked { task: name, message }
+                }
+            };
+            scope.shared.fail(failure);
+        });
+    }
+
+    /// A scope below this one: cancelled with it, or alone by [`Self::cancel`]. One per session.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            stage: self.stage,
+            cancel: self.cancel.child_token(),
+        }
+    }
+
+    /// Asks the tasks of this scope and of those below it to end.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+
+    /// Waits until the scope's tasks are asked to end.
+    pub async fn cancelled(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Whether the scope's tasks are asked to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// Asks the whole daemon to stop.
+    pub fn request_stop(&self) {
+        self.shared.stop.cancel();
+    }
+
+    fn start(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+        let span = tracing::error_span!("task", name);
+        let Some(entry) = self.shared.enter(self.stage, name) else {
+            tracing::debug!(name, "the shutdown is over; the task is not started");
+            return;
+        };
+        let number = entry.number;
+        let task = async move {
+            let _entry = entry;
+            future.await;
+        };
+        let handle = self.shared.stage(self.stage).tracker.spawn(task.instrument(span));
+        // The entry is made before and completed after: a task may end before `spawn` returns, and
+        // one that is spawned on a runtime that shuts down is dropped inside of `spawn`.
+        if let Some(task) = self.shared.state().tasks.get_mut(&number) {
+            task.abort = Some(handle.abort_handle());
+        }
+    }
+}
+
+impl Stage {
+    const IN_ORDER: [Self; 3] = [Self::Intake, Self::Work, Self::Base];
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    stop: CancellationToken,
+    intake: StageTasks,
+    work: StageTasks,
+    base: StageTasks,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct StageTasks {
+    cancel: CancellationToken,
+    tracker: TaskTracker,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    tasks: BTreeMap<u64, Task>,
+    failure: Option<TaskFailure>,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Task {
+    name: &'static str,
+    stage: Stage,
+    abort: Option<AbortHandle>,
+}
+
+impl State {
+    /// Nothing is added after the end of the shutdown.
+    fn add(&mut self, task: Task) -> Option<u64> {
+        if self.closed {
+            return None;
+        }
+        let number = self.next;
+        self.next += 1;
+        self.tasks.insert(number, task);
+        Some(number)
+    }
+
+    fn of(&self, stage: Stage) -> impl Iterator<Item = &Task> {
+        self.tasks.values().filter(move |task| task.stage == stage)
+    }
+}
+
+/// Takes the task off the list however it ends.
+struct Entry {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.shared.state().tasks.remove(&self.number);
+    }
+}
+
+impl Shared {
+    fn stage(&self, stage: Stage) -> &StageTasks {
+        match stage {
+            Stage::Intake => &self.intake,
+            Stage::Work => &self.work,
+            Stage::Base => &self.base,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(self: &Arc<Self>, stage: Stage, name: &'static str) -> Option<Entry> {
+        let task = Task {
+            name,
+            stage,
+            abort: None,
+        };
+        let number = self.state().add(task)?;
+        Some(Entry {
+            shared: Arc::clone(self),
+            number,
+        })
+    }
+
+    /// The first failure is the one that is told: later ones tend to follow from it.
+    fn fail(&self, failure: TaskFailure) {
+        if self.stop.is_cancelled() {
+            tracing::warn!(failure = %failure, "an essential task was lost while stopping");
+            return;
+        }
+        self.state().failure.get_or_insert(failure);
+        self.stop.cancel();
+    }
+}
+
+fn log_panic(task: &'static str, message: &str) {
+    tracing::error!(
+        task,
+        message,
+        "a task has panicked; this is a defect of the program, please report it with the log around it"
+    );
+}
+
+/// Runs the future to its end, or to the message of its panic.
+async fn caught<T>(future: impl Future<Output = T>) -> Result<T, String> {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        // The future is not polled again after a panic, so nobody sees what it left half done.
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(panic) => Poll::Ready(Err(message_of(panic.as_ref()))),
+        }
+    })
+    .await
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    foreign_text(text.unwrap_or("(no message)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::pending;
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::process::clock::{BUILD_TIME, Clock};
+
+    const GRACE: Duration = Duration::from_secs(10);
+
+    #[tokio::test(start_paused = true)]
+    async fn stages_end_one_after_the_other() {
+        let supervisor = Supervisor::new();
+        let (ended, mut order) = mpsc::channel(3);
+        for (stage, name) in [
+            (Stage::Base, "base"),
+            (Stage::Work, "work"),
+            (Stage::Intake, "intake"),
+        ] {
+            let (scope, ended) = (supervisor.scope(stage), ended.clone());
+            supervisor.scope(stage).spawn(name, async move {
+                scope.cancelled().await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                ended.send(name).await.unwrap();
+            });
+        }
+        let report = supervisor.shutdown(GRACE, pending()).await;
+        assert!(report.aborted.is_empty() && !report.forced, "{report:?}");
+        let mut seen = Vec::new();
+        while let Ok(name) = order.try_recv() {
+            seen.push(name);
+        }
+        assert_eq!(seen, ["intake", "work", "base"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_does_not_end_is_aborted_and_named() {
+        let supervisor = Supervisor::new();
+        supervisor.scope(Stage::Work).spawn("deaf", pending());
+        let (base, (saved, mut was_saved)) = (supervisor.scope(Stage::Base), mpsc::channel(1));
+        supervisor.scope(Stage::Base).spawn("writer", async move {
+            base.cancelled().await;
+            tokio::time::sleep(LAST_WORDS / 2).await;
+            saved.send(()).await.unwrap();
+        });
+        let clock = Clock::start(BUILD_TIME);
+        let report = supervisor.shutdown(GRACE, pending()).await;
+        assert_eq!(report.aborted, ["deaf"]);
+        assert_eq!(report.stuck, [""; 0]);
+        assert!(
+            was_saved.try_recv().is_ok(),
+            "the next stage still had its last words"
+        );
+        assert!(clock.now().since_start() < GRACE + 3 * (LAST_WORDS + ABORT_WAIT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn force_cuts_the_grace_short() {
+        let supervisor = Supervisor::new();
+        supervisor.scope(Stage::Intake).spawn("deaf", pending());
+        supervisor.scope(Stage::Base).spawn("deaf too", pending());
+        let clock = Clock::start(BUILD_TIME);
+        let report = supervisor
+            .shutdown(GRACE, tokio::time::sleep(Duration::from_secs(1)))
+            .await;
+        assert!(report.forced);
+        assert_eq!(report.aborted, ["deaf", "deaf too"]);
+        assert!(clock.now().since_start() < Duration::from_secs(3));
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_task_alone() {
+        let supervisor = Supervisor::new();
+        let scope = supervisor.scope(Stage::Work);
+        scope.spawn("broken", async { panic!("on purpose") });
+        let (done, mut was_done) = mpsc::channel(1);
+        scope.spawn("sound", async move { done.send(()).await.unwrap() });
+        assert_eq!(was_done.recv().await, Some(()));
+        while !supervisor.running().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(supervisor.shared.state().failure.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_essential_task_takes_the_daemon_with_it() {
+        async fn cause<E>(future: impl Future<Output = Result<(), E>> + Send + 'static) -> String
+        where
+            E: Into<Box<dyn Error + Send + Sync>> + Send + 'static,
+        {
+            let supervisor = Supervisor::new();
+            supervisor.scope(Stage::Work).spawn_essential("heart", future);
+            match supervisor.stopped().await {
+                StopCause::Failed(failure) => failure.to_string(),
+                StopCause::Requested => "requested".to_owned(),
+            }
+        }
+        let panicked = cause(async {
+            if true {
+                panic!("on purpose")
+            } else {
+                Ok::<(), Infallible>(())
+            }
+        });
+        assert!(panicked.await.contains("panicked: on purpose"));
+        assert!(
+            cause(async { Err("no disk") })
+                .await
+                .contains("`heart` cannot go on")
+        );
+        assert!(
+            cause(async { Ok::<(), Infallible>(()) })
+                .await
+                .contains("ended by itself")
+        );
+    }
+
+    #[tokio::test]
+    async fn an_essential_task_may_end_when_asked_to() {
+        let supervisor = Supervisor::new();
+        let scope = supervisor.scope(Stage::Work);
+        let inner = scope.clone();
+        scope.spawn_essential("heart", async move {
+            inner.cancelled().await;
+            Ok::<(), Infallible>(())
+        });
+        supervisor.request_stop();
+        assert!(matches!(supervisor.stopped().await, StopCause::Requested));
+        assert_eq!(supervisor.shutdown(GRACE, pending()).await.aborted, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_child_scope_ends_alone_or_with_its_parent() {
+        let supervisor = Supervisor::new();
+        let scope = supervisor.scope(Stage::Work);
+        let (one, other) = (scope.child(), scope.child());
+        one.cancel();
+        assert!(one.is_cancelled() && !scope.is_cancelled() && !other.is_cancelled());
+        scope.cancel();
+        assert!(other.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn nothing_starts_after_the_end() {
+        let supervisor = Supervisor::new();
+        let scope = supervisor.scope(Stage::Work);
+        supervisor.shutdown(GRACE, pending()).await;
+        let (started, mut was_started) = mpsc::channel::<()>(1);
+        scope.spawn("late", async move {
+            started.send(()).await.unwrap();
+        });
+        assert_eq!(was_started.recv().await, None, "the future is dropped unpolled");
+    }
+
+    #[tokio::test]
+    async fn thousands_of_tasks_leave_nothing_behind() {
+        let supervisor = Supervisor::new();
+        for _ in 0..5_000 {
+            supervisor
+                .scope(Stage::Work)
+                .spawn_until_cancelled("short", async {});
+        }
+        while !supervisor.running().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(supervisor.shared.state().tasks.is_empty());
+    }
+}

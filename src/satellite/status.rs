@@ -1,0 +1,219 @@
+//! What a satellite tells about itself: one report for the admin socket, `status` and `--json`.
+//! Built by the daemon from its machine, or from the store when no daemon runs. Holds no secret.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::id::PeerId;
+use crate::base::time::{UnixTime, rfc3339};
+use crate::contract::message::{OurEndpoint, SchemaCompatibility};
+use crate::contract::peer::{PeerStatus, SpawnMode};
+use crate::machine::join::JoinState;
+use crate::machine::membership::{Candidate, Membership};
+use crate::machine::renewal::{CertificateStanding, renewal_due};
+
+/// The whole report. Field names are the `--json` output: additions only.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Version of the program that made the report.
+    pub version: String,
+    /// When it was made.
+    #[serde(with = "rfc3339")]
+    pub generated_at: UnixTime,
+    /// Whether a daemon runs; without one the report comes from the store.
+    pub daemon_running: bool,
+    /// `not_invited`, or how far the join has come: `invited`, `key_ready`, `sent`, `accepted`,
+    /// `enrolled`, `joined`, `refused`.
+    pub state: String,
+    /// Why the join was refused and what to do.
+    pub refusal: Option<String>,
+    /// Whom it joins or has joined.
+    pub parent_url: Option<String>,
+    /// The membership.
+    pub peer: Option<PeerReport>,
+    /// The tunnel.
+    pub link: LinkReport,
+    /// The heartbeats.
+    pub heartbeat: HeartbeatReport,
+    /// The federation certificate.
+    pub certificate: Option<CertificateReport>,
+    /// The time in use.
+    pub clock: ClockReport,
+    /// Where the state is kept.
+    pub store: StoreReport,
+}
+
+/// The membership.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// The parent's id for this peering.
+    pub id: PeerId,
+    /// The peering as the parent last told it.
+    pub status: PeerStatus,
+    /// How the parent treats this child.
+    pub spawn_mode: SpawnMode,
+    /// The version both sides speak.
+    pub contract_version: u32,
+    /// When the parent accepted.
+    #[serde(with = "rfc3339")]
+    pub accepted_at: UnixTime,
+    /// Who runs the box.
+    pub operator_contact: String,
+    /// Where it stands.
+    pub location: String,
+    /// Declared data residency.
+    pub data_residency: Option<String>,
+}
+
+/// The tunnel.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// `off`, `resolving`, `dialing`, `connected`, `waiting`; `unknown` without a daemon.
+    pub state: String,
+    /// The bridge's address, while dialing or connected.
+    pub bridge: Option<String>,
+    /// `quic` while connected.
+    pub transport: Option<String>,
+    /// Since when it is connected.
+    #[serde(default, with = "rfc3339::option")]
+    pub since: Option<UnixTime>,
+    /// When the next try starts.
+    #[serde(default, with = "rfc3339::option")]
+    pub next_attempt_at: Option<UnixTime>,
+    /// Failed rounds since the last stable connection.
+    pub failures: u32,
+    /// The last failure, in words.
+    pub last_error: Option<String>,
+}
+
+/// The heartbeats.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct HeartbeatReport {
+    /// The parent's last acknowledgement.
+    #[serde(default, with = "rfc3339::option")]
+    pub last_acknowledged_at: Option<UnixTime>,
+    /// The last failure since then, in words.
+    pub last_error: Option<String>,
+    /// Where the parent says that it can be reached.
+    pub our_endpoints: Vec<OurEndpoint>,
+    /// How the versions fit, as the parent says.
+    pub schema_compatibility: Option<SchemaCompatibility>,
+}
+
+/// The federation certificate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CertificateReport {
+    /// `valid`, `renewal due`, `expires soon`, `expired`, `not yet valid`.
+    pub standing: String,
+    /// Serial, upper-case hex.
+    pub serial: String,
+    /// Begin of validity.
+    #[serde(with = "rfc3339")]
+    pub not_before: UnixTime,
+    /// End of validity.
+    #[serde(with = "rfc3339")]
+    pub not_after: UnixTime,
+    /// When renewal starts.
+    #[serde(with = "rfc3339")]
+    pub renew_at: UnixTime,
+    /// A renewal under way: `requested` or `proving`.
+    pub renewal: Option<String>,
+}
+
+/// The time in use.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClockReport {
+    /// The system clock.
+    #[serde(with = "rfc3339")]
+    pub system: UnixTime,
+    /// The time that certificate checks use.
+    #[serde(with = "rfc3339")]
+    pub trusted: UnixTime,
+    /// Why they differ.
+    pub doubt: Option<String>,
+}
+
+/// Where the state is kept.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct StoreReport {
+    /// The state directory.
+    pub directory: String,
+    /// Size of the store file in bytes.
+    pub size_bytes: u64,
+    /// Set when the store was damaged and the second copy of the identity was used.
+    pub recovered: Option<String>,
+}
+
+impl StatusReport {
+    /// What the state alone tells; link, heartbeat, clock and store are the caller's.
+    pub fn of_state(
+        state: Option<&JoinState>,
+        version: &str,
+        clock: ClockReport,
+        link: LinkReport,
+        heartbeat: HeartbeatReport,
+        store: StoreReport,
+    ) -> Self {
+        let membership = state.and_then(JoinState::membership);
+        Self {
+            version: version.to_owned(),
+            generated_at: clock.trusted,
+            daemon_running: false,
+            state: state.map_or("not_invited", JoinState::name).to_owned(),
+            refusal: match state {
+                Some(JoinState::Refused { refusal, .. }) => Some(refusal.to_string()),
+                _ => None,
+            },
+            parent_url: state.map(|state| state.parent().url.to_string()),
+            peer: membership.map(PeerReport::of),
+            link,
+            heartbeat,
+            certificate: membership.map(|membership| CertificateReport::of(membership, clock.trusted)),
+            clock,
+            store,
+        }
+    }
+
+    /// Whether the satellite is a member and its parent counts it as active.
+    pub fn is_active(&self) -> bool {
+        self.state == "joined"
+            && self
+                .peer
+                .as_ref()
+                .is_some_and(|peer| peer.status == PeerStatus::Active)
+    }
+}
+
+impl PeerReport {
+    fn of(membership: &Membership) -> Self {
+        Self {
+            id: membership.peer_id,
+            status: membership.status,
+            spawn_mode: membership.spawn_mode,
+            contract_version: membership.contract_version,
+            accepted_at: membership.accepted_at,
+            operator_contact: membership.operator.contact.clone(),
+            location: membership.operator.location.clone(),
+            data_residency: membership.operator.data_residency.clone(),
+        }
+    }
+}
+
+impl CertificateReport {
+    fn of(membership: &Membership, now: UnixTime) -> Self {
+        let (not_before, not_after) = (
+            membership.identity.not_before,
+            membership.identity.certificate.not_after,
+        );
+        Self {
+            standing: CertificateStanding::judge(not_before, not_after, now).to_string(),
+            serial: membership.identity.certificate.serial.clone(),
+            not_before,
+            not_after,
+            renew_at: renewal_due(not_before, not_after),
+            renewal: membership.candidate.as_ref().map(|candidate| match candidate {
+                Candidate::Requested(_) => "requested".to_owned(),
+                Candidate::Issued(_) => "proving".to_owned(),
+            }),
+        }
+    }
+}
