@@ -2,8 +2,6 @@
 //! that a handshake shows. Reads only; whether to trust what is read is decided in `issued` and
 //! `tls`.
 
-use std::fmt::Write as _;
-
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -182,13 +180,8 @@ fn only_common_name(name: &X509Name<'_>) -> Option<String> {
 
 fn upper_hex(serial: &[u8]) -> String {
     let zeros = serial.iter().take_while(|byte| **byte == 0).count();
-    let significant = serial
-        .get(zeros.min(serial.len().saturating_sub(1))..)
-        .unwrap_or_default();
-    significant.iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02X}");
-        hex
-    })
+    let start = zeros.min(serial.len().saturating_sub(1));
+    data_encoding::HEXUPPER.encode(serial.get(start..).unwrap_or_default())
 }
 
 /// What a handshake shows: the certificate of the key, then those that lead to its anchor.

@@ -3,7 +3,7 @@ use x509_parser::prelude::{GeneralName, ParsedExtension, X509Certificate};
 
 use super::*;
 use crate::contract::invitation::ParentTrust;
-use crate::identity::certificate::{CertificateFacts, peer_id_of};
+use crate::identity::certificate::peer_id_of;
 use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
 use crate::identity::test_handshake::{Connected, Failed, NOW, at, fixed, handshake};
 use crate::identity::tls::{ClientAuth, ClientTls, TlsIdentity, client_config, server_config};
@@ -307,15 +307,36 @@ fn times_that_no_certificate_can_hold_are_refused() {
     let never = UnixTime::from_seconds(i64::MAX);
     assert!(matches!(
         CertificateAuthority::create("ca", never, SERIAL),
-        Err(CreateAuthorityError::Time { .. })
-    ));
-    assert!(matches!(
-        authority().issue_peer_certificate(csr!("p256"), peer_id(), never, SERIAL),
-        Err(CsrRefused::Time { .. })
+        Err(CreateAuthorityError::Validity(NoValidity::Time { .. }))
     ));
     assert!(matches!(
         CertificateAuthority::create(" ", NOW, SERIAL),
         Err(CreateAuthorityError::Name { .. })
+    ));
+    let early = UnixTime::from_seconds(i64::MIN);
+    let refused = authority().issue_peer_certificate(csr!("p256"), peer_id(), early, SERIAL);
+    assert!(refused.unwrap_err().is_ours());
+}
+
+#[test]
+fn no_certificate_outlives_its_authority() {
+    let made = authority();
+    let ended = NOW.plus(AUTHORITY_LIFETIME);
+    let issue = |now| made.issue_peer_certificate(csr!("p256"), peer_id(), now, SERIAL);
+    let last_day = ended.minus(Duration::from_secs(DAY_SECONDS));
+    let issued = issue(last_day).unwrap();
+    assert_eq!(issued.not_after, ended);
+    let facts = CertificateFacts::of_der(&der_of(&issued.cert_pem)).unwrap();
+    assert_eq!(facts.not_after, ended);
+    assert!(matches!(
+        issue(ended),
+        Err(CsrRefused::Validity(NoValidity::AuthorityEnded { .. }))
+    ));
+    assert!(matches!(
+        made.issue_server_certificate(&["bridge.example".to_owned()], ended, SERIAL),
+        Err(ServerCertificateError::Validity(
+            NoValidity::AuthorityEnded { .. }
+        ))
     ));
 }
 
