@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use super::driver::DriverHandle;
 use crate::base::limit::{HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES, error_chain};
 use crate::base::secret::Secret;
+use crate::base::time::UnixTime;
 use crate::contract::invitation::{ContractVersion, HostPort, ParentTrust, ParentUrl};
 use crate::contract::message::{failure_body, success_body};
 use crate::contract::peer::SpawnMode;
@@ -53,6 +54,8 @@ pub struct JoinRequest {
     pub operator: Operator,
     /// The single-use credential.
     pub token: Zeroizing<String>,
+    /// The parent's time when it invited, seconds since 1970.
+    pub minted_at: Option<UnixTime>,
 }
 
 impl JoinRequest {
@@ -64,6 +67,7 @@ impl JoinRequest {
             trust: invitation.parent.trust.clone(),
             operator: invitation.operator.clone(),
             token: Zeroizing::new(invitation.token.expose_text()?.to_owned()),
+            minted_at: invitation.minted_at,
         })
     }
 
@@ -80,6 +84,7 @@ impl JoinRequest {
             spawn_mode: SpawnMode::ManagedChild,
             parent_peer_id: None,
             contract_version: ContractVersion::CURRENT,
+            minted_at: self.minted_at,
         })
     }
 }

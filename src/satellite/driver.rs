@@ -211,7 +211,12 @@ impl Driver {
         scope: TaskScope,
         settings: DriverSettings,
     ) -> (Self, DriverHandle) {
-        if let Some(seen) = loaded.facts.seen_from_parent {
+        let minted = loaded
+            .state
+            .as_ref()
+            .and_then(JoinState::invitation)
+            .and_then(|i| i.minted_at);
+        if let Some(seen) = loaded.facts.seen_from_parent.max(minted) {
             clock.restore_parent_time(seen);
         }
         let store_report = store.report(loaded.recovered);
@@ -318,6 +323,12 @@ impl Driver {
             .await
             .map_err(JoinCommandError::Save)?;
         tracing::info!(parent = %invitation.parent.url, "invited");
+        if let Some(minted) = invitation
+            .minted_at
+            .filter(|minted| Some(*minted) > self.clock.seen_from_parent())
+        {
+            self.clock.restore_parent_time(minted);
+        }
         self.failures = Failures::default();
         self.tell(ChildEvent::Invited(invitation));
         Ok(())

@@ -16,12 +16,12 @@ use crate::identity::key::{InvalidPrivateKey, PrivateKey};
 use crate::identity::tls::{
     ClientTls, TimeSource, TlsConfigError, TlsIdentity, TlsIdentityError, client_config,
 };
-use crate::identity::tls_failure::FailureRecord;
+use crate::identity::tls_failure::{FailureRecord, TlsFailure};
 use crate::machine::membership::{Parent, StoredIdentity};
 use crate::machine::reconnect::{DialTarget, Setback, TARGETS_MAX};
 use crate::process::clock::Clock;
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
-use crate::tunnel::transport::Outlook;
+use crate::tunnel::transport::{Outlook, Transport, TransportClosed};
 use crate::tunnel::{GreetingError, Tunnel, TunnelDriver, TunnelSettings};
 use crate::wire::{Hello, TUNNEL_ALPN, TUNNEL_VERSION, Welcome};
 
@@ -201,14 +201,13 @@ async fn dial_unbounded(
     settings: TunnelSettings,
     clock: Clock,
 ) -> Result<Established, DialError> {
-    let failures = FailureRecord::default();
-    let config = tls_config(credentials, certificate_time(&clock), failures.clone()).await?;
-    let (host, address) = (target.host.clone(), target.address);
-    // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-    let endpoint = QuicEndpoint::client(QuicSettings::default()).map_err(DialError::Socket)?;
-    let transport = match endpoint.dial(address, &host, config, &failures).await {
+    let time = certificate_time(&clock);
+    let transport = match connect(target, credentials.clone(), time).await {
+        Err(error) => match time_for_doubtful_clock(&error, &clock) {
+            Some(time) => connect(target, credentials, time).await?,
+            None => return Err(error),
+        },
         Ok(transport) => transport,
-        Err(source) => return Err(DialError::Connect { host, source }),
     };
     let hello = Hello {
         version: TUNNEL_VERSION,
@@ -222,11 +221,53 @@ async fn dial_unbounded(
             welcome,
         }),
         Err(source) => Err(DialError::Greeting {
-            host,
-            address,
+            host: target.host.clone(),
+            address: target.address,
             source,
         }),
     }
+}
+
+async fn connect(
+    target: &DialTarget,
+    credentials: Credentials,
+    time: TimeSource,
+) -> Result<Arc<dyn Transport>, DialError> {
+    let failures = FailureRecord::default();
+    let config = tls_config(credentials, time, failures.clone()).await?;
+    // A new socket for each dial: a port that some router on the way has black-holed is left behind.
+    let endpoint = QuicEndpoint::client(QuicSettings::default()).map_err(DialError::Socket)?;
+    endpoint
+        .dial(target.address, &target.host, config, &failures)
+        .await
+        .map_err(|source| DialError::Connect {
+            host: target.host.clone(),
+            source,
+        })
+}
+
+/// A board that has lost its clock may be older than the bridge's certificate and would never get
+/// to the parent that could tell it the time. While the clock is in doubt, the begin of a validity
+/// proves no less about the time than the clock does; the end is checked as ever.
+fn time_for_doubtful_clock(error: &DialError, clock: &Clock) -> Option<TimeSource> {
+    clock.trusted().doubt?;
+    let DialError::Connect {
+        source: quic::DialError::Closed { reason, .. },
+        ..
+    } = error
+    else {
+        return None;
+    };
+    let TransportClosed::Tls {
+        failure: TlsFailure::NotYetValid { not_before, .. },
+        ..
+    } = reason
+    else {
+        return None;
+    };
+    tracing::warn!(%not_before, "the clock of this box is in doubt; taking the begin of the parent's certificate for the time");
+    let (clock, not_before) = (clock.clone(), *not_before);
+    Some(Arc::new(move || clock.trusted().now.max(not_before)))
 }
 
 /// The time that certificates are checked against.
