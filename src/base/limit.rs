@@ -53,7 +53,10 @@ pub fn error_chain(error: &(dyn Error + 'static)) -> String {
         }
         source = inner.source();
     }
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(ERROR_TEXT_MAX_CHARS).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(ERROR_TEXT_MAX_CHARS)
+        .collect()
 }
 
 #[cfg(test)]

@@ -101,6 +101,17 @@ impl JoinState {
         }
     }
 
+    /// The invitation, until there is a membership.
+    pub const fn invitation(&self) -> Option<&StoredInvitation> {
+        match self {
+            Self::Invited(invitation)
+            | Self::KeyReady { invitation, .. }
+            | Self::Sent { invitation, .. }
+            | Self::Accepted { invitation, .. } => Some(invitation),
+            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } => None,
+        }
+    }
+
     /// One word for status and logs.
     pub const fn name(&self) -> &'static str {
         match self {

@@ -71,6 +71,8 @@ pub struct StoredInvitation {
     pub parent_peer_id: Option<PeerId>,
     /// The version to claim.
     pub contract_version: ContractVersion,
+    /// The parent's time when it invited, where the invitation told it.
+    pub minted_at: Option<UnixTime>,
 }
 
 impl StoredInvitation {
@@ -87,6 +89,7 @@ impl StoredInvitation {
             spawn_mode: invitation.spawn_mode,
             parent_peer_id: invitation.parent_peer_id,
             contract_version: invitation.contract_version,
+            minted_at: invitation.minted_at,
         }
     }
 

@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use super::driver::DriverHandle;
 use crate::base::limit::{HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES, error_chain};
 use crate::base::secret::Secret;
+use crate::base::time::UnixTime;
 use crate::contract::invitation::{ContractVersion, HostPort, ParentTrust, ParentUrl};
 use crate::contract::message::{failure_body, success_body};
 use crate::contract::peer::SpawnMode;
@@ -53,6 +54,8 @@ pub struct JoinRequest {
     pub operator: Operator,
     /// The single-use credential.
     pub token: Zeroizing<String>,
+    /// The parent's time when it invited, seconds since 1970.
+    pub minted_at: Option<UnixTime>,
 }
 
 impl JoinRequest {
@@ -64,18 +67,24 @@ impl JoinRequest {
             trust: invitation.parent.trust.clone(),
             operator: invitation.operator.clone(),
             token: Zeroizing::new(invitation.token.expose_text()?.to_owned()),
+            minted_at: invitation.minted_at,
         })
     }
 
     fn into_invitation(self) -> Result<StoredInvitation, InvalidToken> {
         let token: Secret = AcceptanceToken::parse(self.token.to_string())?.expose().clone();
         Ok(StoredInvitation {
-            parent: Parent { url: self.parent_url, bridges: self.bridges, trust: self.trust },
+            parent: Parent {
+                url: self.parent_url,
+                bridges: self.bridges,
+                trust: self.trust,
+            },
             operator: self.operator,
             token,
             spawn_mode: SpawnMode::ManagedChild,
             parent_peer_id: None,
             contract_version: ContractVersion::CURRENT,
+            minted_at: self.minted_at,
         })
     }
 }
@@ -96,7 +105,9 @@ pub enum AdminSocketError {
         path: PathBuf,
     },
     /// The directory or the socket cannot be made.
-    #[error("cannot open the admin socket {path}; check that its directory exists and belongs to the daemon's user")]
+    #[error(
+        "cannot open the admin socket {path}; check that its directory exists and belongs to the daemon's user"
+    )]
     Io {
         /// The socket.
         path: PathBuf,
@@ -118,7 +129,10 @@ pub struct AdminSocket {
 impl AdminSocket {
     /// Listens. A file that a dead daemon left behind is replaced.
     pub async fn bind(path: &Path) -> Result<Self, AdminSocketError> {
-        let failed = |source| AdminSocketError::Io { path: path.to_owned(), source };
+        let failed = |source| AdminSocketError::Io {
+            path: path.to_owned(),
+            source,
+        };
         if let Some(directory) = path.parent()
             && !directory.exists()
         {
@@ -127,10 +141,14 @@ impl AdminSocket {
         }
         match std::fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
-                return Err(AdminSocketError::NotASocket { path: path.to_owned() });
+                return Err(AdminSocketError::NotASocket {
+                    path: path.to_owned(),
+                });
             }
             Ok(_) if UnixStream::connect(path).await.is_ok() => {
-                return Err(AdminSocketError::InUse { path: path.to_owned() });
+                return Err(AdminSocketError::InUse {
+                    path: path.to_owned(),
+                });
             }
             Ok(_) => std::fs::remove_file(path).map_err(failed)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -139,14 +157,20 @@ impl AdminSocket {
         let listener = UnixListener::bind(path).map_err(failed)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
         let owner = std::fs::metadata(path).map_err(failed)?.uid();
-        Ok(Self { listener, path: path.to_owned(), owner })
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            owner,
+        })
     }
 
     /// Serves until the scope is cancelled.
     pub async fn serve(self, scope: TaskScope, handle: DriverHandle) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                return;
+            };
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -170,7 +194,9 @@ impl AdminSocket {
 
     /// The daemon's own user and root.
     fn allows(&self, stream: &UnixStream) -> bool {
-        stream.peer_cred().is_ok_and(|caller| caller.uid() == 0 || caller.uid() == self.owner)
+        stream
+            .peer_cred()
+            .is_ok_and(|caller| caller.uid() == 0 || caller.uid() == self.owner)
     }
 }
 
@@ -202,18 +228,29 @@ async fn answer(request: Request<Incoming>, handle: &DriverHandle) -> Response<F
             reply(StatusCode::OK, &success_body(&report))
         }
         (&Method::POST, JOIN_PATH) => join(request, handle).await,
-        (_, STATUS_PATH | JOIN_PATH) => refuse(StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here"),
-        _ => refuse(StatusCode::NOT_FOUND, "no such resource; known are /v1/status and /v1/join"),
+        (_, STATUS_PATH | JOIN_PATH) => {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here")
+        }
+        _ => refuse(
+            StatusCode::NOT_FOUND,
+            "no such resource; known are /v1/status and /v1/join",
+        ),
     }
 }
 
 async fn join(request: Request<Incoming>, handle: &DriverHandle) -> Response<Full<Bytes>> {
-    let body = match Limited::new(request.into_body(), JSON_BODY_MAX_BYTES).collect().await {
+    let body = match Limited::new(request.into_body(), JSON_BODY_MAX_BYTES)
+        .collect()
+        .await
+    {
         Ok(body) => body.to_bytes(),
         Err(error) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()),
     };
     let Ok(request) = serde_json::from_slice::<JoinRequest>(&body) else {
-        return refuse(StatusCode::BAD_REQUEST, "the join request is not what this daemon's version understands");
+        return refuse(
+            StatusCode::BAD_REQUEST,
+            "the join request is not what this daemon's version understands",
+        );
     };
     let invitation = match request.into_invitation() {
         Ok(invitation) => invitation,

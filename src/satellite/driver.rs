@@ -65,7 +65,10 @@ pub struct DriverSettings {
 #[derive(Debug)]
 pub enum Command {
     /// Join with this invitation.
-    Join(Box<StoredInvitation>, oneshot::Sender<Result<(), JoinCommandError>>),
+    Join(
+        Box<StoredInvitation>,
+        oneshot::Sender<Result<(), JoinCommandError>>,
+    ),
     /// Take new settings and try to connect at once.
     Reload(Box<DriverSettings>),
 }
@@ -100,13 +103,19 @@ impl DriverHandle {
     /// Hands an invitation over; returns when it is stored.
     pub async fn join(&self, invitation: StoredInvitation) -> Result<Result<(), JoinCommandError>, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Join(Box::new(invitation), reply)).await.map_err(|_| Stopping)?;
+        self.commands
+            .send(Command::Join(Box::new(invitation), reply))
+            .await
+            .map_err(|_| Stopping)?;
         answer.await.map_err(|_| Stopping)
     }
 
     /// Takes new settings and tries to connect at once.
     pub async fn reload(&self, settings: DriverSettings) -> Result<(), Stopping> {
-        self.commands.send(Command::Reload(Box::new(settings))).await.map_err(|_| Stopping)
+        self.commands
+            .send(Command::Reload(Box::new(settings)))
+            .await
+            .map_err(|_| Stopping)
     }
 }
 
@@ -138,7 +147,9 @@ pub(super) struct EstablishedLink {
 
 impl std::fmt::Debug for EstablishedLink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EstablishedLink").field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("EstablishedLink")
+            .field("target", &self.target)
+            .finish_non_exhaustive()
     }
 }
 
@@ -152,7 +163,13 @@ pub(super) struct Reporter {
 impl Reporter {
     /// Waits for a place in the queue; a loop that is gone does not want it any more.
     pub(super) async fn send(&self, news: News) {
-        let _ = self.reports.send(Report { link: self.link, news }).await;
+        let _ = self
+            .reports
+            .send(Report {
+                link: self.link,
+                news,
+            })
+            .await;
     }
 }
 
@@ -194,7 +211,12 @@ impl Driver {
         scope: TaskScope,
         settings: DriverSettings,
     ) -> (Self, DriverHandle) {
-        if let Some(seen) = loaded.facts.seen_from_parent {
+        let minted = loaded
+            .state
+            .as_ref()
+            .and_then(JoinState::invitation)
+            .and_then(|i| i.minted_at);
+        if let Some(seen) = loaded.facts.seen_from_parent.max(minted) {
             clock.restore_parent_time(seen);
         }
         let store_report = store.report(loaded.recovered);
@@ -233,7 +255,10 @@ impl Driver {
     pub async fn run(mut self) {
         self.carry_out().await;
         loop {
-            let wake = self.machine.poll_timeout().unwrap_or(Moment::after_start(Duration::MAX));
+            let wake = self
+                .machine
+                .poll_timeout()
+                .unwrap_or(Moment::after_start(Duration::MAX));
             let pulse = self.clock.now().plus(PULSE);
             tokio::select! {
                 () = self.scope.cancelled() => break,
@@ -293,8 +318,17 @@ impl Driver {
     async fn join(&mut self, invitation: Box<StoredInvitation>) -> Result<(), JoinCommandError> {
         self.machine.may_invite()?;
         let state = JoinState::invited((*invitation).clone(), self.machine.state());
-        self.store.save_state(&state).await.map_err(JoinCommandError::Save)?;
+        self.store
+            .save_state(&state)
+            .await
+            .map_err(JoinCommandError::Save)?;
         tracing::info!(parent = %invitation.parent.url, "invited");
+        if let Some(minted) = invitation
+            .minted_at
+            .filter(|minted| Some(*minted) > self.clock.seen_from_parent())
+        {
+            self.clock.restore_parent_time(minted);
+        }
         self.failures = Failures::default();
         self.tell(ChildEvent::Invited(invitation));
         Ok(())
@@ -309,12 +343,17 @@ impl Driver {
                 ChildAction::Resolve(parent) => self.resolve(*parent),
                 ChildAction::Dial(target, purpose) => self.dial(target, purpose),
                 ChildAction::Hangup => self.hang_up(),
-                ChildAction::SendAccept { invitation, csr_pem } => self.with_tunnel(|tunnel, reporter| {
-                    exchange::accept(tunnel, reporter, *invitation, csr_pem)
-                }),
-                ChildAction::VerifyCertificate { parent, response, key } => {
+                ChildAction::SendAccept { invitation, csr_pem } => self
+                    .with_tunnel(|tunnel, reporter| exchange::accept(tunnel, reporter, *invitation, csr_pem)),
+                ChildAction::VerifyCertificate {
+                    parent,
+                    response,
+                    key,
+                } => {
                     let now = self.clock.trusted().now;
-                    self.tell(ChildEvent::Join(exchange::verify_accept(&parent, &response, &key, now)));
+                    self.tell(ChildEvent::Join(exchange::verify_accept(
+                        &parent, &response, &key, now,
+                    )));
                 }
                 ChildAction::SendHeartbeat => self.send_heartbeat(),
                 ChildAction::SendRefresh { key } => self.send_refresh(*key),
@@ -350,7 +389,10 @@ impl Driver {
     }
 
     fn reporter(&self) -> Reporter {
-        Reporter { link: self.link_number, reports: self.reports.0.clone() }
+        Reporter {
+            link: self.link_number,
+            reports: self.reports.0.clone(),
+        }
     }
 
     fn resolve(&mut self, mut parent: Parent) {
@@ -362,7 +404,10 @@ impl Driver {
             .facts
             .good_addresses
             .iter()
-            .map(|(host, address)| DialTarget { host: host.clone(), address: *address })
+            .map(|(host, address)| DialTarget {
+                host: host.clone(),
+                address: *address,
+            })
             .collect();
         let reporter = self.reporter();
         self.link_scope.spawn_until_cancelled("resolve", async move {
@@ -373,7 +418,9 @@ impl Driver {
                     "no address found for {}; check the network and DNS of this box",
                     names.join(", ")
                 );
-                reporter.send(News::Failed(ChildEvent::Resolved(targets), why)).await;
+                reporter
+                    .send(News::Failed(ChildEvent::Resolved(targets), why))
+                    .await;
             } else {
                 reporter.send(News::Event(ChildEvent::Resolved(targets))).await;
             }
@@ -394,7 +441,9 @@ impl Driver {
                 }
                 Err(error) => {
                     let why = crate::base::limit::error_chain(&error);
-                    reporter.send(News::Failed(ChildEvent::DialFailed(error.setback()), why)).await;
+                    reporter
+                        .send(News::Failed(ChildEvent::DialFailed(error.setback()), why))
+                        .await;
                 }
             }
         });
@@ -406,7 +455,10 @@ impl Driver {
             LinkPurpose::Bootstrap => None,
             LinkPurpose::Member(choice) => Some(identity_of(state, choice)?),
         };
-        Some(Credentials { trust: state.parent().trust.clone(), identity })
+        Some(Credentials {
+            trust: state.parent().trust.clone(),
+            identity,
+        })
     }
 
     /// A new number: what is still under way for the link before is cancelled and not listened to.
@@ -419,15 +471,28 @@ impl Driver {
 
     fn hang_up(&mut self) {
         if let Some(link) = self.link.take() {
-            let goodbye = Goodbye { reason: GoodbyeReason::Done, message: String::new(), retry_after_millis: 0 };
+            let goodbye = Goodbye {
+                reason: GoodbyeReason::Done,
+                message: String::new(),
+                retry_after_millis: 0,
+            };
             // The tunnel's own task outlives the link's scope by this goodbye.
-            self.scope.spawn("goodbye", async move { link.tunnel.close(goodbye).await });
+            self.scope
+                .spawn("goodbye", async move { link.tunnel.close(goodbye).await });
         }
         self.new_link();
     }
 
     fn established(&mut self, link: EstablishedLink) {
-        let EstablishedLink { target, established: Established { tunnel, driver, welcome } } = link;
+        let EstablishedLink {
+            target,
+            established:
+                Established {
+                    tunnel,
+                    driver,
+                    welcome,
+                },
+        } = link;
         let told = link::welcome_time(&welcome);
         if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
             tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
@@ -436,16 +501,30 @@ impl Driver {
         self.scope.spawn("tunnel", async move {
             driver.run().await;
         });
-        let api = FederationApi { ca_bundle_pem: self.ca_bundle() };
-        serve::spawn(&self.link_scope, tunnel.clone(), api, self.clock.clone(), self.reporter());
+        let api = FederationApi {
+            ca_bundle_pem: self.ca_bundle(),
+        };
+        serve::spawn(
+            &self.link_scope,
+            tunnel.clone(),
+            api,
+            self.clock.clone(),
+            self.reporter(),
+        );
         self.remember(&target);
         self.failures.link_is_up();
-        self.link = Some(LiveLink { tunnel, target, since: self.clock.trusted().now });
+        self.link = Some(LiveLink {
+            tunnel,
+            target,
+            since: self.clock.trusted().now,
+        });
         self.tell(ChildEvent::Connected);
     }
 
     fn ca_bundle(&self) -> String {
-        self.machine.membership().map_or_else(String::new, |m| m.identity.certificate.ca_chain_pem.clone())
+        self.machine
+            .membership()
+            .map_or_else(String::new, |m| m.identity.certificate.ca_chain_pem.clone())
     }
 
     fn remember(&mut self, target: &DialTarget) {
@@ -478,7 +557,9 @@ impl Driver {
     }
 
     fn send_heartbeat(&mut self) {
-        let Some(mut membership) = self.machine.membership().cloned() else { return };
+        let Some(mut membership) = self.machine.membership().cloned() else {
+            return;
+        };
         if let Some(operator) = &self.settings.operator {
             membership.operator = operator.clone();
         }
@@ -486,7 +567,9 @@ impl Driver {
     }
 
     fn send_refresh(&mut self, key: crate::machine::membership::KeyMaterial) {
-        let Some(membership) = self.machine.membership().cloned() else { return };
+        let Some(membership) = self.machine.membership().cloned() else {
+            return;
+        };
         let now = self.clock.trusted().now;
         self.with_tunnel(move |tunnel, reporter| exchange::refresh(tunnel, reporter, membership, key, now));
     }
@@ -550,7 +633,10 @@ impl Driver {
             trusted: trusted.now,
             doubt: trusted.doubt.map(|doubt| doubt.to_string()).or_else(|| {
                 let ahead = self.clock.ahead_of_parent()?;
-                Some(format!("the system clock is {} s ahead of the parent's", ahead.as_secs()))
+                Some(format!(
+                    "the system clock is {} s ahead of the parent's",
+                    ahead.as_secs()
+                ))
             }),
         };
         let connected = self.link.as_ref().map(|link| (link.target.address, link.since));
@@ -567,8 +653,14 @@ impl Driver {
             our_endpoints: self.facts.our_endpoints.clone(),
             schema_compatibility: self.facts.schema_compatibility.clone(),
         };
-        let mut report =
-            StatusReport::of_state(self.machine.state(), RELEASE, clock, link, heartbeat, self.store_report.clone());
+        let mut report = StatusReport::of_state(
+            self.machine.state(),
+            RELEASE,
+            clock,
+            link,
+            heartbeat,
+            self.store_report.clone(),
+        );
         report.daemon_running = true;
         self.status.send_replace(report);
         let verdict = self.machine.watchdog(self.clock.now());

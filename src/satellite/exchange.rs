@@ -17,13 +17,23 @@ use super::driver::{News, Reporter};
 use super::parent_client::{self, ExchangeError};
 
 /// A new key with its request.
-pub(super) fn generate_key(common_name: &str) -> Result<KeyMaterial, Box<dyn std::error::Error + Send + Sync>> {
+pub(super) fn generate_key(
+    common_name: &str,
+) -> Result<KeyMaterial, Box<dyn std::error::Error + Send + Sync>> {
     let key = PrivateKey::generate()?;
-    Ok(KeyMaterial { csr_pem: key.csr_pem(common_name)?, pkcs8: key.expose_pkcs8().clone() })
+    Ok(KeyMaterial {
+        csr_pem: key.csr_pem(common_name)?,
+        pkcs8: key.expose_pkcs8().clone(),
+    })
 }
 
 /// Sends accept and reports what became of it.
-pub(super) async fn accept(tunnel: Tunnel, reporter: Reporter, invitation: StoredInvitation, csr_pem: String) {
+pub(super) async fn accept(
+    tunnel: Tunnel,
+    reporter: Reporter,
+    invitation: StoredInvitation,
+    csr_pem: String,
+) {
     let news = match parent_client::accept(&tunnel, &invitation, &csr_pem).await {
         Ok(ContractAnswer::Data(response)) => {
             News::Event(ChildEvent::Join(JoinEvent::Answered(Box::new(response))))
@@ -72,9 +82,10 @@ pub(super) async fn refresh(
             Ok(identity) => News::Event(ChildEvent::RefreshIssued(identity)),
             Err(why) => News::Failed(ChildEvent::RefreshFailed, why),
         },
-        Ok(ContractAnswer::Failure(failure)) => {
-            News::Failed(ChildEvent::RefreshFailed, failure_text("certificate renewal", &failure))
-        }
+        Ok(ContractAnswer::Failure(failure)) => News::Failed(
+            ChildEvent::RefreshFailed,
+            failure_text("certificate renewal", &failure),
+        ),
         Err(error) => News::Failed(ChildEvent::RefreshFailed, error_chain(&error)),
     };
     reporter.send(news).await;
@@ -89,13 +100,24 @@ pub(super) fn verify_accept(
 ) -> JoinEvent {
     let subject_cn = peer_subject(response.peer_id);
     let outcome = match &response.federation_certificate {
-        Some(certificate) => verify(certificate, &subject_cn, key, IssuerTrust::from(&parent.trust), now),
+        Some(certificate) => verify(
+            certificate,
+            &subject_cn,
+            key,
+            IssuerTrust::from(&parent.trust),
+            now,
+        ),
         None => Err("the answer holds none".to_owned()),
     };
     match outcome {
-        Ok(StoredIdentity { certificate, not_before, .. }) => {
-            JoinEvent::CertificateVerified { not_before, certificate }
-        }
+        Ok(StoredIdentity {
+            certificate,
+            not_before,
+            ..
+        }) => JoinEvent::CertificateVerified {
+            not_before,
+            certificate,
+        },
         Err(why) => JoinEvent::CertificateRejected(why),
     }
 }
@@ -106,8 +128,15 @@ fn verify_refresh(
     key: &KeyMaterial,
     now: UnixTime,
 ) -> Result<StoredIdentity, String> {
-    let known = Anchors::from_pem(&membership.identity.certificate.ca_chain_pem).map_err(|e| error_chain(&e))?;
-    verify(certificate, &peer_subject(membership.peer_id), key, IssuerTrust::Known(&known), now)
+    let known =
+        Anchors::from_pem(&membership.identity.certificate.ca_chain_pem).map_err(|e| error_chain(&e))?;
+    verify(
+        certificate,
+        &peer_subject(membership.peer_id),
+        key,
+        IssuerTrust::Known(&known),
+        now,
+    )
 }
 
 fn verify(
@@ -118,7 +147,12 @@ fn verify(
     now: UnixTime,
 ) -> Result<StoredIdentity, String> {
     let private = PrivateKey::from_pkcs8(key.pkcs8.clone()).map_err(|error| error_chain(&error))?;
-    let expected = ExpectedCertificate { subject_cn, key: private.public_key_digest(), trust, now };
+    let expected = ExpectedCertificate {
+        subject_cn,
+        key: private.public_key_digest(),
+        trust,
+        now,
+    };
     let verified = verify_issued(&certificate.cert_pem, &certificate.ca_chain_pem, &expected)
         .map_err(|error| error_chain(&error))?;
     let facts = verified.chain.facts();
@@ -138,6 +172,9 @@ fn failure_text(what: &str, failure: &ContractFailure) -> String {
     if failure.error.is_empty() {
         format!("the parent answered the {what} with HTTP {}", failure.http_status)
     } else {
-        format!("the parent answered the {what} with HTTP {}: {}", failure.http_status, failure.error)
+        format!(
+            "the parent answered the {what} with HTTP {}: {}",
+            failure.http_status, failure.error
+        )
     }
 }

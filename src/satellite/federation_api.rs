@@ -24,10 +24,14 @@ impl FederationApi {
     /// Answers one request. The body of a request is never read: none of these takes one.
     pub fn answer(&self, method: &Method, path: &str, now: UnixTime) -> Response<Full<Bytes>> {
         let known: &[(&str, fn(&Self, UnixTime) -> Value)] = &[
-            (SERVICE_CATALOG_PATH, |_, now| json!({ "offerings": [], "generated_at": now.to_string() })),
-            (TRUST_BUNDLE_PATH, |api, now| {
-                json!({ "ca_bundle_pem": api.ca_bundle_pem, "generated_at": now.to_string() })
-            }),
+            (
+                SERVICE_CATALOG_PATH,
+                |_, now| json!({ "offerings": [], "generated_at": now.to_string() }),
+            ),
+            (
+                TRUST_BUNDLE_PATH,
+                |api, now| json!({ "ca_bundle_pem": api.ca_bundle_pem, "generated_at": now.to_string() }),
+            ),
         ];
         let path = path.strip_suffix('/').unwrap_or(path);
         let Some((_, data)) = known.iter().find(|(known, _)| *known == path) else {
@@ -35,9 +39,13 @@ impl FederationApi {
             return reply(StatusCode::NOT_FOUND, &failure_body(&error, None));
         };
         if method != Method::GET {
-            let mut refused =
-                reply(StatusCode::METHOD_NOT_ALLOWED, &failure_body("only GET is allowed here", None));
-            refused.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+            let mut refused = reply(
+                StatusCode::METHOD_NOT_ALLOWED,
+                &failure_body("only GET is allowed here", None),
+            );
+            refused
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET"));
             return refused;
         }
         reply(StatusCode::OK, &success_body(&data(self, now)))
@@ -61,7 +69,9 @@ mod tests {
     use super::*;
 
     async fn ask(method: Method, path: &str) -> (u16, Value) {
-        let api = FederationApi { ca_bundle_pem: "PEM".into() };
+        let api = FederationApi {
+            ca_bundle_pem: "PEM".into(),
+        };
         let response = api.answer(&method, path, UnixTime::from_seconds(1_800_000_000));
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.unwrap().to_bytes();

@@ -16,12 +16,13 @@ use crate::identity::key::{InvalidPrivateKey, PrivateKey};
 use crate::identity::tls::{
     ClientTls, TimeSource, TlsConfigError, TlsIdentity, TlsIdentityError, client_config,
 };
-use crate::identity::tls_failure::{FailureRecord, TlsFailure, find_tls_failure};
+use crate::identity::tls_failure::{FailureRecord, TlsFailure};
 use crate::machine::membership::{Parent, StoredIdentity};
 use crate::machine::reconnect::{DialTarget, Setback, TARGETS_MAX};
 use crate::process::clock::Clock;
-use crate::tunnel::transport::{Outlook, Transport};
-use crate::tunnel::{GreetingError, Tunnel, TunnelDriver, TunnelSettings, quic};
+use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
+use crate::tunnel::transport::{Outlook, Transport, TransportClosed};
+use crate::tunnel::{GreetingError, Tunnel, TunnelDriver, TunnelSettings};
 use crate::wire::{Hello, TUNNEL_ALPN, TUNNEL_VERSION, Welcome};
 
 /// Time for handshake and greeting together. A satellite link and a loaded bridge need about
@@ -52,23 +53,14 @@ pub enum DialError {
     /// No TLS configuration can be made of it.
     #[error("cannot prepare the connection to the parent")]
     Tls(#[source] TlsConfigError),
-    /// The handshake failed in a way that TLS explains.
-    #[error("the secure connection to {host} ({address}) failed: {failure}")]
-    Handshake {
-        /// Whom.
-        host: String,
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        failure: TlsFailure,
-    },
+    /// No socket can be had on this box.
+    #[error("cannot open a UDP socket")]
+    Socket(#[source] quic::BindError),
     /// Nothing answered, or the connection failed.
-    #[error("cannot reach the host-bridge {host} at {address} over UDP; check that it runs and that UDP gets out")]
-    Unreachable {
+    #[error("no connection to the host-bridge {host}")]
+    Connect {
         /// Whom.
         host: String,
-        /// Where.
-        address: SocketAddr,
         /// Why.
         #[source]
         source: quic::DialError,
@@ -119,9 +111,11 @@ impl DialError {
     pub fn setback(&self) -> Setback {
         match self {
             Self::Identity(_) => Setback::Persistent,
-            Self::Tls(_) | Self::Unreachable { .. } | Self::TimedOut { .. } => Setback::Transient,
-            Self::Handshake { failure, .. } if failure.may_pass() => Setback::Transient,
-            Self::Handshake { .. } => Setback::Persistent,
+            Self::Tls(_) | Self::Socket(_) | Self::TimedOut { .. } => Setback::Transient,
+            Self::Connect { source, .. } => match source.outlook() {
+                Outlook::Permanent => Setback::Persistent,
+                Outlook::Retryable => Setback::Transient,
+            },
             Self::Greeting { source, .. } => match (source.retry_after(), source.outlook()) {
                 (Some(told), _) => Setback::RetryAfter(told),
                 (None, Outlook::Permanent) => Setback::Persistent,
@@ -149,14 +143,26 @@ pub async fn resolve(parent: &Parent, remembered: &[DialTarget]) -> Vec<DialTarg
         let lookup = tokio::net::lookup_host((bridge.host().to_owned(), bridge.port()));
         match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
             Ok(Ok(addresses)) => {
-                targets.extend(addresses.map(|address| DialTarget { host: bridge.host().to_owned(), address }));
+                targets.extend(addresses.map(|address| DialTarget {
+                    host: bridge.host().to_owned(),
+                    address,
+                }));
             }
             Ok(Err(error)) => tracing::debug!(bridge = %bridge, %error, "name not resolved"),
             Err(_) => tracing::debug!(bridge = %bridge, "resolver too slow"),
         }
     }
-    let hosts: Vec<String> = parent.dial_addresses().iter().map(|bridge| bridge.host().to_owned()).collect();
-    targets.extend(remembered.iter().filter(|target| hosts.contains(&target.host)).cloned());
+    let hosts: Vec<String> = parent
+        .dial_addresses()
+        .iter()
+        .map(|bridge| bridge.host().to_owned())
+        .collect();
+    targets.extend(
+        remembered
+            .iter()
+            .filter(|target| hosts.contains(&target.host))
+            .cloned(),
+    );
     let mut unique: Vec<DialTarget> = Vec::new();
     for target in targets {
         if !unique.contains(&target) {
@@ -164,7 +170,10 @@ pub async fn resolve(parent: &Parent, remembered: &[DialTarget]) -> Vec<DialTarg
         }
     }
     // What worked last comes first.
-    if let Some(at) = remembered.first().and_then(|last| unique.iter().position(|target| target == last)) {
+    if let Some(at) = remembered
+        .first()
+        .and_then(|last| unique.iter().position(|target| target == last))
+    {
         unique[..=at].rotate_right(1);
     }
     unique.truncate(TARGETS_MAX);
@@ -192,29 +201,73 @@ async fn dial_unbounded(
     settings: TunnelSettings,
     clock: Clock,
 ) -> Result<Established, DialError> {
-    let failures = FailureRecord::default();
-    let config = tls_config(credentials, certificate_time(&clock), failures.clone()).await?;
-    let (host, address) = (target.host.clone(), target.address);
-    let handshake = |source: &(dyn std::error::Error + 'static)| failures.take().or_else(|| find_tls_failure(source));
-    let transport = match quic::dial(address, &host, config).await {
+    let time = certificate_time(&clock);
+    let transport = match connect(target, credentials.clone(), time).await {
+        Err(error) => match time_for_doubtful_clock(&error, &clock) {
+            Some(time) => connect(target, credentials, time).await?,
+            None => return Err(error),
+        },
         Ok(transport) => transport,
-        Err(source) => {
-            return Err(match handshake(&source) {
-                Some(failure) => DialError::Handshake { host, address, failure },
-                None => DialError::Unreachable { host, address, source },
-            });
-        }
     };
-    let transport: Arc<dyn Transport> = Arc::new(transport);
-    let hello = Hello { version: TUNNEL_VERSION, agent: AGENT.to_owned(), features: Vec::new() };
+    let hello = Hello {
+        version: TUNNEL_VERSION,
+        agent: AGENT.to_owned(),
+        features: Vec::new(),
+    };
     match Tunnel::dial(transport, hello, settings, clock).await {
-        Ok((tunnel, welcome, driver)) => Ok(Established { tunnel, driver, welcome }),
-        // With TLS 1.3 the other side's verdict on our certificate arrives after the handshake.
-        Err(source) => Err(match handshake(&source) {
-            Some(failure) => DialError::Handshake { host, address, failure },
-            None => DialError::Greeting { host, address, source },
+        Ok((tunnel, welcome, driver)) => Ok(Established {
+            tunnel,
+            driver,
+            welcome,
+        }),
+        Err(source) => Err(DialError::Greeting {
+            host: target.host.clone(),
+            address: target.address,
+            source,
         }),
     }
+}
+
+async fn connect(
+    target: &DialTarget,
+    credentials: Credentials,
+    time: TimeSource,
+) -> Result<Arc<dyn Transport>, DialError> {
+    let failures = FailureRecord::default();
+    let config = tls_config(credentials, time, failures.clone()).await?;
+    // A new socket for each dial: a port that some router on the way has black-holed is left behind.
+    let endpoint = QuicEndpoint::client(QuicSettings::default()).map_err(DialError::Socket)?;
+    endpoint
+        .dial(target.address, &target.host, config, &failures)
+        .await
+        .map_err(|source| DialError::Connect {
+            host: target.host.clone(),
+            source,
+        })
+}
+
+/// A board that has lost its clock may be older than the bridge's certificate and would never get
+/// to the parent that could tell it the time. While the clock is in doubt, the begin of a validity
+/// proves no less about the time than the clock does; the end is checked as ever.
+fn time_for_doubtful_clock(error: &DialError, clock: &Clock) -> Option<TimeSource> {
+    clock.trusted().doubt?;
+    let DialError::Connect {
+        source: quic::DialError::Closed { reason, .. },
+        ..
+    } = error
+    else {
+        return None;
+    };
+    let TransportClosed::Tls {
+        failure: TlsFailure::NotYetValid { not_before, .. },
+        ..
+    } = reason
+    else {
+        return None;
+    };
+    tracing::warn!(%not_before, "the clock of this box is in doubt; taking the begin of the parent's certificate for the time");
+    let (clock, not_before) = (clock.clone(), *not_before);
+    Some(Arc::new(move || clock.trusted().now.max(not_before)))
 }
 
 /// The time that certificates are checked against.
@@ -230,7 +283,12 @@ async fn tls_config(
     failures: FailureRecord,
 ) -> Result<rustls::ClientConfig, DialError> {
     let build = move || -> Result<rustls::ClientConfig, DialError> {
-        let identity = credentials.identity.as_ref().map(identity_parts).transpose().map_err(DialError::Identity)?;
+        let identity = credentials
+            .identity
+            .as_ref()
+            .map(identity_parts)
+            .transpose()
+            .map_err(DialError::Identity)?;
         let (learned, identity) = match identity {
             Some((anchors, identity)) => (Some(anchors), Some(watch::channel(Arc::new(identity)).1)),
             None => (None, None),

@@ -21,7 +21,11 @@ pub const STORE_FILE: &str = "satellite.redb";
 pub const COPY_FILE: &str = "membership.copy";
 
 /// Schema of the store file.
-pub static SCHEMA: Schema = Schema { name: "powernode-satellite", version: 1, migrations: &[] };
+pub static SCHEMA: Schema = Schema {
+    name: "powernode-satellite",
+    version: 1,
+    migrations: &[],
+};
 
 const MEMBERSHIP: Table<&'static str, StoredState> = Table::new("membership");
 const FACTS: Table<&'static str, Facts> = Table::new("facts");
@@ -123,7 +127,10 @@ impl MembershipStore {
         match Database::open(&path, &SCHEMA) {
             Ok(database) => Self::load(database, directory),
             Err(source) if source.is_damage() => Self::recover(directory, &path, source),
-            Err(source) => Err(OpenStateError::Open { directory: directory.to_owned(), source }),
+            Err(source) => Err(OpenStateError::Open {
+                directory: directory.to_owned(),
+                source,
+            }),
         }
     }
 
@@ -131,10 +138,16 @@ impl MembershipStore {
     pub fn peek(directory: &Path) -> Result<Loaded, OpenStateError> {
         let path = directory.join(STORE_FILE);
         if !path.exists() {
-            return Ok(Loaded { state: None, facts: Facts::default(), recovered: None });
+            return Ok(Loaded {
+                state: None,
+                facts: Facts::default(),
+                recovered: None,
+            });
         }
-        let database = Database::open_read_only(&path, &SCHEMA)
-            .map_err(|source| OpenStateError::Open { directory: directory.to_owned(), source })?;
+        let database = Database::open_read_only(&path, &SCHEMA).map_err(|source| OpenStateError::Open {
+            directory: directory.to_owned(),
+            source,
+        })?;
         read(&database, directory)
     }
 
@@ -146,13 +159,17 @@ impl MembershipStore {
             .write_async(move |writer| writer.put(&MEMBERSHIP, &ONLY, &stored))
             .await
             .map_err(SaveStateError::Store)?;
-        copy::write_async(self.directory.join(COPY_FILE), bytes).await.map_err(SaveStateError::Copy)
+        copy::write_async(self.directory.join(COPY_FILE), bytes)
+            .await
+            .map_err(SaveStateError::Copy)
     }
 
     /// Makes the facts durable.
     pub async fn save_facts(&self, facts: &Facts) -> Result<(), StoreError> {
         let facts = facts.clone();
-        self.database.write_async(move |writer| writer.put(&FACTS, &ONLY, &facts)).await
+        self.database
+            .write_async(move |writer| writer.put(&FACTS, &ONLY, &facts))
+            .await
     }
 
     /// Where the state is, for the status.

@@ -14,13 +14,15 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::link::AGENT;
-use crate::base::limit::CONTRACT_REQUEST_TIMEOUT;
+use crate::base::id::TraceId;
+
 use crate::contract::message::{
     AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest,
     HeartbeatResponse, UnusableAnswer, read_answer,
 };
 use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH};
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
+use crate::process::entropy;
 use crate::tunnel::Tunnel;
 use crate::tunnel::http::{self as tunnel_http, HttpLimits, HttpOverTunnelError};
 
@@ -51,7 +53,10 @@ pub async fn accept(
     invitation: &StoredInvitation,
     csr_pem: &str,
 ) -> Result<ContractAnswer<AcceptResponse>, ExchangeError> {
-    let token = invitation.token.expose_text().ok_or(ExchangeError::Request("the stored token is not text"))?;
+    let token = invitation
+        .token
+        .expose_text()
+        .ok_or(ExchangeError::Request("the stored token is not text"))?;
     let body = AcceptRequest {
         acceptance_token: token,
         contract_version: invitation.contract_version.number(),
@@ -68,7 +73,13 @@ pub async fn heartbeat(
     tunnel: &Tunnel,
     membership: &Membership,
 ) -> Result<ContractAnswer<HeartbeatResponse>, ExchangeError> {
-    post(tunnel, &membership.parent, HEARTBEAT_PATH, &heartbeat_request(membership)).await
+    post(
+        tunnel,
+        &membership.parent,
+        HEARTBEAT_PATH,
+        &heartbeat_request(membership),
+    )
+    .await
 }
 
 /// Asks for a certificate for a new key.
@@ -77,7 +88,13 @@ pub async fn refresh(
     parent: &Parent,
     csr_pem: &str,
 ) -> Result<ContractAnswer<FederationCertificate>, ExchangeError> {
-    post(tunnel, parent, CERTIFICATE_REFRESH_PATH, &json!({ "csr_pem": csr_pem })).await
+    post(
+        tunnel,
+        parent,
+        CERTIFICATE_REFRESH_PATH,
+        &json!({ "csr_pem": csr_pem }),
+    )
+    .await
 }
 
 /// The heartbeat's body (contract section 5).
@@ -95,7 +112,10 @@ pub fn heartbeat_request(membership: &Membership) -> HeartbeatRequest {
 /// Only what is true of this build (social contract 3), and who runs the box (social contract 1).
 fn capabilities(operator: &Operator) -> Map<String, Value> {
     let mut capabilities = Map::new();
-    capabilities.insert("disclosure".to_owned(), json!(operator.disclosure(&format!("v{RELEASE}"))));
+    capabilities.insert(
+        "disclosure".to_owned(),
+        json!(operator.disclosure(&format!("v{RELEASE}"))),
+    );
     capabilities.insert("tunnel".to_owned(), json!({ "protocol": "powernode-bridge/1" }));
     capabilities
 }
@@ -117,11 +137,15 @@ async fn post<T: DeserializeOwned>(
         .header(USER_AGENT, AGENT)
         .body(Full::new(Bytes::from_owner(json)))
         .map_err(|_| ExchangeError::Request("the path is not a path"))?;
-    let limits = HttpLimits { timeout: CONTRACT_REQUEST_TIMEOUT, ..HttpLimits::default() };
-    let response = tunnel_http::request(tunnel, request, limits).await.map_err(ExchangeError::Lost)?;
+    let response = tunnel_http::request(tunnel, TraceId(entropy::seed()), request, HttpLimits::default())
+        .await
+        .map_err(ExchangeError::Lost)?;
     let retry_after = retry_after(&response);
     let mut answer = read_answer(response.status().as_u16(), response.body())?;
-    if let ContractAnswer::Failure(ContractFailure { retry_after: told, .. }) = &mut answer {
+    if let ContractAnswer::Failure(ContractFailure {
+        retry_after: told, ..
+    }) = &mut answer
+    {
         *told = retry_after;
     }
     Ok(answer)
@@ -129,5 +153,13 @@ async fn post<T: DeserializeOwned>(
 
 /// `Retry-After` in seconds; the date form is not used by parents.
 fn retry_after<B>(response: &Response<B>) -> Option<Duration> {
-    response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    response
+        .headers()
+        .get(RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Duration::from_secs)
 }

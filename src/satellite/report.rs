@@ -69,7 +69,11 @@ pub(super) fn link_report(
     last_error: Option<String>,
     wall_of: impl Fn(Moment) -> UnixTime,
 ) -> LinkReport {
-    let mut report = LinkReport { failures, last_error, ..LinkReport::default() };
+    let mut report = LinkReport {
+        failures,
+        last_error,
+        ..LinkReport::default()
+    };
     match state {
         LinkState::Off => "off".clone_into(&mut report.state),
         LinkState::Resolving => "resolving".clone_into(&mut report.state),

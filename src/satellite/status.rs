@@ -175,8 +175,19 @@ impl StatusReport {
 
     /// Nothing known yet.
     pub fn empty(now: UnixTime) -> Self {
-        let clock = ClockReport { system: now, trusted: now, doubt: None };
-        Self::of_state(None, "", clock, LinkReport::default(), HeartbeatReport::default(), StoreReport::default())
+        let clock = ClockReport {
+            system: now,
+            trusted: now,
+            doubt: None,
+        };
+        Self::of_state(
+            None,
+            "",
+            clock,
+            LinkReport::default(),
+            HeartbeatReport::default(),
+            StoreReport::default(),
+        )
     }
 
     /// Whether the satellite is a member and its parent counts it as active.

@@ -33,6 +33,7 @@ fn invitation(token: &str) -> StoredInvitation {
         spawn_mode: SpawnMode::ManagedChild,
         parent_peer_id: None,
         contract_version: ContractVersion::CURRENT,
+        minted_at: None,
     }
 }
 
