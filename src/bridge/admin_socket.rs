@@ -67,13 +67,19 @@ impl AdminSocket {
         };
         match tokio::fs::symlink_metadata(path).await {
             Ok(found) if !found.file_type().is_socket() => {
-                return Err(AdminSocketError::NotASocket { path: path.to_owned() });
+                return Err(AdminSocketError::NotASocket {
+                    path: path.to_owned(),
+                });
             }
             Ok(_) => match UnixStream::connect(path).await {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                     tokio::fs::remove_file(path).await.map_err(failed)?;
                 }
-                Ok(_) | Err(_) => return Err(AdminSocketError::InUse { path: path.to_owned() }),
+                Ok(_) | Err(_) => {
+                    return Err(AdminSocketError::InUse {
+                        path: path.to_owned(),
+                    });
+                }
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if let Some(directory) = path.parent() {
@@ -129,7 +135,12 @@ impl AdminSocket {
         match stream.peer_cred() {
             Ok(caller) => {
                 let admitted = caller.uid() == 0 || caller.uid() == self.owner;
-                debug!(uid = caller.uid(), pid = caller.pid(), admitted, "a call on the admin socket");
+                debug!(
+                    uid = caller.uid(),
+                    pid = caller.pid(),
+                    admitted,
+                    "a call on the admin socket"
+                );
                 admitted
             }
             Err(error) => {

@@ -188,7 +188,8 @@ impl FederationApi {
                 info!(peer = %accepted.peer, source = %caller.source, repeated = accepted.repeated, "a peer has accepted");
                 if !accepted.repeated {
                     // Whoever was connected as this peer before has no certificate of it any more.
-                    self.links.close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
+                    self.links
+                        .close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
                 }
                 Reply::stored(accepted.answer)
             }
@@ -229,8 +230,14 @@ impl FederationApi {
             Ok(sent) => sent,
             Err(error) => return Reply::failure(StatusCode::BAD_REQUEST, &error.to_string()),
         };
-        let remote_version = sent.platform_version.clone().filter(|version| !version.trim().is_empty());
-        match self.registry.heartbeat(peer.id, &sent.into(), self.clock.trusted().now) {
+        let remote_version = sent
+            .platform_version
+            .clone()
+            .filter(|version| !version.trim().is_empty());
+        match self
+            .registry
+            .heartbeat(peer.id, &sent.into(), self.clock.trusted().now)
+        {
             Ok(taken) => {
                 if taken.was != taken.peer.status {
                     info!(peer = %peer.id, from = %taken.was, to = %taken.peer.status, "a heartbeat changed the peer's status");
@@ -272,7 +279,10 @@ impl FederationApi {
         let Some(csr) = body.csr_pem.filter(|csr| !csr.trim().is_empty()) else {
             return Reply::coded(StatusCode::BAD_REQUEST, "PARAMETER_MISSING", "csr_pem required");
         };
-        match self.registry.refresh_certificate(peer.id, key, &csr, self.clock.trusted().now) {
+        match self
+            .registry
+            .refresh_certificate(peer.id, key, &csr, self.clock.trusted().now)
+        {
             Ok(certificate) => {
                 info!(peer = %peer.id, serial = %certificate.serial, not_after = %certificate.not_after, "a peer's certificate was renewed");
                 Reply::data(&certificate)
@@ -319,7 +329,10 @@ where
         Ok(Err(_)) => Err(Reply::failure(StatusCode::BAD_REQUEST, "the body broke off")),
         Err(_) => Err(Reply::failure(
             StatusCode::REQUEST_TIMEOUT,
-            &format!("the body did not arrive within {} s", CONTRACT_REQUEST_TIMEOUT.as_secs()),
+            &format!(
+                "the body did not arrive within {} s",
+                CONTRACT_REQUEST_TIMEOUT.as_secs()
+            ),
         )),
     }
 }

@@ -5,7 +5,11 @@ use http::{HeaderMap, HeaderName};
 
 /// What is taken away: exact names, and names that begin with those ending in `*`. `_` counts as
 /// `-`: there are servers that do not tell them apart.
-const STRIPPED: &[&str] = &["x-forwarded-tls-client-cert*", "x-calling-instance", "x-sdwan-network"];
+const STRIPPED: &[&str] = &[
+    "x-forwarded-tls-client-cert*",
+    "x-calling-instance",
+    "x-sdwan-network",
+];
 
 fn is_stripped(name: &HeaderName) -> bool {
     let name = name.as_str().replace('_', "-");

@@ -24,9 +24,7 @@ use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::transport::Transport;
-use crate::wire::{
-    Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, StreamKind, Welcome, message_text,
-};
+use crate::wire::{Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, StreamKind, Welcome, message_text};
 
 /// Life of a connection without a certificate: an accept takes two round trips and one write to
 /// disk; a slow satellite link has ten times that.
@@ -87,7 +85,11 @@ struct Admitted {
 
 impl Ingress {
     /// Takes tunnels until the scope is cancelled.
-    pub async fn run(self: Arc<Self>, endpoint: QuicEndpoint, intake: TaskScope) -> Result<(), EndpointClosed> {
+    pub async fn run(
+        self: Arc<Self>,
+        endpoint: QuicEndpoint,
+        intake: TaskScope,
+    ) -> Result<(), EndpointClosed> {
         loop {
             tokio::select! {
                 () = intake.cancelled() => return Ok(()),
@@ -117,7 +119,9 @@ impl Ingress {
                 Ok(admitted) => {
                     let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
                     let span = info_span!("tunnel", peer = %admitted.peer, %session);
-                    self.session(transport, address, admitted, session).instrument(span).await;
+                    self.session(transport, address, admitted, session)
+                        .instrument(span)
+                        .await;
                 }
                 Err(refused) => {
                     warn!(%address, why = %refused.message, "a tunnel was not admitted");
@@ -149,7 +153,11 @@ impl Ingress {
         let row = tokio::task::spawn_blocking(move || registry.peer_by_id(peer)).await;
         let Ok(Ok(row)) = row else {
             tracing::error!(%peer, "the registry could not be read; a peer had to be turned away");
-            return Err(refused(RefusalCode::Busy, "the host-bridge cannot read its registry", BUSY_RETRY));
+            return Err(refused(
+                RefusalCode::Busy,
+                "the host-bridge cannot read its registry",
+                BUSY_RETRY,
+            ));
         };
         Ok(match row {
             None => Some("the peer is not known here".to_owned()),
@@ -174,10 +182,11 @@ impl Ingress {
             Err(full) => Err(refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)),
         };
         let settings = self.tunnel_settings();
-        let (tunnel, hello, driver) = match Tunnel::accept(transport, settings, self.clock.clone(), decide).await {
-            Ok(taken) => taken,
-            Err(error) => return log_greeting(address, &error),
-        };
+        let (tunnel, hello, driver) =
+            match Tunnel::accept(transport, settings, self.clock.clone(), decide).await {
+                Ok(taken) => taken,
+                Err(error) => return log_greeting(address, &error),
+            };
         let link = Link {
             tunnel: tunnel.clone(),
             since: self.clock.trusted().now,
@@ -190,11 +199,18 @@ impl Ingress {
                     info!(%address, agent = %hello.agent, "a satellite is connected");
                     // Whoever was suspended since the handshake must not stay.
                     if !matches!(self.admissible(certificate, peer).await, Ok(None)) {
-                        self.links.close(peer, GoodbyeReason::Suspended, "the peer may not connect any more");
+                        self.links.close(
+                            peer,
+                            GoodbyeReason::Suspended,
+                            "the peer may not connect any more",
+                        );
                     }
                     self.serve(&tunnel, address, certificate).await;
                 }
-                Err(full) => tunnel.close(goodbye(GoodbyeReason::LimitExceeded, &full.to_string(), BUSY_RETRY)).await,
+                Err(full) => {
+                    let goodbye = goodbye(GoodbyeReason::LimitExceeded, &full.to_string(), BUSY_RETRY);
+                    tunnel.close(goodbye).await;
+                }
             }
         };
         let (reason, ()) = tokio::join!(driver.run(), served);
@@ -227,7 +243,10 @@ impl Ingress {
                 }
             };
             // As many at once as the transport lets the satellite open streams.
-            requests.spawn("tunnel request", request.instrument(info_span!("request", %trace)));
+            requests.spawn(
+                "tunnel request",
+                request.instrument(info_span!("request", %trace)),
+            );
         };
         if !ended {
             self.drain(tunnel).await;
@@ -247,7 +266,9 @@ impl Ingress {
         let spread = u64::from_be_bytes(entropy::bytes()) % millis(RESTART_RETRY).max(1);
         let come_back = RESTART_RETRY.saturating_add(Duration::from_millis(spread));
         let message = "the host-bridge stops or restarts";
-        tunnel.close(goodbye(GoodbyeReason::ShuttingDown, message, come_back)).await;
+        tunnel
+            .close(goodbye(GoodbyeReason::ShuttingDown, message, come_back))
+            .await;
     }
 
     async fn request(&self, stream: TunnelStream, caller: Caller) {
@@ -266,13 +287,19 @@ impl Ingress {
             Ok(place) => place,
             Err(full) => {
                 warn!(%address, %full, "a connection without a certificate found no place");
-                return self.decline(transport, refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)).await;
+                return self
+                    .decline(
+                        transport,
+                        refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY),
+                    )
+                    .await;
             }
         };
         let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
         let decide = |_: &Hello| Ok(self.welcome(session, address));
         let settings = self.tunnel_settings();
-        let (tunnel, _, driver) = match Tunnel::accept(transport, settings, self.clock.clone(), decide).await {
+        let (tunnel, _, driver) = match Tunnel::accept(transport, settings, self.clock.clone(), decide).await
+        {
             Ok(taken) => taken,
             Err(error) => return log_greeting(address, &error),
         };
@@ -307,7 +334,10 @@ impl Ingress {
 
     async fn decline(&self, transport: Arc<dyn Transport>, refused: Refused) {
         let address = transport.remote_address();
-        let declined = Tunnel::accept(transport, self.tunnel_settings(), self.clock.clone(), |_| Err(refused)).await;
+        let declined = Tunnel::accept(transport, self.tunnel_settings(), self.clock.clone(), |_| {
+            Err(refused)
+        })
+        .await;
         if let Err(error) = declined {
             log_greeting(address, &error);
         }
@@ -359,4 +389,3 @@ fn goodbye(reason: GoodbyeReason, message: &str, after: Duration) -> Goodbye {
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
-

@@ -57,7 +57,10 @@ impl Links {
     pub fn enter(&self, peer: PeerId, session: SessionId, link: Link) -> Result<(), Full> {
         let replaced = self.table().enter(peer, Session { id: session, link })?;
         if let Some(replaced) = replaced {
-            let goodbye = goodbye(GoodbyeReason::Superseded, "a newer session of this peer has taken over");
+            let goodbye = goodbye(
+                GoodbyeReason::Superseded,
+                "a newer session of this peer has taken over",
+            );
             self.say(replaced.link.tunnel, goodbye);
         }
         Ok(())
@@ -114,7 +117,8 @@ impl Links {
     }
 
     fn say(&self, tunnel: Tunnel, goodbye: Goodbye) {
-        self.goodbyes.spawn("goodbye", async move { tunnel.close(goodbye).await });
+        self.goodbyes
+            .spawn("goodbye", async move { tunnel.close(goodbye).await });
     }
 
     fn table(&self) -> MutexGuard<'_, SessionTable<Link>> {

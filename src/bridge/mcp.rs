@@ -46,7 +46,10 @@ pub(super) fn answer(api: &OperatorApi, body: &[u8], operator: &Operator) -> Rep
         Ok(message) => message,
         Err(error) => {
             let why = foreign_text(&error.to_string());
-            return failed(&Value::Null, &RpcError(PARSE_ERROR, format!("this is no JSON-RPC message: {why}")));
+            return failed(
+                &Value::Null,
+                &RpcError(PARSE_ERROR, format!("this is no JSON-RPC message: {why}")),
+            );
         }
     };
     // A notification is not answered, whatever it says.
@@ -54,7 +57,10 @@ pub(super) fn answer(api: &OperatorApi, body: &[u8], operator: &Operator) -> Rep
         return Reply::raw(StatusCode::ACCEPTED, None);
     };
     if message.jsonrpc != "2.0" {
-        return failed(&id, &RpcError(INVALID_REQUEST, "jsonrpc must be \"2.0\"".to_owned()));
+        return failed(
+            &id,
+            &RpcError(INVALID_REQUEST, "jsonrpc must be \"2.0\"".to_owned()),
+        );
     }
     let result = match message.method.as_str() {
         "initialize" => Ok(initialize(&message.params)),
@@ -154,11 +160,16 @@ fn call(api: &OperatorApi, params: &Map<String, Value>, operator: &Operator) -> 
             .map_err(AcceptError::Refused)
             .and_then(|call| api.accept(&call))
             .map_err(|error| error.to_string()),
-        GRANT => api.create_grant(read(arguments)?).map_err(|error| error.to_string()),
+        GRANT => api
+            .create_grant(read(arguments)?)
+            .map_err(|error| error.to_string()),
         other => {
             return Err(RpcError(
                 INVALID_PARAMS,
-                format!("there is no tool `{}`; tools/list names them", foreign_text(other)),
+                format!(
+                    "there is no tool `{}`; tools/list names them",
+                    foreign_text(other)
+                ),
             ));
         }
     };

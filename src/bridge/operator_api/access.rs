@@ -23,12 +23,17 @@ impl OperatorApi {
         match (call.rest.as_slice(), call.method) {
             ([], &Method::GET) => {
                 let now = self.now();
-                let grants = self.registry.grants().map_err(|error| stored_badly("the grants", &error))?;
+                let grants = self
+                    .registry
+                    .grants()
+                    .map_err(|error| stored_badly("the grants", &error))?;
                 let views: Vec<_> = grants.iter().map(|grant| grant.view(now)).collect();
                 Ok(Reply::data(&views))
             }
             ([], &Method::POST) => {
-                let created = self.create_grant(fields(call.body)?).map_err(|error| refused(&error))?;
+                let created = self
+                    .create_grant(fields(call.body)?)
+                    .map_err(|error| refused(&error))?;
                 log_change(call.operator, "grant", &created["grant"]["id"]);
                 Ok(Reply::created(&created))
             }
@@ -60,14 +65,22 @@ impl OperatorApi {
     pub(super) fn operators(&self, call: &Call<'_>) -> Result<Reply, Reply> {
         match (call.rest.as_slice(), call.method) {
             ([], &Method::GET) => {
-                let operators =
-                    self.registry.operators().map_err(|error| stored_badly("the operators", &error))?;
-                let views: Vec<_> = operators.iter().map(|(id, operator)| operator_view(Some(*id), operator)).collect();
+                let operators = self
+                    .registry
+                    .operators()
+                    .map_err(|error| stored_badly("the operators", &error))?;
+                let views: Vec<_> = operators
+                    .iter()
+                    .map(|(id, operator)| operator_view(Some(*id), operator))
+                    .collect();
                 Ok(Reply::data(&views))
             }
             ([], &Method::POST) => {
                 let name = fields::<OperatorFields>(call.body)?.name;
-                let minted = self.registry.add_operator(&name, self.now()).map_err(|error| refused(&error))?;
+                let minted = self
+                    .registry
+                    .add_operator(&name, self.now())
+                    .map_err(|error| refused(&error))?;
                 log_change(call.operator, "add operator", &name);
                 Ok(Reply::created(&json!({
                     "operator": operator_view(Some(minted.id), &minted.operator),
@@ -76,7 +89,10 @@ impl OperatorApi {
             }
             ([], _) => Ok(Reply::wrong_method("GET, POST")),
             ([asked, "revoke"], &Method::POST) => {
-                let operator = self.registry.revoke_operator(asked).map_err(|error| refused(&error))?;
+                let operator = self
+                    .registry
+                    .revoke_operator(asked)
+                    .map_err(|error| refused(&error))?;
                 log_change(call.operator, "revoke operator", &operator.name);
                 Ok(Reply::data(&operator_view(None, &operator)))
             }

@@ -144,7 +144,11 @@ impl OperatorApi {
     }
 
     /// Answers one request of a known caller.
-    pub async fn handle<B>(self: Arc<Self>, mut request: Request<B>, operator: Operator) -> Response<ReplyBody>
+    pub async fn handle<B>(
+        self: Arc<Self>,
+        mut request: Request<B>,
+        operator: Operator,
+    ) -> Response<ReplyBody>
     where
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -165,15 +169,21 @@ impl OperatorApi {
         let answered = tokio::task::spawn_blocking(move || {
             self.dispatch(&head.method, head.uri.path(), &body, &operator)
         });
-        answered.await.unwrap_or_else(|_| internal_error()).into_response()
+        answered
+            .await
+            .unwrap_or_else(|_| internal_error())
+            .into_response()
     }
 
     /// Answers a request to anything but a peer's own interface. Blocks on the disk.
     fn dispatch(&self, method: &Method, path: &str, body: &[u8], operator: &Operator) -> Reply {
         let below = |base: &str| {
             let rest = path.strip_prefix(base)?;
-            (rest.is_empty() || rest.starts_with('/'))
-                .then(|| rest.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>())
+            (rest.is_empty() || rest.starts_with('/')).then(|| {
+                rest.split('/')
+                    .filter(|part| !part.is_empty())
+                    .collect::<Vec<_>>()
+            })
         };
         let call = |rest| Call {
             method,
@@ -207,7 +217,10 @@ impl OperatorApi {
     fn health(&self) -> Result<Reply, Reply> {
         let now = self.now();
         let stale_after = self.settings.borrow().stale_after;
-        let peers = self.registry.peers().map_err(|error| stored_badly("the peers", &error))?;
+        let peers = self
+            .registry
+            .peers()
+            .map_err(|error| stored_badly("the peers", &error))?;
         let mut by_status = Map::new();
         for status in PeerStatus::ALL {
             let count = peers.iter().filter(|peer| peer.status == *status).count();
@@ -258,7 +271,11 @@ impl OperatorApi {
 
 /// The fields of a request; an empty body has none.
 fn fields<T: DeserializeOwned>(body: &[u8]) -> Result<T, Reply> {
-    let body = if body.iter().all(u8::is_ascii_whitespace) { b"{}" } else { body };
+    let body = if body.iter().all(u8::is_ascii_whitespace) {
+        b"{}"
+    } else {
+        body
+    };
     serde_json::from_slice(body).map_err(|error| {
         Reply::failure(
             StatusCode::BAD_REQUEST,

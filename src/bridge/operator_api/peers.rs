@@ -69,13 +69,21 @@ impl OperatorApi {
     pub(super) fn peers(&self, call: &Call<'_>) -> Result<Reply, Reply> {
         match (call.rest.as_slice(), call.method) {
             ([], &Method::GET) => {
-                let peers = self.registry.peers().map_err(|error| stored_badly("the peers", &error))?;
+                let peers = self
+                    .registry
+                    .peers()
+                    .map_err(|error| stored_badly("the peers", &error))?;
                 let views: Vec<_> = peers.into_iter().map(|peer| self.view(peer)).collect();
                 Ok(Reply::data(&views))
             }
             ([], &Method::POST) => {
-                let proposal = fields::<ProposalFields>(call.body)?.proposal().map_err(|error| unprocessable(&error))?;
-                let peer = self.registry.propose(&proposal, self.now()).map_err(|error| refused(&error))?;
+                let proposal = fields::<ProposalFields>(call.body)?
+                    .proposal()
+                    .map_err(|error| unprocessable(&error))?;
+                let peer = self
+                    .registry
+                    .propose(&proposal, self.now())
+                    .map_err(|error| refused(&error))?;
                 log_change(call.operator, "propose", &peer.id);
                 Ok(Reply::created(&self.view(peer)))
             }
@@ -105,14 +113,20 @@ impl OperatorApi {
         }
         let ttl = self.ttl(asked.ttl_seconds.take());
         let proposal = asked.proposal().map_err(|error| unprocessable(&error))?;
-        let minted = self.registry.invite(&proposal, ttl, self.now()).map_err(|error| refused(&error))?;
+        let minted = self
+            .registry
+            .invite(&proposal, ttl, self.now())
+            .map_err(|error| refused(&error))?;
         log_change(call.operator, "invite", &minted.peer.id);
         Ok(Reply::created(&self.minted(minted)))
     }
 
     fn mint(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
         let ttl = self.ttl(fields::<TokenFields>(call.body)?.ttl_seconds);
-        let minted = self.registry.mint_token(peer, ttl, self.now()).map_err(|error| refused(&error))?;
+        let minted = self
+            .registry
+            .mint_token(peer, ttl, self.now())
+            .map_err(|error| refused(&error))?;
         log_change(call.operator, "mint a token for", &minted.peer.id);
         Ok(Reply::created(&self.minted(minted)))
     }
@@ -148,7 +162,10 @@ impl OperatorApi {
 
     fn suspend(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
         let reason = fields::<ReasonFields>(call.body)?.reason;
-        let peer = self.registry.suspend(peer, &reason, self.now()).map_err(|error| refused(&error))?;
+        let peer = self
+            .registry
+            .suspend(peer, &reason, self.now())
+            .map_err(|error| refused(&error))?;
         log_change(call.operator, "suspend", &peer.id);
         if let Some(links) = &self.links {
             links.close(peer.id, GoodbyeReason::Suspended, &reason);
@@ -157,11 +174,16 @@ impl OperatorApi {
     }
 
     fn resume(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
-        let (peer, awaits) = self.registry.resume(peer, self.now()).map_err(|error| refused(&error))?;
+        let (peer, awaits) = self
+            .registry
+            .resume(peer, self.now())
+            .map_err(|error| refused(&error))?;
         log_change(call.operator, "resume", &peer.id);
         let next = match awaits {
             Resumption::AwaitsHeartbeat => "the peer is active again with its next heartbeat",
-            Resumption::AwaitsAccept => "the peer has no certificate: suspend it, mint a token and let the box join",
+            Resumption::AwaitsAccept => {
+                "the peer has no certificate: suspend it, mint a token and let the box join"
+            }
         };
         let mut view = serde_json::to_value(self.view(peer)).unwrap_or_default();
         if let Value::Object(row) = &mut view {
@@ -172,7 +194,10 @@ impl OperatorApi {
 
     fn revoke(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
         let reason = fields::<ReasonFields>(call.body)?.reason;
-        let peer = self.registry.revoke(peer, &reason, self.now()).map_err(|error| refused(&error))?;
+        let peer = self
+            .registry
+            .revoke(peer, &reason, self.now())
+            .map_err(|error| refused(&error))?;
         log_change(call.operator, "revoke", &peer.id);
         if let Some(links) = &self.links {
             links.close(peer.id, GoodbyeReason::Revoked, &reason);

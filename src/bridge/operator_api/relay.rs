@@ -126,7 +126,9 @@ fn offline(peer: &PeerRecord, daemon: bool) -> Reply {
     if !daemon {
         return Reply::failure(
             StatusCode::SERVICE_UNAVAILABLE,
-            &format!("{name} cannot be reached: no daemon runs here that holds its tunnel; start powernode-host-bridge"),
+            &format!(
+                "{name} cannot be reached: no daemon runs here that holds its tunnel; start powernode-host-bridge"
+            ),
         );
     }
     let why = match (peer.status, peer.last_heartbeat_at) {
@@ -135,7 +137,10 @@ fn offline(peer: &PeerRecord, daemon: bool) -> Reply {
         (_, Some(heard)) => format!("it is offline since about {heard}, its last heartbeat"),
         (_, None) => "it has joined but never sent a heartbeat".to_owned(),
     };
-    Reply::failure(StatusCode::SERVICE_UNAVAILABLE, &format!("{name} is not connected: {why}"))
+    Reply::failure(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &format!("{name} is not connected: {why}"),
+    )
 }
 
 fn failed(peer: &PeerRecord, error: &HttpOverTunnelError) -> Reply {
@@ -145,7 +150,11 @@ fn failed(peer: &PeerRecord, error: &HttpOverTunnelError) -> Reply {
     };
     Reply::failure(
         status,
-        &format!("{} did not answer through its tunnel: {}", called(peer), foreign_text(&error.to_string())),
+        &format!(
+            "{} did not answer through its tunnel: {}",
+            called(peer),
+            foreign_text(&error.to_string())
+        ),
     )
 }
 
@@ -157,7 +166,8 @@ mod tests {
     #[test]
     fn only_the_peers_own_interface_is_passed_on() {
         let split = |path: &str| split(&path.parse().unwrap());
-        let (peer, target) = split("/peers/shop-17/api/v1/system/federation_api/service_catalog?a=b").unwrap();
+        let (peer, target) =
+            split("/peers/shop-17/api/v1/system/federation_api/service_catalog?a=b").unwrap();
         assert_eq!(peer, "shop-17");
         assert_eq!(target, "/api/v1/system/federation_api/service_catalog?a=b");
         for refused in [

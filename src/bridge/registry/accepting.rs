@@ -46,7 +46,10 @@ impl Registry {
     /// Carries an accept out, exactly once per token: a used token gives its own key the same
     /// answer again for the grace time, and is unknown to everyone else.
     pub fn accept(&self, call: &AcceptCall, grace: Duration, now: UnixTime) -> Result<Accepted, AcceptError> {
-        let key = call.csr_pem.as_deref().and_then(|csr| csr_public_key_digest(csr).ok());
+        let key = call
+            .csr_pem
+            .as_deref()
+            .and_then(|csr| csr_public_key_digest(csr).ok());
         // A guess or a repeat costs no write transaction.
         if let Verdict::Repeat(repeated) = self.db.read(|r| look_up(r, call, key, grace, now))? {
             return Ok(repeated);
@@ -113,7 +116,10 @@ impl Registry {
         };
         let answer = success_body(&response).to_string().into_bytes();
         // The peer's earlier tokens let nobody in any more: their keys are not this one.
-        for earlier in [peer.live_token.map(|live| live.digest), peer.used_token].into_iter().flatten() {
+        for earlier in [peer.live_token.map(|live| live.digest), peer.used_token]
+            .into_iter()
+            .flatten()
+        {
             w.remove(&TOKENS, &earlier)?;
         }
         peer.live_token = None;

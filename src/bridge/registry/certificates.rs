@@ -59,7 +59,9 @@ impl Registry {
                 .authority
                 .issue_peer_certificate(csr_pem, peer, now, entropy::bytes())
                 .map_err(RefreshError::Csr)?;
-            record.certificates.retain(|kept| kept.key == called_with && kept.key != issued.public_key_digest);
+            record
+                .certificates
+                .retain(|kept| kept.key == called_with && kept.key != issued.public_key_digest);
             record.certificates.push(PeerCertificate {
                 serial: issued.serial.clone(),
                 not_after: issued.not_after,
@@ -77,7 +79,11 @@ impl Registry {
 
     /// The listeners' certificate for these names: the stored one, or a new one when the names
     /// are others or three quarters of its life are over.
-    pub fn server_certificate(&self, names: &[String], now: UnixTime) -> Result<ServerMaterial, RegistryError> {
+    pub fn server_certificate(
+        &self,
+        names: &[String],
+        now: UnixTime,
+    ) -> Result<ServerMaterial, RegistryError> {
         let stored = self.db.read(|r| r.get(&SERVER, &Only))?;
         if let Some(record) = stored
             && record.names == names
@@ -88,7 +94,9 @@ impl Registry {
                 renewed: false,
             });
         }
-        let issued = self.authority.issue_server_certificate(names, now, entropy::bytes())?;
+        let issued = self
+            .authority
+            .issue_server_certificate(names, now, entropy::bytes())?;
         let facts = issued.chain.facts();
         let record = ServerRecord {
             key: issued.key.expose_pkcs8().clone(),
@@ -101,7 +109,10 @@ impl Registry {
             w.put(&SERVER, &Only, &record)?;
             Ok::<_, RegistryError>(())
         })?;
-        Ok(ServerMaterial { record, renewed: true })
+        Ok(ServerMaterial {
+            record,
+            renewed: true,
+        })
     }
 }
 

@@ -2,8 +2,8 @@
 //! certificate authority, in one store. Every change is one transaction. Times are given; the
 //! registry reads no clock. All calls block on the disk: async callers use `spawn_blocking`.
 
-mod access;
 mod accepting;
+mod access;
 mod certificates;
 mod peers;
 mod presence;
@@ -31,8 +31,8 @@ use crate::process::entropy;
 use crate::store::database::{Database, OpenError, StoreError};
 use crate::store::record::Only;
 
-pub use self::access::MintedOperator;
 pub use self::accepting::{AcceptError, Accepted};
+pub use self::access::MintedOperator;
 pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::peers::{MintedToken, Proposal, Resumption};
 pub use self::presence::{HeartbeatError, HeartbeatTaken, PRESENCE_WRITE_INTERVAL};
@@ -50,7 +50,9 @@ pub struct Registry {
 #[derive(Debug, Error)]
 pub enum CreateError {
     /// There is one.
-    #[error("there is a registry in {path} already; nothing was changed. Use another state directory, or move the old one away")]
+    #[error(
+        "there is a registry in {path} already; nothing was changed. Use another state directory, or move the old one away"
+    )]
     Exists {
         /// The file.
         path: String,
@@ -110,7 +112,9 @@ pub enum RegistryError {
     #[error("there is an operator named `{0}` already; choose another name, or revoke that operator first")]
     OperatorNameTaken(String),
     /// Not a name.
-    #[error("`{0}` cannot be a name; use 1 to 63 letters, digits, `-`, `_` or `.`, beginning with a letter or digit")]
+    #[error(
+        "`{0}` cannot be a name; use 1 to 63 letters, digits, `-`, `_` or `.`, beginning with a letter or digit"
+    )]
     InvalidName(String),
     /// A field that is too long or empty.
     #[error("{0}")]
@@ -157,7 +161,11 @@ impl RegistryError {
         match self {
             Self::UnknownPeer { .. } | Self::UnknownGrant(_) | Self::UnknownOperator(_) => 404,
             Self::NameTaken(_) | Self::OperatorNameTaken(_) | Self::LastOperator(_) => 409,
-            Self::InvalidName(_) | Self::InvalidField(_) | Self::Transition(_) | Self::Grant(_) | Self::RevokeGrant(_) => 422,
+            Self::InvalidName(_)
+            | Self::InvalidField(_)
+            | Self::Transition(_)
+            | Self::Grant(_)
+            | Self::RevokeGrant(_) => 422,
             Self::Full { .. } => 507,
             Self::ServerCertificate(_) | Self::Store(_) => 500,
         }
@@ -211,7 +219,8 @@ impl Registry {
             .ok_or(OpenRegistryError::NotInitialised)?;
         let authority = CertificateAuthority::restore(record.key, &record.certificate_pem)
             .map_err(OpenRegistryError::Authority)?;
-        let grant_key = GrantKey::from_secret(&record.grant_secret).map_err(|_| OpenRegistryError::GrantKey)?;
+        let grant_key =
+            GrantKey::from_secret(&record.grant_secret).map_err(|_| OpenRegistryError::GrantKey)?;
         Ok(Self::assemble(db, authority, grant_key))
     }
 

@@ -121,12 +121,7 @@ impl Registry {
     }
 
     /// Mints a token; the peer's earlier one is not known any more.
-    pub fn mint_token(
-        &self,
-        peer: &str,
-        ttl: Duration,
-        now: UnixTime,
-    ) -> Result<MintedToken, RegistryError> {
+    pub fn mint_token(&self, peer: &str, ttl: Duration, now: UnixTime) -> Result<MintedToken, RegistryError> {
         check_ttl(ttl)?;
         let token = new_token();
         let expires_at = now.plus(ttl);
@@ -190,7 +185,9 @@ impl Registry {
 
     /// Lets a suspended peering go on.
     pub fn resume(&self, peer: &str, now: UnixTime) -> Result<(PeerRecord, Resumption), RegistryError> {
-        let record = self.change(peer, PeerEvent::Resume, now, |record| record.suspended_reason = None)?;
+        let record = self.change(peer, PeerEvent::Resume, now, |record| {
+            record.suspended_reason = None;
+        })?;
         let awaits = if record.certificates.is_empty() {
             Resumption::AwaitsAccept
         } else {
@@ -237,9 +234,9 @@ impl Registry {
 fn new_peer(proposal: &Proposal, now: UnixTime) -> Result<PeerRecord, RegistryError> {
     let text = |what: &str, text: &Option<String>| match text.as_deref().map(str::trim) {
         None | Some("") => Ok(None),
-        Some(text) if text.chars().nth(TEXT_MAX_CHARS).is_some() => Err(RegistryError::InvalidField(format!(
-            "{what} is too long (maximum is {TEXT_MAX_CHARS} characters)"
-        ))),
+        Some(text) if text.chars().nth(TEXT_MAX_CHARS).is_some() => Err(RegistryError::InvalidField(
+            format!("{what} is too long (maximum is {TEXT_MAX_CHARS} characters)"),
+        )),
         Some(text) => Ok(Some(text.to_owned())),
     };
     if let Some(name) = &proposal.name {
@@ -300,7 +297,9 @@ fn check_ttl(ttl: Duration) -> Result<(), RegistryError> {
 pub(super) fn required_reason(reason: &str) -> Result<String, RegistryError> {
     let reason = reason.trim();
     if reason.is_empty() {
-        return Err(RegistryError::InvalidField("a reason is required; the record keeps it".to_owned()));
+        return Err(RegistryError::InvalidField(
+            "a reason is required; the record keeps it".to_owned(),
+        ));
     }
     if reason.chars().nth(TEXT_MAX_CHARS).is_some() {
         return Err(RegistryError::InvalidField(format!(
@@ -365,7 +364,11 @@ fn find(r: &Reader, asked: &str) -> Result<PeerRecord, RegistryError> {
         return Ok(peer);
     }
     let peers = r.list(&PEERS)?;
-    if let Some((_, revoked)) = peers.iter().rev().find(|(_, peer)| peer.name.as_deref() == Some(asked)) {
+    if let Some((_, revoked)) = peers
+        .iter()
+        .rev()
+        .find(|(_, peer)| peer.name.as_deref() == Some(asked))
+    {
         return Ok(revoked.clone());
     }
     let mut near: Vec<(f64, &str)> = peers
@@ -378,6 +381,10 @@ fn find(r: &Reader, asked: &str) -> Result<PeerRecord, RegistryError> {
     near.dedup_by(|a, b| a.1 == b.1);
     Err(RegistryError::UnknownPeer {
         asked: foreign_text(asked),
-        near: near.iter().take(NEAR_NAMES).map(|(_, name)| (*name).to_owned()).collect(),
+        near: near
+            .iter()
+            .take(NEAR_NAMES)
+            .map(|(_, name)| (*name).to_owned())
+            .collect(),
     })
 }

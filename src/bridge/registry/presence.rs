@@ -114,7 +114,10 @@ impl Registry {
     /// Writes the times that are in memory alone: at shutdown.
     pub fn write_presence(&self) -> Result<(), StoreError> {
         let seen: Vec<(PeerId, Presence)> = self.presence().iter().map(|(id, seen)| (*id, *seen)).collect();
-        if seen.iter().all(|(_, seen)| seen.last_heartbeat_at == seen.written_at) {
+        if seen
+            .iter()
+            .all(|(_, seen)| seen.last_heartbeat_at == seen.written_at)
+        {
             return Ok(());
         }
         self.db.write(|w| {
@@ -131,7 +134,11 @@ impl Registry {
     }
 }
 
-fn apply(mut peer: PeerRecord, sent: &Declaration, now: UnixTime) -> Result<HeartbeatTaken, TransitionDenied> {
+fn apply(
+    mut peer: PeerRecord,
+    sent: &Declaration,
+    now: UnixTime,
+) -> Result<HeartbeatTaken, TransitionDenied> {
     let was = peer.status;
     peer.status = was.apply(PeerEvent::Heartbeat)?;
     if peer.status != was {
