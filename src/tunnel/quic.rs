@@ -36,7 +36,7 @@ const IDLE_TIMEOUT_MILLIS: u32 = 30_000;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes of one stream that may be on the way or unread: 100 Mbit/s at 100 ms round trip.
-const STREAM_WINDOW_BYTES: u32 = 1_310_720;
+pub(super) const STREAM_WINDOW_BYTES: u32 = 1_310_720;
 
 /// Bytes of all streams of a connection that may be written and not yet acknowledged. It bounds
 /// the sender's memory; 320 Mbit/s at 100 ms.
@@ -55,14 +55,17 @@ const CONTROL_PRIORITY: i32 = 1;
 /// Handshakes under way, in number, above which a dialer must first prove its address by a round
 /// trip (QUIC Retry): far above any honest rush on one bridge, far below what forged source
 /// addresses can start.
-const RETRY_ABOVE_HANDSHAKES: usize = 64;
+pub(super) const RETRY_ABOVE_HANDSHAKES: usize = 64;
 
 /// Handshakes under way, in number, above which further dialers are told to come later. Each
 /// costs up to 100 KiB and a signature.
-const MAX_HANDSHAKES: usize = 256;
+pub(super) const MAX_HANDSHAKES: usize = 256;
 
-/// Dialers that wait to be looked at, and bytes that they may send meanwhile, each and together.
-const MAX_WAITING: usize = 256;
+/// Dialers before their handshake, in number: those that have been let in, and some more that wait
+/// to be turned away. Beyond it quinn ignores them, and they time out.
+const MAX_WAITING: usize = MAX_HANDSHAKES + 64;
+
+/// Bytes that such a dialer may send meanwhile, each and all together.
 const WAITING_BYTES: u64 = 16 * 1024;
 const WAITING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
 
@@ -293,6 +296,11 @@ impl IncomingConnection {
     /// Where the dialer is, or claims to be.
     pub fn remote_address(&self) -> SocketAddr {
         canonical(self.incoming.remote_address())
+    }
+
+    /// Whether the dialer has proved that it receives at its address.
+    pub fn address_proved(&self) -> bool {
+        self.incoming.remote_address_validated()
     }
 
     /// Carries the handshake out, within [`HANDSHAKE_TIMEOUT`]. Run it beside the accept loop.
