@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, IdleTimeout, VarInt};
 use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connection::DEFAULT_MAX_STREAMS;
 use super::transport::{
-    BoxFuture, ByteStream, CloseCode, Outlook, Side, Transport, TransportClosed, Urgency,
+    BoxFuture, ByteStream, CloseCode, Outlook, Side, Transport, TransportCause, TransportClosed, Urgency,
 };
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
@@ -95,7 +95,7 @@ pub enum BindError {
     },
     /// The TLS configuration has no cipher suite that QUIC starts with.
     #[error("the TLS configuration cannot be used for QUIC; it must allow TLS 1.3 with AES-128-GCM")]
-    Tls(#[source] NoInitialCipherSuite),
+    Tls(#[source] TransportCause),
 }
 
 /// Why a connection could not be dialled.
@@ -130,11 +130,11 @@ pub enum DialError {
         server_name: String,
         /// The library's reason.
         #[source]
-        source: quinn::ConnectError,
+        cause: TransportCause,
     },
     /// The TLS configuration has no cipher suite that QUIC starts with.
     #[error("the TLS configuration cannot be used for QUIC; it must allow TLS 1.3 with AES-128-GCM")]
-    Tls(#[source] NoInitialCipherSuite),
+    Tls(#[source] TransportCause),
 }
 
 impl DialError {
@@ -221,10 +221,10 @@ impl QuicEndpoint {
         let connecting = self
             .endpoint
             .connect_with(config, address, server_name)
-            .map_err(|source| DialError::Unusable {
+            .map_err(|error| DialError::Unusable {
                 address,
                 server_name: foreign_text(server_name),
-                source,
+                cause: Arc::new(error),
             })?;
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok(Arc::new(QuicTransport { connection })),
@@ -472,7 +472,7 @@ fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, B
     tls.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
     // No 0-RTT: a replayed accept must not reach the registry.
     tls.max_early_data_size = 0;
-    let crypto = QuicServerConfig::try_from(tls).map_err(BindError::Tls)?;
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| BindError::Tls(Arc::new(error)))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
         .transport_config(Arc::new(transport_config(BOOTSTRAP_MAX_STREAMS)))
@@ -488,7 +488,7 @@ fn client_config(
 ) -> Result<quinn::ClientConfig, DialError> {
     tls.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
     tls.enable_early_data = false;
-    let crypto = QuicClientConfig::try_from(tls).map_err(DialError::Tls)?;
+    let crypto = QuicClientConfig::try_from(tls).map_err(|error| DialError::Tls(Arc::new(error)))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport_config(settings.max_streams)));
     Ok(config)

@@ -28,7 +28,7 @@ async fn ends() -> (Ends, Cut) {
 }
 
 /// Answers each request on its own task.
-fn serve_all(tunnel: &Tunnel, tasks: &mut JoinSet<()>) {
+pub(super) fn serve_all(tunnel: &Tunnel, tasks: &mut JoinSet<()>) {
     let tunnel = tunnel.clone();
     tasks.spawn(async move {
         let mut served = JoinSet::new();
@@ -100,7 +100,10 @@ async fn requests_are_answered_in_both_directions() {
             .unwrap();
         assert_eq!(answer.status(), StatusCode::NOT_FOUND);
     }
-    assert_eq!(ends.dialer.stats().open_streams, 0, "nothing is left behind");
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    for tunnel in [&ends.dialer, &ends.acceptor] {
+        assert_eq!(tunnel.stats().open_streams, 0, "nothing is left behind");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,6 +212,26 @@ async fn an_early_answer_reaches_a_sender_that_is_not_done() {
         .unwrap();
     assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(answer.body(), "too much");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_whole_answer_counts_even_if_its_request_could_not_be_sent() {
+    let (ends, _) = ends().await;
+    let post = Request::post("/")
+        .body(Full::from(vec![0_u8; 1_000_000]))
+        .unwrap();
+    let (asked, ()) = tokio::join!(
+        request(&ends.dialer, TRACE, post, HttpLimits::default()),
+        raw_answer(
+            &ends.acceptor,
+            b"HTTP/1.1 507 Insufficient Storage\r\ncontent-length: 4\r\n\r\nfull"
+        ),
+    );
+    let answer = asked.unwrap();
+    assert_eq!(
+        (answer.status(), &answer.body()[..]),
+        (StatusCode::INSUFFICIENT_STORAGE, &b"full"[..])
+    );
 }
 
 #[tokio::test(start_paused = true)]

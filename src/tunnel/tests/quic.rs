@@ -20,6 +20,7 @@ use crate::identity::key::PrivateKey;
 use crate::identity::tls::{ClientAuth, ClientTls, TimeSource, TlsIdentity, client_config, server_config};
 use crate::identity::tls_failure::{FailureRecord, RefusalReason, TlsFailure};
 use crate::machine::liveness::DEAD_AFTER_BUSY;
+use crate::tunnel::http::{HttpLimits, request};
 use crate::tunnel::quic::{
     BOOTSTRAP_MAX_STREAMS, DialError, MAX_HANDSHAKES, QuicEndpoint, QuicSettings, RETRY_ABOVE_HANDSHAKES,
     STREAM_WINDOW_BYTES,
@@ -320,15 +321,11 @@ async fn a_hundred_streams_at_once_carry_their_content_whole_both_ways() {
             let (mut read, mut write) = tokio::io::split(stream);
             let sent = pattern(seed, BYTES);
             let mut heard = Vec::new();
-            let (wrote, got) = tokio::join!(
-                async {
-                    write.write_all(&sent).await.unwrap();
-                    write.shutdown().await
-                },
-                read.read_to_end(&mut heard)
-            );
-            wrote.unwrap();
-            assert_eq!(got.unwrap(), BYTES);
+            let upload = async {
+                write.write_all(&sent).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            tokio::join!(upload, async { read.read_to_end(&mut heard).await.unwrap() });
             assert_eq!(Sha256::digest(&heard), Sha256::digest(&sent));
         });
     }
@@ -341,8 +338,9 @@ async fn a_hundred_streams_at_once_carry_their_content_whole_both_ways() {
 
 /// Writes until nothing more is taken, and says how much was.
 async fn fill(stream: &mut TunnelStream) -> usize {
+    let content = pattern(7, 65_536);
     let mut pushed = 0;
-    while let Ok(wrote) = timeout(Duration::from_millis(300), stream.write(&[7; 65_536])).await {
+    while let Ok(wrote) = timeout(Duration::from_millis(300), stream.write(&content)).await {
         pushed += wrote.unwrap();
     }
     pushed
@@ -436,10 +434,31 @@ async fn a_goodbye_crosses_the_network() {
     );
 }
 
+#[tokio::test]
+async fn requests_cross_the_network_in_both_directions_early_answers_too() {
+    let (ends, _server) = tunnel(8).await;
+    let mut tasks = JoinSet::new();
+    super::http::serve_all(&ends.acceptor, &mut tasks);
+    super::http::serve_all(&ends.dialer, &mut tasks);
+    for tunnel in [&ends.dialer, &ends.acceptor] {
+        for (path, status) in [("/echo", 200), ("/early", 413), ("/nothing", 404)] {
+            let post = ::http::Request::post(path)
+                .body(http_body_util::Full::from(pattern(5, 200_000)))
+                .unwrap();
+            let asked = request(tunnel, TraceId(1), post, HttpLimits::default());
+            let answer = timeout(SOON, asked).await.unwrap().unwrap();
+            assert_eq!(answer.status(), status);
+            if path == "/echo" {
+                assert_eq!(Sha256::digest(answer.body()), Sha256::digest(pattern(5, 200_000)));
+            }
+        }
+    }
+}
+
 /// Forwards datagrams between one client and a server, until told to lose them all.
 struct Relay {
     address: SocketAddr,
-    lose: Arc<AtomicBool>,
+    silent: Arc<AtomicBool>,
     _tasks: JoinSet<()>,
 }
 
@@ -449,32 +468,32 @@ impl Relay {
         let back = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
         back.connect(server).await.unwrap();
         let address = front.local_addr().unwrap();
-        let lose = Arc::new(AtomicBool::new(false));
+        let silent = Arc::new(AtomicBool::new(false));
         let (client_tx, client_rx) = watch::channel(None);
         let mut tasks = JoinSet::new();
-        let (from, to, lost) = (front.clone(), back.clone(), lose.clone());
+        let (from, to, silenced) = (front.clone(), back.clone(), silent.clone());
         tasks.spawn(async move {
-            let mut datagram = [0; 65_536];
+            let mut datagram = vec![0; 65_536];
             while let Ok((length, client)) = from.recv_from(&mut datagram).await {
                 client_tx.send_replace(Some(client));
-                if !lost.load(Ordering::SeqCst) {
+                if !silenced.load(Ordering::SeqCst) {
                     to.send(&datagram[..length]).await.ok();
                 }
             }
         });
-        let lost = lose.clone();
+        let silenced = silent.clone();
         tasks.spawn(async move {
-            let mut datagram = [0; 65_536];
+            let mut datagram = vec![0; 65_536];
             while let Ok(length) = back.recv(&mut datagram).await {
                 let client = *client_rx.borrow();
-                if let (Some(client), false) = (client, lost.load(Ordering::SeqCst)) {
+                if let (Some(client), false) = (client, silenced.load(Ordering::SeqCst)) {
                     front.send_to(&datagram[..length], client).await.ok();
                 }
             }
         });
         Self {
             address,
-            lose,
+            silent,
             _tasks: tasks,
         }
     }
@@ -490,7 +509,7 @@ async fn a_peer_that_is_gone_without_a_word_is_noticed_while_a_stream_is_open() 
     let (dialer, acceptor) = connected(&server, relay.address, tls, settings).await;
     let ends = greet(dialer, acceptor, 8).await;
     let (_near, _far) = stream(&ends).await;
-    relay.lose.store(true, Ordering::SeqCst);
+    relay.silent.store(true, Ordering::SeqCst);
     // The exact bound is tested with the paused clock; a loaded machine gets a second more here.
     let both = async { tokio::join!(ends.dialer.closed(), ends.acceptor.closed()) };
     let (near, far) = timeout(DEAD_AFTER_BUSY + Duration::from_secs(1), both)
