@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::backoff::{Backoff, BackoffPolicy};
 use super::membership::{JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation};
 use crate::base::time::{Moment, UnixTime};
+use crate::contract::token::TokenDigest;
 use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
 
 /// How far a join has come: the record in the store.
@@ -61,6 +62,8 @@ pub enum JoinState {
         refusal: JoinRefusal,
         /// When.
         at: UnixTime,
+        /// Of which token, so that a payload that still names it is not tried again at each start.
+        token: TokenDigest,
     },
 }
 
@@ -447,8 +450,7 @@ impl JoinMachine {
             );
             return;
         }
-        let mut invitation = invitation.clone();
-        invitation.token = crate::base::secret::Secret::new(Vec::new());
+        let invitation = invitation.used_up();
         let accepted_at = response.accepted_at.unwrap_or(wall);
         let next = JoinState::Accepted {
             invitation,

@@ -4,4 +4,8 @@
 
 pub mod clock;
 pub mod entropy;
+pub mod environment;
+pub mod service_notify;
+pub mod signals;
 pub mod supervisor;
+pub mod telemetry;

@@ -22,13 +22,12 @@ use zeroize::Zeroizing;
 
 use super::driver::DriverHandle;
 use crate::base::limit::{HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES, error_chain};
-use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
-use crate::contract::invitation::{ContractVersion, HostPort, ParentTrust, ParentUrl};
+use crate::contract::invitation::{ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl};
 use crate::contract::message::{failure_body, success_body};
 use crate::contract::peer::SpawnMode;
 use crate::contract::token::{AcceptanceToken, InvalidToken};
-use crate::machine::membership::{Operator, Parent, StoredInvitation};
+use crate::machine::membership::{Operator, StoredInvitation};
 use crate::process::supervisor::TaskScope;
 
 /// Path of the status report.
@@ -72,20 +71,17 @@ impl JoinRequest {
     }
 
     fn into_invitation(self) -> Result<StoredInvitation, InvalidToken> {
-        let token: Secret = AcceptanceToken::parse(self.token.to_string())?.expose().clone();
-        Ok(StoredInvitation {
-            parent: Parent {
-                url: self.parent_url,
-                bridges: self.bridges,
-                trust: self.trust,
-            },
-            operator: self.operator,
-            token,
+        let invitation = Invitation {
+            parent_url: self.parent_url,
+            bridges: self.bridges,
+            token: AcceptanceToken::parse(self.token.to_string())?,
+            trust: self.trust,
             spawn_mode: SpawnMode::ManagedChild,
             parent_peer_id: None,
             contract_version: ContractVersion::CURRENT,
             minted_at: self.minted_at,
-        })
+        };
+        Ok(StoredInvitation::new(invitation, self.operator))
     }
 }
 

@@ -16,6 +16,7 @@ use hyper::server::conn::http1 as server;
 use hyper::service::HttpService;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::connection::{OpenStreamError, Tunnel};
 use super::stream::{TunnelStream, refusal_in};
@@ -28,6 +29,12 @@ const TUNNEL_HOST: HeaderValue = HeaderValue::from_static("tunnel.invalid");
 
 /// Time in which a request's head must arrive once its stream is taken.
 pub const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for which a request is read on after its answer was given: a few round trips.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Bytes of it that are read on: what the other side may have on the way at 4 Mbit/s in that time.
+const LINGER_MAX_BYTES: u64 = 1024 * 1024;
 
 /// What an answer may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +134,8 @@ where
 }
 
 /// Serves the one request of an accepted stream, to the end of the answer. A head that is too
-/// long or too late is answered by hyper (431, or the stream's end).
+/// long or too late is answered by hyper (431, or the stream's end). An answer that is given
+/// before the request was read whole still reaches its sender.
 pub async fn serve<S>(stream: TunnelStream, service: S) -> Result<(), HttpServeError>
 where
     S: HttpService<Incoming>,
@@ -135,15 +143,31 @@ where
     S::ResBody: 'static,
     <S::ResBody as Body>::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    server::Builder::new()
+    let served = server::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_HEAD_TIMEOUT)
         .keep_alive(false)
         .half_close(true)
         .max_header_size(HTTP_HEAD_MAX_BYTES)
         .serve_connection(TokioIo::new(stream), service)
-        .await
-        .map_err(HttpServeError)
+        .without_shutdown();
+    let mut stream = served.await.map_err(HttpServeError)?.io.into_inner();
+    // What fails from here on is nobody's loss: the answer is on its way, or its reader is gone.
+    if stream.shutdown().await.is_ok() {
+        linger(stream).await;
+    }
+    Ok(())
+}
+
+/// Reads on what the other side still sends. Stopping it at once could overtake the answer, and
+/// the sender would see a failed write instead.
+async fn linger(stream: TunnelStream) {
+    let mut rest = stream.take(LINGER_MAX_BYTES);
+    let mut nowhere = tokio::io::sink();
+    let read = tokio::io::copy(&mut rest, &mut nowhere);
+    if !matches!(tokio::time::timeout(LINGER_TIMEOUT, read).await, Ok(Ok(_))) {
+        tracing::trace!("a request was not sent to its end");
+    }
 }
 
 /// The body of an answer. Reading it moves the exchange on; dropping it aborts the stream.
@@ -182,14 +206,11 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = &mut *self;
         if let Some(connection) = &mut this.connection
-            && let Poll::Ready(ended) = connection.as_mut().poll(cx)
+            && connection.as_mut().poll(cx).is_ready()
         {
+            // How it ended is in the body: hyper ends it with an error where it is not whole. A
+            // request that could not be sent to its end is no failure of a whole answer.
             this.connection = None;
-            if let Err(error) = ended
-                && !this.body.is_end_stream()
-            {
-                return Poll::Ready(Some(Err(error)));
-            }
         }
         Pin::new(&mut this.body).poll_frame(cx)
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, IdleTimeout, VarInt};
 use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connection::DEFAULT_MAX_STREAMS;
 use super::transport::{
-    BoxFuture, ByteStream, CloseCode, Outlook, Side, Transport, TransportClosed, Urgency,
+    BoxFuture, ByteStream, CloseCode, Outlook, Side, Transport, TransportCause, TransportClosed, Urgency,
 };
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
@@ -36,7 +36,7 @@ const IDLE_TIMEOUT_MILLIS: u32 = 30_000;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes of one stream that may be on the way or unread: 100 Mbit/s at 100 ms round trip.
-const STREAM_WINDOW_BYTES: u32 = 1_310_720;
+pub(super) const STREAM_WINDOW_BYTES: u32 = 1_310_720;
 
 /// Bytes of all streams of a connection that may be written and not yet acknowledged. It bounds
 /// the sender's memory; 320 Mbit/s at 100 ms.
@@ -55,14 +55,17 @@ const CONTROL_PRIORITY: i32 = 1;
 /// Handshakes under way, in number, above which a dialer must first prove its address by a round
 /// trip (QUIC Retry): far above any honest rush on one bridge, far below what forged source
 /// addresses can start.
-const RETRY_ABOVE_HANDSHAKES: usize = 64;
+pub(super) const RETRY_ABOVE_HANDSHAKES: usize = 64;
 
 /// Handshakes under way, in number, above which further dialers are told to come later. Each
 /// costs up to 100 KiB and a signature.
-const MAX_HANDSHAKES: usize = 256;
+pub(super) const MAX_HANDSHAKES: usize = 256;
 
-/// Dialers that wait to be looked at, and bytes that they may send meanwhile, each and together.
-const MAX_WAITING: usize = 256;
+/// Dialers before their handshake, in number: those that have been let in, and some more that wait
+/// to be turned away. Beyond it quinn ignores them, and they time out.
+const MAX_WAITING: usize = MAX_HANDSHAKES + 64;
+
+/// Bytes that such a dialer may send meanwhile, each and all together.
 const WAITING_BYTES: u64 = 16 * 1024;
 const WAITING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
 
@@ -92,7 +95,7 @@ pub enum BindError {
     },
     /// The TLS configuration has no cipher suite that QUIC starts with.
     #[error("the TLS configuration cannot be used for QUIC; it must allow TLS 1.3 with AES-128-GCM")]
-    Tls(#[source] NoInitialCipherSuite),
+    Tls(#[source] TransportCause),
 }
 
 /// Why a connection could not be dialled.
@@ -127,11 +130,11 @@ pub enum DialError {
         server_name: String,
         /// The library's reason.
         #[source]
-        source: quinn::ConnectError,
+        cause: TransportCause,
     },
     /// The TLS configuration has no cipher suite that QUIC starts with.
     #[error("the TLS configuration cannot be used for QUIC; it must allow TLS 1.3 with AES-128-GCM")]
-    Tls(#[source] NoInitialCipherSuite),
+    Tls(#[source] TransportCause),
 }
 
 impl DialError {
@@ -218,10 +221,10 @@ impl QuicEndpoint {
         let connecting = self
             .endpoint
             .connect_with(config, address, server_name)
-            .map_err(|source| DialError::Unusable {
+            .map_err(|error| DialError::Unusable {
                 address,
                 server_name: foreign_text(server_name),
-                source,
+                cause: Arc::new(error),
             })?;
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok(Arc::new(QuicTransport { connection })),
@@ -293,6 +296,11 @@ impl IncomingConnection {
     /// Where the dialer is, or claims to be.
     pub fn remote_address(&self) -> SocketAddr {
         canonical(self.incoming.remote_address())
+    }
+
+    /// Whether the dialer has proved that it receives at its address.
+    pub fn address_proved(&self) -> bool {
+        self.incoming.remote_address_validated()
     }
 
     /// Carries the handshake out, within [`HANDSHAKE_TIMEOUT`]. Run it beside the accept loop.
@@ -464,7 +472,7 @@ fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, B
     tls.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
     // No 0-RTT: a replayed accept must not reach the registry.
     tls.max_early_data_size = 0;
-    let crypto = QuicServerConfig::try_from(tls).map_err(BindError::Tls)?;
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| BindError::Tls(Arc::new(error)))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config
         .transport_config(Arc::new(transport_config(BOOTSTRAP_MAX_STREAMS)))
@@ -480,7 +488,7 @@ fn client_config(
 ) -> Result<quinn::ClientConfig, DialError> {
     tls.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
     tls.enable_early_data = false;
-    let crypto = QuicClientConfig::try_from(tls).map_err(DialError::Tls)?;
+    let crypto = QuicClientConfig::try_from(tls).map_err(|error| DialError::Tls(Arc::new(error)))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.transport_config(Arc::new(transport_config(settings.max_streams)));
     Ok(config)

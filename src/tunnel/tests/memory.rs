@@ -102,7 +102,7 @@ async fn a_refusal_surfaces_typed_on_read_and_on_write() {
         message: "join first".into(),
     };
     incoming.refuse(refusal.clone()).await;
-    let wrote = near.write_all(&[0; PIPE_BYTES * 2]).await.unwrap_err();
+    let wrote = near.write_all(&pattern(0, PIPE_BYTES * 2)).await.unwrap_err();
     assert_eq!(refusal_in(&wrote), Some(&refusal));
     let read = near.read(&mut [0; 8]).await.unwrap_err();
     assert_eq!(refusal_in(&read), Some(&refusal));

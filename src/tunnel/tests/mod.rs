@@ -61,15 +61,15 @@ struct Ends {
     drivers: JoinSet<CloseReason>,
 }
 
-async fn greet(dialer: Arc<dyn Transport>, acceptor: Arc<dyn Transport>, max_streams: u32) -> Ends {
+async fn greet(near: Arc<dyn Transport>, far: Arc<dyn Transport>, max_streams: u32) -> Ends {
     let clock = Clock::start(BUILD_TIME);
     let settings = TunnelSettings::default();
-    let (dialed, accepted) = tokio::join!(
-        Tunnel::dial(dialer, hello(), settings, clock.clone()),
-        Tunnel::accept(acceptor, settings, clock.clone(), |_| Ok(welcome(max_streams))),
+    let (near, far) = tokio::join!(
+        Tunnel::dial(near, hello(), settings, clock.clone()),
+        Tunnel::accept(far, settings, clock.clone(), |_| Ok(welcome(max_streams))),
     );
-    let (dialer, _, dialer_driver) = dialed.unwrap();
-    let (acceptor, _, acceptor_driver) = accepted.unwrap();
+    let (dialer, _, dialer_driver) = near.unwrap();
+    let (acceptor, _, acceptor_driver) = far.unwrap();
     let mut drivers = JoinSet::new();
     drivers.spawn(dialer_driver.run());
     drivers.spawn(acceptor_driver.run());
