@@ -523,12 +523,8 @@ impl JoinMachine {
             | JoinState::Joined(_)
             | JoinState::Refused { .. } => None,
         };
-        let parent = self.state.parent().clone();
-        self.persist(JoinState::Refused {
-            parent,
-            key,
-            refusal,
-            at: wall,
-        });
+        let Some(invitation) = self.state.invitation() else { return };
+        let (parent, token) = (invitation.parent.clone(), invitation.token_digest);
+        self.persist(JoinState::Refused { parent, key, refusal, at: wall, token });
     }
 }

@@ -3,6 +3,7 @@
 //! manager. Knows nothing of peers, tunnels or stores.
 
 pub mod clock;
+pub mod config;
 pub mod entropy;
 pub mod environment;
 pub mod service_notify;

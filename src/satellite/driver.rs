@@ -48,6 +48,9 @@ const GOOD_ADDRESSES_MAX: usize = 4;
 /// Longest that the loop sleeps, so that the watchdog is fed and the status is fresh.
 const PULSE: Duration = Duration::from_secs(5);
 
+/// A loop that has not gone round for so long is stuck: a slow card writes for seconds, not minutes.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
 /// What the loop is set up with.
 #[derive(Debug, Clone)]
 pub struct DriverSettings {
@@ -92,6 +95,9 @@ pub struct DriverHandle {
     pub status: watch::Receiver<StatusReport>,
     /// The watchdog's verdict.
     pub health: watch::Receiver<Verdict>,
+    /// When the loop last went round.
+    pulse: watch::Receiver<Moment>,
+    clock: Clock,
 }
 
 /// The loop is not there any more: the daemon stops.
@@ -100,6 +106,11 @@ pub struct DriverHandle {
 pub struct Stopping;
 
 impl DriverHandle {
+    /// Whether the loop still goes round: one that hangs on its disk does not.
+    pub fn is_moving(&self) -> bool {
+        self.clock.now().since(*self.pulse.borrow()) < STUCK_AFTER
+    }
+
     /// Hands an invitation over; returns when it is stored.
     pub async fn join(&self, invitation: StoredInvitation) -> Result<Result<(), JoinCommandError>, Stopping> {
         let (reply, answer) = oneshot::channel();
@@ -200,6 +211,7 @@ pub struct Driver {
     commands: mpsc::Receiver<Command>,
     status: watch::Sender<StatusReport>,
     health: watch::Sender<Verdict>,
+    pulse: watch::Sender<Moment>,
 }
 
 impl Driver {
@@ -240,6 +252,7 @@ impl Driver {
             commands,
             status: watch::channel(StatusReport::empty(clock.trusted().now)).0,
             health: watch::channel(Verdict::Feed).0,
+            pulse: watch::channel(clock.now()).0,
             clock,
         };
         driver.publish();
@@ -247,6 +260,8 @@ impl Driver {
             commands: commands_in,
             status: driver.status.subscribe(),
             health: driver.health.subscribe(),
+            pulse: driver.pulse.subscribe(),
+            clock: driver.clock.clone(),
         };
         (driver, handle)
     }
@@ -627,6 +642,7 @@ impl Driver {
     }
 
     fn publish(&mut self) {
+        self.pulse.send_replace(self.clock.now());
         let trusted = self.clock.trusted();
         let clock = ClockReport {
             system: self.clock.system(),

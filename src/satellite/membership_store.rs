@@ -14,11 +14,8 @@ use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::machine::join::JoinState;
 use super::status::StoreReport;
 use crate::store::copy::{self, Copy as SecondCopy, CopyError};
-use crate::store::database::Database;
-use crate::store::error::{OpenError, StoreError};
+use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
 use crate::store::record::{self, Only, Record, RecordError};
-use crate::store::schema::Schema;
-use crate::store::transaction::Table;
 
 /// The store file in the state directory.
 pub const STORE_FILE: &str = "satellite.redb";

@@ -2,9 +2,11 @@
 //! parent. Never imports `bridge`. The decisions are `machine::child`'s; here they are carried out.
 
 pub mod admin_api;
+pub mod daemon;
 pub mod driver;
 mod exchange;
 pub mod federation_api;
+pub mod invite;
 pub mod link;
 pub mod membership_store;
 pub mod parent_client;
