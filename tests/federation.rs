@@ -24,12 +24,21 @@ fn joined() -> (BridgeSite, support::Running, SatelliteSite) {
 fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {
     let bridge = BridgeSite::init();
     let daemon = bridge.run();
-    assert_eq!(bridge.join_code("shop-17").len(), bridge.join_code("shop-18").len());
+    assert_eq!(
+        bridge.join_code("shop-17").len(),
+        bridge.join_code("shop-18").len()
+    );
     assert_eq!(bridge.peer_status("shop-17"), "proposed");
 
     let satellite = SatelliteSite::new();
     assert_eq!(satellite.status()["state"], "not_invited");
-    let said = succeed(&satellite.join(&bridge.json(&["token", "mint", "shop-17"])["join_code"].as_str().unwrap()));
+    let said = succeed(
+        &satellite.join(
+            &bridge.json(&["token", "mint", "shop-17"])["join_code"]
+                .as_str()
+                .unwrap(),
+        ),
+    );
     assert!(said.contains("joined"), "{said}");
     bridge.wait_status("shop-17", "active");
 
@@ -42,7 +51,10 @@ fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {
     assert_eq!(status["certificate"]["standing"], "valid");
     let answer = wait_for("the satellite answers", || {
         let output = bridge.output(&["request", "shop-17", CATALOG]);
-        output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8(output.stdout).unwrap())
     });
     let answer: Value = serde_json::from_str(&answer).unwrap();
     assert_eq!(answer["data"]["offerings"], json!([]));
@@ -57,13 +69,27 @@ fn a_restart_of_either_side_goes_on_where_it_was() {
     let (bridge, daemon, satellite) = joined();
     let peer_id = satellite.status()["peer"]["id"].clone();
     let running = satellite.run();
-    wait_for("connected", || (satellite.status()["link"]["state"] == "connected").then_some(()));
+    wait_for("connected", || {
+        (satellite.status()["link"]["state"] == "connected").then_some(())
+    });
     daemon.kill();
     let daemon = bridge.run();
-    wait_for("answers after the bridge was killed", || bridge.output(&["request", "shop-17", CATALOG]).status.success().then_some(()));
+    wait_for("answers after the bridge was killed", || {
+        bridge
+            .output(&["request", "shop-17", CATALOG])
+            .status
+            .success()
+            .then_some(())
+    });
     running.kill();
     let _running = satellite.run();
-    wait_for("answers after the satellite was killed", || bridge.output(&["request", "shop-17", CATALOG]).status.success().then_some(()));
+    wait_for("answers after the satellite was killed", || {
+        bridge
+            .output(&["request", "shop-17", CATALOG])
+            .status
+            .success()
+            .then_some(())
+    });
     assert_eq!(satellite.status()["peer"]["id"], peer_id);
     assert_eq!(bridge.peers().len(), 1);
     drop(daemon);
@@ -113,7 +139,10 @@ fn the_runbooks_line_works_word_for_word() {
         ca.display(),
         bridge.operator_token,
     );
-    let output = Command::new("bash").args(["-o", "pipefail", "-c", &script]).output().unwrap();
+    let output = Command::new("bash")
+        .args(["-o", "pipefail", "-c", &script])
+        .output()
+        .unwrap();
     if String::from_utf8_lossy(&output.stderr).contains("command not found") {
         println!("SKIPPED: curl or jq is not installed");
         return;
@@ -136,7 +165,10 @@ fn refusals_have_words_and_exit_codes() {
     let output = run_with_input(satellite.command(&["join", "-"]), &code);
     let (exit, said) = fail(&output);
     assert_eq!(exit, 2, "{said}");
-    assert!(said.contains("--contact") && said.contains("--location"), "{said}");
+    assert!(
+        said.contains("--contact") && said.contains("--location"),
+        "{said}"
+    );
 
     let newer = bridge.json(&["token", "mint", "shop-17"]);
     let (exit, said) = fail(&satellite.join(&code));
@@ -160,9 +192,13 @@ fn refusals_have_words_and_exit_codes() {
 fn suspended_means_no_tunnel_and_revoked_means_the_end() {
     let (bridge, _daemon, satellite) = joined();
     let _running = satellite.run();
-    wait_for("connected", || (satellite.status()["link"]["state"] == "connected").then_some(()));
+    wait_for("connected", || {
+        (satellite.status()["link"]["state"] == "connected").then_some(())
+    });
     bridge.json(&["peers", "suspend", "shop-17"]);
-    wait_for("suspended at the satellite", || (satellite.status()["peer"]["status"] == "suspended").then_some(()));
+    wait_for("suspended at the satellite", || {
+        (satellite.status()["peer"]["status"] == "suspended").then_some(())
+    });
     bridge.json(&["peers", "resume", "shop-17"]);
     // The satellite asks again patiently; a reload asks at once.
     _running.signal("HUP");
@@ -181,8 +217,19 @@ fn a_broken_store_is_replaced_by_the_second_copy() {
     std::fs::write(&store, b"").unwrap();
     let running = satellite.run();
     bridge.wait_status("shop-17", "active");
-    wait_for("an answer", || bridge.output(&["request", "shop-17", CATALOG]).status.success().then_some(()));
-    assert!(satellite.status()["store"]["recovered"].as_str().unwrap().contains("second copy"));
+    wait_for("an answer", || {
+        bridge
+            .output(&["request", "shop-17", CATALOG])
+            .status
+            .success()
+            .then_some(())
+    });
+    assert!(
+        satellite.status()["store"]["recovered"]
+            .as_str()
+            .unwrap()
+            .contains("second copy")
+    );
     assert!(running.stop().success());
 }
 
@@ -191,7 +238,10 @@ fn a_second_daemon_is_told_who_holds_the_store() {
     let (_bridge, _daemon, satellite) = joined();
     let running = satellite.run();
     let mut second = satellite.command(&["run"]);
-    second.env("POWERNODE_SATELLITE_ADMIN_SOCKET", satellite.dir.path().join("other.sock"));
+    second.env(
+        "POWERNODE_SATELLITE_ADMIN_SOCKET",
+        satellite.dir.path().join("other.sock"),
+    );
     let (exit, said) = fail(&second.output().unwrap());
     assert_eq!(exit, 1);
     assert!(said.contains(&running.id().to_string()), "{said}");
@@ -216,7 +266,10 @@ fn a_spawn_payload_is_found_and_used() {
     let mut command = satellite.command(&["run"]);
     command
         .env("POWERNODE_SATELLITE_PARENT_CA_FILE", &ca)
-        .env("POWERNODE_SATELLITE_DISCLOSURE_OPERATOR_CONTACT", "ops@example.com")
+        .env(
+            "POWERNODE_SATELLITE_DISCLOSURE_OPERATOR_CONTACT",
+            "ops@example.com",
+        )
         .env("POWERNODE_SATELLITE_DISCLOSURE_LOCATION", "DE");
     let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
     bridge.wait_status("vm-1", "active");

@@ -2,4 +2,5 @@
 //! sockets and of the operator API.
 
 pub mod client;
+pub mod configuration;
 pub mod output;

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use super::backoff::{Backoff, BackoffPolicy};
 use super::membership::{JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation};
 use crate::base::time::{Moment, UnixTime};
-use crate::contract::token::TokenDigest;
 use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
+use crate::contract::token::TokenDigest;
 
 /// How far a join has come: the record in the store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -523,8 +523,16 @@ impl JoinMachine {
             | JoinState::Joined(_)
             | JoinState::Refused { .. } => None,
         };
-        let Some(invitation) = self.state.invitation() else { return };
+        let Some(invitation) = self.state.invitation() else {
+            return;
+        };
         let (parent, token) = (invitation.parent.clone(), invitation.token_digest);
-        self.persist(JoinState::Refused { parent, key, refusal, at: wall, token });
+        self.persist(JoinState::Refused {
+            parent,
+            key,
+            refusal,
+            at: wall,
+            token,
+        });
     }
 }

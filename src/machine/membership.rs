@@ -105,7 +105,10 @@ impl StoredInvitation {
     /// The same without the token, once the parent has taken it.
     #[must_use]
     pub fn used_up(&self) -> Self {
-        Self { token: Secret::new(Vec::new()), ..self.clone() }
+        Self {
+            token: Secret::new(Vec::new()),
+            ..self.clone()
+        }
     }
 }
 

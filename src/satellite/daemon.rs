@@ -60,7 +60,11 @@ pub enum RunError {
 pub type Reload = Box<dyn FnMut() -> Option<SatelliteConfig> + Send>;
 
 /// Runs until a signal stops it.
-pub async fn run(config: SatelliteConfig, manager: ServiceManager, mut reload: Reload) -> Result<(), RunError> {
+pub async fn run(
+    config: SatelliteConfig,
+    manager: ServiceManager,
+    mut reload: Reload,
+) -> Result<(), RunError> {
     entropy::check()?;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let (store, loaded) = open(&config.state_dir).await?;
@@ -77,7 +81,9 @@ pub async fn run(config: SatelliteConfig, manager: ServiceManager, mut reload: R
     });
     let intake = supervisor.scope(Stage::Intake);
     intake.spawn_until_cancelled("admin socket", socket.serve(intake.clone(), handle.clone()));
-    supervisor.scope(Stage::Base).spawn_until_cancelled("service manager", keep_told(manager.clone(), handle.clone()));
+    supervisor
+        .scope(Stage::Base)
+        .spawn_until_cancelled("service manager", keep_told(manager.clone(), handle.clone()));
     if let Some(invitation) = invitation {
         // The driver is there as long as nobody has asked it to stop.
         if let Ok(outcome) = handle.join(invitation).await {
@@ -133,7 +139,13 @@ pub async fn join_once(
     let (store, loaded) = open(&config.state_dir).await?;
     let supervisor = Supervisor::new();
     let work = supervisor.scope(Stage::Work);
-    let (driver, handle) = Driver::new(store, loaded, Clock::start(BUILD_TIME), work.clone(), settings(config));
+    let (driver, handle) = Driver::new(
+        store,
+        loaded,
+        Clock::start(BUILD_TIME),
+        work.clone(),
+        settings(config),
+    );
     work.spawn("driver", driver.run());
     let outcome = match handle.join(invitation).await {
         Ok(Ok(())) => Ok(await_join(&handle, timeout).await),
@@ -202,8 +214,14 @@ async fn wanted_invitation(
 
 fn settings(config: &SatelliteConfig) -> DriverSettings {
     DriverSettings {
-        backoff: BackoffPolicy { initial: config.reconnect_initial, max: config.reconnect_max },
-        tunnel: TunnelSettings { keepalive_ceiling: config.tunnel_keepalive, ..TunnelSettings::default() },
+        backoff: BackoffPolicy {
+            initial: config.reconnect_initial,
+            max: config.reconnect_max,
+        },
+        tunnel: TunnelSettings {
+            keepalive_ceiling: config.tunnel_keepalive,
+            ..TunnelSettings::default()
+        },
         operator: configured_operator(config),
         bridges: config.parent.bridges.clone(),
     }
@@ -215,7 +233,10 @@ fn configured_operator(config: &SatelliteConfig) -> Option<Operator> {
 
 /// Keeps the service manager's status text true and its watchdog fed.
 async fn keep_told(manager: ServiceManager, handle: DriverHandle) {
-    let period = manager.watchdog_period().unwrap_or(STATUS_PERIOD).min(STATUS_PERIOD);
+    let period = manager
+        .watchdog_period()
+        .unwrap_or(STATUS_PERIOD)
+        .min(STATUS_PERIOD);
     let mut status = handle.status.clone();
     let mut pulse = tokio::time::interval(period);
     loop {

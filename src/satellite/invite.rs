@@ -74,7 +74,11 @@ pub fn waiting_invitation(config: &SatelliteConfig) -> Result<Option<StoredInvit
     };
     let mut found = find_payload(&sources, &trust)?;
     if found.is_none() {
-        let token_file = config.parent.token_file.as_ref().or(config.parent.token_credential.as_ref());
+        let token_file = config
+            .parent
+            .token_file
+            .as_ref()
+            .or(config.parent.token_credential.as_ref());
         found = match token_file {
             None => None,
             Some(path) => {
@@ -83,11 +87,16 @@ pub fn waiting_invitation(config: &SatelliteConfig) -> Result<Option<StoredInvit
             }
         };
     }
-    let Some(mut invitation) = found else { return Ok(None) };
+    let Some(mut invitation) = found else {
+        return Ok(None);
+    };
     if !config.parent.bridges.is_empty() {
         invitation.bridges.clone_from(&config.parent.bridges);
     }
-    Ok(Some(StoredInvitation::new(invitation, operator(&config.disclosure)?)))
+    Ok(Some(StoredInvitation::new(
+        invitation,
+        operator(&config.disclosure)?,
+    )))
 }
 
 /// An invitation of the configured parent with this token.
@@ -113,11 +122,18 @@ pub fn configured_trust(parent: &ParentConfig) -> Result<ParentTrust, InviteErro
     if let Some(fingerprint) = parent.ca_sha256 {
         return Ok(ParentTrust::Pinned(fingerprint));
     }
-    let Some(path) = &parent.ca_file else { return Ok(ParentTrust::SystemRoots) };
-    let failed = |source| InviteError::CaFile { path: path.clone(), source };
+    let Some(path) = &parent.ca_file else {
+        return Ok(ParentTrust::SystemRoots);
+    };
+    let failed = |source| InviteError::CaFile {
+        path: path.clone(),
+        source,
+    };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(CA_FILE_MAX_BYTES).read_to_string(&mut text).map_err(failed)?;
+    file.take(CA_FILE_MAX_BYTES)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
     Ok(ParentTrust::Bundle(text))
 }
 
@@ -129,19 +145,31 @@ pub fn operator(disclosure: &DisclosureConfig) -> Result<Operator, InviteError> 
             location: location.clone(),
             data_residency: disclosure.data_residency.clone(),
         }),
-        (None, None) => Err(InviteError::Disclosure { missing: "a contact and a location" }),
+        (None, None) => Err(InviteError::Disclosure {
+            missing: "a contact and a location",
+        }),
         (None, Some(_)) => Err(InviteError::Disclosure { missing: "a contact" }),
-        (Some(_), None) => Err(InviteError::Disclosure { missing: "a location" }),
+        (Some(_), None) => Err(InviteError::Disclosure {
+            missing: "a location",
+        }),
     }
 }
 
 /// A token file. Blocking.
 pub fn read_token(path: &Path) -> Result<AcceptanceToken, InviteError> {
-    let failed = |source| InviteError::TokenFile { path: path.to_owned(), source };
+    let failed = |source| InviteError::TokenFile {
+        path: path.to_owned(),
+        source,
+    };
     // One buffer of the final size: a growing one would leave copies of the token behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(TOKEN_MAX_BYTES * 2));
     let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(TOKEN_MAX_BYTES as u64 * 2 - 1).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(TOKEN_MAX_BYTES as u64 * 2 - 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| failed(io::ErrorKind::InvalidData.into()))?;
-    AcceptanceToken::parse(text.to_owned()).map_err(|source| InviteError::Token { path: path.to_owned(), source })
+    AcceptanceToken::parse(text.to_owned()).map_err(|source| InviteError::Token {
+        path: path.to_owned(),
+        source,
+    })
 }

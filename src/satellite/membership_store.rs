@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::status::StoreReport;
 use crate::base::limit::error_chain;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::machine::join::JoinState;
-use super::status::StoreReport;
 use crate::store::copy::{self, Copy as SecondCopy, CopyError};
 use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
 use crate::store::record::{self, Only, Record, RecordError};
@@ -141,7 +141,10 @@ impl MembershipStore {
         match Database::open(&path, &SCHEMA) {
             Ok(database) => {
                 let loaded = read(&database, directory)?;
-                let store = Self { database, directory: directory.to_owned() };
+                let store = Self {
+                    database,
+                    directory: directory.to_owned(),
+                };
                 if gone && loaded.state.is_none() {
                     return store.recover(loaded, "the store was gone".to_owned());
                 }
@@ -149,36 +152,67 @@ impl MembershipStore {
                 Ok((store, loaded))
             }
             Err(source) if source.is_damaged() && matches!(read_copy(directory)?, Copied::State(_)) => {
-                let open_failed = |source| OpenStateError::Open { directory: directory.to_owned(), source };
+                let open_failed = |source| OpenStateError::Open {
+                    directory: directory.to_owned(),
+                    source,
+                };
                 let what = error_chain(&source);
                 let aside = Database::set_aside(&path).map_err(open_failed)?;
                 tracing::error!(reason = %what, aside = %aside.display(), "the store is damaged; using the second copy");
                 let database = Database::open(&path, &SCHEMA).map_err(open_failed)?;
-                let store = Self { database, directory: directory.to_owned() };
-                let empty = Loaded { state: None, facts: Facts::default(), recovered: None };
-                store.recover(empty, format!("the store was damaged and is kept as {}", aside.display()))
+                let store = Self {
+                    database,
+                    directory: directory.to_owned(),
+                };
+                let empty = Loaded {
+                    state: None,
+                    facts: Facts::default(),
+                    recovered: None,
+                };
+                store.recover(
+                    empty,
+                    format!("the store was damaged and is kept as {}", aside.display()),
+                )
             }
-            Err(source) => Err(OpenStateError::Open { directory: directory.to_owned(), source }),
+            Err(source) => Err(OpenStateError::Open {
+                directory: directory.to_owned(),
+                source,
+            }),
         }
     }
 
     /// Reads the state without writing, for commands while no daemon runs. Blocking.
     pub fn peek(directory: &Path) -> Result<(Loaded, u64), OpenStateError> {
         let path = directory.join(STORE_FILE);
-        let empty = Loaded { state: None, facts: Facts::default(), recovered: None };
+        let empty = Loaded {
+            state: None,
+            facts: Facts::default(),
+            recovered: None,
+        };
         match Database::open_read_only(&path, &SCHEMA) {
             Ok(database) => Ok((read(&database, directory)?, database.size_bytes())),
             Err(OpenError::Missing { .. }) => Ok((empty, 0)),
             Err(source) if source.is_damaged() => match read_copy(directory)? {
                 Copied::State(state) => {
                     let recovered = Some("the store is damaged; this is from the second copy".to_owned());
-                    Ok((Loaded { state: Some(state), recovered, ..empty }, 0))
+                    Ok((
+                        Loaded {
+                            state: Some(state),
+                            recovered,
+                            ..empty
+                        },
+                        0,
+                    ))
                 }
-                Copied::Nothing | Copied::Damaged => {
-                    Err(OpenStateError::Open { directory: directory.to_owned(), source })
-                }
+                Copied::Nothing | Copied::Damaged => Err(OpenStateError::Open {
+                    directory: directory.to_owned(),
+                    source,
+                }),
             },
-            Err(source) => Err(OpenStateError::Open { directory: directory.to_owned(), source }),
+            Err(source) => Err(OpenStateError::Open {
+                directory: directory.to_owned(),
+                source,
+            }),
         }
     }
 
@@ -200,7 +234,9 @@ impl MembershipStore {
     /// Makes the facts durable.
     pub async fn save_facts(&self, facts: &Facts) -> Result<(), StoreError> {
         let facts = facts.clone();
-        self.database.write_async(move |writer| writer.put(&FACTS, &Only, &facts)).await
+        self.database
+            .write_async(move |writer| writer.put(&FACTS, &Only, &facts))
+            .await
     }
 
     /// Bytes written to the store's file since it was opened.
@@ -223,10 +259,15 @@ impl MembershipStore {
             let stored = StoredState(state.clone());
             self.database
                 .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
-                .map_err(|source| OpenStateError::Read { directory: self.directory.clone(), source })?;
+                .map_err(|source| OpenStateError::Read {
+                    directory: self.directory.clone(),
+                    source,
+                })?;
             tracing::warn!("{what}; the membership was restored from the second copy");
             loaded.state = Some(state);
-            loaded.recovered = Some(format!("{what}; the membership was restored from the second copy"));
+            loaded.recovered = Some(format!(
+                "{what}; the membership was restored from the second copy"
+            ));
         }
         Ok((self, loaded))
     }
@@ -235,7 +276,10 @@ impl MembershipStore {
     fn mend_copy(&self, state: Option<&JoinState>) {
         let Some(state) = state else { return };
         let stored = StoredState(state.clone());
-        let same = match (copy::read(&self.directory.join(COPY_FILE)), record::encode(&stored)) {
+        let same = match (
+            copy::read(&self.directory.join(COPY_FILE)),
+            record::encode(&stored),
+        ) {
             (Ok(SecondCopy::Whole(copied)), Ok(mine)) => copied.matches(&Secret::new(mine.to_vec())),
             _ => false,
         };
@@ -246,7 +290,8 @@ impl MembershipStore {
 
     fn write_copy(&self, stored: &StoredState) -> Result<(), SaveStateError> {
         let bytes = record::encode(stored).map_err(SaveStateError::Encode)?;
-        copy::write(&self.directory.join(COPY_FILE), &Secret::new(bytes.to_vec())).map_err(SaveStateError::Copy)
+        copy::write(&self.directory.join(COPY_FILE), &Secret::new(bytes.to_vec()))
+            .map_err(SaveStateError::Copy)
     }
 }
 
@@ -266,19 +311,32 @@ fn read_copy(directory: &Path) -> Result<Copied, OpenStateError> {
         }
         Ok(SecondCopy::Whole(bytes)) => record::decode::<StoredState>(bytes.expose())
             .map(|StoredState(state)| Copied::State(state))
-            .map_err(|source| OpenStateError::CopyRecord { directory: directory.to_owned(), source }),
-        Err(source) => Err(OpenStateError::Copy { directory: directory.to_owned(), source }),
+            .map_err(|source| OpenStateError::CopyRecord {
+                directory: directory.to_owned(),
+                source,
+            }),
+        Err(source) => Err(OpenStateError::Copy {
+            directory: directory.to_owned(),
+            source,
+        }),
     }
 }
 
 fn read(database: &Database, directory: &Path) -> Result<Loaded, OpenStateError> {
-    let failed = |source| OpenStateError::Read { directory: directory.to_owned(), source };
+    let failed = |source| OpenStateError::Read {
+        directory: directory.to_owned(),
+        source,
+    };
     let (state, facts) = database
         .read(|reader| -> Result<_, StoreError> {
             Ok((reader.get(&MEMBERSHIP, &Only)?, reader.get(&FACTS, &Only)?))
         })
         .map_err(failed)?;
-    Ok(Loaded { state: state.map(|StoredState(state)| state), facts: facts.unwrap_or_default(), recovered: None })
+    Ok(Loaded {
+        state: state.map(|StoredState(state)| state),
+        facts: facts.unwrap_or_default(),
+        recovered: None,
+    })
 }
 
 async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {

@@ -3,7 +3,10 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test support")]
-#![allow(clippy::disallowed_methods, reason = "deadlines of real processes are measured in real time")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "deadlines of real processes are measured in real time"
+)]
 
 use std::fs::File;
 use std::io::Write as _;
@@ -53,7 +56,12 @@ pub struct Running {
 impl Running {
     fn start(mut command: Command, log: PathBuf) -> Self {
         let file = File::options().create(true).append(true).open(&log).unwrap();
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .unwrap();
         Self { child, log }
     }
 
@@ -63,7 +71,9 @@ impl Running {
 
     /// Sends a signal by name.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status();
         assert!(status.unwrap().success());
     }
 
@@ -100,8 +110,12 @@ impl Drop for Running {
 
 /// Runs a command to its end with a text on standard input.
 pub fn run_with_input(mut command: Command, input: &str) -> Output {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // A program that refuses its arguments does not read its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
@@ -121,8 +135,15 @@ pub fn succeed(output: &Output) -> String {
 
 /// Exit code and standard error of a command that must fail.
 pub fn fail(output: &Output) -> (i32, String) {
-    assert!(!output.status.success(), "succeeded: {}", String::from_utf8_lossy(&output.stdout));
-    (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    assert!(
+        !output.status.success(),
+        "succeeded: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    (
+        output.status.code().unwrap(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 /// A host-bridge with its state.
@@ -135,9 +156,18 @@ pub struct BridgeSite {
 impl BridgeSite {
     /// Initialised, not running.
     pub fn init() -> Self {
-        let mut site = Self { dir: tempfile::tempdir().unwrap(), port: free_port(), operator_token: String::new() };
+        let mut site = Self {
+            dir: tempfile::tempdir().unwrap(),
+            port: free_port(),
+            operator_token: String::new(),
+        };
         let url = site.url();
-        let output = succeed(&site.command(&["init", "--public-url", &url, "--json"]).output().unwrap());
+        let output = succeed(
+            &site
+                .command(&["init", "--public-url", &url, "--json"])
+                .output()
+                .unwrap(),
+        );
         let answer: Value = serde_json::from_str(&output).unwrap();
         site.operator_token = answer["operator_token"].as_str().unwrap().to_owned();
         site
@@ -153,7 +183,10 @@ impl BridgeSite {
         command
             .args(arguments)
             .env("POWERNODE_HOST_BRIDGE_STATE_DIR", self.dir.path().join("state"))
-            .env("POWERNODE_HOST_BRIDGE_ADMIN_SOCKET", self.dir.path().join("admin.sock"))
+            .env(
+                "POWERNODE_HOST_BRIDGE_ADMIN_SOCKET",
+                self.dir.path().join("admin.sock"),
+            )
             .env("POWERNODE_HOST_BRIDGE_LISTEN_HTTPS", &listen)
             .env("POWERNODE_HOST_BRIDGE_LISTEN_QUIC", &listen)
             .env("POWERNODE_HOST_BRIDGE_LOG_LEVEL", "debug");
@@ -175,7 +208,11 @@ impl BridgeSite {
     pub fn run(&self) -> Running {
         let running = Running::start(self.command(&["run"]), self.dir.path().join("bridge.log"));
         wait_for("the host-bridge answers", || {
-            assert!(Path::new(&format!("/proc/{}", running.id())).exists(), "{}", running.log_text());
+            assert!(
+                Path::new(&format!("/proc/{}", running.id())).exists(),
+                "{}",
+                running.log_text()
+            );
             std::os::unix::net::UnixStream::connect(self.dir.path().join("admin.sock")).ok()
         });
         running
@@ -198,11 +235,15 @@ impl BridgeSite {
     pub fn peer_status(&self, name: &str) -> String {
         let peers = self.peers();
         let peer = peers.iter().find(|peer| peer["name"] == name);
-        peer.and_then(|peer| peer["status"].as_str()).unwrap_or("absent").to_owned()
+        peer.and_then(|peer| peer["status"].as_str())
+            .unwrap_or("absent")
+            .to_owned()
     }
 
     pub fn wait_status(&self, name: &str, status: &str) {
-        wait_for(&format!("{name} is {status}"), || (self.peer_status(name) == status).then_some(()));
+        wait_for(&format!("{name} is {status}"), || {
+            (self.peer_status(name) == status).then_some(())
+        });
     }
 }
 
@@ -213,7 +254,9 @@ pub struct SatelliteSite {
 
 impl SatelliteSite {
     pub fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     pub fn state_dir(&self) -> PathBuf {
@@ -225,9 +268,18 @@ impl SatelliteSite {
         command
             .args(arguments)
             .env("POWERNODE_SATELLITE_STATE_DIR", self.state_dir())
-            .env("POWERNODE_SATELLITE_ADMIN_SOCKET", self.dir.path().join("admin.sock"))
-            .env("POWERNODE_SATELLITE_PAYLOAD_FILE", self.dir.path().join("payload.json"))
-            .env("POWERNODE_SATELLITE_PAYLOAD_FW_CFG_DIR", self.dir.path().join("fw"))
+            .env(
+                "POWERNODE_SATELLITE_ADMIN_SOCKET",
+                self.dir.path().join("admin.sock"),
+            )
+            .env(
+                "POWERNODE_SATELLITE_PAYLOAD_FILE",
+                self.dir.path().join("payload.json"),
+            )
+            .env(
+                "POWERNODE_SATELLITE_PAYLOAD_FW_CFG_DIR",
+                self.dir.path().join("fw"),
+            )
             .env("POWERNODE_SATELLITE_LOG_LEVEL", "debug");
         command
     }
@@ -253,7 +305,11 @@ impl SatelliteSite {
     pub fn run(&self) -> Running {
         let running = self.run_unwatched();
         wait_for("the satellite answers", || {
-            assert!(Path::new(&format!("/proc/{}", running.id())).exists(), "{}", running.log_text());
+            assert!(
+                Path::new(&format!("/proc/{}", running.id())).exists(),
+                "{}",
+                running.log_text()
+            );
             std::os::unix::net::UnixStream::connect(self.dir.path().join("admin.sock")).ok()
         });
         running

@@ -4,15 +4,17 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use powernode_satellite::process::config::duration::parse_duration;
+use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 
 /// Joins this box to a Powernode parent and keeps it connected, from behind any NAT.
 #[derive(Parser)]
 #[command(name = "powernode-satellite", version, disable_help_subcommand = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not joined, 4 refused by the \
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not joined, 4 refused by the \
                         parent, 5 parent unreachable.\nEvery configuration key can also be set in the environment: \
-                        see `powernode-satellite config show`.")]
+                        see `powernode-satellite config show`."
+)]
 pub struct Arguments {
     /// Configuration file [default: /etc/powernode-satellite/satellite.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
@@ -115,8 +117,8 @@ pub struct JoinArguments {
     data_residency: Option<String>,
 
     /// How long to wait for the outcome
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
-    pub timeout: std::time::Duration,
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub timeout: HumaneDuration,
 }
 
 impl Arguments {

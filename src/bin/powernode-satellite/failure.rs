@@ -16,32 +16,50 @@ pub struct Failure {
 impl Failure {
     /// 1: it failed.
     pub fn failed(error: impl Error + 'static) -> Self {
-        Self { code: 1, message: error_chain(&error) }
+        Self {
+            code: 1,
+            message: error_chain(&error),
+        }
     }
 
     /// 1: the daemon of this box said no.
     pub fn refused_here(message: impl Into<String>) -> Self {
-        Self { code: 1, message: message.into() }
+        Self {
+            code: 1,
+            message: message.into(),
+        }
     }
 
     /// 2: wrong usage or configuration.
     pub fn usage(error: impl Error + 'static) -> Self {
-        Self { code: 2, message: error_chain(&error) }
+        Self {
+            code: 2,
+            message: error_chain(&error),
+        }
     }
 
     /// 3: this box has not joined.
     pub fn not_joined(message: impl Into<String>) -> Self {
-        Self { code: 3, message: message.into() }
+        Self {
+            code: 3,
+            message: message.into(),
+        }
     }
 
     /// 4: refused by the parent.
     pub fn refused(message: impl Into<String>) -> Self {
-        Self { code: 4, message: message.into() }
+        Self {
+            code: 4,
+            message: message.into(),
+        }
     }
 
     /// 5: the parent cannot be reached.
     pub fn unreachable(message: impl Into<String>) -> Self {
-        Self { code: 5, message: message.into() }
+        Self {
+            code: 5,
+            message: message.into(),
+        }
     }
 
     /// Writes the message and gives the code.

@@ -13,9 +13,8 @@ use powernode_satellite::contract::token::{AcceptanceToken, InvalidToken};
 use powernode_satellite::machine::membership::StoredInvitation;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::admin_api::{JOIN_PATH, JoinRequest, STATUS_PATH};
-use powernode_satellite::satellite::daemon::{self, JoinOutcome, RunError};
-use powernode_satellite::satellite::driver::JoinCommandError;
-use powernode_satellite::satellite::invite::{self, InviteError};
+use powernode_satellite::satellite::daemon::{self, JoinOutcome};
+use powernode_satellite::satellite::invite;
 use powernode_satellite::satellite::status::StatusReport;
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -51,41 +50,53 @@ enum InputError {
     Nothing,
 }
 
+/// Who keeps the connection after the join.
+#[derive(Clone, Copy)]
+enum Keeper {
+    Daemon,
+    Nobody,
+}
+
 /// Joins.
 pub fn join(config: SatelliteConfig, arguments: &JoinArguments) -> Result<ExitCode, Failure> {
     let invitation = invitation(&config, arguments)?;
     let runtime = runtime()?;
-    let outcome = runtime.block_on(async {
-        match ask_daemon(&config, &invitation, arguments.timeout).await {
-            Some(outcome) => outcome,
-            None => daemon::join_once(&config, invitation, arguments.timeout).await.map_err(|error| match error {
-                error @ RunError::Invite(_) => Failure::usage(error),
-                error => Failure::failed(error),
-            }),
+    let (keeper, outcome) = runtime.block_on(async {
+        match ask_daemon(&config, &invitation, arguments.timeout.0).await {
+            Some(outcome) => (Keeper::Daemon, outcome),
+            None => {
+                let outcome = daemon::join_once(&config, invitation, arguments.timeout.0).await;
+                (Keeper::Nobody, outcome.map_err(Failure::failed))
+            }
         }
-    })?;
+    });
+    let outcome = outcome?;
     match outcome {
         JoinOutcome::Joined(report) => {
-            output::print(&success(&report)).map_err(Failure::failed)?;
+            output::print(&success(&report, keeper)).map_err(Failure::failed)?;
             Ok(ExitCode::SUCCESS)
         }
         JoinOutcome::Refused(why) => Err(Failure::refused(why)),
         JoinOutcome::TimedOut(last) => Err(Failure::unreachable(format!(
             "no answer from the parent within {} s{}. The invitation is stored: `powernode-satellite run` keeps \
              trying, and a join with the same code goes on from here",
-            arguments.timeout.as_secs(),
+            arguments.timeout.0.as_secs(),
             last.map_or_else(String::new, |last| format!("; the last try: {last}")),
         ))),
     }
 }
 
-fn success(report: &StatusReport) -> String {
-    let peer = report.peer.as_ref().map_or_else(String::new, |peer| format!(" as peer {}", peer.id));
+fn success(report: &StatusReport, keeper: Keeper) -> String {
+    let peer = report
+        .peer
+        .as_ref()
+        .map_or_else(String::new, |peer| format!(" as peer {}", peer.id));
     let parent = report.parent_url.as_deref().unwrap_or("the parent");
-    let next = if report.daemon_running_elsewhere() {
-        "The running satellite keeps the connection."
-    } else {
-        "Now start it: `systemctl enable --now powernode-satellite`, or `powernode-satellite run`."
+    let next = match keeper {
+        Keeper::Daemon => "The running satellite keeps the connection.",
+        Keeper::Nobody => {
+            "Now start it: `systemctl enable --now powernode-satellite`, or `powernode-satellite run`."
+        }
     };
     format!("joined {parent}{peer}\n{next}\n")
 }
@@ -93,7 +104,9 @@ fn success(report: &StatusReport) -> String {
 fn invitation(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<StoredInvitation, Failure> {
     let operator = invite::operator(&config.disclosure).map_err(Failure::usage)?;
     let invitation = if let Some(code) = code(arguments)? {
-        JoinCode::parse(code).map_err(|error| Failure::usage(InputError::Code(error)))?.into_invitation()
+        JoinCode::parse(code)
+            .map_err(|error| Failure::usage(InputError::Code(error)))?
+            .into_invitation()
     } else {
         let token = token(config, arguments)?;
         let trust = invite::configured_trust(&config.parent).map_err(Failure::usage)?;
@@ -106,7 +119,10 @@ fn code(arguments: &JoinArguments) -> Result<Option<String>, Failure> {
     match (&arguments.code, &arguments.code_file) {
         (Some(dash), _) if dash == "-" => read_stdin("the join code from standard input").map(Some),
         (Some(code), _) => {
-            warn_of_argv("the join code", "`powernode-satellite join -` and paste it, or use --code-file");
+            warn_of_argv(
+                "the join code",
+                "`powernode-satellite join -` and paste it, or use --code-file",
+            );
             Ok(Some(code.clone()))
         }
         (None, Some(path)) => read_file(path).map(Some),
@@ -123,10 +139,13 @@ fn token(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<Acceptan
         warn_of_argv("the token", "--token-stdin or --token-file");
         return AcceptanceToken::parse(token.clone()).map_err(invalid);
     }
-    match config.parent.token_file.as_ref().or(config.parent.token_credential.as_ref()) {
+    match config
+        .parent
+        .token_file
+        .as_ref()
+        .or(config.parent.token_credential.as_ref())
+    {
         Some(path) => invite::read_token(path).map_err(Failure::usage),
-        None if config.parent.url.is_some() => Err(Failure::usage(InputError::Nothing)),
-        // A payload may be lying there: the same place where `run` looks.
         None => Err(Failure::usage(InputError::Nothing)),
     }
 }
@@ -153,14 +172,23 @@ fn read_file(path: &Path) -> Result<String, Failure> {
 
 /// One buffer of the final size, so that no copies of a secret stay behind.
 fn read_text(source: impl std::io::Read, what: &str) -> Result<String, Failure> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(INPUT_MAX_BYTES).unwrap_or(0) + 1));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(
+        usize::try_from(INPUT_MAX_BYTES).unwrap_or(0) + 1,
+    ));
     source
         .take(INPUT_MAX_BYTES)
         .read_to_end(&mut bytes)
-        .map_err(|source| Failure::usage(InputError::Read { what: what.to_owned(), source }))?;
+        .map_err(|source| {
+            Failure::usage(InputError::Read {
+                what: what.to_owned(),
+                source,
+            })
+        })?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => Ok(text.to_owned()),
-        Err(_) => Err(Failure::usage(InputError::NotText { what: what.to_owned() })),
+        Err(_) => Err(Failure::usage(InputError::NotText {
+            what: what.to_owned(),
+        })),
     }
 }
 
@@ -202,22 +230,13 @@ async fn await_daemon(client: &AdminClient, timeout: Duration) -> Result<JoinOut
 
 /// The daemon's report.
 pub async fn status_of(client: &AdminClient) -> Result<StatusReport, Failure> {
-    let answer = client.call(Method::GET, STATUS_PATH, None).await.map_err(Failure::failed)?;
+    let answer = client
+        .call(Method::GET, STATUS_PATH, None)
+        .await
+        .map_err(Failure::failed)?;
     match answer.read() {
         Ok(Ok(data)) => serde_json::from_value(data).map_err(Failure::failed),
         Ok(Err(refused)) => Err(Failure::refused_here(refused.error)),
         Err(error) => Err(Failure::failed(error)),
-    }
-}
-
-impl From<InviteError> for Failure {
-    fn from(error: InviteError) -> Self {
-        Self::usage(error)
-    }
-}
-
-impl From<JoinCommandError> for Failure {
-    fn from(error: JoinCommandError) -> Self {
-        Self::failed(error)
     }
 }

@@ -27,7 +27,8 @@ fn main() -> ExitCode {
 fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     let environment = Environment::of_process();
     if let Command::Version = arguments.command {
-        output::print(concat!("powernode-satellite ", env!("CARGO_PKG_VERSION"), "\n")).map_err(Failure::failed)?;
+        output::print(concat!("powernode-satellite ", env!("CARGO_PKG_VERSION"), "\n"))
+            .map_err(Failure::failed)?;
         return Ok(ExitCode::SUCCESS);
     }
     let flags = arguments.flags();
@@ -37,11 +38,15 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run => run::run(config, &environment, (file, flags)),
         Command::Join(join) => join::join(config, &join),
         Command::Status { json } => status::status(&config, json),
-        Command::Config { command: ConfigCommand::Check } => {
+        Command::Config {
+            command: ConfigCommand::Check,
+        } => {
             output::print("the configuration is good\n").map_err(Failure::failed)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Config { command: ConfigCommand::Show } => {
+        Command::Config {
+            command: ConfigCommand::Show,
+        } => {
             output::print(&configuration::show(&settings)).map_err(Failure::failed)?;
             Ok(ExitCode::SUCCESS)
         }

@@ -42,5 +42,8 @@ pub fn run(
 
 /// One thread: a satellite's work is waiting, and each thread more would cost memory on a small box.
 pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)
 }

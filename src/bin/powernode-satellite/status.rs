@@ -70,13 +70,23 @@ fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
         our_endpoints: loaded.facts.our_endpoints,
         schema_compatibility: loaded.facts.schema_compatibility,
     };
-    let link = LinkReport { state: "unknown".to_owned(), ..LinkReport::default() };
+    let link = LinkReport {
+        state: "unknown".to_owned(),
+        ..LinkReport::default()
+    };
     let store = StoreReport {
         directory: config.state_dir.display().to_string(),
         size_bytes,
         recovered: loaded.recovered,
     };
-    Ok(StatusReport::of_state(loaded.state.as_ref(), RELEASE, clock, link, heartbeat, store))
+    Ok(StatusReport::of_state(
+        loaded.state.as_ref(),
+        RELEASE,
+        clock,
+        link,
+        heartbeat,
+        store,
+    ))
 }
 
 /// The report for a person.
@@ -87,13 +97,26 @@ fn render(report: &StatusReport, style: Style) -> String {
     pairs.push(("parent", report.parent_url.as_ref().map(Cell::from)));
     if let Some(peer) = &report.peer {
         pairs.push(("peer", Some(peer.id.into())));
-        pairs.push(("mode", Some(format!("{}, contract version {}", peer.spawn_mode, peer.contract_version).into())));
+        pairs.push((
+            "mode",
+            Some(format!("{}, contract version {}", peer.spawn_mode, peer.contract_version).into()),
+        ));
         pairs.push(("joined", Some(relative_time(peer.accepted_at, now).into())));
-        pairs.push(("operator", Some(format!("{}, {}", peer.operator_contact, peer.location).into())));
+        pairs.push((
+            "operator",
+            Some(format!("{}, {}", peer.operator_contact, peer.location).into()),
+        ));
         pairs.push(("data residency", peer.data_residency.as_ref().map(Cell::from)));
     }
     pairs.push(("tunnel", Some(tunnel(report))));
-    pairs.push(("last failure", report.link.last_error.as_ref().map(|error| Cell::toned(error, Tone::Warning))));
+    pairs.push((
+        "last failure",
+        report
+            .link
+            .last_error
+            .as_ref()
+            .map(|error| Cell::toned(error, Tone::Warn)),
+    ));
     let heartbeat = &report.heartbeat;
     pairs.push((
         "heartbeat",
@@ -102,47 +125,106 @@ fn render(report: &StatusReport, style: Style) -> String {
             |at| format!("acknowledged {}", relative_time(at, now)).into(),
         )),
     ));
-    pairs.push(("heartbeat failure", heartbeat.last_error.as_ref().map(|error| Cell::toned(error, Tone::Warning))));
+    pairs.push((
+        "heartbeat failure",
+        heartbeat
+            .last_error
+            .as_ref()
+            .map(|error| Cell::toned(error, Tone::Warn)),
+    ));
     for endpoint in &heartbeat.our_endpoints {
-        pairs.push(("parent endpoint", Some(format!("{} ({})", endpoint.url, endpoint.scope).into())));
+        pairs.push((
+            "parent endpoint",
+            Some(format!("{} ({})", endpoint.url, endpoint.scope).into()),
+        ));
     }
     if let Some(schema) = &heartbeat.schema_compatibility {
-        let notes = schema.notes.as_deref().map_or_else(String::new, |notes| format!(": {notes}"));
+        let notes = schema
+            .notes
+            .as_deref()
+            .map_or_else(String::new, |notes| format!(": {notes}"));
         pairs.push(("versions", Some(format!("{}{notes}", schema.status).into())));
     }
-    pairs.push(("certificate", report.certificate.as_ref().map(|certificate| self::certificate(certificate, report))));
-    pairs.push(("clock", report.clock.doubt.as_ref().map(|doubt| Cell::toned(doubt, Tone::Warning))));
-    pairs.push(("state", Some(format!("{} ({} KiB)", report.store.directory, report.store.size_bytes / 1024).into())));
-    pairs.push(("recovered", report.store.recovered.as_ref().map(|what| Cell::toned(what, Tone::Warning))));
+    pairs.push((
+        "certificate",
+        report
+            .certificate
+            .as_ref()
+            .map(|certificate| self::certificate(certificate, report)),
+    ));
+    pairs.push((
+        "clock",
+        report
+            .clock
+            .doubt
+            .as_ref()
+            .map(|doubt| Cell::toned(doubt, Tone::Warn)),
+    ));
+    pairs.push((
+        "state",
+        Some(
+            format!(
+                "{} ({} KiB)",
+                report.store.directory,
+                report.store.size_bytes / 1024
+            )
+            .into(),
+        ),
+    ));
+    pairs.push((
+        "recovered",
+        report
+            .store
+            .recovered
+            .as_ref()
+            .map(|what| Cell::toned(what, Tone::Warn)),
+    ));
     output::render_pairs(&pairs, style)
 }
 
 fn state(report: &StatusReport) -> Cell {
-    let running = if report.daemon_running { "" } else { " (not running)" };
+    let running = if report.daemon_running {
+        ""
+    } else {
+        " (not running)"
+    };
     match &report.peer {
         Some(peer) => {
             let tone = match peer.status {
                 PeerStatus::Active if report.daemon_running => Tone::Good,
                 PeerStatus::Revoked | PeerStatus::Suspended => Tone::Bad,
-                _ => Tone::Warning,
+                _ => Tone::Warn,
             };
             Cell::toned(format!("{}{running}", peer.status), tone)
         }
-        None => Cell::toned(format!("{}{running}", report.state.replace('_', " ")), Tone::Warning),
+        None => Cell::toned(format!("{}{running}", report.state.replace('_', " ")), Tone::Warn),
     }
 }
 
 fn tunnel(report: &StatusReport) -> Cell {
     let link = &report.link;
     let now = report.clock.trusted;
-    match (link.state.as_str(), &link.bridge, link.since, link.next_attempt_at) {
+    match (
+        link.state.as_str(),
+        &link.bridge,
+        link.since,
+        link.next_attempt_at,
+    ) {
         ("connected", Some(bridge), Some(since), _) => {
             let transport = link.transport.as_deref().unwrap_or("");
-            Cell::toned(format!("{transport} to {bridge}, connected {}", relative_time(since, now)), Tone::Good)
+            Cell::toned(
+                format!("{transport} to {bridge}, connected {}", relative_time(since, now)),
+                Tone::Good,
+            )
         }
-        ("waiting", _, _, Some(at)) => {
-            Cell::toned(format!("down, next try {} ({} failed)", relative_time(at, now), link.failures), Tone::Warning)
-        }
+        ("waiting", _, _, Some(at)) => Cell::toned(
+            format!(
+                "down, next try {} ({} failed)",
+                relative_time(at, now),
+                link.failures
+            ),
+            Tone::Warn,
+        ),
         (state, Some(bridge), _, _) => format!("{state} {bridge}").into(),
         ("unknown", ..) => "unknown (the satellite does not run)".into(),
         (state, ..) => state.into(),
@@ -155,7 +237,11 @@ fn certificate(certificate: &CertificateReport, report: &StatusReport) -> Cell {
         || format!("renewal {}", relative_time(certificate.renew_at, now)),
         |renewal| format!("renewal {renewal}"),
     );
-    let text = format!("{}, ends {}, {renewal}", certificate.standing, relative_time(certificate.not_after, now));
+    let text = format!(
+        "{}, ends {}, {renewal}",
+        certificate.standing,
+        relative_time(certificate.not_after, now)
+    );
     let tone = match certificate.standing.as_str() {
         "valid" | "renewal due" => Tone::Plain,
         _ => Tone::Bad,

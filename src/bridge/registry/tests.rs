@@ -141,24 +141,46 @@ fn an_accept_enrolls_once_and_repeats_for_its_own_key_alone() {
     let (disk, registry) = Disk::with_registry();
     let (key, other) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let minted = registry.invite(&proposal("shop-17"), TTL, at(0)).unwrap();
-    let first = registry.accept(&call(&minted.token, Some(&key)), GRACE, at(1)).unwrap();
+    let first = registry
+        .accept(&call(&minted.token, Some(&key)), GRACE, at(1))
+        .unwrap();
     assert!(!first.repeated);
     let data = response(&first);
-    assert_eq!((data.peer_id, data.status), (minted.peer.id, PeerStatus::Enrolled));
+    assert_eq!(
+        (data.peer_id, data.status),
+        (minted.peer.id, PeerStatus::Enrolled)
+    );
     assert!(data.federation_certificate.is_some());
     drop(registry);
 
     let registry = disk.open();
-    let again = registry.accept(&call(&minted.token, Some(&key)), GRACE, at(2)).unwrap();
+    let again = registry
+        .accept(&call(&minted.token, Some(&key)), GRACE, at(2))
+        .unwrap();
     assert_eq!((again.answer, again.repeated), (first.answer, true));
     let known = AcceptRefusal::TokenNotRecognized;
-    assert_eq!(refusal(registry.accept(&call(&minted.token, Some(&other)), GRACE, at(2))), known);
-    assert_eq!(refusal(registry.accept(&call(&minted.token, None), GRACE, at(2))), known);
-    assert_eq!(refusal(registry.accept(&call(&minted.token, Some(&key)), GRACE, at(86_401))), known);
+    assert_eq!(
+        refusal(registry.accept(&call(&minted.token, Some(&other)), GRACE, at(2))),
+        known
+    );
+    assert_eq!(
+        refusal(registry.accept(&call(&minted.token, None), GRACE, at(2))),
+        known
+    );
+    assert_eq!(
+        refusal(registry.accept(&call(&minted.token, Some(&key)), GRACE, at(86_401))),
+        known
+    );
     let grants = registry.grants().unwrap();
     assert_eq!(grants.len(), 1);
-    assert_eq!(grants[0].remote_subject, format!("parent-operator@{}", minted.peer.id));
-    assert_eq!(grants[0].expires_at, at(1).plus(Duration::from_secs(365 * 86_400)));
+    assert_eq!(
+        grants[0].remote_subject,
+        format!("parent-operator@{}", minted.peer.id)
+    );
+    assert_eq!(
+        grants[0].expires_at,
+        at(1).plus(Duration::from_secs(365 * 86_400))
+    );
 }
 
 #[test]
@@ -178,7 +200,9 @@ fn a_power_cut_at_any_write_of_an_accept_leaves_all_or_nothing() {
         let consumed = peers[0].used_token.is_some();
         assert_eq!(consumed, peers[0].status == PeerStatus::Enrolled, "cut {cuts}");
         assert_eq!(consumed, registry.grants().unwrap().len() == 1, "cut {cuts}");
-        let retried = registry.accept(&call(&minted.token, Some(&key)), GRACE, at(2)).unwrap();
+        let retried = registry
+            .accept(&call(&minted.token, Some(&key)), GRACE, at(2))
+            .unwrap();
         assert_eq!(retried.repeated, consumed);
         match first {
             Ok(first) => {
@@ -197,14 +221,26 @@ fn a_power_cut_at_any_write_of_an_accept_leaves_all_or_nothing() {
 fn four_simultaneous_accepts_enroll_one_key() {
     let (_disk, registry) = Disk::with_registry();
     for round in 0..10 {
-        let minted = registry.invite(&proposal(&format!("box-{round}")), TTL, at(0)).unwrap();
+        let minted = registry
+            .invite(&proposal(&format!("box-{round}")), TTL, at(0))
+            .unwrap();
         let keys: Vec<PrivateKey> = (0..4).map(|_| PrivateKey::generate().unwrap()).collect();
         let won = std::thread::scope(|scope| {
             let tries: Vec<_> = keys
                 .iter()
-                .map(|key| scope.spawn(|| registry.accept(&call(&minted.token, Some(key)), GRACE, at(1)).is_ok()))
+                .map(|key| {
+                    scope.spawn(|| {
+                        registry
+                            .accept(&call(&minted.token, Some(key)), GRACE, at(1))
+                            .is_ok()
+                    })
+                })
                 .collect();
-            tries.into_iter().filter_map(|tried| tried.join().ok()).filter(|won| *won).count()
+            tries
+                .into_iter()
+                .filter_map(|tried| tried.join().ok())
+                .filter(|won| *won)
+                .count()
         });
         assert_eq!(won, 1);
     }
@@ -215,12 +251,17 @@ fn a_request_that_cannot_be_signed_does_not_consume_the_token() {
     let (_disk, registry) = Disk::with_registry();
     let minted = registry.invite(&proposal("shop-17"), TTL, at(0)).unwrap();
     let mut broken = call(&minted.token, None);
-    broken.csr_pem = Some("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into());
+    broken.csr_pem =
+        Some("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n".into());
     let refused = refusal(registry.accept(&broken, GRACE, at(1)));
     assert_eq!(refused.http_status(), 422, "{refused}");
     assert_eq!(registry.peer("shop-17").unwrap().status, PeerStatus::Proposed);
     let key = PrivateKey::generate().unwrap();
-    assert!(registry.accept(&call(&minted.token, Some(&key)), GRACE, at(2)).is_ok());
+    assert!(
+        registry
+            .accept(&call(&minted.token, Some(&key)), GRACE, at(2))
+            .is_ok()
+    );
 }
 
 #[test]
@@ -239,13 +280,17 @@ fn a_suspended_peer_may_accept_again_and_its_old_key_is_out() {
     let (_disk, registry) = Disk::with_registry();
     let (old, new) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     let minted = registry.invite(&proposal("shop-17"), TTL, at(0)).unwrap();
-    registry.accept(&call(&minted.token, Some(&old)), GRACE, at(1)).unwrap();
+    registry
+        .accept(&call(&minted.token, Some(&old)), GRACE, at(1))
+        .unwrap();
     let second = registry.mint_token("shop-17", TTL, at(2)).unwrap();
     assert!(second.caution().is_some());
     let denied = refusal(registry.accept(&call(&second.token, Some(&new)), GRACE, at(2)));
     assert_eq!(denied.http_status(), 422);
     registry.suspend("shop-17", "stolen", at(3)).unwrap();
-    registry.accept(&call(&second.token, Some(&new)), GRACE, at(4)).unwrap();
+    registry
+        .accept(&call(&second.token, Some(&new)), GRACE, at(4))
+        .unwrap();
     let peer = registry.peer("shop-17").unwrap();
     assert_eq!(peer.certificates.len(), 1);
     assert_eq!(peer.certificates[0].key, new.public_key_digest());
@@ -253,7 +298,11 @@ fn a_suspended_peer_may_accept_again_and_its_old_key_is_out() {
         refusal(registry.accept(&call(&minted.token, Some(&old)), GRACE, at(5))),
         AcceptRefusal::TokenNotRecognized
     );
-    assert_eq!(registry.grants().unwrap().len(), 1, "the operator grant is reused");
+    assert_eq!(
+        registry.grants().unwrap().len(),
+        1,
+        "the operator grant is reused"
+    );
 }
 
 #[test]
@@ -266,7 +315,11 @@ fn minting_again_replaces_the_earlier_token() {
         refusal(registry.accept(&call(&first.token, Some(&key)), GRACE, at(2))),
         AcceptRefusal::TokenNotRecognized
     );
-    assert!(registry.accept(&call(&second.token, Some(&key)), GRACE, at(2)).is_ok());
+    assert!(
+        registry
+            .accept(&call(&second.token, Some(&key)), GRACE, at(2))
+            .is_ok()
+    );
 }
 
 #[test]
@@ -279,19 +332,34 @@ fn names_are_unique_until_revoked_and_near_ones_are_offered() {
     ));
     let error = registry.peer("shop-71").unwrap_err().to_string();
     assert!(error.contains("did you mean shop-17?"), "{error}");
-    assert!(matches!(registry.propose(&proposal("a b"), at(1)), Err(RegistryError::InvalidName(_))));
-    assert!(registry.revoke("shop-17", " ", at(2)).is_err(), "a reason is required");
+    assert!(matches!(
+        registry.propose(&proposal("a b"), at(1)),
+        Err(RegistryError::InvalidName(_))
+    ));
+    assert!(
+        registry.revoke("shop-17", " ", at(2)).is_err(),
+        "a reason is required"
+    );
     registry.revoke("shop-17", "closed", at(2)).unwrap();
-    assert_eq!(registry.peer("shop-17").unwrap().id, first.id, "a revoked peer is still found");
+    assert_eq!(
+        registry.peer("shop-17").unwrap().id,
+        first.id,
+        "a revoked peer is still found"
+    );
     let second = registry.propose(&proposal("shop-17"), at(3)).unwrap();
     assert_eq!(registry.peer("shop-17").unwrap().id, second.id);
-    assert_eq!(registry.peer(&first.id.to_string()).unwrap().status, PeerStatus::Revoked);
+    assert_eq!(
+        registry.peer(&first.id.to_string()).unwrap().status,
+        PeerStatus::Revoked
+    );
 }
 
 fn enrolled(registry: &Registry) -> (PeerId, PrivateKey) {
     let key = PrivateKey::generate().unwrap();
     let minted = registry.invite(&proposal("shop-17"), TTL, at(0)).unwrap();
-    registry.accept(&call(&minted.token, Some(&key)), GRACE, at(0)).unwrap();
+    registry
+        .accept(&call(&minted.token, Some(&key)), GRACE, at(0))
+        .unwrap();
     (minted.peer.id, key)
 }
 
@@ -305,13 +373,23 @@ fn heartbeats_are_written_when_something_changes_and_every_ten_minutes() {
         ..Declaration::default()
     };
     let taken = beat(&same, 60);
-    assert_eq!((taken.was, taken.peer.status), (PeerStatus::Enrolled, PeerStatus::Active));
+    assert_eq!(
+        (taken.was, taken.peer.status),
+        (PeerStatus::Enrolled, PeerStatus::Active)
+    );
     let stored = || disk.after_power_cut().open().peer_by_id(peer).unwrap().unwrap();
     for minute in 2..=10 {
         beat(&same, minute * 60);
     }
-    assert_eq!(stored().last_heartbeat_at, Some(at(60)), "unchanged heartbeats stay in memory");
-    assert_eq!(registry.peer_by_id(peer).unwrap().unwrap().last_heartbeat_at, Some(at(600)));
+    assert_eq!(
+        stored().last_heartbeat_at,
+        Some(at(60)),
+        "unchanged heartbeats stay in memory"
+    );
+    assert_eq!(
+        registry.peer_by_id(peer).unwrap().unwrap().last_heartbeat_at,
+        Some(at(600))
+    );
     beat(&same, 660);
     assert_eq!(stored().last_heartbeat_at, Some(at(660)));
     let moved = Declaration {
@@ -322,7 +400,11 @@ fn heartbeats_are_written_when_something_changes_and_every_ten_minutes() {
     assert_eq!(stored().declared.data_residency.as_deref(), Some("DE"));
     beat(&same, 780);
     registry.write_presence().unwrap();
-    assert_eq!(stored().last_heartbeat_at, Some(at(780)), "a shutdown writes the rest");
+    assert_eq!(
+        stored().last_heartbeat_at,
+        Some(at(780)),
+        "a shutdown writes the rest"
+    );
 }
 
 #[test]
@@ -340,8 +422,13 @@ fn stale_peers_are_degraded_with_a_reason_and_recover() {
     assert_eq!(degraded.len(), 1);
     let reason = degraded[0].degraded_reason.clone().unwrap();
     assert!(reason.contains(&at(60).to_string()), "{reason}");
-    let taken = registry.heartbeat(peer, &Declaration::default(), at(400)).unwrap();
-    assert_eq!((taken.was, taken.peer.status), (PeerStatus::Degraded, PeerStatus::Active));
+    let taken = registry
+        .heartbeat(peer, &Declaration::default(), at(400))
+        .unwrap();
+    assert_eq!(
+        (taken.was, taken.peer.status),
+        (PeerStatus::Degraded, PeerStatus::Active)
+    );
     assert_eq!(taken.peer.degraded_reason, Some(reason), "the reason stays");
     registry.suspend("shop-17", "maintenance", at(500)).unwrap();
     assert!(matches!(
@@ -349,7 +436,9 @@ fn stale_peers_are_degraded_with_a_reason_and_recover() {
         Err(HeartbeatError::Denied(_))
     ));
     registry.resume("shop-17", at(502)).unwrap();
-    let taken = registry.heartbeat(peer, &Declaration::default(), at(503)).unwrap();
+    let taken = registry
+        .heartbeat(peer, &Declaration::default(), at(503))
+        .unwrap();
     assert_eq!(taken.peer.status, PeerStatus::Active);
 }
 
@@ -370,7 +459,10 @@ fn a_lost_renewal_locks_nobody_out() {
         assert!(held().iter().any(|kept| kept.key == first.public_key_digest()));
     }
     let used = lost.pop().unwrap();
-    let csr = PrivateKey::generate().unwrap().csr_pem("powernode-satellite").unwrap();
+    let csr = PrivateKey::generate()
+        .unwrap()
+        .csr_pem("powernode-satellite")
+        .unwrap();
     registry
         .refresh_certificate(peer, used.public_key_digest(), &csr, at(9))
         .unwrap();
@@ -385,8 +477,18 @@ fn the_servers_certificate_is_renewed_for_new_names_and_in_time() {
     assert!(!registry.server_certificate(&names, at(1)).unwrap().renewed);
     let more = vec!["bridge.example.com".to_owned(), "192.0.2.1".to_owned()];
     assert!(registry.server_certificate(&more, at(2)).unwrap().renewed);
-    assert!(!registry.server_certificate(&more, at(66 * 86_400)).unwrap().renewed);
-    assert!(registry.server_certificate(&more, at(68 * 86_400)).unwrap().renewed);
+    assert!(
+        !registry
+            .server_certificate(&more, at(66 * 86_400))
+            .unwrap()
+            .renewed
+    );
+    assert!(
+        registry
+            .server_certificate(&more, at(68 * 86_400))
+            .unwrap()
+            .renewed
+    );
 }
 
 #[test]
@@ -396,10 +498,18 @@ fn operators_and_grants_are_shown_once_and_revoked() {
     let found = registry.operator_by_token(admin.token.expose()).unwrap().unwrap();
     assert_eq!(found.name, "admin");
     assert!(registry.operator_by_token(b"guess").unwrap().is_none());
-    assert!(matches!(registry.revoke_operator("admin"), Err(RegistryError::LastOperator(_))));
+    assert!(matches!(
+        registry.revoke_operator("admin"),
+        Err(RegistryError::LastOperator(_))
+    ));
     registry.add_operator("second", at(1)).unwrap();
     registry.revoke_operator("admin").unwrap();
-    assert!(registry.operator_by_token(admin.token.expose()).unwrap().is_none());
+    assert!(
+        registry
+            .operator_by_token(admin.token.expose())
+            .unwrap()
+            .is_none()
+    );
 
     let (peer, _) = enrolled(&registry);
     let request = GrantRequest::new(peer, "ops@example.com", "node_instance", &["read"]);
@@ -407,7 +517,9 @@ fn operators_and_grants_are_shown_once_and_revoked() {
     let (grant, token) = registry.create_grant(new, at(2)).unwrap();
     assert!(token.to_secret().expose_text().unwrap().starts_with("fgs."));
     assert!(registry.revoke_grant(&grant.id.to_string(), "", at(3)).is_err());
-    registry.revoke_grant(&grant.id.to_string(), "left the company", at(3)).unwrap();
+    registry
+        .revoke_grant(&grant.id.to_string(), "left the company", at(3))
+        .unwrap();
     assert!(registry.revoke_grant("nonsense", "x", at(3)).is_err());
 }
 
@@ -421,18 +533,39 @@ fn stale_tokens_are_forgotten() {
     assert_eq!(registry.forget_stale_tokens(GRACE, at(59)).unwrap(), 0);
     assert_eq!(registry.forget_stale_tokens(GRACE, at(60)).unwrap(), 1);
     assert_eq!(registry.forget_stale_tokens(GRACE, at(86_400)).unwrap(), 1);
-    assert!(registry.peers().unwrap().iter().all(|peer| peer.live_token.is_none() && peer.used_token.is_none()));
+    assert!(
+        registry
+            .peers()
+            .unwrap()
+            .iter()
+            .all(|peer| peer.live_token.is_none() && peer.used_token.is_none())
+    );
 }
 
 #[test]
 fn a_registry_is_made_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("registry.redb");
-    assert!(matches!(Registry::open(&path), Err(OpenRegistryError::NotInitialised)));
-    let fingerprint = Registry::create(&path, "Test CA", at(0)).unwrap().authority().fingerprint();
-    assert!(matches!(Registry::create(&path, "Other CA", at(1)), Err(CreateError::Exists { .. })));
-    assert_eq!(Registry::open(&path).unwrap().authority().fingerprint(), fingerprint);
-    assert_eq!(Registry::open_read_only(&path).unwrap().authority().fingerprint(), fingerprint);
+    assert!(matches!(
+        Registry::open(&path),
+        Err(OpenRegistryError::NotInitialised)
+    ));
+    let fingerprint = Registry::create(&path, "Test CA", at(0))
+        .unwrap()
+        .authority()
+        .fingerprint();
+    assert!(matches!(
+        Registry::create(&path, "Other CA", at(1)),
+        Err(CreateError::Exists { .. })
+    ));
+    assert_eq!(
+        Registry::open(&path).unwrap().authority().fingerprint(),
+        fingerprint
+    );
+    assert_eq!(
+        Registry::open_read_only(&path).unwrap().authority().fingerprint(),
+        fingerprint
+    );
 }
 
 #[derive(Debug, Clone, Copy)]
