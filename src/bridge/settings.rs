@@ -1,8 +1,6 @@
 //! What the configuration and the registry together say to each part of the bridge.
 
-use super::federation_api::FederationSettings;
 use super::ingress::IngressSettings;
-use super::operator_api::OperatorSettings;
 use super::registry::record::PublicRecord;
 use super::session::SessionLimits;
 use crate::contract::invitation::HostPort;
@@ -57,32 +55,14 @@ impl BridgeSettings {
         names
     }
 
-    /// For the children's interface.
-    pub fn federation(&self) -> FederationSettings {
-        FederationSettings {
-            our_endpoints: self
-                .public
-                .url
-                .iter()
-                .map(|url| OurEndpoint {
-                    url: url.to_string(),
-                    scope: "wan".to_owned(),
-                })
-                .collect(),
-            accept_grace: self.config.accept_grace,
-            accepts_per_minute: self.config.limits.accepts_per_source_per_minute,
-        }
-    }
-
-    /// For the operators' interface.
-    pub fn operator(&self) -> OperatorSettings {
-        OperatorSettings {
-            parent_url: self.public.url.clone(),
-            bridges: self.public.bridges.clone(),
-            acceptance_ttl: self.config.acceptance_ttl,
-            stale_after: self.config.stale_after,
-            accept_grace: self.config.accept_grace,
-        }
+    /// Where this side can be reached, for heartbeats' answers.
+    pub fn our_endpoints(&self) -> Vec<OurEndpoint> {
+        let url = self.public.url.iter();
+        url.map(|url| OurEndpoint {
+            url: url.to_string(),
+            scope: "wan".to_owned(),
+        })
+        .collect()
     }
 
     /// For the session table.
