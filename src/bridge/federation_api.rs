@@ -25,9 +25,10 @@ use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
 use super::session::Source;
+use super::settings::BridgeSettings;
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, foreign_text};
-use crate::contract::message::{HeartbeatResponse, OurEndpoint};
+use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
@@ -35,17 +36,6 @@ use crate::contract::{
 use crate::identity::certificate::{CertificateFacts, peer_id_of};
 use crate::process::clock::Clock;
 use crate::wire::GoodbyeReason;
-
-/// What an operator may change while the bridge runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FederationSettings {
-    /// Where this side can be reached, for heartbeats' answers.
-    pub our_endpoints: Vec<OurEndpoint>,
-    /// How long a used token answers its own key.
-    pub accept_grace: Duration,
-    /// Accepts per source and minute.
-    pub accepts_per_minute: u32,
-}
 
 /// Who calls, as the connection knows it.
 #[derive(Debug, Clone)]
@@ -82,7 +72,7 @@ pub struct FederationApi {
     registry: Arc<Registry>,
     links: Arc<Links>,
     clock: Clock,
-    settings: watch::Receiver<FederationSettings>,
+    settings: watch::Receiver<BridgeSettings>,
     rate: Mutex<SourceRate>,
 }
 
@@ -92,9 +82,9 @@ impl FederationApi {
         registry: Arc<Registry>,
         links: Arc<Links>,
         clock: Clock,
-        settings: watch::Receiver<FederationSettings>,
+        settings: watch::Receiver<BridgeSettings>,
     ) -> Self {
-        let rate = SourceRate::new(settings.borrow().accepts_per_minute);
+        let rate = SourceRate::new(settings.borrow().config.limits.accepts_per_source_per_minute);
         Self {
             registry,
             links,
@@ -179,7 +169,7 @@ impl FederationApi {
     }
 
     fn accept(&self, body: &[u8], caller: &Caller) -> Reply {
-        let grace = self.settings.borrow().accept_grace;
+        let grace = self.settings.borrow().config.accept_grace;
         let accepted = AcceptCall::read(body)
             .map_err(AcceptError::Refused)
             .and_then(|call| self.registry.accept(&call, grace, self.clock.trusted().now));
@@ -248,7 +238,7 @@ impl FederationApi {
                 Reply::data(&HeartbeatResponse {
                     status: taken.peer.status,
                     last_heartbeat_at: taken.peer.last_heartbeat_at,
-                    our_endpoints: self.settings.borrow().our_endpoints.clone(),
+                    our_endpoints: self.settings.borrow().our_endpoints(),
                     schema_compatibility: Some(schema_compatibility(
                         env!("CARGO_PKG_VERSION"),
                         remote_version.as_deref().map(foreign_text).as_deref(),
@@ -296,7 +286,7 @@ impl FederationApi {
     }
 
     fn admit_accept(&self, source: IpAddr) -> Result<(), Duration> {
-        let per_minute = self.settings.borrow().accepts_per_minute;
+        let per_minute = self.settings.borrow().config.limits.accepts_per_source_per_minute;
         let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
         rate.set_limit(per_minute);
         rate.admit(Source::of(source), self.clock.now())

@@ -23,10 +23,6 @@ use super::reply::{Reply, ReplyBody};
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::process::supervisor::TaskScope;
 
-/// Connections at once. Each costs up to 40 KiB of buffers; satellites stay on their tunnels, so
-/// these are first accepts, scripts and people.
-const CONNECTIONS_MAX: usize = 512;
-
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -68,23 +64,36 @@ where
 }
 
 /// The HTTPS listener.
+#[derive(Debug)]
 pub struct HttpsListener {
-    /// For children.
-    pub federation: Arc<FederationApi>,
-    /// For operators with a token.
-    pub operators: Arc<OperatorApi>,
-    /// Where connections run.
-    pub work: TaskScope,
+    federation: Arc<FederationApi>,
+    operators: Arc<OperatorApi>,
+    work: TaskScope,
+    places: Arc<Semaphore>,
 }
 
 impl HttpsListener {
+    /// Answers children and operators with a token; connections, so many at once, run in `work`.
+    pub fn new(
+        federation: Arc<FederationApi>,
+        operators: Arc<OperatorApi>,
+        work: TaskScope,
+        connections_max: u32,
+    ) -> Self {
+        Self {
+            federation,
+            operators,
+            work,
+            places: Arc::new(Semaphore::new(connections_max as usize)),
+        }
+    }
+
     /// Takes connections until the scope is cancelled.
     pub async fn run(self: Arc<Self>, listener: TcpListener, tls: TlsAcceptor, intake: TaskScope) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             let accepted = async {
                 // Nobody is taken in for whom there is no place: they wait in the system's queue.
-                let place = Arc::clone(&places).acquire_owned().await.ok()?;
+                let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
                 Some((place, listener.accept().await))
             };
             let accepted = tokio::select! {

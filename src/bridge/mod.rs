@@ -4,6 +4,7 @@
 pub mod acceptance;
 pub mod admin_socket;
 pub mod certificate_authority;
+pub mod daemon;
 pub mod federation_api;
 pub mod forwarded;
 pub mod heartbeat;
@@ -16,4 +17,6 @@ pub mod peer_view;
 pub mod rate;
 pub mod registry;
 pub mod reply;
+pub mod server_identity;
 pub mod session;
+pub mod settings;

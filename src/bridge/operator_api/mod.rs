@@ -10,7 +10,6 @@ mod relay;
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
@@ -29,11 +28,11 @@ use super::peer_view::PeerView;
 use super::registry::record::PeerRecord;
 use super::registry::{Registry, RegistryError};
 use super::reply::{Reply, ReplyBody};
+use super::settings::BridgeSettings;
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::FEDERATION_PEERS_PATH;
-use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::contract::peer::PeerStatus;
 use crate::process::clock::Clock;
 
@@ -47,21 +46,6 @@ pub const OPERATORS_PATH: &str = "/api/v1/system/sdwan/operators";
 pub const MCP_PATH: &str = "/mcp";
 /// What the path of a request to a peer's own interface begins with.
 pub const PEER_PREFIX: &str = "/peers/";
-
-/// What the API tells and hands out, from the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OperatorSettings {
-    /// Where satellites find this parent; invitations need it.
-    pub parent_url: Option<ParentUrl>,
-    /// Bridge addresses for join codes.
-    pub bridges: Vec<HostPort>,
-    /// Life of a token when none is asked for.
-    pub acceptance_ttl: Duration,
-    /// Age of a heartbeat above which a peer is stale.
-    pub stale_after: Duration,
-    /// How long a used token answers its own key: an accept by an operator's hand counts as one.
-    pub accept_grace: Duration,
-}
 
 /// A caller who has proven who they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +72,7 @@ pub struct OperatorApi {
     /// None in a command line's own process: nobody is connected there.
     links: Option<Arc<Links>>,
     clock: Clock,
-    settings: watch::Receiver<OperatorSettings>,
+    settings: watch::Receiver<BridgeSettings>,
 }
 
 /// One call after its head was read.
@@ -106,7 +90,7 @@ impl OperatorApi {
         registry: Arc<Registry>,
         links: Option<Arc<Links>>,
         clock: Clock,
-        settings: watch::Receiver<OperatorSettings>,
+        settings: watch::Receiver<BridgeSettings>,
     ) -> Self {
         Self {
             registry,
@@ -216,7 +200,7 @@ impl OperatorApi {
     /// Every peer, its status and the freshness of its heartbeat at a glance.
     fn health(&self) -> Result<Reply, Reply> {
         let now = self.now();
-        let stale_after = self.settings.borrow().stale_after;
+        let stale_after = self.settings.borrow().config.stale_after;
         let peers = self
             .registry
             .peers()

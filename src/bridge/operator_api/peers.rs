@@ -105,7 +105,7 @@ impl OperatorApi {
 
     fn invite(&self, call: &Call<'_>) -> Result<Reply, Reply> {
         let mut asked: ProposalFields = fields(call.body)?;
-        if self.settings.borrow().parent_url.is_none() {
+        if self.settings.borrow().public.url.is_none() {
             return Err(Reply::failure(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "a join code names this parent's URL: set public.url in the configuration first",
@@ -132,17 +132,17 @@ impl OperatorApi {
     }
 
     fn ttl(&self, asked: Option<u64>) -> Duration {
-        asked.map_or_else(|| self.settings.borrow().acceptance_ttl, Duration::from_secs)
+        asked.map_or_else(|| self.settings.borrow().config.acceptance_ttl, Duration::from_secs)
     }
 
     /// The one time that a token is shown.
     fn minted(&self, minted: MintedToken) -> Value {
-        let settings = self.settings.borrow().clone();
+        let public = self.settings.borrow().public.clone();
         let caution = minted.caution();
-        let join_code = settings.parent_url.clone().map(|parent_url| {
+        let join_code = public.url.clone().map(|parent_url| {
             let code = JoinCode {
                 parent_url,
-                bridges: settings.bridges,
+                bridges: public.bridges,
                 token: minted.token.clone(),
                 ca: self.registry.authority().fingerprint(),
                 minted_at: self.now(),
@@ -153,7 +153,7 @@ impl OperatorApi {
             "acceptance_token": minted.token.expose().expose_text(),
             "expires_at": minted.expires_at.to_string(),
             "join_code": join_code,
-            "parent_url": settings.parent_url,
+            "parent_url": public.url,
             "ca_fingerprint": self.registry.authority().fingerprint().to_string(),
             "caution": caution,
             "peer": self.view(minted.peer),
@@ -207,7 +207,7 @@ impl OperatorApi {
 
     /// Carries an accept out for the tools.
     pub(in crate::bridge) fn accept(&self, call: &AcceptCall) -> Result<Value, AcceptError> {
-        let grace = self.settings.borrow().accept_grace;
+        let grace = self.settings.borrow().config.accept_grace;
         let accepted = self.registry.accept(call, grace, self.now())?;
         if !accepted.repeated
             && let Some(links) = &self.links

@@ -19,7 +19,7 @@ use std::sync::{Mutex, PoisonError};
 use thiserror::Error;
 
 use self::presence::Presence;
-use self::record::{AUTHORITY, AuthorityRecord, SCHEMA};
+use self::record::{AUTHORITY, AuthorityRecord, PUBLIC, PublicRecord, SCHEMA};
 use super::certificate_authority::{
     CertificateAuthority, CreateAuthorityError, RestoreAuthorityError, ServerCertificateError,
 };
@@ -236,6 +236,16 @@ impl Registry {
     /// The certificate authority.
     pub const fn authority(&self) -> &CertificateAuthority {
         &self.authority
+    }
+
+    /// How this bridge is found from outside, as `init` was told.
+    pub fn public(&self) -> Result<PublicRecord, StoreError> {
+        self.db.read(|r| Ok(r.get(&PUBLIC, &Only)?.unwrap_or_default()))
+    }
+
+    /// Keeps how this bridge is found from outside.
+    pub fn set_public(&self, public: &PublicRecord) -> Result<(), StoreError> {
+        self.db.write(|w| w.put(&PUBLIC, &Only, public))
     }
 
     /// Size of the store on disk.

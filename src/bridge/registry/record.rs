@@ -8,6 +8,7 @@ use super::super::heartbeat::Declaration;
 use crate::base::id::{GrantId, OperatorId, PeerId, PublicKeyDigest};
 use crate::base::secret::{Secret, stored};
 use crate::base::time::UnixTime;
+use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode, SpawnRole};
 use crate::contract::token::TokenDigest;
 use crate::grant::Grant;
@@ -41,6 +42,9 @@ pub const AUTHORITY: Table<Only, AuthorityRecord> = Table::new("authority");
 
 /// The server's own certificate.
 pub const SERVER: Table<Only, ServerRecord> = Table::new("server");
+
+/// How this bridge is found from outside, as `init` was told.
+pub const PUBLIC: Table<Only, PublicRecord> = Table::new("public");
 
 /// A federation peer (contract section 1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -204,6 +208,17 @@ pub struct ServerRecord {
     pub not_after: UnixTime,
 }
 
+/// How this bridge is found from outside: what the configuration does not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicRecord {
+    /// The parent's URL in invitations.
+    pub url: Option<ParentUrl>,
+    /// Bridge addresses in join codes.
+    pub bridges: Vec<HostPort>,
+    /// Names in the server's certificate, besides those of the other two.
+    pub names: Vec<String>,
+}
+
 macro_rules! first_version {
     ($($record:ty),+) => {$(
         impl Record for $record {
@@ -218,7 +233,8 @@ first_version!(
     GrantRecord,
     OperatorRecord,
     AuthorityRecord,
-    ServerRecord
+    ServerRecord,
+    PublicRecord
 );
 
 /// A value as JSON inside of a record.
