@@ -9,6 +9,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::host_bridge::{self, HostBridgeConfig};
 use powernode_satellite::process::config::key::Fallback;
 use powernode_satellite::process::config::loader::{
@@ -16,6 +17,8 @@ use powernode_satellite::process::config::loader::{
 };
 use powernode_satellite::process::config::satellite::{self, SatelliteConfig};
 use powernode_satellite::process::environment::Environment;
+use powernode_satellite::process::supervisor::{ABORT_WAIT, LAST_WORDS};
+use powernode_satellite::satellite::daemon::SHUTDOWN_GRACE;
 
 /// Set to have the example files written instead of compared.
 const WRITE_EXAMPLES: &str = "WRITE_EXAMPLES";
@@ -231,6 +234,20 @@ fn every_key_has_its_own_variable_section_and_doc() {
             );
             assert!(key.doc().ends_with('.'), "{}", key.path());
         }
+    }
+}
+
+#[test]
+fn the_units_give_a_shutdown_the_time_that_it_may_take() {
+    let last_words = 3 * (LAST_WORDS + ABORT_WAIT);
+    for (unit, drain) in [
+        ("host-bridge", host_bridge::DRAIN_MAX),
+        ("satellite", SHUTDOWN_GRACE),
+    ] {
+        let text = std::fs::read_to_string(repository(&format!("systemd/powernode-{unit}.service"))).unwrap();
+        let stop = text.lines().find_map(|line| line.strip_prefix("TimeoutStopSec="));
+        let HumaneDuration(stop) = stop.unwrap().parse().unwrap();
+        assert!(stop > drain + last_words, "{unit}: {stop:?}");
     }
 }
 

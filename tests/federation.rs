@@ -201,7 +201,7 @@ fn suspended_means_no_tunnel_and_revoked_means_the_end() {
     });
     bridge.json(&["peers", "resume", "shop-17"]);
     // The satellite asks again patiently; a reload asks at once.
-    _running.signal("HUP");
+    running.signal("HUP");
     bridge.wait_status("shop-17", "active");
     bridge.json(&["peers", "revoke", "shop-17", "--reason", "sold"]);
     wait_for("revoked at the satellite", || {

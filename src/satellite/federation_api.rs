@@ -1,5 +1,5 @@
-//! What a satellite answers to its parent through the tunnel: the child's side of federation_api
-//! (contract section 8). The tunnel's handshake has proven who asks; nothing of the box can be
+//! What a satellite answers to its parent through the tunnel: the child's side of the federation
+//! API (contract section 8). The tunnel's handshake has proven who asks; nothing of the box can be
 //! reached here but these answers.
 
 use bytes::Bytes;
@@ -23,20 +23,16 @@ pub struct FederationApi {
 impl FederationApi {
     /// Answers one request. The body of a request is never read: none of these takes one.
     pub fn answer(&self, method: &Method, path: &str, now: UnixTime) -> Response<Full<Bytes>> {
-        let known: &[(&str, fn(&Self, UnixTime) -> Value)] = &[
-            (
-                SERVICE_CATALOG_PATH,
-                |_, now| json!({ "offerings": [], "generated_at": now.to_string() }),
-            ),
-            (
-                TRUST_BUNDLE_PATH,
-                |api, now| json!({ "ca_bundle_pem": api.ca_bundle_pem, "generated_at": now.to_string() }),
-            ),
-        ];
         let path = path.strip_suffix('/').unwrap_or(path);
-        let Some((_, data)) = known.iter().find(|(known, _)| *known == path) else {
-            let error = format!("{} is not served by this satellite", foreign_text(path));
-            return reply(StatusCode::NOT_FOUND, &failure_body(&error, None));
+        let data = match path {
+            SERVICE_CATALOG_PATH => json!({ "offerings": [], "generated_at": now.to_string() }),
+            TRUST_BUNDLE_PATH => {
+                json!({ "ca_bundle_pem": self.ca_bundle_pem, "generated_at": now.to_string() })
+            }
+            _ => {
+                let error = format!("{} is not served by this satellite", foreign_text(path));
+                return reply(StatusCode::NOT_FOUND, &failure_body(&error, None));
+            }
         };
         if method != Method::GET {
             let mut refused = reply(
@@ -48,7 +44,7 @@ impl FederationApi {
                 .insert(ALLOW, HeaderValue::from_static("GET"));
             return refused;
         }
-        reply(StatusCode::OK, &success_body(&data(self, now)))
+        reply(StatusCode::OK, &success_body(&data))
     }
 }
 

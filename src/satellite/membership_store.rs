@@ -146,7 +146,7 @@ impl MembershipStore {
                     directory: directory.to_owned(),
                 };
                 if gone && loaded.state.is_none() {
-                    return store.recover(loaded, "the store was gone".to_owned());
+                    return store.recover(loaded, "the store was gone");
                 }
                 store.mend_copy(loaded.state.as_ref());
                 Ok((store, loaded))
@@ -171,7 +171,7 @@ impl MembershipStore {
                 };
                 store.recover(
                     empty,
-                    format!("the store was damaged and is kept as {}", aside.display()),
+                    &format!("the store was damaged and is kept as {}", aside.display()),
                 )
             }
             Err(source) => Err(OpenStateError::Open {
@@ -197,7 +197,7 @@ impl MembershipStore {
                     let recovered = Some("the store is damaged; this is from the second copy".to_owned());
                     Ok((
                         Loaded {
-                            state: Some(state),
+                            state: Some(*state),
                             recovered,
                             ..empty
                         },
@@ -254,9 +254,9 @@ impl MembershipStore {
     }
 
     /// Fills an empty store from the second copy, where there is one.
-    fn recover(self, mut loaded: Loaded, what: String) -> Result<(Self, Loaded), OpenStateError> {
+    fn recover(self, mut loaded: Loaded, what: &str) -> Result<(Self, Loaded), OpenStateError> {
         if let Copied::State(state) = read_copy(&self.directory)? {
-            let stored = StoredState(state.clone());
+            let stored = StoredState((*state).clone());
             self.database
                 .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
                 .map_err(|source| OpenStateError::Read {
@@ -264,7 +264,7 @@ impl MembershipStore {
                     source,
                 })?;
             tracing::warn!("{what}; the membership was restored from the second copy");
-            loaded.state = Some(state);
+            loaded.state = Some(*state);
             loaded.recovered = Some(format!(
                 "{what}; the membership was restored from the second copy"
             ));
@@ -297,7 +297,7 @@ impl MembershipStore {
 
 /// What the second copy holds.
 enum Copied {
-    State(JoinState),
+    State(Box<JoinState>),
     Nothing,
     Damaged,
 }
@@ -310,7 +310,7 @@ fn read_copy(directory: &Path) -> Result<Copied, OpenStateError> {
             Ok(Copied::Damaged)
         }
         Ok(SecondCopy::Whole(bytes)) => record::decode::<StoredState>(bytes.expose())
-            .map(|StoredState(state)| Copied::State(state))
+            .map(|StoredState(state)| Copied::State(Box::new(state)))
             .map_err(|source| OpenStateError::CopyRecord {
                 directory: directory.to_owned(),
                 source,

@@ -1,4 +1,4 @@
-//! Serves what the parent opens on a tunnel: HTTP streams for federation_api. Also notices the
+//! Serves what the parent opens on a tunnel: HTTP streams for the federation API. Also notices the
 //! tunnel's end and reports it.
 
 use std::convert::Infallible;

@@ -58,17 +58,15 @@ enum Keeper {
 }
 
 /// Joins.
-pub fn join(config: SatelliteConfig, arguments: &JoinArguments) -> Result<ExitCode, Failure> {
-    let invitation = invitation(&config, arguments)?;
+pub fn join(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<ExitCode, Failure> {
+    let invitation = invitation(config, arguments)?;
     let runtime = runtime()?;
     let (keeper, outcome) = runtime.block_on(async {
-        match ask_daemon(&config, &invitation, arguments.timeout.0).await {
-            Some(outcome) => (Keeper::Daemon, outcome),
-            None => {
-                let outcome = daemon::join_once(&config, invitation, arguments.timeout.0).await;
-                (Keeper::Nobody, outcome.map_err(Failure::failed))
-            }
+        if let Some(outcome) = ask_daemon(config, &invitation, arguments.timeout.0).await {
+            return (Keeper::Daemon, outcome);
         }
+        let outcome = daemon::join_once(config, invitation, arguments.timeout.0).await;
+        (Keeper::Nobody, outcome.map_err(Failure::failed))
     });
     let outcome = outcome?;
     match outcome {

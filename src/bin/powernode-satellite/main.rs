@@ -36,7 +36,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     let (config, settings) = SatelliteConfig::load(&file, &flags, &environment).map_err(Failure::usage)?;
     match arguments.command {
         Command::Run => run::run(config, &environment, (file, flags)),
-        Command::Join(join) => join::join(config, &join),
+        Command::Join(join) => join::join(&config, &join),
         Command::Status { json } => status::status(&config, json),
         Command::Config {
             command: ConfigCommand::Check,

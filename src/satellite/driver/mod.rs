@@ -3,32 +3,37 @@
 //! bounded queue; a report of a link that was hung up meanwhile carries an old number and is dropped.
 //! Writes to the store are awaited in the loop, so nothing that depends on one can overtake it.
 
+mod handle;
+mod news;
+
 use std::time::Duration;
 
-use thiserror::Error;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
+
+pub use handle::{Command, DriverHandle, DriverSettings, JoinCommandError, Stopping};
+pub(super) use news::{EstablishedLink, News, Report, Reporter};
 
 use super::exchange;
 use super::federation_api::FederationApi;
 use super::link::{self, Credentials, Established};
-use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
+use super::membership_store::{Facts, Loaded, MembershipStore};
 use super::parent_client::RELEASE;
 use super::report::{Failures, link_report};
 use super::serve;
 use super::status::{ClockReport, HeartbeatReport, StatusReport, StoreReport};
+use crate::base::limit::error_chain;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::message::HeartbeatResponse;
-use crate::machine::backoff::BackoffPolicy;
-use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, InvitationRefused, LinkPurpose};
+use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, LinkPurpose};
 use crate::machine::join::JoinState;
-use crate::machine::membership::{Candidate, Operator, Parent, StoredIdentity, StoredInvitation};
+use crate::machine::membership::{Candidate, Parent, StoredIdentity, StoredInvitation};
 use crate::machine::reconnect::{DialTarget, LinkState};
 use crate::machine::renewal::IdentityChoice;
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::{Clock, ParentTimeNote};
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
-use crate::tunnel::{Tunnel, TunnelSettings};
+use crate::tunnel::Tunnel;
 use crate::wire::{Goodbye, GoodbyeReason};
 
 /// Reports of tasks that may wait for the loop. There are never more than a handful of tasks; a full
@@ -47,142 +52,6 @@ const GOOD_ADDRESSES_MAX: usize = 4;
 
 /// Longest that the loop sleeps, so that the watchdog is fed and the status is fresh.
 const PULSE: Duration = Duration::from_secs(5);
-
-/// A loop that has not gone round for so long is stuck: a slow card writes for seconds, not minutes.
-const STUCK_AFTER: Duration = Duration::from_secs(60);
-
-/// What the loop is set up with.
-#[derive(Debug, Clone)]
-pub struct DriverSettings {
-    /// Reconnect delays.
-    pub backoff: BackoffPolicy,
-    /// Tunnel limits.
-    pub tunnel: TunnelSettings,
-    /// The operator from the config, which outranks the one that was given at join.
-    pub operator: Option<Operator>,
-    /// The bridges from the config, which outrank the invitation's.
-    pub bridges: Vec<crate::contract::invitation::HostPort>,
-}
-
-/// What others ask of the loop.
-#[derive(Debug)]
-pub enum Command {
-    /// Join with this invitation.
-    Join(
-        Box<StoredInvitation>,
-        oneshot::Sender<Result<(), JoinCommandError>>,
-    ),
-    /// Take new settings and try to connect at once.
-    Reload(Box<DriverSettings>),
-}
-
-/// Why an invitation was not taken.
-#[derive(Debug, Error)]
-pub enum JoinCommandError {
-    /// Member already.
-    #[error(transparent)]
-    Refused(#[from] InvitationRefused),
-    /// The invitation could not be stored.
-    #[error("the invitation could not be stored; nothing was sent")]
-    Save(#[source] SaveStateError),
-}
-
-/// Talks to the loop.
-#[derive(Debug, Clone)]
-pub struct DriverHandle {
-    commands: mpsc::Sender<Command>,
-    /// The latest report.
-    pub status: watch::Receiver<StatusReport>,
-    /// The watchdog's verdict.
-    pub health: watch::Receiver<Verdict>,
-    /// When the loop last went round.
-    pulse: watch::Receiver<Moment>,
-    clock: Clock,
-}
-
-/// The loop is not there any more: the daemon stops.
-#[derive(Debug, Error)]
-#[error("the satellite is stopping")]
-pub struct Stopping;
-
-impl DriverHandle {
-    /// Whether the loop still goes round: one that hangs on its disk does not.
-    pub fn is_moving(&self) -> bool {
-        self.clock.now().since(*self.pulse.borrow()) < STUCK_AFTER
-    }
-
-    /// Hands an invitation over; returns when it is stored.
-    pub async fn join(&self, invitation: StoredInvitation) -> Result<Result<(), JoinCommandError>, Stopping> {
-        let (reply, answer) = oneshot::channel();
-        self.commands
-            .send(Command::Join(Box::new(invitation), reply))
-            .await
-            .map_err(|_| Stopping)?;
-        answer.await.map_err(|_| Stopping)
-    }
-
-    /// Takes new settings and tries to connect at once.
-    pub async fn reload(&self, settings: DriverSettings) -> Result<(), Stopping> {
-        self.commands
-            .send(Command::Reload(Box::new(settings)))
-            .await
-            .map_err(|_| Stopping)
-    }
-}
-
-/// A task's report: of which link, and what.
-#[derive(Debug)]
-pub(super) struct Report {
-    pub(super) link: u64,
-    pub(super) news: News,
-}
-
-/// What a task reports.
-#[derive(Debug)]
-pub(super) enum News {
-    /// For the machine, as it is.
-    Event(ChildEvent),
-    /// For the machine, with the reason in words for status and log.
-    Failed(ChildEvent, String),
-    /// A dial gave a tunnel.
-    Established(Box<EstablishedLink>),
-    /// A heartbeat was acknowledged.
-    Acknowledged(Box<HeartbeatResponse>),
-}
-
-/// A tunnel with the address at which it was reached.
-pub(super) struct EstablishedLink {
-    pub(super) target: DialTarget,
-    pub(super) established: Established,
-}
-
-impl std::fmt::Debug for EstablishedLink {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EstablishedLink")
-            .field("target", &self.target)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Sends one task's reports with its link's number on them.
-#[derive(Debug, Clone)]
-pub(super) struct Reporter {
-    link: u64,
-    reports: mpsc::Sender<Report>,
-}
-
-impl Reporter {
-    /// Waits for a place in the queue; a loop that is gone does not want it any more.
-    pub(super) async fn send(&self, news: News) {
-        let _ = self
-            .reports
-            .send(Report {
-                link: self.link,
-                news,
-            })
-            .await;
-    }
-}
 
 /// The tunnel that is up.
 struct LiveLink {
@@ -353,7 +222,7 @@ impl Driver {
     async fn carry_out(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             match action {
-                ChildAction::GenerateKey { common_name } => self.generate_key(common_name),
+                ChildAction::GenerateKey { common_name } => self.generate_key(&common_name),
                 ChildAction::Persist(sequence, state) => self.persist(sequence, &state).await,
                 ChildAction::Resolve(parent) => self.resolve(*parent),
                 ChildAction::Dial(target, purpose) => self.dial(target, purpose),
@@ -378,8 +247,8 @@ impl Driver {
         self.publish();
     }
 
-    fn generate_key(&mut self, common_name: String) {
-        match exchange::generate_key(&common_name) {
+    fn generate_key(&mut self, common_name: &str) {
+        match exchange::generate_key(common_name) {
             Ok(key) => self.tell(ChildEvent::KeyGenerated(key)),
             // Without randomness the process cannot go on; the entropy check at start has passed,
             // so this is the crypto library refusing its own key.
@@ -397,7 +266,7 @@ impl Driver {
                 self.tell(ChildEvent::Persisted(sequence));
             }
             Err(error) => {
-                tracing::error!(error = %crate::base::limit::error_chain(&error), "the state could not be stored; trying again");
+                tracing::error!(error = %error_chain(&error), "the state could not be stored; trying again");
                 self.tell(ChildEvent::PersistFailed(sequence));
             }
         }
@@ -455,7 +324,7 @@ impl Driver {
                     reporter.send(News::Established(Box::new(link))).await;
                 }
                 Err(error) => {
-                    let why = crate::base::limit::error_chain(&error);
+                    let why = error_chain(&error);
                     reporter
                         .send(News::Failed(ChildEvent::DialFailed(error.setback()), why))
                         .await;
@@ -561,13 +430,10 @@ impl Driver {
         F: Future<Output = ()> + Send + 'static,
     {
         let reporter = self.reporter();
-        match &self.link {
-            Some(link) => {
-                let task = work(link.tunnel.clone(), reporter);
-                self.link_scope.spawn_until_cancelled("exchange", task);
-            }
-            // The machine hears of the lost tunnel by its own event.
-            None => tracing::debug!("no tunnel for a request"),
+        // Without a tunnel the machine hears of its loss by that event.
+        if let Some(link) = &self.link {
+            let task = work(link.tunnel.clone(), reporter);
+            self.link_scope.spawn_until_cancelled("exchange", task);
         }
     }
 
@@ -620,7 +486,7 @@ impl Driver {
     async fn write_facts(&mut self) {
         self.facts.seen_from_parent = self.clock.seen_from_parent();
         if let Err(error) = self.store.save_facts(&self.facts).await {
-            tracing::warn!(error = %crate::base::limit::error_chain(&error), "facts not written; trying again later");
+            tracing::warn!(error = %error_chain(&error), "facts not written; trying again later");
         }
         self.facts_dirty = false;
         self.facts_due = self.clock.now().plus(FACTS_INTERVAL);
@@ -699,6 +565,6 @@ fn identity_of(state: &JoinState, choice: IdentityChoice) -> Option<StoredIdenti
     let membership = state.membership()?;
     match (choice, &membership.candidate) {
         (IdentityChoice::Candidate, Some(Candidate::Issued(identity))) => Some(identity.clone()),
-        (IdentityChoice::Candidate, _) | (IdentityChoice::Current, _) => Some(membership.identity.clone()),
+        (IdentityChoice::Candidate | IdentityChoice::Current, _) => Some(membership.identity.clone()),
     }
 }
