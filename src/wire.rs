@@ -18,6 +18,9 @@ use crate::base::id::{SessionId, TraceId};
 /// ALPN of the tunnel, version 1.
 pub const TUNNEL_ALPN: &[u8] = b"powernode-bridge/1";
 
+/// Tunnel protocol version that [`Hello`] names.
+pub const TUNNEL_VERSION: u16 = 1;
+
 /// Version byte of every stream header.
 pub const STREAM_VERSION: u8 = 1;
 

@@ -9,12 +9,14 @@
 //! | [`heartbeat`] | when to send, what an answer or its absence means |
 //! | [`renewal`] | when to renew the certificate, and when the new one may replace the old |
 //! | [`child`] | a whole satellite: the four above, and what one tells the other |
+//! | [`liveness`] | when a quiet tunnel is pinged, and when it is given up |
 //! | [`watchdog`] | whether the service manager should still believe in this process |
 
 pub mod backoff;
 pub mod child;
 pub mod heartbeat;
 pub mod join;
+pub mod liveness;
 pub mod membership;
 pub mod reconnect;
 pub mod renewal;

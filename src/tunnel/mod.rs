@@ -1,2 +1,22 @@
 //! Floor 5: one tunnel between two sides: multiplexed byte streams over any transport, with
 //! greeting, liveness, limits and a close reason. Knows neither satellites nor host-bridges.
+
+pub mod close;
+pub mod connection;
+mod driver;
+pub mod frame;
+pub mod greeting;
+pub mod http;
+#[cfg(test)]
+pub mod memory;
+pub mod quic;
+pub mod stream;
+#[cfg(test)]
+mod tests;
+pub mod transport;
+
+pub use close::{CloseReason, Violation};
+pub use connection::{OpenStreamError, Tunnel, TunnelSettings, TunnelStats};
+pub use driver::TunnelDriver;
+pub use greeting::GreetingError;
+pub use stream::{IncomingStream, TunnelStream};

@@ -1,0 +1,367 @@
+//! The tunnel as its users hold it: opens and takes streams, ends with a reason. The same object
+//! whoever dialled, and over whichever transport.
+//!
+//! A tunnel lives until one side says goodbye, the other side falls silent, the connection breaks
+//! or its [`TunnelDriver`](super::TunnelDriver) is dropped; dropping [`Tunnel`] handles ends nothing.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{Mutex, Semaphore, watch};
+
+use super::close::CloseReason;
+use super::driver::{ControlStream, TunnelDriver};
+use super::frame::{FrameError, PartialFrame};
+use super::stream::{CountedStream, IncomingStream, StreamCount, TunnelStream, refuse};
+use super::transport::{BoxFuture, ByteStream, Transport, TransportClosed, Urgency};
+use crate::process::clock::Clock;
+use crate::wire::{DecodeError, Goodbye, RefusalCode, StreamHeader, StreamRefusal, message_text};
+
+/// Streams that one side may hold open at once where nothing else is said. Enough for a browser
+/// on a remote console and a few shells; each open stream may cost its window in memory.
+pub const DEFAULT_MAX_STREAMS: u32 = 64;
+
+/// Most streams that another side's word makes this side open at once.
+pub const MAX_STREAMS_CEILING: u32 = 1_024;
+
+/// Time in which a greeting must be done, both messages. Several round trips of a satellite link.
+pub const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time in which the header of an opened stream must arrive, and its reply be taken.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time that a goodbye may take to be delivered before the connection is closed regardless. A
+/// daemon that stops waits this long at most.
+pub const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a tunnel waits for and how much it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelSettings {
+    /// How many streams of the other side's the dialing side takes at once, and how many the
+    /// accepting side opens at once. The other direction is in the welcome.
+    pub max_streams: u32,
+    /// Time for the greeting.
+    pub greeting_timeout: Duration,
+    /// Time for a stream's header and for its reply.
+    pub header_timeout: Duration,
+    /// Longest pause between two pings of an idle tunnel, whatever the accepting side wishes.
+    pub keepalive_ceiling: Duration,
+}
+
+impl Default for TunnelSettings {
+    fn default() -> Self {
+        Self {
+            max_streams: DEFAULT_MAX_STREAMS,
+            greeting_timeout: GREETING_TIMEOUT,
+            header_timeout: HEADER_TIMEOUT,
+            keepalive_ceiling: Duration::MAX,
+        }
+    }
+}
+
+/// Numbers for status and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelStats {
+    /// Streams open now.
+    pub open_streams: usize,
+    /// Streams opened so far, by either side.
+    pub opened_streams: u64,
+}
+
+/// Why a stream could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenStreamError {
+    /// The tunnel has ended.
+    #[error("no stream can be opened: the tunnel has ended")]
+    Closed(#[source] CloseReason),
+    /// The stream failed while its header was written.
+    #[error("the other side aborted the stream before it began")]
+    Aborted(#[source] io::Error),
+}
+
+/// A handle on a tunnel; clones are the same tunnel.
+#[derive(Debug, Clone)]
+pub struct Tunnel {
+    shared: Arc<Shared>,
+}
+
+/// What handles, streams and driver share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) clock: Clock,
+    pub(super) streams: Arc<StreamCount>,
+    close: watch::Sender<Option<CloseReason>>,
+    goodbye: watch::Sender<Option<Goodbye>>,
+    may_open: Arc<Semaphore>,
+    acceptor: Mutex<Acceptor>,
+}
+
+/// How many streams at once, by direction.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StreamLimits {
+    pub(super) ours: u32,
+    pub(super) theirs: u32,
+}
+
+impl Tunnel {
+    /// After the greeting.
+    pub(super) fn new(
+        transport: Arc<dyn Transport>,
+        clock: Clock,
+        limits: StreamLimits,
+        header_timeout: Duration,
+        control: ControlStream,
+    ) -> (Self, TunnelDriver) {
+        let shared = Arc::new(Shared {
+            transport,
+            clock,
+            streams: Arc::new(StreamCount::new()),
+            close: watch::Sender::new(None),
+            goodbye: watch::Sender::new(None),
+            may_open: Arc::new(Semaphore::new(permits(limits.ours))),
+            acceptor: Mutex::new(Acceptor {
+                may_accept: Arc::new(Semaphore::new(permits(limits.theirs))),
+                arriving: Vec::new(),
+                header_timeout,
+            }),
+        });
+        let driver = TunnelDriver::new(Arc::clone(&shared), control);
+        (Self { shared }, driver)
+    }
+
+    /// Opens a stream and writes its header; content may be written at once. Waits while as many
+    /// streams are open as the other side allows.
+    pub async fn open_stream(&self, header: StreamHeader) -> Result<TunnelStream, OpenStreamError> {
+        let shared = &self.shared;
+        let opened = async {
+            // The semaphore is never closed, so the permit fails only with the tunnel.
+            let permit = Arc::clone(&shared.may_open).acquire_owned().await.ok()?;
+            let io = shared.transport.open(Urgency::Bulk).await.ok()?;
+            let counted = CountedStream::new(&shared.streams, permit);
+            Some(write_header(header, io, counted).await)
+        };
+        tokio::select! {
+            biased;
+            reason = self.closed() => Err(OpenStreamError::Closed(reason)),
+            opened = opened => match opened {
+                Some(Ok(stream)) => Ok(stream),
+                Some(Err(error)) if shared.transport.close_reason().is_none() => Err(OpenStreamError::Aborted(error)),
+                // The driver knows better than the transport why it ended.
+                Some(Err(_)) | None => Err(OpenStreamError::Closed(self.closed().await)),
+            },
+        }
+    }
+
+    /// The next stream that the other side has opened, its header read. Headers of several
+    /// streams are awaited at once, and streams whose header cannot be read, or not in time, are
+    /// refused without a word here. Cancel safe.
+    pub async fn accept_stream(&self) -> Result<IncomingStream, CloseReason> {
+        let next = async {
+            let mut acceptor = self.shared.acceptor.lock().await;
+            acceptor.next(&self.shared).await.ok()
+        };
+        tokio::select! {
+            biased;
+            reason = self.closed() => Err(reason),
+            next = next => match next {
+                Some(stream) => Ok(stream),
+                None => Err(self.closed().await),
+            },
+        }
+    }
+
+    /// Takes leave: sends the goodbye, waits at most [`GOODBYE_TIMEOUT`] for its delivery and
+    /// closes the connection with all streams. Dropping the future does not take it back.
+    pub async fn close(&self, goodbye: Goodbye) {
+        let goodbye = Goodbye {
+            message: message_text(&goodbye.message),
+            ..goodbye
+        };
+        self.shared.goodbye.send_if_modified(|asked| {
+            let first = asked.is_none();
+            asked.get_or_insert_with(|| goodbye.clone());
+            first
+        });
+        // The driver does the work; it has this and one timer's lateness to do it.
+        let patience = GOODBYE_TIMEOUT.saturating_add(Duration::from_millis(500));
+        if tokio::time::timeout(patience, self.closed()).await.is_err() {
+            self.shared.finish(CloseReason::Local(goodbye));
+        }
+    }
+
+    /// Waits for the end and says why.
+    pub async fn closed(&self) -> CloseReason {
+        self.shared.closed().await
+    }
+
+    /// Why the tunnel has ended, if it has.
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        self.shared.close.borrow().clone()
+    }
+
+    /// Whether the tunnel has ended.
+    pub fn is_closed(&self) -> bool {
+        self.shared.close.borrow().is_some()
+    }
+
+    /// When the other side asked to come back, if it did as the tunnel ended.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.close_reason().as_ref().and_then(CloseReason::retry_after)
+    }
+
+    /// The other side's address.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.shared.transport.remote_address()
+    }
+
+    /// The other side's certificate, verified by the handshake.
+    pub fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
+        self.shared.transport.peer_certificate()
+    }
+
+    /// Numbers for status and metrics.
+    pub fn stats(&self) -> TunnelStats {
+        TunnelStats {
+            open_streams: self.shared.streams.open(),
+            opened_streams: self.shared.streams.opened(),
+        }
+    }
+}
+
+impl Shared {
+    /// Ends the tunnel; the first reason stays.
+    pub(super) fn finish(&self, reason: CloseReason) {
+        let code = reason.close_code();
+        let text = reason.to_string();
+        let first = self.close.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert(reason);
+            first
+        });
+        if first {
+            self.transport.close(code, &text);
+        }
+    }
+
+    pub(super) async fn closed(&self) -> CloseReason {
+        let mut close = self.close.subscribe();
+        let reason = match close.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone(),
+            Err(_) => None,
+        };
+        reason.unwrap_or(CloseReason::Abandoned)
+    }
+
+    /// Tells the driver of a goodbye to be said.
+    pub(super) fn goodbye(&self) -> watch::Receiver<Option<Goodbye>> {
+        self.goodbye.subscribe()
+    }
+}
+
+fn permits(streams: u32) -> usize {
+    usize::try_from(streams.clamp(1, MAX_STREAMS_CEILING)).unwrap_or(1)
+}
+
+async fn write_header(
+    header: StreamHeader,
+    mut io: ByteStream,
+    counted: CountedStream,
+) -> io::Result<TunnelStream> {
+    let frame = header.encode().map_err(io::Error::other)?;
+    io.write.write_all(&frame).await?;
+    io.write.flush().await?;
+    Ok(TunnelStream::opened(header, io, counted))
+}
+
+/// Streams of the other side's whose headers are being read. It holds at most as many as there
+/// are permits; beyond that the transport is not asked for more.
+struct Acceptor {
+    may_accept: Arc<Semaphore>,
+    arriving: Vec<Arriving>,
+    header_timeout: Duration,
+}
+
+/// Ends with a stream, or with nothing when it was refused.
+type Arriving = BoxFuture<'static, Option<IncomingStream>>;
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Acceptor")
+            .field("arriving", &self.arriving.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Acceptor {
+    /// Cancel safe: what was begun stays in `arriving`.
+    async fn next(&mut self, shared: &Shared) -> Result<IncomingStream, TransportClosed> {
+        loop {
+            let accepted = async {
+                let permit = Arc::clone(&self.may_accept).acquire_owned().await;
+                (permit, shared.transport.accept(Urgency::Bulk).await)
+            };
+            tokio::select! {
+                biased;
+                arrived = first_ready(&mut self.arriving) => {
+                    if let Some(stream) = arrived {
+                        return Ok(stream);
+                    }
+                }
+                (permit, io) = accepted => {
+                    let io = io?;
+                    if let Ok(permit) = permit {
+                        let counted = CountedStream::new(&shared.streams, permit);
+                        self.arriving.push(Box::pin(read_header(io, counted, self.header_timeout)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Polls all and takes the first that is ready out; never ready while there are none.
+fn first_ready(arriving: &mut Vec<Arriving>) -> impl Future<Output = Option<IncomingStream>> + '_ {
+    poll_fn(|cx| {
+        for index in 0..arriving.len() {
+            if let Poll::Ready(stream) = arriving[index].as_mut().poll(cx) {
+                drop(arriving.remove(index));
+                return Poll::Ready(stream);
+            }
+        }
+        Poll::Pending
+    })
+}
+
+async fn read_header(mut io: ByteStream, counted: CountedStream, within: Duration) -> Option<IncomingStream> {
+    let mut frame = PartialFrame::new();
+    let read = frame.read(&mut *io.read);
+    let refusal = match tokio::time::timeout(within, read).await {
+        Ok(Ok(content)) => match StreamHeader::decode(&content) {
+            Ok(header) => return Some(IncomingStream::new(header, io, counted, within)),
+            Err(error) => error.refusal(),
+        },
+        Ok(Err(FrameError::TooLong(error))) => StreamRefusal {
+            code: RefusalCode::Malformed,
+            message: error.to_string(),
+        },
+        Ok(Err(FrameError::Cut | FrameError::Ended)) => {
+            DecodeError::Malformed("the stream ended in its header").refusal()
+        }
+        Ok(Err(FrameError::Stream(_))) => return None,
+        Err(_) => StreamRefusal {
+            code: RefusalCode::Malformed,
+            message: format!("the stream header did not arrive within {} s", within.as_secs()),
+        },
+    };
+    tracing::debug!(code = ?refusal.code, reason = %refusal.message, "a stream was refused");
+    refuse(&mut io, refusal, within).await;
+    None
+}

@@ -1,0 +1,268 @@
+//! The first exchange on a connection: hello, then welcome or refusal. It opens the control
+//! stream, and a tunnel results on both sides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::io::AsyncWriteExt;
+
+use super::close::retry_after;
+use super::connection::{StreamLimits, Tunnel, TunnelSettings};
+use super::driver::{ControlStream, TunnelDriver};
+use super::frame::{FrameError, PartialFrame};
+use super::transport::{ByteStream, CloseCode, Outlook, Transport, TransportClosed, Urgency};
+use crate::machine::liveness::DEFAULT_KEEPALIVE;
+use crate::process::clock::Clock;
+use crate::wire::{
+    ControlMessage, DecodeError, Hello, RefusalCode, Refused, TUNNEL_VERSION, Welcome, message_text,
+};
+
+/// How much longer than the dialer the accepting side waits before it pings an idle tunnel: the
+/// dialer's ping, which does for both, has arrived by then.
+const ACCEPTOR_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Time that a refusal may take to be delivered before the connection is closed regardless.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why no tunnel came of a connection.
+#[derive(Debug, Error)]
+pub enum GreetingError {
+    /// The other side does not want the tunnel.
+    #[error("the other side refused the tunnel ({:?}): {}", .0.code, .0.message)]
+    Refused(Refused),
+    /// This side does not want the tunnel, and has said so.
+    #[error("the tunnel was refused ({:?}): {}", .0.code, .0.message)]
+    Declined(Refused),
+    /// The greeting took too long.
+    #[error("the other side did not complete the greeting within {} s", .within.as_secs())]
+    TimedOut {
+        /// The limit.
+        within: Duration,
+    },
+    /// The connection was lost meanwhile.
+    #[error("the connection was lost during the greeting")]
+    Transport(#[source] TransportClosed),
+    /// The control stream failed.
+    #[error("the greeting cannot be read; is it a tunnel of this product at the other end?")]
+    ControlStream(#[source] FrameError),
+    /// A message that cannot be read.
+    #[error("the other side's greeting cannot be read; are both sides' versions compatible?")]
+    Unreadable(#[source] DecodeError),
+    /// Another message than the greeting's.
+    #[error("the other side did not greet first; are both sides' versions compatible?")]
+    OutOfPlace,
+}
+
+impl GreetingError {
+    /// When the other side asks to come back; `None` leaves it to the caller's backoff.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(refused) => retry_after(refused.retry_after_millis),
+            Self::Declined(_)
+            | Self::TimedOut { .. }
+            | Self::Transport(_)
+            | Self::ControlStream(_)
+            | Self::Unreadable(_)
+            | Self::OutOfPlace => None,
+        }
+    }
+
+    /// Whether a new connection may fare better.
+    pub fn outlook(&self) -> Outlook {
+        match self {
+            Self::Refused(refused) | Self::Declined(refused) => match refused.code {
+                RefusalCode::Busy | RefusalCode::ShuttingDown => Outlook::Retryable,
+                RefusalCode::UnsupportedVersion
+                | RefusalCode::UnsupportedKind
+                | RefusalCode::NotAdmitted
+                | RefusalCode::CertificateRequired
+                | RefusalCode::Malformed => Outlook::Permanent,
+            },
+            Self::TimedOut { .. } | Self::ControlStream(_) => Outlook::Retryable,
+            Self::Transport(closed) => closed.outlook(),
+            Self::Unreadable(_) | Self::OutOfPlace => Outlook::Permanent,
+        }
+    }
+}
+
+impl Tunnel {
+    /// Greets over a connection that this side has dialled. The driver must be run by the
+    /// caller's supervisor, or nothing moves.
+    pub async fn dial(
+        transport: Arc<dyn Transport>,
+        hello: Hello,
+        settings: TunnelSettings,
+        clock: Clock,
+    ) -> Result<(Self, Welcome, TunnelDriver), GreetingError> {
+        let greeted = within(&settings, greet(&*transport, hello)).await;
+        let (io, welcome) = greeted.map_err(|error| give_up(&*transport, error))?;
+        let limits = StreamLimits {
+            ours: welcome.max_streams,
+            theirs: settings.max_streams,
+        };
+        let control = ControlStream {
+            io,
+            keepalive: keepalive(&welcome).min(settings.keepalive_ceiling),
+        };
+        let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, control);
+        Ok((tunnel, welcome, driver))
+    }
+
+    /// Answers the greeting on a connection that the other side has dialled. `decide` is asked
+    /// once, with a hello of a version that this build speaks.
+    pub async fn accept(
+        transport: Arc<dyn Transport>,
+        settings: TunnelSettings,
+        clock: Clock,
+        decide: impl FnOnce(&Hello) -> Result<Welcome, Refused>,
+    ) -> Result<(Self, Hello, TunnelDriver), GreetingError> {
+        let greeted = within(&settings, await_hello(&*transport)).await;
+        let (mut io, hello) = greeted.map_err(|error| give_up(&*transport, error))?;
+        let decided = if hello.version == TUNNEL_VERSION {
+            decide(&hello)
+        } else {
+            Err(unsupported(hello.version))
+        };
+        let welcome = match decided {
+            Ok(welcome) => welcome,
+            Err(refused) => {
+                let refused = Refused {
+                    message: message_text(&refused.message),
+                    ..refused
+                };
+                decline(&*transport, &mut io, &refused).await;
+                return Err(give_up(&*transport, GreetingError::Declined(refused)));
+            }
+        };
+        let limits = StreamLimits {
+            ours: settings.max_streams,
+            theirs: welcome.max_streams,
+        };
+        let keepalive = keepalive(&welcome).saturating_add(ACCEPTOR_PATIENCE);
+        let sent = within(
+            &settings,
+            send(&*transport, &mut io, ControlMessage::Welcome(welcome)),
+        );
+        sent.await.map_err(|error| give_up(&*transport, error))?;
+        let control = ControlStream { io, keepalive };
+        let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, control);
+        Ok((tunnel, hello, driver))
+    }
+}
+
+async fn within<T>(
+    settings: &TunnelSettings,
+    exchange: impl Future<Output = Result<T, GreetingError>>,
+) -> Result<T, GreetingError> {
+    let within = settings.greeting_timeout;
+    tokio::time::timeout(within, exchange)
+        .await
+        .unwrap_or(Err(GreetingError::TimedOut { within }))
+}
+
+fn give_up(transport: &dyn Transport, error: GreetingError) -> GreetingError {
+    transport.close(CloseCode::GREETING, "the greeting failed");
+    error
+}
+
+async fn greet(transport: &dyn Transport, hello: Hello) -> Result<(ByteStream, Welcome), GreetingError> {
+    let mut io = transport
+        .open(Urgency::Control)
+        .await
+        .map_err(GreetingError::Transport)?;
+    send(transport, &mut io, ControlMessage::Hello(hello)).await?;
+    match receive(transport, &mut io).await? {
+        ControlMessage::Welcome(welcome) => Ok((io, welcome)),
+        ControlMessage::Refused(refused) => Err(GreetingError::Refused(refused)),
+        ControlMessage::Hello(_)
+        | ControlMessage::Ping(_)
+        | ControlMessage::Pong(_)
+        | ControlMessage::Goodbye(_) => Err(GreetingError::OutOfPlace),
+    }
+}
+
+async fn await_hello(transport: &dyn Transport) -> Result<(ByteStream, Hello), GreetingError> {
+    let mut io = transport
+        .accept(Urgency::Control)
+        .await
+        .map_err(GreetingError::Transport)?;
+    match receive(transport, &mut io).await? {
+        ControlMessage::Hello(hello) => Ok((io, hello)),
+        ControlMessage::Welcome(_)
+        | ControlMessage::Refused(_)
+        | ControlMessage::Ping(_)
+        | ControlMessage::Pong(_)
+        | ControlMessage::Goodbye(_) => Err(GreetingError::OutOfPlace),
+    }
+}
+
+/// Sends the refusal and waits until the dialer, having read it, closes.
+async fn decline(transport: &dyn Transport, io: &mut ByteStream, refused: &Refused) {
+    let told = async {
+        if send(transport, io, ControlMessage::Refused(refused.clone()))
+            .await
+            .is_ok()
+        {
+            transport.closed().await;
+        }
+    };
+    if tokio::time::timeout(REFUSAL_TIMEOUT, told).await.is_err() {
+        tracing::debug!("the other side did not take the refusal");
+    }
+}
+
+async fn send(
+    transport: &dyn Transport,
+    io: &mut ByteStream,
+    message: ControlMessage,
+) -> Result<(), GreetingError> {
+    let frame = message
+        .encode()
+        .map_err(|error| GreetingError::ControlStream(FrameError::TooLong(error)))?;
+    let sent = async {
+        io.write.write_all(&frame).await?;
+        io.write.flush().await
+    };
+    sent.await
+        .map_err(|error| stream_failed(transport, FrameError::Stream(error)))
+}
+
+/// The next message that this build knows.
+async fn receive(transport: &dyn Transport, io: &mut ByteStream) -> Result<ControlMessage, GreetingError> {
+    let mut frame = PartialFrame::new();
+    loop {
+        let content = frame
+            .read(&mut *io.read)
+            .await
+            .map_err(|error| stream_failed(transport, error))?;
+        if let Some(message) = ControlMessage::decode(&content).map_err(GreetingError::Unreadable)? {
+            return Ok(message);
+        }
+    }
+}
+
+/// The connection's end explains a stream's.
+fn stream_failed(transport: &dyn Transport, error: FrameError) -> GreetingError {
+    match transport.close_reason() {
+        Some(closed) => GreetingError::Transport(closed),
+        None => GreetingError::ControlStream(error),
+    }
+}
+
+fn keepalive(welcome: &Welcome) -> Duration {
+    match welcome.keepalive_millis {
+        0 => DEFAULT_KEEPALIVE,
+        millis => Duration::from_millis(u64::from(millis)),
+    }
+}
+
+fn unsupported(version: u16) -> Refused {
+    Refused {
+        code: RefusalCode::UnsupportedVersion,
+        message: format!(
+            "tunnel version {version} is not spoken here, {TUNNEL_VERSION} is; update the older side"
+        ),
+        retry_after_millis: 0,
+    }
+}

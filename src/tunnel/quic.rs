@@ -1,0 +1,580 @@
+//! QUIC as the tunnel's transport (quinn, which no other module of the crate names).
+//!
+//! One endpoint per socket dials and listens. Connections without a client certificate may hold
+//! few streams; the limit is raised once the handshake has shown a certificate.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ConnectionError, IdleTimeout, VarInt};
+use rustls::AlertDescription;
+use rustls::pki_types::CertificateDer;
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::connection::DEFAULT_MAX_STREAMS;
+use super::transport::{
+    BoxFuture, ByteStream, CloseCode, Outlook, Side, Transport, TransportCause, TransportClosed, Urgency,
+};
+use crate::base::limit::foreign_text;
+use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
+use crate::wire::TUNNEL_ALPN;
+
+/// Silence that ends a connection by itself. Liveness decides earlier where it runs; this bounds
+/// what nobody watches any more. QUIC takes the shorter of both sides' values.
+const IDLE_TIMEOUT_MILLIS: u32 = 30_000;
+
+/// Time in which a handshake must be done, on either side: some round trips of a satellite link
+/// with losses. A bridge that does not answer costs the dialer this long.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of one stream that may be on the way or unread: 100 Mbit/s at 100 ms round trip.
+pub(super) const STREAM_WINDOW_BYTES: u32 = 1_310_720;
+
+/// Bytes of all streams of a connection that may be written and not yet acknowledged. It bounds
+/// the sender's memory; 320 Mbit/s at 100 ms.
+const SEND_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Streams that a connection without a client certificate may hold, the control stream aside:
+/// accept and enroll, each with one retry.
+pub const BOOTSTRAP_MAX_STREAMS: u32 = 4;
+
+/// The control stream, which counts as a stream of the transport.
+const CONTROL_STREAMS: u32 = 1;
+
+/// Priority of the control stream's bytes; content has 0.
+const CONTROL_PRIORITY: i32 = 1;
+
+/// Handshakes under way, in number, above which a dialer must first prove its address by a round
+/// trip (QUIC Retry): far above any honest rush on one bridge, far below what forged source
+/// addresses can start.
+pub(super) const RETRY_ABOVE_HANDSHAKES: usize = 64;
+
+/// Handshakes under way, in number, above which further dialers are told to come later. Each
+/// costs up to 100 KiB and a signature.
+pub(super) const MAX_HANDSHAKES: usize = 256;
+
+/// Dialers before their handshake, in number: those that have been let in, and some more that wait
+/// to be turned away. Beyond it quinn ignores them, and they time out.
+const MAX_WAITING: usize = MAX_HANDSHAKES + 64;
+
+/// Bytes that such a dialer may send meanwhile, each and all together.
+const WAITING_BYTES: u64 = 16 * 1024;
+const WAITING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
+
+/// UDP socket buffers that are asked for, in bytes; the system may grant less. The usual default
+/// of 208 KiB loses packets in a burst of 17 ms at 100 Mbit/s.
+const SOCKET_BUFFER_BYTES: usize = 2 * 1024 * 1024;
+
+/// Code with which an abandoned stream half is reset or stopped.
+const ABANDONED_STREAM: VarInt = VarInt::from_u32(1);
+
+/// A TLS alert within a QUIC error code (RFC 9001, section 4.8).
+const CRYPTO_ERROR_BASE: u64 = 0x100;
+
+/// Why no socket can be used.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// The system refuses the address.
+    #[error(
+        "UDP address {address} cannot be used; is another process listening there, and does this host have the address?"
+    )]
+    Socket {
+        /// The address.
+        address: SocketAddr,
+        /// Its reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The TLS configuration has no cipher suite that QUIC starts with.
+    #[error("the TLS configuration cannot be used for QUIC; it must allow TLS 1.3 with AES-128-GCM")]
+    Tls(#[source] TransportCause),
+}
+
+/// Why a connection could not be dialled.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// The handshake did not complete in time.
+    #[error(
+        "{address} did not complete a QUIC handshake within {} s; is UDP to it allowed on the way?",
+        .within.as_secs()
+    )]
+    TimedOut {
+        /// Whom.
+        address: SocketAddr,
+        /// The limit.
+        within: Duration,
+    },
+    /// The connection was closed during the handshake.
+    #[error("no connection to {address}")]
+    Closed {
+        /// Whom.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        reason: TransportClosed,
+    },
+    /// It was not even tried.
+    #[error("{address} with the name `{server_name}` cannot be dialled")]
+    Unusable {
+        /// Whom.
+        address: SocketAddr,
+        /// The name that its certificate should have.
+        server_name: String,
+        /// The library's reason.
+        #[source]
+        cause: TransportCause,
+    },
+    /// The TLS configuration has no cipher suite that QUIC starts with.
+    #[error("the TLS configuration cannot be used for QUIC; it must allow TLS 1.3 with AES-128-GCM")]
+    Tls(#[source] TransportCause),
+}
+
+impl DialError {
+    /// Whether another attempt may fare better.
+    pub fn outlook(&self) -> Outlook {
+        match self {
+            Self::TimedOut { .. } => Outlook::Retryable,
+            Self::Closed { reason, .. } => reason.outlook(),
+            Self::Unusable { .. } | Self::Tls(_) => Outlook::Permanent,
+        }
+    }
+}
+
+/// What an endpoint takes of the other sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuicSettings {
+    /// Streams that another side may hold open at once once it has shown a certificate.
+    pub max_streams: u32,
+}
+
+impl Default for QuicSettings {
+    fn default() -> Self {
+        Self {
+            max_streams: DEFAULT_MAX_STREAMS,
+        }
+    }
+}
+
+/// A UDP socket that dials, and listens if it was given a server's TLS configuration.
+#[derive(Debug, Clone)]
+pub struct QuicEndpoint {
+    endpoint: quinn::Endpoint,
+    settings: QuicSettings,
+    handshakes: Arc<Semaphore>,
+}
+
+impl QuicEndpoint {
+    /// An endpoint that only dials, on a port of the system's choice, for IPv6 and IPv4 where the
+    /// host has both.
+    pub fn client(settings: QuicSettings) -> Result<Self, BindError> {
+        Self::bind((std::net::Ipv6Addr::UNSPECIFIED, 0).into(), None, settings)
+    }
+
+    /// An endpoint that listens. `[::]` listens on IPv4 too.
+    pub fn server(
+        address: SocketAddr,
+        tls: rustls::ServerConfig,
+        settings: QuicSettings,
+    ) -> Result<Self, BindError> {
+        Self::bind(address, Some(server_config(tls)?), settings)
+    }
+
+    fn bind(
+        address: SocketAddr,
+        server: Option<quinn::ServerConfig>,
+        settings: QuicSettings,
+    ) -> Result<Self, BindError> {
+        let failed = |source| BindError::Socket { address, source };
+        let socket = udp_socket(address).map_err(failed)?;
+        let endpoint = quinn::Endpoint::new(
+            quinn::EndpointConfig::default(),
+            server,
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(failed)?;
+        Ok(Self {
+            endpoint,
+            settings,
+            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+        })
+    }
+
+    /// Connects within [`HANDSHAKE_TIMEOUT`]. `server_name` is what the certificate is checked for;
+    /// `failures` is the record that `tls` was made with, whose verdict the error takes over.
+    pub async fn dial(
+        &self,
+        address: SocketAddr,
+        server_name: &str,
+        tls: rustls::ClientConfig,
+        failures: &FailureRecord,
+    ) -> Result<Arc<dyn Transport>, DialError> {
+        let config = client_config(tls, self.settings)?;
+        let connecting = self
+            .endpoint
+            .connect_with(config, address, server_name)
+            .map_err(|error| DialError::Unusable {
+                address,
+                server_name: foreign_text(server_name),
+                cause: Arc::new(error),
+            })?;
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
+            Ok(Ok(connection)) => Ok(Arc::new(QuicTransport { connection })),
+            Ok(Err(error)) => Err(DialError::Closed {
+                address,
+                reason: dial_failed(error, failures),
+            }),
+            Err(_) => Err(DialError::TimedOut {
+                address,
+                within: HANDSHAKE_TIMEOUT,
+            }),
+        }
+    }
+
+    /// The next dialer that may go on; `None` after [`close`](Self::close). Under a rush, dialers
+    /// prove their address first, and the last are turned away. Cancel safe.
+    pub async fn accept(&self) -> Option<IncomingConnection> {
+        loop {
+            let incoming = self.endpoint.accept().await?;
+            let under_way = MAX_HANDSHAKES - self.handshakes.available_permits();
+            if under_way >= RETRY_ABOVE_HANDSHAKES
+                && incoming.may_retry()
+                && !incoming.remote_address_validated()
+            {
+                if let Err(error) = incoming.retry() {
+                    error.into_incoming().refuse();
+                }
+                continue;
+            }
+            match Arc::clone(&self.handshakes).try_acquire_owned() {
+                Ok(permit) => {
+                    return Some(IncomingConnection {
+                        incoming,
+                        settings: self.settings,
+                        _permit: permit,
+                    });
+                }
+                Err(_) => incoming.refuse(),
+            }
+        }
+    }
+
+    /// The address in use, its port chosen by the system where none was asked for.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.endpoint.local_addr().map(canonical)
+    }
+
+    /// Ends all connections and takes no more.
+    pub fn close(&self) {
+        self.endpoint
+            .close(VarInt::from_u32(CloseCode::GOODBYE.0), b"the endpoint stops");
+    }
+
+    /// Waits until the last close has been delivered or has timed out.
+    pub async fn wait_idle(&self) {
+        self.endpoint.wait_idle().await;
+    }
+}
+
+/// A dialer before its handshake. Dropping it refuses.
+#[derive(Debug)]
+pub struct IncomingConnection {
+    incoming: quinn::Incoming,
+    settings: QuicSettings,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl IncomingConnection {
+    /// Where the dialer is, or claims to be.
+    pub fn remote_address(&self) -> SocketAddr {
+        canonical(self.incoming.remote_address())
+    }
+
+    /// Whether the dialer has proved that it receives at its address.
+    pub fn address_proved(&self) -> bool {
+        self.incoming.remote_address_validated()
+    }
+
+    /// Carries the handshake out, within [`HANDSHAKE_TIMEOUT`]. Run it beside the accept loop.
+    pub async fn handshake(self) -> Result<Arc<dyn Transport>, TransportClosed> {
+        let connecting = self.incoming.accept().map_err(closed)?;
+        let connection = tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting)
+            .await
+            .map_err(|_| TransportClosed::TimedOut)?
+            .map_err(closed)?;
+        let transport = QuicTransport { connection };
+        if transport.peer_certificate().is_some() {
+            let streams = self.settings.max_streams.max(BOOTSTRAP_MAX_STREAMS);
+            let connection = &transport.connection;
+            connection.set_receive_window(receive_window(streams));
+            connection.set_max_concurrent_bi_streams(stream_limit(streams));
+        }
+        Ok(Arc::new(transport))
+    }
+}
+
+#[derive(Debug)]
+struct QuicTransport {
+    connection: quinn::Connection,
+}
+
+impl Transport for QuicTransport {
+    fn open(&self, urgency: Urgency) -> BoxFuture<'_, Result<ByteStream, TransportClosed>> {
+        Box::pin(async move {
+            let halves = self.connection.open_bi().await.map_err(closed)?;
+            Ok(byte_stream(urgency, halves))
+        })
+    }
+
+    fn accept(&self, urgency: Urgency) -> BoxFuture<'_, Result<ByteStream, TransportClosed>> {
+        Box::pin(async move {
+            let halves = self.connection.accept_bi().await.map_err(closed)?;
+            Ok(byte_stream(urgency, halves))
+        })
+    }
+
+    fn close(&self, code: CloseCode, reason: &str) {
+        self.connection.close(VarInt::from_u32(code.0), reason.as_bytes());
+    }
+
+    fn closed(&self) -> BoxFuture<'_, TransportClosed> {
+        Box::pin(async { closed(self.connection.closed().await) })
+    }
+
+    fn close_reason(&self) -> Option<TransportClosed> {
+        self.connection.close_reason().map(closed)
+    }
+
+    fn arrivals(&self) -> u64 {
+        // Frames, not datagrams: these have passed decryption.
+        let frames = self.connection.stats().frame_rx;
+        [
+            frames.acks,
+            frames.stream,
+            frames.ping,
+            frames.max_data,
+            frames.max_stream_data,
+        ]
+        .into_iter()
+        .fold(0, u64::wrapping_add)
+    }
+
+    fn remote_address(&self) -> SocketAddr {
+        canonical(self.connection.remote_address())
+    }
+
+    fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
+        let identity = self.connection.peer_identity()?;
+        let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+        chain.into_iter().next()
+    }
+}
+
+fn byte_stream(urgency: Urgency, (send, read): (quinn::SendStream, quinn::RecvStream)) -> ByteStream {
+    match urgency {
+        // It fails only for a stream that is closed already, which its user learns by itself.
+        Urgency::Control => drop(send.set_priority(CONTROL_PRIORITY)),
+        Urgency::Bulk => {}
+    }
+    ByteStream {
+        read: Box::new(QuicRead(read)),
+        write: Box::new(QuicWrite {
+            send,
+            finished: false,
+        }),
+    }
+}
+
+struct QuicRead(quinn::RecvStream);
+
+impl AsyncRead for QuicRead {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        AsyncRead::poll_read(Pin::new(&mut self.0), cx, buffer)
+    }
+}
+
+/// quinn finishes a stream that is dropped; here an end must be meant.
+struct QuicWrite {
+    send: quinn::SendStream,
+    finished: bool,
+}
+
+impl AsyncWrite for QuicWrite {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        AsyncWrite::poll_write(Pin::new(&mut self.send), cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        AsyncWrite::poll_flush(Pin::new(&mut self.send), cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.finished {
+            return Poll::Ready(Ok(()));
+        }
+        self.finished = true;
+        AsyncWrite::poll_shutdown(Pin::new(&mut self.send), cx)
+    }
+}
+
+impl Drop for QuicWrite {
+    fn drop(&mut self) {
+        if !self.finished {
+            // It fails only for a stream that is closed already.
+            drop(self.send.reset(ABANDONED_STREAM));
+        }
+    }
+}
+
+fn udp_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let bound = |address: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6()
+            && let Err(error) = socket.set_only_v6(false)
+        {
+            tracing::debug!(%error, "the UDP socket is for IPv6 alone");
+        }
+        socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    let socket = bound(address).or_else(|error: io::Error| {
+        // A host without IPv6.
+        if address.ip() == std::net::Ipv6Addr::UNSPECIFIED {
+            bound((Ipv4Addr::UNSPECIFIED, address.port()).into()).map_err(|_| error)
+        } else {
+            Err(error)
+        }
+    })?;
+    for grown in [
+        socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES),
+        socket.set_send_buffer_size(SOCKET_BUFFER_BYTES),
+    ] {
+        if let Err(error) = grown {
+            tracing::debug!(%error, "the UDP socket keeps its default buffers");
+        }
+    }
+    Ok(socket.into())
+}
+
+fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, BindError> {
+    tls.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
+    // No 0-RTT: a replayed accept must not reach the registry.
+    tls.max_early_data_size = 0;
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| BindError::Tls(Arc::new(error)))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(Arc::new(transport_config(BOOTSTRAP_MAX_STREAMS)))
+        .max_incoming(MAX_WAITING)
+        .incoming_buffer_size(WAITING_BYTES)
+        .incoming_buffer_size_total(WAITING_BYTES_TOTAL);
+    Ok(config)
+}
+
+fn client_config(
+    mut tls: rustls::ClientConfig,
+    settings: QuicSettings,
+) -> Result<quinn::ClientConfig, DialError> {
+    tls.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
+    tls.enable_early_data = false;
+    let crypto = QuicClientConfig::try_from(tls).map_err(|error| DialError::Tls(Arc::new(error)))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport_config(settings.max_streams)));
+    Ok(config)
+}
+
+fn transport_config(max_streams: u32) -> quinn::TransportConfig {
+    let mut config = quinn::TransportConfig::default();
+    config
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MILLIS))))
+        // The tunnel pings, at a pace that depends on its streams.
+        .keep_alive_interval(None)
+        .max_concurrent_bidi_streams(stream_limit(max_streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(receive_window(max_streams))
+        .send_window(SEND_WINDOW_BYTES)
+        .datagram_receive_buffer_size(None);
+    config
+}
+
+fn stream_limit(max_streams: u32) -> VarInt {
+    VarInt::from_u32(max_streams.saturating_add(CONTROL_STREAMS))
+}
+
+/// Room for all streams at once. Less would save memory, but a few readers that stand still could
+/// then use it up, and with it silence the control stream and all others.
+fn receive_window(max_streams: u32) -> VarInt {
+    let streams = u64::from(max_streams.saturating_add(CONTROL_STREAMS));
+    VarInt::from_u64(streams * u64::from(STREAM_WINDOW_BYTES)).unwrap_or(VarInt::MAX)
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn closed(error: ConnectionError) -> TransportClosed {
+    let (found_by, code) = match &error {
+        ConnectionError::TimedOut => return TransportClosed::TimedOut,
+        ConnectionError::Reset => return TransportClosed::Reset,
+        ConnectionError::LocallyClosed => return TransportClosed::ByUs,
+        ConnectionError::VersionMismatch => return TransportClosed::UnsupportedVersion,
+        ConnectionError::ApplicationClosed(close) => {
+            return TransportClosed::ByPeer {
+                code: close.error_code.into_inner(),
+                reason: foreign_text(&String::from_utf8_lossy(&close.reason)),
+            };
+        }
+        ConnectionError::ConnectionClosed(close) => (Side::Theirs, close.error_code),
+        ConnectionError::TransportError(own) => (Side::Ours, own.code),
+        ConnectionError::CidsExhausted => (Side::Ours, quinn::TransportErrorCode::INTERNAL_ERROR),
+    };
+    if code == quinn::TransportErrorCode::CONNECTION_REFUSED {
+        return TransportClosed::Busy;
+    }
+    let alert = u64::from(code)
+        .checked_sub(CRYPTO_ERROR_BASE)
+        .and_then(|alert| u8::try_from(alert).ok());
+    match alert {
+        Some(alert) => TransportClosed::Tls {
+            found_by,
+            failure: match found_by {
+                Side::Theirs => explain_alert(AlertDescription::from(alert)),
+                Side::Ours => TlsFailure::Other {
+                    detail: foreign_text(&error.to_string()),
+                },
+            },
+        },
+        None => TransportClosed::Protocol {
+            found_by,
+            cause: Arc::new(error),
+        },
+    }
+}
+
+/// QUIC keeps only the alert of what our verifier found; the record has the whole verdict.
+fn dial_failed(error: ConnectionError, failures: &FailureRecord) -> TransportClosed {
+    match (closed(error), failures.take()) {
+        (
+            TransportClosed::Tls {
+                found_by: Side::Ours, ..
+            },
+            Some(failure),
+        ) => TransportClosed::Tls {
+            found_by: Side::Ours,
+            failure,
+        },
+        (reason, _) => reason,
+    }
+}
