@@ -47,8 +47,8 @@ const OVERLAY_MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// Reads another backend and keeps what is written in memory.
 #[derive(Debug)]
-pub(super) struct Overlay<B> {
-    below: B,
+pub(super) struct Overlay {
+    below: Box<dyn StorageBackend>,
     state: Mutex<OverlayState>,
 }
 
@@ -60,8 +60,8 @@ struct OverlayState {
     pieces: BTreeMap<u64, Box<[u8; PIECE_BYTES]>>,
 }
 
-impl<B: StorageBackend> Overlay<B> {
-    pub(super) fn new(below: B) -> io::Result<Self> {
+impl Overlay {
+    pub(super) fn new(below: Box<dyn StorageBackend>) -> io::Result<Self> {
         let len = below.len()?;
         Ok(Self {
             below,
@@ -101,7 +101,7 @@ fn place(offset: u64) -> (u64, usize) {
     )
 }
 
-impl<B: StorageBackend> StorageBackend for Overlay<B> {
+impl StorageBackend for Overlay {
     fn len(&self) -> io::Result<u64> {
         Ok(self.state().len)
     }

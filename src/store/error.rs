@@ -12,8 +12,8 @@ use super::record::RecordError;
 /// An error of a crate below, kept for the log.
 type Source = Box<dyn StdError + Send + Sync>;
 
-/// Why a store was not opened. Nothing was written, but for [`OpenError::Migration`]'s harmless
-/// repair after an earlier crash.
+/// Why a store was not opened. Its rows are as they were; the file itself is too, unless the disk
+/// or a migration failed on the way.
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// Another process has it open.

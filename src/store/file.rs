@@ -24,11 +24,12 @@ const DRAFT_SUFFIX: &str = ".new";
 /// What a store that was set aside is called, after its name.
 const ASIDE_SUFFIX: &str = ".damaged";
 
-/// How often a store that a mere reader holds is tried again, and how long it is waited between:
-/// a command that shows something reads for milliseconds, and no daemon should fail to start
-/// because of one. Two seconds in all.
-const READER_RETRIES: u32 = 40;
-const READER_PAUSE: Duration = Duration::from_millis(50);
+/// How often a store is tried again that a mere reader holds: a command that shows something
+/// reads for milliseconds, and no daemon should fail to start because of one.
+const PASSING_RETRIES: u32 = 40;
+
+/// How long is waited between two tries; two seconds in all.
+const PASSING_PAUSE: Duration = Duration::from_millis(50);
 
 /// Whether a lock admits others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +61,9 @@ pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Option<File>, OpenE
         match try_lock(&file, path, lock) {
             Ok(true) => return Ok(Some(file)),
             Ok(false) => {}
-            Err(Refused::Reading(_)) if waited < READER_RETRIES => {
+            Err(Refused::Passing(_)) if waited < PASSING_RETRIES => {
                 waited += 1;
-                thread::sleep(READER_PAUSE);
+                thread::sleep(PASSING_PAUSE);
             }
             Err(refused) => return Err(refused.into_error(path)),
         }
@@ -190,9 +191,9 @@ fn make_directory(path: &Path) -> Result<(), OpenError> {
 
 /// Why a lock was not had.
 enum Refused {
-    /// By a process that reads.
-    Reading(Holder),
-    /// By a process that writes, or one that cannot be seen.
+    /// By a process that merely reads, or one that has gone when it is looked for.
+    Passing(Holder),
+    /// By a process that writes.
     Writing(Holder),
     System(io::Error),
 }
@@ -200,7 +201,7 @@ enum Refused {
 impl Refused {
     fn into_error(self, path: &Path) -> OpenError {
         match self {
-            Self::Reading(holder) | Self::Writing(holder) => OpenError::Held {
+            Self::Passing(holder) | Self::Writing(holder) => OpenError::Held {
                 path: path.to_owned(),
                 holder,
             },
@@ -244,8 +245,8 @@ fn holder(file: &File) -> Refused {
         .map(|command| foreign_text(command.trim_end()));
     let holder = Holder { pid, command };
     match found {
-        Some((_, true)) => Refused::Reading(holder),
-        _ => Refused::Writing(holder),
+        Some((_, false)) => Refused::Writing(holder),
+        Some((_, true)) | None => Refused::Passing(holder),
     }
 }
 

@@ -1,14 +1,13 @@
 //! One opening of a store's bytes by redb, from there to its end: the check of what a file holds
 //! before anything is written to it, what brings it to the schema, and the transactions.
 
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use redb::{ReadableDatabase, StorageBackend};
 
-use super::backend::{FileBytes, Gauge, Guarded, Overlay, Written};
+use super::backend::{Gauge, Guarded, Overlay, Written};
 use super::error::{Damage, OpenError, StoreError};
 use super::schema::{Need, Schema};
 use super::transaction::{Reader, Writer};
@@ -18,16 +17,32 @@ use super::transaction::{Reader, Writer};
 /// in a box of 64 MiB. redb's own default is 1 GiB.
 pub const CACHE_BYTES: usize = 1024 * 1024;
 
+/// What a transaction is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Read,
+    Write,
+}
+
 /// One opening of a store's bytes. Closed when dropped.
 pub(super) struct Generation {
     redb: redb::Database,
     gauge: Arc<Gauge>,
+    in_memory: bool,
 }
 
 impl Generation {
     /// Opens the bytes, repairing what a crash has left; empty ones become an empty store.
     pub(super) fn open(bytes: Box<dyn StorageBackend>, written: Written) -> Result<Self, redb::Error> {
         Self::build(bytes, written, false)
+    }
+
+    /// Opens the bytes without writing to them: what the opening changes stays in memory.
+    pub(super) fn open_in_memory(bytes: Box<dyn StorageBackend>) -> Result<Self, redb::Error> {
+        let overlay = Overlay::new(bytes).map_err(redb::Error::Io)?;
+        let mut generation = Self::build(Box::new(overlay), Written::default(), false)?;
+        generation.in_memory = true;
+        Ok(generation)
     }
 
     /// Opens the bytes and brings them to the schema.
@@ -42,11 +57,14 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Opens a file without writing to it, verifies every checksum in it, and makes sure that
-    /// it is of the schema or an earlier one.
-    pub(super) fn examined(path: &Path, file: &Arc<File>, schema: &Schema) -> Result<Self, OpenError> {
+    /// Opens the bytes without writing to them, verifies every checksum in them, and makes sure
+    /// that they are of the schema or an earlier one.
+    pub(super) fn examined(
+        path: &Path,
+        bytes: Box<dyn StorageBackend>,
+        schema: &Schema,
+    ) -> Result<Self, OpenError> {
         let io_error = |error| OpenError::io(path, "read", "read access", error);
-        let bytes = FileBytes(Arc::clone(file));
         if bytes.len().map_err(io_error)? == 0 {
             return Err(OpenError::damaged(path, Damage::Empty, None));
         }
@@ -63,11 +81,22 @@ impl Generation {
 
     fn build(bytes: Box<dyn StorageBackend>, written: Written, check: bool) -> Result<Self, redb::Error> {
         let gauge = Arc::new(Gauge::continuing(written));
-        let redb = redb::Builder::new()
+        let mut builder = redb::Builder::new();
+        builder
             .set_cache_size(CACHE_BYTES)
-            .set_check_integrity_on_open(check)
-            .create_with_backend(Guarded::new(bytes, Arc::clone(&gauge)))?;
-        Ok(Self { redb, gauge })
+            .set_check_integrity_on_open(check);
+        if !check {
+            let said = Once::new();
+            builder.set_repair_callback(move |_| {
+                said.call_once(|| tracing::info!("the store was not closed properly; all of it is checked"));
+            });
+        }
+        let redb = builder.create_with_backend(Guarded::new(bytes, Arc::clone(&gauge)))?;
+        Ok(Self {
+            redb,
+            gauge,
+            in_memory: false,
+        })
     }
 
     /// Brings the tables to the schema in one transaction.
@@ -127,9 +156,10 @@ impl Generation {
         self.gauge.written.clone()
     }
 
-    /// Whether an operation on the bytes has failed, after which redb refuses all work.
-    pub(super) fn has_failed(&self) -> bool {
-        self.gauge.has_failed()
+    /// Whether such a transaction can be had: not after an operation on the bytes has failed,
+    /// for redb then refuses all work.
+    pub(super) fn serves(&self, purpose: Purpose) -> bool {
+        !self.gauge.has_failed() && (purpose == Purpose::Read || !self.in_memory)
     }
 
     /// Keeps transactions that are still running away from the bytes.

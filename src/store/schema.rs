@@ -81,6 +81,11 @@ impl Schema {
 
     /// Takes the steps from version `from`, or none for a new file, and notes the version.
     pub(super) fn bring_forward(&self, writer: &mut Writer<'_>, from: Option<u32>) -> Result<(), StoreError> {
+        debug_assert_eq!(
+            usize::try_from(self.version).ok(),
+            Some(self.migrations.len() + 1),
+            "one step for each version after the first"
+        );
         if let Some(from) = from {
             let done = usize::try_from(from.saturating_sub(1)).unwrap_or(usize::MAX);
             let steps = self.migrations.get(done..).unwrap_or_default();

@@ -2,7 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod disk;
+mod failing_disk;
 mod opening;
+mod power_cut;
+mod refusing;
+mod schema;
+mod wear;
 
 use serde::{Deserialize, Serialize};
 
