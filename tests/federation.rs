@@ -191,19 +191,19 @@ fn refusals_have_words_and_exit_codes() {
 #[test]
 fn suspended_means_no_tunnel_and_revoked_means_the_end() {
     let (bridge, _daemon, satellite) = joined();
-    let _running = satellite.run();
+    let running = satellite.run();
     wait_for("connected", || {
         (satellite.status()["link"]["state"] == "connected").then_some(())
     });
-    bridge.json(&["peers", "suspend", "shop-17"]);
+    succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "maintenance"]));
     wait_for("suspended at the satellite", || {
         (satellite.status()["peer"]["status"] == "suspended").then_some(())
     });
-    bridge.json(&["peers", "resume", "shop-17"]);
+    succeed(&bridge.output(&["peers", "resume", "shop-17"]));
     // The satellite asks again patiently; a reload asks at once.
     running.signal("HUP");
     bridge.wait_status("shop-17", "active");
-    bridge.json(&["peers", "revoke", "shop-17", "--reason", "sold"]);
+    succeed(&bridge.output(&["peers", "revoke", "shop-17", "--reason", "sold"]));
     wait_for("revoked at the satellite", || {
         let status = satellite.status();
         (status["peer"]["status"] == "revoked" && status["link"]["state"] == "off").then_some(())

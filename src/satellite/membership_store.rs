@@ -345,3 +345,129 @@ async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::base::id::PeerId;
+    use crate::contract::invitation::{ContractVersion, ParentTrust};
+    use crate::contract::message::FederationCertificate;
+    use crate::contract::peer::{PeerStatus, SpawnMode};
+    use crate::contract::token::TokenDigest;
+    use crate::machine::membership::{
+        AcceptedAnswer, Candidate, JoinRefusal, KeyMaterial, Membership, Operator, Parent, StoredIdentity,
+        StoredInvitation,
+    };
+
+    const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
+
+    /// One state of each kind, with every optional field once present and once absent.
+    fn states() -> Vec<JoinState> {
+        let parent = Parent {
+            url: "https://parent.example.com".parse().unwrap(),
+            bridges: vec!["192.0.2.1:8443".parse().unwrap()],
+            trust: ParentTrust::Bundle("PEM".into()),
+        };
+        let operator = Operator {
+            contact: "ops".into(),
+            location: "DE".into(),
+            data_residency: Some("EU".into()),
+        };
+        let invitation = StoredInvitation {
+            parent: parent.clone(),
+            operator: operator.clone(),
+            token: Secret::from_text("token".into()),
+            token_digest: TokenDigest::of(b"token"),
+            spawn_mode: SpawnMode::ManagedChild,
+            parent_peer_id: Some(PeerId::new_v7(NOW, [1; 10])),
+            contract_version: ContractVersion::CURRENT,
+            minted_at: Some(NOW),
+        };
+        let key = KeyMaterial {
+            pkcs8: Secret::new(vec![1, 2, 3]),
+            csr_pem: "CSR".into(),
+        };
+        let certificate = FederationCertificate {
+            cert_pem: "CERT".into(),
+            ca_chain_pem: "CA".into(),
+            serial: "AB".into(),
+            not_after: NOW,
+        };
+        let answer = AcceptedAnswer {
+            peer_id: PeerId::new_v7(NOW, [2; 10]),
+            status: PeerStatus::Enrolled,
+            contract_version: 1,
+            certificate: certificate.clone(),
+            accepted_at: NOW,
+        };
+        let identity = StoredIdentity {
+            pkcs8: Secret::new(vec![4]),
+            certificate: certificate.clone(),
+            not_before: NOW,
+        };
+        let member = |candidate| Membership {
+            parent: parent.clone(),
+            operator: operator.clone(),
+            peer_id: PeerId::new_v7(NOW, [3; 10]),
+            spawn_mode: SpawnMode::ManagedChild,
+            contract_version: 1,
+            identity: identity.clone(),
+            candidate,
+            accepted_at: NOW,
+            status: PeerStatus::Active,
+        };
+        let refused = |key| JoinState::Refused {
+            parent: parent.clone(),
+            key,
+            refusal: JoinRefusal::NoCertificate {
+                warnings: vec!["why".into()],
+            },
+            at: NOW,
+            token: TokenDigest::of(b"token"),
+        };
+        vec![
+            JoinState::Invited(StoredInvitation {
+                parent_peer_id: None,
+                minted_at: None,
+                ..invitation.clone()
+            }),
+            JoinState::KeyReady {
+                invitation: invitation.clone(),
+                key: key.clone(),
+            },
+            JoinState::Sent {
+                invitation: invitation.clone(),
+                key: key.clone(),
+                first_sent_at: NOW,
+            },
+            JoinState::Accepted {
+                invitation: invitation.used_up(),
+                key: key.clone(),
+                answer,
+            },
+            JoinState::Enrolled(member(None)),
+            JoinState::Joined(member(Some(Candidate::Requested(key.clone())))),
+            JoinState::Joined(member(Some(Candidate::Issued(identity.clone())))),
+            refused(None),
+            refused(Some(key.clone())),
+        ]
+    }
+
+    #[test]
+    fn every_state_comes_back_from_the_store_and_from_the_copy() {
+        for state in states() {
+            let directory = tempfile::tempdir().unwrap();
+            let said = format!("{state:?}");
+            let (store, _) = MembershipStore::open(directory.path()).unwrap();
+            store.save_state_blocking(&state).unwrap();
+            drop(store);
+            let (_, loaded) = MembershipStore::open(directory.path()).unwrap();
+            assert_eq!(format!("{:?}", loaded.state.unwrap()), said);
+            match read_copy(directory.path()).unwrap() {
+                Copied::State(copied) => assert_eq!(format!("{copied:?}"), said),
+                Copied::Nothing | Copied::Damaged => panic!("no copy of {said}"),
+            }
+        }
+    }
+}

@@ -229,7 +229,7 @@ impl BridgeSite {
 
     /// The peers.
     pub fn peers(&self) -> Vec<Value> {
-        self.json(&["peers", "list"])["data"].as_array().unwrap().clone()
+        self.json(&["peers", "list", "--all"]).as_array().unwrap().clone()
     }
 
     pub fn peer_status(&self, name: &str) -> String {
