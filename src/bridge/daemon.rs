@@ -58,7 +58,9 @@ pub enum DaemonError {
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsConfigError),
     /// A TCP port.
-    #[error("HTTPS cannot listen on {address}; is another process there, and may this user use the port? listen.https sets it")]
+    #[error(
+        "HTTPS cannot listen on {address}; is another process there, and may this user use the port? listen.https sets it"
+    )]
     Https {
         /// The address.
         address: SocketAddr,
@@ -119,7 +121,13 @@ pub async fn run(
 ) -> Result<(), DaemonError> {
     let registry = Arc::new(registry);
     let drain = settings.config.drain;
-    let running = Running::start(registry, settings, surroundings.clock.clone(), &surroundings.service).await?;
+    let running = Running::start(
+        registry,
+        settings,
+        surroundings.clock.clone(),
+        &surroundings.service,
+    )
+    .await?;
     listening(&running.bound);
     surroundings.service.ready();
     let outcome = loop {
@@ -153,7 +161,11 @@ impl Running {
         service: &ServiceManager,
     ) -> Result<Self, DaemonError> {
         let identity = {
-            let (registry, names, now) = (Arc::clone(&registry), settings.server_names(), clock.trusted().now);
+            let (registry, names, now) = (
+                Arc::clone(&registry),
+                settings.server_names(),
+                clock.trusted().now,
+            );
             blocking(move || server_identity::current(&registry, &names, now)).await?
         };
         let (shown, identity) = watch::channel(Arc::new(identity));
@@ -266,13 +278,15 @@ impl Running {
         });
         if let Some(period) = service.watchdog_period() {
             let service = service.clone();
-            self.supervisor.scope(Stage::Base).spawn_until_cancelled("watchdog", async move {
-                let mut beat = ticks(period);
-                loop {
-                    beat.tick().await;
-                    service.alive();
-                }
-            });
+            self.supervisor
+                .scope(Stage::Base)
+                .spawn_until_cancelled("watchdog", async move {
+                    let mut beat = ticks(period);
+                    loop {
+                        beat.tick().await;
+                        service.alive();
+                    }
+                });
         }
     }
 
@@ -288,7 +302,13 @@ impl Running {
         }
         self.links.set_limits(new.limits());
         self.settings.send_replace(new);
-        upkeep(&self.registry, &self.clock, &self.settings.subscribe(), &self.shown).await;
+        upkeep(
+            &self.registry,
+            &self.clock,
+            &self.settings.subscribe(),
+            &self.shown,
+        )
+        .await;
         info!("the configuration was read again");
     }
 

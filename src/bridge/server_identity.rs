@@ -31,7 +31,11 @@ pub enum ServerIdentityError {
 }
 
 /// The certificate for these names, from the store or new. Blocks on the disk.
-pub fn current(registry: &Registry, names: &[String], now: UnixTime) -> Result<TlsIdentity, ServerIdentityError> {
+pub fn current(
+    registry: &Registry,
+    names: &[String],
+    now: UnixTime,
+) -> Result<TlsIdentity, ServerIdentityError> {
     let material = registry.server_certificate(names, now)?;
     if material.renewed {
         info!(names = %names.join(", "), not_after = %material.record.not_after, "the server has a new certificate");

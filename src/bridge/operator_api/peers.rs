@@ -132,7 +132,10 @@ impl OperatorApi {
     }
 
     fn ttl(&self, asked: Option<u64>) -> Duration {
-        asked.map_or_else(|| self.settings.borrow().config.acceptance_ttl, Duration::from_secs)
+        asked.map_or_else(
+            || self.settings.borrow().config.acceptance_ttl,
+            Duration::from_secs,
+        )
     }
 
     /// The one time that a token is shown.
