@@ -239,7 +239,10 @@ impl Running {
         ));
         for listener in listeners {
             let serving = Arc::clone(&https).run(listener, tls.clone(), intake.clone());
-            intake.spawn_essential("https listener", async { Ok::<_, Infallible>(serving.await) });
+            intake.spawn_essential("https listener", async {
+                serving.await;
+                Ok::<_, Infallible>(())
+            });
         }
         let ingress = Arc::new(Ingress {
             federation,
@@ -254,7 +257,10 @@ impl Running {
             intake.spawn_essential("tunnel listener", taking);
         }
         let serving = admin.run(operators, intake.clone(), work);
-        intake.spawn_essential("admin socket", async { Ok::<_, Infallible>(serving.await) });
+        intake.spawn_essential("admin socket", async {
+            serving.await;
+            Ok::<_, Infallible>(())
+        });
     }
 
     fn keep_going(&self, service: &ServiceManager) {

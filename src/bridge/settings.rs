@@ -3,7 +3,7 @@
 use super::ingress::IngressSettings;
 use super::registry::record::PublicRecord;
 use super::session::SessionLimits;
-use crate::contract::invitation::HostPort;
+use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::contract::message::OurEndpoint;
 use crate::process::config::host_bridge::HostBridgeConfig;
 
@@ -41,7 +41,7 @@ impl BridgeSettings {
 
     /// The names in the server's certificate: those set, and those under which satellites look.
     pub fn server_names(&self) -> Vec<String> {
-        let url = self.public.url.as_ref().map(|url| url.host());
+        let url = self.public.url.as_ref().map(ParentUrl::host);
         let hosts = url.into_iter().chain(&self.public.bridges).map(HostPort::host);
         let mut names: Vec<String> = Vec::new();
         for name in self.public.names.iter().map(String::as_str).chain(hosts) {

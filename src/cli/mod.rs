@@ -3,4 +3,5 @@
 
 pub mod client;
 pub mod configuration;
+pub mod failure;
 pub mod output;

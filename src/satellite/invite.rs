@@ -70,6 +70,7 @@ pub fn waiting_invitation(config: &SatelliteConfig) -> Result<Option<StoredInvit
     let trust = configured_trust(&config.parent)?;
     let sources = PayloadSources {
         fw_cfg_dir: config.payload.fw_cfg_dir.clone(),
+        credentials_dir: config.payload.credentials_dir.clone(),
         file: config.payload.file.clone(),
     };
     let mut found = find_payload(&sources, &trust)?;

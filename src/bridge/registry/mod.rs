@@ -37,6 +37,9 @@ pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::peers::{MintedToken, Proposal, Resumption};
 pub use self::presence::{HeartbeatError, HeartbeatTaken, PRESENCE_WRITE_INTERVAL};
 
+/// Name of the registry's file in the state directory.
+pub const REGISTRY_FILE: &str = "registry.redb";
+
 /// The registry. Shared between tasks behind an `Arc`.
 #[derive(Debug)]
 pub struct Registry {
@@ -74,8 +77,8 @@ pub enum OpenRegistryError {
     /// The store.
     #[error("the registry's store could not be opened")]
     Open(#[source] OpenError),
-    /// A store without an authority: `init` was interrupted.
-    #[error("the registry has no certificate authority; run `powernode-host-bridge init` first")]
+    /// No store, or one without an authority: `init` was not run or was interrupted.
+    #[error("there is no registry in the state directory; run `powernode-host-bridge init` first")]
     NotInitialised,
     /// The authority is damaged.
     #[error("the registry's certificate authority cannot be used")]
@@ -202,12 +205,19 @@ impl Registry {
 
     /// Opens a registry for reading and writing.
     pub fn open(path: &Path) -> Result<Self, OpenRegistryError> {
+        // Opening a store makes one where there is none; a registry comes of `init` alone.
+        if !path.exists() {
+            return Err(OpenRegistryError::NotInitialised);
+        }
         let db = Database::open(path, &SCHEMA).map_err(OpenRegistryError::Open)?;
         Self::open_in(db)
     }
 
     /// Opens a registry for reading, without writing a byte.
     pub fn open_read_only(path: &Path) -> Result<Self, OpenRegistryError> {
+        if !path.exists() {
+            return Err(OpenRegistryError::NotInitialised);
+        }
         let db = Database::open_read_only(path, &SCHEMA).map_err(OpenRegistryError::Open)?;
         Self::open_in(db)
     }

@@ -79,6 +79,8 @@ pub struct DisclosureConfig {
 pub struct PayloadConfig {
     /// The hypervisor's files.
     pub fw_cfg_dir: PathBuf,
+    /// The service manager's credentials, which may hold what it has read of the hypervisor's files.
+    pub credentials_dir: Option<PathBuf>,
     /// The payload file.
     pub file: PathBuf,
 }
@@ -118,6 +120,7 @@ impl SatelliteConfig {
             },
             payload: PayloadConfig {
                 fw_cfg_dir: settings.required(&PAYLOAD_FW_CFG_DIR)?,
+                credentials_dir: environment.directory("CREDENTIALS_DIRECTORY"),
                 file: settings.required(&PAYLOAD_FILE)?,
             },
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
