@@ -185,7 +185,10 @@ mod tests {
         let first = AdminSocket::bind(&path).await.unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, SOCKET_MODE);
-        assert!(matches!(AdminSocket::bind(&path).await, Err(AdminSocketError::InUse { .. })));
+        assert!(matches!(
+            AdminSocket::bind(&path).await,
+            Err(AdminSocketError::InUse { .. })
+        ));
         drop(first);
         assert!(!path.exists());
         // As after a kill: the file is there, nobody listens.
@@ -198,7 +201,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         std::fs::write(&path, "precious").unwrap();
-        assert!(matches!(AdminSocket::bind(&path).await, Err(AdminSocketError::NotASocket { .. })));
+        assert!(matches!(
+            AdminSocket::bind(&path).await,
+            Err(AdminSocketError::NotASocket { .. })
+        ));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     }
 }
