@@ -276,6 +276,35 @@ async fn a_silent_peer_is_noticed_within_five_seconds_while_streams_are_open() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn content_is_a_sign_of_life_where_pings_get_no_answer() {
+    let (near, far, _) = pair();
+    let mut tasks = JoinSet::new();
+    let accepted = Tunnel::accept(far, TunnelSettings::default(), Clock::start(BUILD_TIME), |_| {
+        Ok(welcome(8))
+    });
+    let below = async {
+        let mut io = near.open(Urgency::Control).await.unwrap();
+        let greeting = ControlMessage::Hello(hello()).encode().unwrap();
+        io.write.write_all(&greeting).await.unwrap();
+        io
+    };
+    let (accepted, _control) = tokio::join!(accepted, below);
+    let (tunnel, _, driver) = accepted.unwrap();
+    tasks.spawn(driver.run());
+    let mut io = near.open(Urgency::Bulk).await.unwrap();
+    io.write.write_all(&HEADER.encode().unwrap()).await.unwrap();
+    let _stream = tunnel.accept_stream().await.unwrap();
+    for _ in 0..30 {
+        io.write.write_all(b"still here").await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    assert!(!tunnel.is_closed());
+    let started = virtual_now();
+    assert!(matches!(tunnel.closed().await, CloseReason::Silent { .. }));
+    assert!(virtual_now() - started <= DEAD_AFTER_BUSY);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_silent_peer_of_an_idle_tunnel_is_noticed_by_its_ping() {
     let linked = linked(8).await;
     tokio::time::sleep(Duration::from_secs(600)).await;

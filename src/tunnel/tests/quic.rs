@@ -133,9 +133,12 @@ async fn tunnel(max_streams: u32) -> (Ends, QuicEndpoint) {
 }
 
 async fn stream(ends: &Ends) -> (TunnelStream, TunnelStream) {
-    let near = ends.dialer.open_stream(HEADER).await.unwrap();
-    let far = ends.acceptor.accept_stream().await.unwrap();
-    (near, far.accept().await.unwrap())
+    let both = async {
+        let near = ends.dialer.open_stream(HEADER).await.unwrap();
+        let far = ends.acceptor.accept_stream().await.unwrap();
+        (near, far.accept().await.unwrap())
+    };
+    timeout(SOON, both).await.unwrap()
 }
 
 #[tokio::test]
