@@ -133,7 +133,7 @@ async fn a_writer_that_is_stopped_waits_for_the_reason_without_taking_it_from_th
     };
     let frame = StreamReply::Refused(refusal.clone()).encode().unwrap();
     io.write.write_all(&frame).await.unwrap();
-    while let Some(error) = tasks.join_next().await {
+    while let Some(error) = timeout(SOON, tasks.join_next()).await.unwrap() {
         assert_eq!(refusal_in(&error.unwrap()), Some(&refusal));
     }
 }
