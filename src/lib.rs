@@ -9,6 +9,7 @@ pub mod base;
 pub mod bridge;
 pub mod cli;
 pub mod contract;
+pub mod grant;
 pub mod identity;
 pub mod machine;
 pub mod process;

@@ -1,6 +1,7 @@
 //! Bounds that more than one floor needs. Each says its unit and why that number. Bounds that
 //! one module alone needs live in that module.
 
+use std::error::Error;
 use std::time::Duration;
 
 /// Largest JSON body of a contract request or answer that is read, in bytes. An accept with a
@@ -18,6 +19,12 @@ pub const CONTRACT_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest piece of another side's text that an error or a log line repeats, in characters.
 pub const FOREIGN_TEXT_MAX_CHARS: usize = 300;
 
+/// Most sources of an error that are shown.
+const ERROR_CHAIN_MAX: usize = 16;
+
+/// Longest error text in a log line or report, in characters.
+const ERROR_TEXT_MAX_CHARS: usize = 1_000;
+
 /// `text`, shortened to [`FOREIGN_TEXT_MAX_CHARS`] and without control characters, so that a
 /// peer can neither flood a log nor forge its lines.
 pub fn foreign_text(text: &str) -> String {
@@ -30,6 +37,26 @@ pub fn foreign_text(text: &str) -> String {
         shown.push('…');
     }
     shown
+}
+
+/// An error with all of its sources on one line, shortened: for logs and reports.
+pub fn error_chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    // No chain of ours is this deep; a cycle in a foreign one must not hang the log.
+    for _ in 0..ERROR_CHAIN_MAX {
+        let Some(inner) = source else { break };
+        let words = inner.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        source = inner.source();
+    }
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(ERROR_TEXT_MAX_CHARS)
+        .collect()
 }
 
 #[cfg(test)]

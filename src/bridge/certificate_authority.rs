@@ -26,7 +26,7 @@ use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::invitation::CaFingerprint;
 use crate::identity::anchors::{Anchors, AnchorsError};
-use crate::identity::certificate::{CertificateChain, peer_subject};
+use crate::identity::certificate::{CertificateChain, CertificateFacts, PemError, peer_subject};
 use crate::identity::key::{GenerateKeyError, InvalidPrivateKey, PrivateKey};
 
 /// Life of a federation certificate (contract section 3).
@@ -71,6 +71,8 @@ pub struct CertificateAuthority {
     certificate: CertificateDer<'static>,
     anchors: Anchors,
     fingerprint: CaFingerprint,
+    certified_key: PublicKeyDigest,
+    not_after: UnixTime,
 }
 
 /// Why no authority was made.
@@ -84,15 +86,12 @@ pub enum CreateAuthorityError {
         /// The name, shortened.
         name: String,
     },
-    /// No randomness.
+    /// No key.
     #[error("the authority has no key")]
     Key(#[from] GenerateKeyError),
-    /// The time given cannot stand in a certificate.
-    #[error("the authority's certificate cannot begin at {now}; set the clock of this machine")]
-    Time {
-        /// The time given.
-        now: UnixTime,
-    },
+    /// No validity can begin now.
+    #[error("no authority can begin now")]
+    Validity(#[from] NoValidity),
     /// The library failed.
     #[error("the authority's certificate could not be signed")]
     Sign(#[source] rcgen::Error),
@@ -119,6 +118,27 @@ pub enum RestoreAuthorityError {
     Mismatch,
 }
 
+/// Why a certificate cannot begin now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NoValidity {
+    /// The time cannot stand in a certificate.
+    #[error("no certificate can hold the time {now}; set the clock of this machine")]
+    Time {
+        /// The time given.
+        now: UnixTime,
+    },
+    /// The authority has ended.
+    #[error(
+        "this host-bridge's certificate authority ended at {ended}, and the clock of this machine says {now}; set the clock if it is ahead, otherwise a new authority is needed and every satellite has to join again"
+    )]
+    AuthorityEnded {
+        /// The time given.
+        now: UnixTime,
+        /// End of the authority's validity.
+        ended: UnixTime,
+    },
+}
+
 /// A certificate for a federation peer, as the contract's answer holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IssuedCertificate {
@@ -134,7 +154,8 @@ pub struct IssuedCertificate {
     pub public_key_digest: PublicKeyDigest,
 }
 
-/// Why a certificate signing request is not signed. The requester's fault, but for the last two.
+/// Why a certificate signing request is not signed. The requester's fault, but for the last two
+/// ([`CsrRefused::is_ours`]).
 #[derive(Debug, Error)]
 pub enum CsrRefused {
     /// Over [`CSR_PEM_MAX_BYTES`].
@@ -168,15 +189,27 @@ pub enum CsrRefused {
         /// Its object identifier.
         algorithm: String,
     },
-    /// The time given cannot stand in a certificate.
-    #[error("no certificate can begin at {now}; set the clock of this machine")]
-    Time {
-        /// The time given.
-        now: UnixTime,
-    },
+    /// No validity can begin now.
+    #[error("no certificate can be issued now")]
+    Validity(#[from] NoValidity),
     /// The library failed.
     #[error("the certificate could not be signed")]
     Sign(#[source] rcgen::Error),
+}
+
+impl CsrRefused {
+    /// Whether no other request would fare better: the fault is this side's.
+    pub const fn is_ours(&self) -> bool {
+        match self {
+            Self::Validity(_) | Self::Sign(_) => true,
+            Self::TooLarge { .. }
+            | Self::NotPem
+            | Self::Unreadable
+            | Self::BadSignature
+            | Self::UnsupportedKey { .. }
+            | Self::UnsupportedSignature { .. } => false,
+        }
+    }
 }
 
 /// Key and chain of the bridge's own listeners.
@@ -208,15 +241,12 @@ pub enum ServerCertificateError {
         /// The name, shortened.
         name: String,
     },
-    /// No randomness.
+    /// No key.
     #[error("the server has no key")]
     Key(#[from] GenerateKeyError),
-    /// The time given cannot stand in a certificate.
-    #[error("no certificate can begin at {now}; set the clock of this machine")]
-    Time {
-        /// The time given.
-        now: UnixTime,
-    },
+    /// No validity can begin now.
+    #[error("no certificate can be issued now")]
+    Validity(#[from] NoValidity),
     /// The library failed.
     #[error("the server's certificate could not be signed")]
     Sign(#[source] rcgen::Error),
@@ -231,8 +261,7 @@ impl CertificateAuthority {
             });
         }
         let key = PrivateKey::generate()?;
-        let mut params =
-            params(name, now, AUTHORITY_LIFETIME, serial).ok_or(CreateAuthorityError::Time { now })?;
+        let mut params = params(name, now, now.plus(AUTHORITY_LIFETIME), serial)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.use_authority_key_identifier_extension = false;
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -253,18 +282,20 @@ impl CertificateAuthority {
         };
         let authority =
             Self::assemble(key, certificate.clone()).map_err(RestoreAuthorityError::Certificate)?;
-        let chain = CertificateChain::from_der(authority.certificate.clone(), Vec::new())
-            .map_err(|_| RestoreAuthorityError::Mismatch)?;
-        if chain.facts().public_key_digest != authority.key.public_key_digest() {
+        if authority.certified_key != authority.key.public_key_digest() {
             return Err(RestoreAuthorityError::Mismatch);
         }
         Ok(authority)
     }
 
     fn assemble(key: PrivateKey, certificate: CertificateDer<'static>) -> Result<Self, AnchorsError> {
+        let facts =
+            CertificateFacts::of_der(&certificate).map_err(|_| PemError::Unreadable { position: 1 })?;
         Ok(Self {
             key,
-            fingerprint: CaFingerprint::of_der(&certificate),
+            fingerprint: facts.fingerprint,
+            certified_key: facts.public_key_digest,
+            not_after: facts.not_after,
             anchors: Anchors::from_der(vec![certificate.clone()])?,
             certificate,
         })
@@ -300,8 +331,8 @@ impl CertificateAuthority {
         serial: SerialEntropy,
     ) -> Result<IssuedCertificate, CsrRefused> {
         let request = CheckedRequest::read(csr_pem)?;
-        let mut params = params(&peer_subject(peer_id), now, PEER_CERTIFICATE_LIFETIME, serial)
-            .ok_or(CsrRefused::Time { now })?;
+        let not_after = self.end_of(PEER_CERTIFICATE_LIFETIME, now)?;
+        let mut params = params(&peer_subject(peer_id), now, not_after, serial)?;
         params.key_usages = vec![
             KeyUsagePurpose::DigitalSignature,
             KeyUsagePurpose::KeyEncipherment,
@@ -320,7 +351,7 @@ impl CertificateAuthority {
             cert_pem: certificate.pem(),
             ca_chain_pem: self.certificate_pem(),
             serial: data_encoding::HEXUPPER.encode(&positive(serial)),
-            not_after: now.plus(PEER_CERTIFICATE_LIFETIME),
+            not_after,
             public_key_digest: request.digest,
         })
     }
@@ -339,8 +370,8 @@ impl CertificateAuthority {
             return Err(ServerCertificateError::TooManyNames { found: names.len() });
         }
         let key = PrivateKey::generate()?;
-        let mut params = params(SERVER_SUBJECT, now, SERVER_CERTIFICATE_LIFETIME, serial)
-            .ok_or(ServerCertificateError::Time { now })?;
+        let not_after = self.end_of(SERVER_CERTIFICATE_LIFETIME, now)?;
+        let mut params = params(SERVER_SUBJECT, now, not_after, serial)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.subject_alt_names = names
@@ -356,6 +387,17 @@ impl CertificateAuthority {
         Ok(ServerCertificate { key, chain })
     }
 
+    /// No certificate outlives its authority.
+    fn end_of(&self, lifetime: Duration, now: UnixTime) -> Result<UnixTime, NoValidity> {
+        if now >= self.not_after {
+            return Err(NoValidity::AuthorityEnded {
+                now,
+                ended: self.not_after,
+            });
+        }
+        Ok(now.plus(lifetime).min(self.not_after))
+    }
+
     fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, rcgen::Error> {
         Issuer::from_ca_cert_der(&self.certificate, self.key.signing_key())
     }
@@ -367,23 +409,25 @@ pub fn csr_public_key_digest(csr_pem: &str) -> Result<PublicKeyDigest, CsrRefuse
     CheckedRequest::read(csr_pem).map(|request| request.digest)
 }
 
-/// What all certificates have in common; `None` when the time does not fit into one.
+/// What all certificates have in common.
 fn params(
     subject: &str,
     now: UnixTime,
-    lifetime: Duration,
+    not_after: UnixTime,
     serial: SerialEntropy,
-) -> Option<CertificateParams> {
-    let date = |time: UnixTime| OffsetDateTime::from_unix_timestamp(time.as_seconds()).ok();
+) -> Result<CertificateParams, NoValidity> {
+    let date = |time: UnixTime| {
+        OffsetDateTime::from_unix_timestamp(time.as_seconds()).map_err(|_| NoValidity::Time { now })
+    };
     let mut params = CertificateParams::default();
     params.not_before = date(now.minus(NOT_BEFORE_BACKDATE))?;
-    params.not_after = date(now.plus(lifetime))?;
+    params.not_after = date(not_after)?;
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, subject);
     params.serial_number = Some(SerialNumber::from_slice(&positive(serial)));
     params.is_ca = IsCa::ExplicitNoCa;
     params.use_authority_key_identifier_extension = true;
-    Some(params)
+    Ok(params)
 }
 
 /// A positive number that fills all its bytes, so that it reads the same in every notation.
@@ -494,3 +538,7 @@ impl KeyKind {
         })
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

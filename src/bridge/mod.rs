@@ -1,4 +1,22 @@
 //! Floor 7: the host-bridge: registry, embedded certificate authority, federation API, sessions,
 //! operator API. Never imports `satellite`.
 
+pub mod acceptance;
+pub mod admin_socket;
 pub mod certificate_authority;
+pub mod daemon;
+pub mod federation_api;
+pub mod forwarded;
+pub mod heartbeat;
+pub mod http_listener;
+pub mod ingress;
+pub mod links;
+mod mcp;
+pub mod operator_api;
+pub mod peer_view;
+pub mod rate;
+pub mod registry;
+pub mod reply;
+pub mod server_identity;
+pub mod session;
+pub mod settings;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
+use rustls_native_certs::CertificateResult;
 use thiserror::Error;
 
 use super::certificate::{CertificateFacts, PemError, read_pem, write_pem};
@@ -127,7 +128,11 @@ pub struct NoSystemRoots {
 
 /// The system's roots. Reads files: not to be called where blocking is not allowed.
 pub(super) fn system_roots() -> Result<RootCertStore, NoSystemRoots> {
-    let found = rustls_native_certs::load_native_certs();
+    usable_roots(rustls_native_certs::load_native_certs())
+}
+
+/// A system's bundle may hold what the verifier does not know; one usable root is enough to try.
+fn usable_roots(found: CertificateResult) -> Result<RootCertStore, NoSystemRoots> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
@@ -136,4 +141,44 @@ pub(super) fn system_roots() -> Result<RootCertStore, NoSystemRoots> {
         });
     }
     Ok(roots)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::identity::key::PrivateKey;
+    use crate::identity::test_handshake::{Leaf, TestAuthority};
+
+    #[test]
+    fn anchors_survive_pem_and_are_known_by_fingerprint() {
+        let (one, other) = (TestAuthority::new("one"), TestAuthority::new("other"));
+        let anchors = Anchors::from_der(vec![one.certificate.clone(), other.certificate.clone()]).unwrap();
+        assert_eq!(Anchors::from_pem(&anchors.to_pem()).unwrap(), anchors);
+        assert!(anchors.contains(other.pin()));
+        assert!(!one.anchors().contains(other.pin()));
+    }
+
+    #[test]
+    fn a_certificate_that_may_not_issue_is_no_anchor() {
+        let chain = TestAuthority::new("ca").issue(&Leaf::server(), &PrivateKey::generate().unwrap());
+        assert_eq!(
+            Anchors::from_pem(&chain.to_pem()).unwrap_err(),
+            AnchorsError::NotACa { position: 1 }
+        );
+        assert_eq!(Anchors::from_der(Vec::new()).unwrap_err(), PemError::Empty.into());
+    }
+    #[test]
+    fn a_system_without_usable_roots_is_told_what_to_do() {
+        let mut found = CertificateResult::default();
+        let shown = usable_roots(CertificateResult::default())
+            .unwrap_err()
+            .to_string();
+        assert!(shown.contains("ca-certificates"), "{shown}");
+        found.certs = vec![
+            CertificateDer::from(vec![0; 9]),
+            TestAuthority::new("ca").certificate.clone(),
+        ];
+        assert_eq!(usable_roots(found).unwrap().len(), 1);
+    }
 }

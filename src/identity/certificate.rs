@@ -2,8 +2,6 @@
 //! that a handshake shows. Reads only; whether to trust what is read is decided in `issued` and
 //! `tls`.
 
-use std::fmt::Write as _;
-
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
@@ -182,13 +180,8 @@ fn only_common_name(name: &X509Name<'_>) -> Option<String> {
 
 fn upper_hex(serial: &[u8]) -> String {
     let zeros = serial.iter().take_while(|byte| **byte == 0).count();
-    let significant = serial
-        .get(zeros.min(serial.len().saturating_sub(1))..)
-        .unwrap_or_default();
-    significant.iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02X}");
-        hex
-    })
+    let start = zeros.min(serial.len().saturating_sub(1));
+    data_encoding::HEXUPPER.encode(serial.get(start..).unwrap_or_default())
 }
 
 /// What a handshake shows: the certificate of the key, then those that lead to its anchor.
@@ -257,4 +250,119 @@ pub(crate) fn shown_name(name: Option<&str>) -> String {
         || "no single common name".to_owned(),
         |name| format!("`{}`", foreign_text(name)),
     )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::identity::key::PrivateKey;
+    use crate::identity::test_handshake::{Leaf, TestAuthority};
+
+    fn chain(cn: &str) -> CertificateChain {
+        TestAuthority::new("ca").issue(&Leaf::peer(cn), &PrivateKey::generate().unwrap())
+    }
+
+    #[test]
+    fn a_chain_survives_pem() {
+        let written = chain("fed:x");
+        assert_eq!(CertificateChain::from_pem(&written.to_pem()).unwrap(), written);
+        assert_eq!(written.to_der().len(), 2);
+    }
+
+    #[test]
+    fn facts_are_those_of_the_certificate() {
+        let ca = TestAuthority::new("the ca");
+        let key = PrivateKey::generate().unwrap();
+        let leaf = Leaf::peer("shop-17");
+        let facts = ca.issue(&leaf, &key).facts().clone();
+        assert_eq!(facts.subject_cn.as_deref(), Some("shop-17"));
+        assert_eq!(facts.issuer_cn.as_deref(), Some("the ca"));
+        assert_eq!(
+            (facts.not_before, facts.not_after),
+            (leaf.not_before, leaf.not_after)
+        );
+        assert_eq!(facts.public_key_digest, key.public_key_digest());
+        assert!(!facts.is_ca);
+        let ca_facts = CertificateFacts::of_der(&ca.certificate).unwrap();
+        assert!(ca_facts.is_ca);
+        assert_eq!(ca_facts.fingerprint, ca.pin());
+    }
+
+    #[test]
+    fn only_the_exact_name_is_a_peer() {
+        const ID: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
+        let peer = |cn: &str| peer_id_of(chain(cn).leaf()).map(|id| id.to_string());
+        assert_eq!(peer(&format!("fed:{ID}")).as_deref(), Some(ID));
+        for other in [
+            ID.to_owned(),
+            format!("FED:{ID}"),
+            format!("fed:{}", ID.to_uppercase()),
+            format!("fed: {ID}"),
+            format!("fed:{ID} "),
+            format!("fed:{}", ID.replace('-', "")),
+            format!("fed:{{{ID}}}"),
+            "fed:".to_owned(),
+        ] {
+            assert_eq!(peer(&other), None, "{other}");
+        }
+        assert_eq!(peer_id_of(b"no certificate"), None);
+    }
+
+    #[test]
+    fn serials_are_upper_case_without_leading_zeros() {
+        assert_eq!(upper_hex(&[0, 0xab, 0x0c]), "AB0C");
+        assert_eq!(upper_hex(&[0, 0]), "00");
+        assert_eq!(upper_hex(&[]), "");
+    }
+
+    #[test]
+    fn each_kind_of_bad_pem_has_its_error() {
+        let good = chain("x").to_pem();
+        let read = |text: &str| CertificateChain::from_pem(text).unwrap_err();
+        assert_eq!(read(""), PemError::Empty);
+        assert_eq!(read(&good.replace("CERTIFICATE", "PUBLIC KEY")), PemError::Empty);
+        assert_eq!(
+            read(&good.replace("-----END", "-----DNE")),
+            PemError::Damaged { position: 1 }
+        );
+        let second_cut = &good[..good.len() - 40];
+        assert_eq!(read(second_cut), PemError::Damaged { position: 2 });
+        let other = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert_eq!(read(other), PemError::Unreadable { position: 1 });
+        assert_eq!(
+            read(&good.repeat(CHAIN_MAX_CERTIFICATES)),
+            PemError::TooMany {
+                max: CHAIN_MAX_CERTIFICATES
+            }
+        );
+        assert!(matches!(
+            read(&" ".repeat(CHAIN_PEM_MAX_BYTES + 1)),
+            PemError::TooLarge { .. }
+        ));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(text in any::<String>()) {
+            let _ = CertificateChain::from_pem(&text);
+        }
+
+        #[test]
+        fn no_content_between_the_lines_makes_the_reader_panic(der in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let text = write_pem([&CertificateDer::from(der)]);
+            prop_assert!(CertificateChain::from_pem(&text).is_err());
+        }
+
+        #[test]
+        fn no_changed_byte_makes_the_reader_panic(position in any::<proptest::sample::Index>(), byte in any::<u8>()) {
+            let mut der = chain("fed:x").leaf().to_vec();
+            let position = position.index(der.len());
+            der[position] = byte;
+            let _ = CertificateFacts::of_der(&der);
+            let _ = peer_id_of(&der);
+        }
+    }
 }

@@ -18,6 +18,7 @@ use super::tls_failure::{TlsFailure, explain_tls_failure, to_pki};
 use crate::base::id::PublicKeyDigest;
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{CaFingerprint, ParentTrust};
+use crate::contract::message::FederationCertificate;
 
 /// How far this box's clock may lag behind the begin of a fresh certificate. Parents sign with
 /// their own clock and may not backdate; five minutes is what Kerberos and most authorities
@@ -66,6 +67,19 @@ pub struct VerifiedCertificate {
     pub chain: CertificateChain,
     /// The authorities to trust from now on.
     pub anchors: Anchors,
+}
+
+impl VerifiedCertificate {
+    /// In the form that records keep: `cert_pem` is the chain to show, `ca_chain_pem` the anchors,
+    /// as [`CertificateChain::from_pem`] and [`Anchors::from_pem`] read them again.
+    pub fn to_record(&self) -> FederationCertificate {
+        FederationCertificate {
+            cert_pem: self.chain.to_pem(),
+            ca_chain_pem: self.anchors.to_pem(),
+            serial: self.chain.facts().serial_hex.clone(),
+            not_after: self.chain.facts().not_after,
+        }
+    }
 }
 
 /// Why an issued certificate is not kept.
@@ -244,4 +258,194 @@ fn within_skew(now: UnixTime, leaf: &CertificateFacts, issuers: &[CertificateDer
         .chain([leaf.not_before])
         .filter(|not_before| *not_before <= latest)
         .fold(now, UnixTime::max)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use rcgen::ExtendedKeyUsagePurpose;
+
+    use super::*;
+    use crate::identity::certificate::write_pem;
+    use crate::identity::key::PrivateKey;
+    use crate::identity::test_handshake::{Leaf, NOW, TestAuthority};
+
+    const PEER: &str = "fed:0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
+
+    struct Answer {
+        cert_pem: String,
+        ca_chain_pem: String,
+        key: PublicKeyDigest,
+    }
+
+    impl Answer {
+        fn of(ca: &TestAuthority, leaf: &Leaf<'_>) -> Self {
+            let key = PrivateKey::generate().unwrap();
+            let chain = ca.issue(leaf, &key);
+            Self {
+                cert_pem: write_pem([chain.leaf()]),
+                ca_chain_pem: write_pem(chain.issuers()),
+                key: key.public_key_digest(),
+            }
+        }
+
+        fn verify(
+            &self,
+            trust: IssuerTrust<'_>,
+            now: UnixTime,
+        ) -> Result<VerifiedCertificate, IssuedCertificateError> {
+            let expected = ExpectedCertificate {
+                subject_cn: PEER,
+                key: self.key,
+                trust,
+                now,
+            };
+            verify_issued(&self.cert_pem, &self.ca_chain_pem, &expected)
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_the_pinned_authority_holds() {
+        let ca = TestAuthority::new("ca");
+        let answer = Answer::of(&ca, &Leaf::peer(PEER));
+        let verified = answer.verify(IssuerTrust::Pinned(ca.pin()), NOW).unwrap();
+        assert_eq!(verified.anchors, ca.anchors());
+        assert_eq!(verified.chain.facts().subject_cn.as_deref(), Some(PEER));
+        assert!(
+            verified.chain.issuers().is_empty(),
+            "the other side has its own anchor"
+        );
+    }
+
+    #[test]
+    fn the_pinned_authority_is_found_among_others_and_no_other_counts() {
+        let (ca, other) = (TestAuthority::new("ca"), TestAuthority::new("other"));
+        let mut answer = Answer::of(&ca, &Leaf::peer(PEER));
+        answer.ca_chain_pem = write_pem([&other.certificate, &ca.certificate]);
+        let verified = answer.verify(IssuerTrust::Pinned(ca.pin()), NOW).unwrap();
+        assert_eq!(verified.anchors, ca.anchors());
+        assert!(matches!(
+            answer.verify(IssuerTrust::Pinned(other.pin()), NOW),
+            Err(IssuedCertificateError::Untrusted(TlsFailure::UnknownIssuer))
+        ));
+        answer.ca_chain_pem = write_pem([&other.certificate]);
+        assert!(matches!(
+            answer.verify(IssuerTrust::Pinned(ca.pin()), NOW),
+            Err(IssuedCertificateError::PinNotInChain { .. })
+        ));
+    }
+
+    #[test]
+    fn an_intermediate_is_kept_in_the_chain() {
+        let root = TestAuthority::new("root");
+        let intermediate = root.intermediate("intermediate");
+        let mut answer = Answer::of(&intermediate, &Leaf::peer(PEER));
+        answer.ca_chain_pem = write_pem([&root.certificate, &intermediate.certificate]);
+        for trust in [IssuerTrust::Pinned(root.pin()), IssuerTrust::Delivered] {
+            let verified = answer.verify(trust, NOW).unwrap();
+            assert_eq!(verified.anchors, root.anchors());
+            assert_eq!(
+                verified.chain.issuers(),
+                std::slice::from_ref(&intermediate.certificate)
+            );
+        }
+    }
+
+    #[test]
+    fn without_a_pin_the_delivered_authority_is_the_anchor() {
+        let ca = TestAuthority::new("ca");
+        let mut answer = Answer::of(&ca, &Leaf::peer(PEER));
+        assert_eq!(
+            answer.verify(IssuerTrust::Delivered, NOW).unwrap().anchors,
+            ca.anchors()
+        );
+        answer.ca_chain_pem = write_pem([&TestAuthority::new("ca").certificate]);
+        assert!(matches!(
+            answer.verify(IssuerTrust::Delivered, NOW),
+            Err(IssuedCertificateError::Untrusted(_))
+        ));
+        answer.ca_chain_pem = answer.cert_pem.clone();
+        assert!(matches!(
+            answer.verify(IssuerTrust::Delivered, NOW),
+            Err(IssuedCertificateError::NoAuthority)
+        ));
+    }
+
+    #[test]
+    fn a_refresh_takes_the_known_anchors_alone() {
+        let (ca, other) = (TestAuthority::new("ca"), TestAuthority::new("other"));
+        let known = ca.anchors();
+        let answer = Answer::of(&ca, &Leaf::peer(PEER));
+        assert!(answer.verify(IssuerTrust::Known(&known), NOW).is_ok());
+        let foreign = Answer::of(&other, &Leaf::peer(PEER));
+        assert!(matches!(
+            foreign.verify(IssuerTrust::Known(&known), NOW),
+            Err(IssuedCertificateError::Untrusted(TlsFailure::UnknownIssuer))
+        ));
+    }
+
+    #[test]
+    fn another_name_another_key_and_another_use_are_told_apart() {
+        let ca = TestAuthority::new("ca");
+        let trust = IssuerTrust::Pinned(ca.pin());
+        let upper_case = PEER.to_uppercase();
+        assert!(matches!(
+            Answer::of(&ca, &Leaf::peer(&upper_case)).verify(trust, NOW),
+            Err(IssuedCertificateError::Subject { .. })
+        ));
+        let mut foreign = Answer::of(&ca, &Leaf::peer(PEER));
+        foreign.key = PrivateKey::generate().unwrap().public_key_digest();
+        assert!(matches!(
+            foreign.verify(trust, NOW),
+            Err(IssuedCertificateError::ForeignKey)
+        ));
+        let server_only = Leaf {
+            usages: &[ExtendedKeyUsagePurpose::ServerAuth],
+            ..Leaf::peer(PEER)
+        };
+        assert!(matches!(
+            Answer::of(&ca, &server_only).verify(trust, NOW),
+            Err(IssuedCertificateError::Untrusted(TlsFailure::WrongPurpose { .. }))
+        ));
+    }
+
+    #[test]
+    fn a_clock_that_lags_a_little_is_forgiven_and_a_wrong_one_is_told() {
+        let ca = TestAuthority::new("ca");
+        let leaf = Leaf::peer(PEER);
+        let answer = Answer::of(&ca, &leaf);
+        let verify = |now| answer.verify(IssuerTrust::Pinned(ca.pin()), now);
+        let earliest = leaf.not_before.minus(NOT_BEFORE_SKEW);
+        assert!(verify(earliest).is_ok());
+        let second = Duration::from_secs(1);
+        assert!(matches!(
+            verify(earliest.minus(second)),
+            Err(IssuedCertificateError::NotYetValid { .. })
+        ));
+        assert!(matches!(
+            verify(UnixTime::from_seconds(-1)),
+            Err(IssuedCertificateError::NotYetValid { .. })
+        ));
+        assert!(verify(leaf.not_after).is_ok());
+        assert!(matches!(
+            verify(leaf.not_after.plus(second)),
+            Err(IssuedCertificateError::Expired { .. })
+        ));
+    }
+
+    #[test]
+    fn unreadable_answers_name_their_part() {
+        let ca = TestAuthority::new("ca");
+        let mut answer = Answer::of(&ca, &Leaf::peer(PEER));
+        answer.ca_chain_pem.clear();
+        assert!(matches!(
+            answer.verify(IssuerTrust::Delivered, NOW),
+            Err(IssuedCertificateError::Chain(PemError::Empty))
+        ));
+        answer.cert_pem.clear();
+        assert!(matches!(
+            answer.verify(IssuerTrust::Delivered, NOW),
+            Err(IssuedCertificateError::Certificate(PemError::Empty))
+        ));
+    }
 }

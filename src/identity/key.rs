@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use crate::base::id::PublicKeyDigest;
 use crate::base::secret::Secret;
+use crate::process::entropy;
 
 /// Longest PKCS#8 text that is read as a key, in bytes. An Ed25519 key has 48 or 83, with
 /// attributes a little more; anything longer is another thing.
@@ -19,16 +20,25 @@ const PKCS8_MAX_BYTES: usize = 256;
 /// Longest common name in characters: the upper bound of X.520.
 const COMMON_NAME_MAX_CHARS: usize = 64;
 
+/// What precedes the 32 bytes of the seed in PKCS#8 version 1 (RFC 8410, section 7). Version 1,
+/// because other toolkits and agents that may be handed the key do not all read version 2.
+const PKCS8_V1_PREFIX: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
+
+/// Random bytes that a key is made of.
+const SEED_BYTES: usize = 32;
+
 /// An Ed25519 private key. Redacted; its PKCS#8 form is wiped on drop.
 pub struct PrivateKey {
     pkcs8: Secret,
     pair: Zeroizing<KeyPair>,
 }
 
-/// The system's random source gave nothing.
+/// The cryptographic library made no key of random bytes, which it does only when it is broken.
 #[derive(Debug, Error)]
-#[error("no private key could be generated; does the system provide /dev/urandom or getrandom?")]
-pub struct GenerateKeyError(#[source] rcgen::Error);
+#[error("the cryptographic library cannot make an Ed25519 key; this build is broken, install another")]
+pub struct GenerateKeyError;
 
 /// Bytes that are no Ed25519 key in PKCS#8. Says nothing of them.
 #[derive(Debug, Error)]
@@ -54,13 +64,16 @@ pub enum CsrError {
 }
 
 impl PrivateKey {
-    /// A new key. The cryptographic library draws the randomness from the operating system.
+    /// A new key from the operating system's randomness.
     pub fn generate() -> Result<Self, GenerateKeyError> {
-        let pair = KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(GenerateKeyError)?;
-        Ok(Self {
-            pkcs8: Secret::new(pair.serialize_der()),
-            pair: Zeroizing::new(pair),
-        })
+        Self::from_seed(&entropy::secret_bytes()).map_err(|InvalidPrivateKey| GenerateKeyError)
+    }
+
+    fn from_seed(seed: &Zeroizing<[u8; SEED_BYTES]>) -> Result<Self, InvalidPrivateKey> {
+        let mut pkcs8 = Vec::with_capacity(PKCS8_V1_PREFIX.len() + SEED_BYTES);
+        pkcs8.extend_from_slice(&PKCS8_V1_PREFIX);
+        pkcs8.extend_from_slice(seed.as_slice());
+        Self::from_pkcs8(Secret::new(pkcs8))
     }
 
     /// A key that was kept as [`PrivateKey::expose_pkcs8`] gave it.
@@ -135,6 +148,16 @@ mod tests {
             restored.csr_pem("shop-17").unwrap()
         );
         assert_eq!(key.public_key_digest(), restored.public_key_digest());
+    }
+
+    #[test]
+    fn a_seed_makes_the_key_that_the_standard_says() {
+        // RFC 8032, section 7.1, test 1.
+        let hex = |text: &str| data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap();
+        let seed = hex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60");
+        let key = PrivateKey::from_seed(&Zeroizing::new(seed.try_into().unwrap())).unwrap();
+        let public = hex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");
+        assert_eq!(key.pair.public_key_raw(), public);
     }
 
     #[test]

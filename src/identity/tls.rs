@@ -304,6 +304,7 @@ impl ServerCertVerifier for ServerVerifier {
             .and_then(|webpki| {
                 webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
             })
+            .map_err(namesake_is_unknown)
             .inspect_err(|error| self.failures.note(error))
     }
 
@@ -362,6 +363,18 @@ pub(super) fn verify_client_certificate(
         .build()
         .map_err(|error| rustls::Error::General(error.to_string()))?
         .verify_client_cert(end_entity, intermediates, now)
+        .map_err(namesake_is_unknown)
+}
+
+/// An authority that was replaced by one of the same name shows as a signature that does not
+/// hold. For the operator, and in the alert to the other side, it is an unknown authority.
+fn namesake_is_unknown(error: rustls::Error) -> rustls::Error {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
+            CertificateError::UnknownIssuer.into()
+        }
+        other => other,
+    }
 }
 
 impl ClientCertVerifier for PeerVerifier {
@@ -406,3 +419,7 @@ impl ClientCertVerifier for PeerVerifier {
         self.algorithms().supported_schemes()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

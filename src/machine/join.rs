@@ -14,6 +14,7 @@ use super::backoff::{Backoff, BackoffPolicy};
 use super::membership::{JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation};
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
+use crate::contract::token::TokenDigest;
 
 /// How far a join has come: the record in the store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -61,6 +62,8 @@ pub enum JoinState {
         refusal: JoinRefusal,
         /// When.
         at: UnixTime,
+        /// Of which token, so that a payload that still names it is not tried again at each start.
+        token: TokenDigest,
     },
 }
 
@@ -98,6 +101,17 @@ impl JoinState {
             | Self::Accepted { invitation, .. } => &invitation.parent,
             Self::Enrolled(membership) | Self::Joined(membership) => &membership.parent,
             Self::Refused { parent, .. } => parent,
+        }
+    }
+
+    /// The invitation, until there is a membership.
+    pub const fn invitation(&self) -> Option<&StoredInvitation> {
+        match self {
+            Self::Invited(invitation)
+            | Self::KeyReady { invitation, .. }
+            | Self::Sent { invitation, .. }
+            | Self::Accepted { invitation, .. } => Some(invitation),
+            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } => None,
         }
     }
 
@@ -436,8 +450,7 @@ impl JoinMachine {
             );
             return;
         }
-        let mut invitation = invitation.clone();
-        invitation.token = crate::base::secret::Secret::new(Vec::new());
+        let invitation = invitation.used_up();
         let accepted_at = response.accepted_at.unwrap_or(wall);
         let next = JoinState::Accepted {
             invitation,
@@ -510,12 +523,16 @@ impl JoinMachine {
             | JoinState::Joined(_)
             | JoinState::Refused { .. } => None,
         };
-        let parent = self.state.parent().clone();
+        let Some(invitation) = self.state.invitation() else {
+            return;
+        };
+        let (parent, token) = (invitation.parent.clone(), invitation.token_digest);
         self.persist(JoinState::Refused {
             parent,
             key,
             refusal,
             at: wall,
+            token,
         });
     }
 }

@@ -13,6 +13,7 @@ use crate::contract::invitation::{
 };
 use crate::contract::message::{Disclosure, FederationCertificate};
 use crate::contract::peer::{PeerStatus, SpawnMode};
+use crate::contract::token::TokenDigest;
 
 /// Who runs the box and where (social contract 1), as the operator gave it; the release is added
 /// when it is sent.
@@ -62,15 +63,19 @@ pub struct StoredInvitation {
     pub parent: Parent,
     /// Who runs this box.
     pub operator: Operator,
-    /// The single-use credential.
+    /// The single-use credential; empty once it is used up.
     #[serde(with = "secret::stored")]
     pub token: Secret,
+    /// By what the token is known again when it is wiped.
+    pub token_digest: TokenDigest,
     /// How the parent means to treat this child.
     pub spawn_mode: SpawnMode,
     /// The parent's id for this peering, when the payload told it.
     pub parent_peer_id: Option<PeerId>,
     /// The version to claim.
     pub contract_version: ContractVersion,
+    /// The parent's time when it invited, where the invitation told it.
+    pub minted_at: Option<UnixTime>,
 }
 
 impl StoredInvitation {
@@ -84,15 +89,26 @@ impl StoredInvitation {
             },
             operator,
             token: invitation.token.expose().clone(),
+            token_digest: invitation.token.digest(),
             spawn_mode: invitation.spawn_mode,
             parent_peer_id: invitation.parent_peer_id,
             contract_version: invitation.contract_version,
+            minted_at: invitation.minted_at,
         }
     }
 
     /// Whether this is the same invitation: same parent, same token.
     pub fn is_same(&self, other: &Self) -> bool {
-        self.parent.url == other.parent.url && self.token.matches(&other.token)
+        self.parent.url == other.parent.url && self.token_digest == other.token_digest
+    }
+
+    /// The same without the token, once the parent has taken it.
+    #[must_use]
+    pub fn used_up(&self) -> Self {
+        Self {
+            token: Secret::new(Vec::new()),
+            ..self.clone()
+        }
     }
 }
 

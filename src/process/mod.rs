@@ -3,5 +3,10 @@
 //! manager. Knows nothing of peers, tunnels or stores.
 
 pub mod clock;
+pub mod config;
 pub mod entropy;
+pub mod environment;
+pub mod service_notify;
+pub mod signals;
 pub mod supervisor;
+pub mod telemetry;

@@ -287,7 +287,8 @@ impl TaskScope {
     }
 
     fn start(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
-        let span = tracing::error_span!("task", name);
+        // Not `name`: JSON lines give that key to the span's own name.
+        let span = tracing::error_span!("task", task = name);
         let Some(entry) = self.shared.enter(self.stage, name) else {
             tracing::debug!(name, "the shutdown is over; the task is not started");
             return;
@@ -422,13 +423,14 @@ async fn caught<T>(future: impl Future<Output = T>) -> Result<T, String> {
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
             Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
             Ok(Poll::Pending) => Poll::Pending,
-            Err(panic) => Poll::Ready(Err(message_of(panic.as_ref()))),
+            Err(panic) => Poll::Ready(Err(panic_message(panic.as_ref()))),
         }
     })
     .await
 }
 
-fn message_of(panic: &(dyn Any + Send)) -> String {
+/// What a panic said, shortened.
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .copied()

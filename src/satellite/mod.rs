@@ -1,5 +1,16 @@
 //! Floor 7: the satellite: joins its parent, keeps the tunnel, sends heartbeats, answers the
 //! parent. Never imports `bridge`. The decisions are `machine::child`'s; here they are carried out.
 
+pub mod admin_api;
+pub mod daemon;
+pub mod driver;
+mod exchange;
+pub mod federation_api;
+pub mod invite;
+pub mod link;
+pub mod membership_store;
+pub mod parent_client;
 pub mod payload;
+mod report;
+mod serve;
 pub mod status;

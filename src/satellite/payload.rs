@@ -15,8 +15,11 @@ const PAYLOAD_MAX_BYTES: u64 = 64 * 1024;
 /// Where payloads are looked for.
 #[derive(Debug, Clone)]
 pub struct PayloadSources {
-    /// The fw-cfg root: holds `<key>/raw` files.
+    /// The fw-cfg root: holds `<key>/raw` files, which the kernel lets only root read.
     pub fw_cfg_dir: PathBuf,
+    /// The service manager's credentials, where it has read those files for a daemon that is not
+    /// root: `fw-cfg_<key>_raw`.
+    pub credentials_dir: Option<PathBuf>,
     /// The payload file.
     pub file: PathBuf,
 }
@@ -50,6 +53,12 @@ pub enum PayloadReadError {
     },
 }
 
+impl PayloadReadError {
+    fn is_permission(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 /// Looks through the sources. `Ok(None)`: no payload, nothing to do.
 pub fn find_payload(
     sources: &PayloadSources,
@@ -59,7 +68,7 @@ pub fn find_payload(
         path: path.to_owned(),
         source,
     };
-    let raw = read_fw_cfg(&sources.fw_cfg_dir)?;
+    let raw = read_fw_cfg(sources)?;
     if let Some(invitation) = raw
         .into_invitation(trust.clone())
         .map_err(|error| invalid(&sources.fw_cfg_dir, error))?
@@ -74,10 +83,27 @@ pub fn find_payload(
         .map_err(|error| invalid(&sources.file, error))
 }
 
-fn read_fw_cfg(root: &Path) -> Result<RawSpawnPayload, PayloadReadError> {
+fn read_fw_cfg(sources: &PayloadSources) -> Result<RawSpawnPayload, PayloadReadError> {
     let value = |key: &str| -> Result<Option<Zeroizing<String>>, PayloadReadError> {
-        let text = read_bounded(&root.join(key).join("raw"))?;
-        Ok(text.map(|bytes| Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())))
+        let credential = sources
+            .credentials_dir
+            .as_ref()
+            .map(|dir| dir.join(format!("fw-cfg_{key}_raw")));
+        let from_credential = match &credential {
+            Some(path) => read_bounded(path)?,
+            None => None,
+        };
+        let bytes = match (
+            from_credential,
+            read_bounded(&sources.fw_cfg_dir.join(key).join("raw")),
+        ) {
+            (Some(bytes), _) => Some(bytes),
+            (None, Ok(bytes)) => bytes,
+            // With credentials the service manager has read what there is to read.
+            (None, Err(error)) if error.is_permission() && credential.is_some() => None,
+            (None, Err(error)) => return Err(error),
+        };
+        Ok(bytes.map(|bytes| Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())))
     };
     let plain = |key: &str| Ok(value(key)?.map(|text| text.as_str().to_owned()));
     Ok(RawSpawnPayload {
@@ -127,6 +153,7 @@ mod tests {
     fn sources(dir: &Path) -> PayloadSources {
         PayloadSources {
             fw_cfg_dir: dir.join("fw"),
+            credentials_dir: Some(dir.join("credentials")),
             file: dir.join("payload.json"),
         }
     }
@@ -162,6 +189,23 @@ mod tests {
         assert_eq!(found(dir.path()).parent_url.as_str(), "https://fw.example.com");
         std::fs::remove_dir_all(dir.path().join("fw")).unwrap();
         assert_eq!(found(dir.path()).parent_url.as_str(), "https://file.example.com");
+    }
+
+    #[test]
+    fn what_the_service_manager_has_read_counts_as_the_hypervisors() {
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = dir.path().join("credentials");
+        std::fs::create_dir_all(&credentials).unwrap();
+        std::fs::write(
+            credentials.join("fw-cfg_parent_url_raw"),
+            "https://fw.example.com\n",
+        )
+        .unwrap();
+        std::fs::write(credentials.join("fw-cfg_acceptance_token_raw"), "token").unwrap();
+        let found = find_payload(&sources(dir.path()), &ParentTrust::SystemRoots)
+            .unwrap()
+            .unwrap();
+        assert_eq!(found.parent_url.as_str(), "https://fw.example.com");
     }
 
     #[test]

@@ -19,7 +19,8 @@ pub struct StatusReport {
     /// When it was made.
     #[serde(with = "rfc3339")]
     pub generated_at: UnixTime,
-    /// Whether a daemon runs; without one the report comes from the store.
+    /// Whether a daemon runs; without one the report comes from the store, or from the short run
+    /// behind `join`.
     pub daemon_running: bool,
     /// `not_invited`, or how far the join has come: `invited`, `key_ready`, `sent`, `accepted`,
     /// `enrolled`, `joined`, `refused`.
@@ -170,6 +171,37 @@ impl StatusReport {
             certificate: membership.map(|membership| CertificateReport::of(membership, clock.trusted)),
             clock,
             store,
+        }
+    }
+
+    /// Nothing known yet.
+    pub fn empty(now: UnixTime) -> Self {
+        let clock = ClockReport {
+            system: now,
+            trusted: now,
+            doubt: None,
+        };
+        Self::of_state(
+            None,
+            "",
+            clock,
+            LinkReport::default(),
+            HeartbeatReport::default(),
+            StoreReport::default(),
+        )
+    }
+
+    /// The state in one line, for the service manager.
+    pub fn headline(&self) -> String {
+        let link = match (self.link.state.as_str(), &self.link.bridge, &self.link.last_error) {
+            ("connected", Some(bridge), _) => format!("connected to {bridge}"),
+            ("waiting", _, Some(error)) => format!("not connected: {error}"),
+            (state, _, _) => state.to_owned(),
+        };
+        match (&self.peer, &self.refusal) {
+            (Some(peer), _) => format!("{} ({link})", peer.status),
+            (None, Some(refusal)) => format!("join refused: {refusal}"),
+            (None, None) => format!("{} ({link})", self.state),
         }
     }
 

@@ -1,2 +1,18 @@
 //! Floor 4: the embedded store. One redb file, typed tables of versioned records, migrations, and
 //! the checksummed second copy for what must outlive a broken file. Knows no record of the floors above.
+//!
+//! [`record`] says how a value and a key become bytes, [`database`] is the file with its reads,
+//! writes and schema, [`copy`] is the second copy. redb is seen by this module alone.
+
+mod backend;
+pub mod copy;
+pub mod database;
+mod error;
+mod file;
+mod generation;
+pub mod record;
+mod schema;
+mod transaction;
+
+#[cfg(test)]
+mod tests;

@@ -51,6 +51,8 @@ pub struct TunnelSettings {
     pub greeting_timeout: Duration,
     /// Time for a stream's header and for its reply.
     pub header_timeout: Duration,
+    /// Longest pause between two pings of an idle tunnel, whatever the accepting side wishes.
+    pub keepalive_ceiling: Duration,
 }
 
 impl Default for TunnelSettings {
@@ -59,6 +61,7 @@ impl Default for TunnelSettings {
             max_streams: DEFAULT_MAX_STREAMS,
             greeting_timeout: GREETING_TIMEOUT,
             header_timeout: HEADER_TIMEOUT,
+            keepalive_ceiling: Duration::MAX,
         }
     }
 }

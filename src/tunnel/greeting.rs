@@ -103,7 +103,7 @@ impl Tunnel {
         };
         let control = ControlStream {
             io,
-            keepalive: keepalive(&welcome),
+            keepalive: keepalive(&welcome).min(settings.keepalive_ceiling),
         };
         let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, control);
         Ok((tunnel, welcome, driver))

@@ -11,6 +11,7 @@ use crate::base::secret::Secret;
 use crate::contract::invitation::{ContractVersion, ParentTrust};
 use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
 use crate::contract::peer::{PeerKind, SpawnMode};
+use crate::contract::token::TokenDigest;
 use crate::machine::membership::{JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity};
 use crate::machine::reconnect::{DialTarget, Setback};
 
@@ -30,9 +31,11 @@ fn invitation(token: &str) -> StoredInvitation {
             data_residency: None,
         },
         token: Secret::from_text(token.into()),
+        token_digest: TokenDigest::of(token.as_bytes()),
         spawn_mode: SpawnMode::ManagedChild,
         parent_peer_id: None,
         contract_version: ContractVersion::CURRENT,
+        minted_at: None,
     }
 }
 

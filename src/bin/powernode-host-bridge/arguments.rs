@@ -1,0 +1,305 @@
+//! The command line of `powernode-host-bridge`. What a key of the configuration also sets goes
+//! through the configuration's own checks.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use powernode_satellite::contract::invitation::{HostPort, ParentUrl};
+use powernode_satellite::process::config::duration::HumaneDuration;
+use powernode_satellite::process::config::host_bridge::ServerName;
+use powernode_satellite::process::config::loader::{ConfigFile, Flags};
+
+/// Takes in satellites from behind any NAT, and lets their parent reach them.
+#[derive(Parser)]
+#[command(name = "powernode-host-bridge", version, disable_help_subcommand = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 no registry (run `init`), \
+                  4 refused, 5 a peer or the daemon cannot be reached.\nWhile the daemon runs, commands go through \
+                  its socket; otherwise they work on the registry itself.\nEvery configuration key can also be set \
+                  in the environment: see `powernode-host-bridge config show`."
+)]
+pub struct Arguments {
+    /// Configuration file [default: /etc/powernode-host-bridge/host-bridge.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Directory of the registry
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<String>,
+
+    /// Socket of the running host-bridge
+    #[arg(long, global = true, value_name = "PATH")]
+    admin_socket: Option<String>,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make the registry, its certificate authority and the first operator
+    Init(InitArguments),
+    /// Run the host-bridge
+    Run,
+    /// Invite a satellite: print its join code and token, once
+    Invite(InviteArguments),
+    /// Look at peers and change them
+    Peers {
+        #[command(subcommand)]
+        command: PeersCommand,
+    },
+    /// Acceptance tokens
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Access grants
+    Grants {
+        #[command(subcommand)]
+        command: GrantsCommand,
+    },
+    /// Send a GET to a peer through its tunnel and print the answer's body
+    Request {
+        /// Id or name
+        peer: String,
+        /// Path such as /federation_api/service_catalog
+        path: String,
+    },
+    /// Who may use the operator API over HTTPS
+    Operators {
+        #[command(subcommand)]
+        command: OperatorsCommand,
+    },
+    /// Show the health of the bridge and of every peer
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print the version
+    Version,
+}
+
+/// How the bridge is found from outside.
+#[derive(Args)]
+pub struct InitArguments {
+    /// URL under which satellites know this parent, https://host[:port]
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<ParentUrl>,
+
+    /// Further name or address in the server certificate; repeat for several
+    #[arg(long = "public-name", value_name = "NAME")]
+    pub public_names: Vec<ServerName>,
+
+    /// Address that join codes give to satellites, host:port; repeat for several [default: that of the URL]
+    #[arg(long = "bridge", value_name = "ADDRESS")]
+    pub bridges: Vec<HostPort>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How a child is treated.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Mode {
+    /// This parent operates the child under a grant
+    ManagedChild,
+    /// An equal; no operator grant
+    AutonomousPeer,
+}
+
+/// Whom to invite.
+#[derive(Args)]
+pub struct InviteArguments {
+    /// What to call the peer
+    #[arg(long)]
+    pub name: String,
+
+    /// How long the token is good for, such as 30m or 7d [default: tokens.acceptance_ttl]
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<HumaneDuration>,
+
+    /// What the peer is for
+    #[arg(long, value_name = "TEXT")]
+    pub description: Option<String>,
+
+    /// How the child is treated
+    #[arg(long, value_enum, default_value = "managed-child")]
+    pub spawn_mode: Mode,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with peers.
+#[derive(Subcommand)]
+pub enum PeersCommand {
+    /// List peers
+    List {
+        /// Revoked peers too
+        #[arg(long)]
+        all: bool,
+        /// Print JSON: all peers
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one peer
+    Show {
+        /// Id or name
+        peer: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Pause a peer: its tunnel is closed and its calls are refused
+    Suspend {
+        /// Id or name
+        peer: String,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+    },
+    /// Let a suspended peer go on
+    Resume {
+        /// Id or name
+        peer: String,
+    },
+    /// End a peering for good
+    Revoke {
+        /// Id or name
+        peer: String,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+/// What to do with tokens.
+#[derive(Subcommand)]
+pub enum TokenCommand {
+    /// Mint a token for a peer; its earlier one is not known any more
+    Mint {
+        /// Id or name
+        peer: String,
+        /// How long the token is good for, such as 30m or 7d [default: tokens.acceptance_ttl]
+        #[arg(long, value_name = "DURATION")]
+        ttl: Option<HumaneDuration>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What to do with grants.
+#[derive(Subcommand)]
+pub enum GrantsCommand {
+    /// List grants
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Grant a peer's subject access; print the bearer token, once
+    Create(GrantArguments),
+    /// End a grant
+    Revoke {
+        /// Id
+        grant: String,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
+    },
+}
+
+/// What to grant.
+#[derive(Args)]
+pub struct GrantArguments {
+    /// Id or name of the peer
+    pub peer: String,
+    /// Who at the peer
+    #[arg(long, value_name = "SUBJECT")]
+    pub subject: String,
+    /// What kind of resource
+    #[arg(long, value_name = "KIND")]
+    pub kind: String,
+    /// Which resource [default: all of the kind]
+    #[arg(long, value_name = "ID")]
+    pub resource: Option<String>,
+    /// read, write, admin or migrate; repeat for several
+    #[arg(long = "scope", value_name = "SCOPE", required = true)]
+    pub scopes: Vec<String>,
+    /// Node instance that may act; repeat for several [default: any]
+    #[arg(long = "instance", value_name = "UUID")]
+    pub instances: Vec<String>,
+    /// Network over which it may act; repeat for several [default: any]
+    #[arg(long = "network", value_name = "UUID")]
+    pub networks: Vec<String>,
+    /// Source address or network; repeat for several [default: any]
+    #[arg(long = "source", value_name = "CIDR")]
+    pub sources: Vec<String>,
+    /// How long, at least 7d [default: 30d]
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<HumaneDuration>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with operators.
+#[derive(Subcommand)]
+pub enum OperatorsCommand {
+    /// Add an operator; print the token, once
+    Add {
+        /// What to call them
+        name: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List operators
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take an operator's token away
+    Revoke {
+        /// Id or name
+        operator: String,
+    },
+}
+
+/// What to do with the configuration.
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Say whether it is good, and if not, where not
+    Check,
+    /// Show every key, its value and where that comes from
+    Show,
+}
+
+impl Arguments {
+    /// The file to read.
+    pub fn config_file(&self) -> ConfigFile {
+        self.config.clone().map_or(ConfigFile::Default, ConfigFile::Named)
+    }
+
+    /// What the command line sets of the configuration.
+    pub fn flags(&self) -> Flags {
+        let set = [
+            ("state_dir", &self.state_dir),
+            ("admin_socket", &self.admin_socket),
+        ];
+        set.into_iter()
+            .filter_map(|(path, value)| Some((path, value.clone()?)))
+            .collect()
+    }
+}

@@ -1,0 +1,223 @@
+//! The commands that are calls of the operator API: which call, and how its answer is shown.
+
+use http::Method;
+use powernode_satellite::bridge::operator_api::{
+    ACCESS_GRANTS_PATH, HEALTH_PATH, OPERATORS_PATH, PEER_PREFIX,
+};
+use powernode_satellite::cli::failure::{Code, Failure};
+use powernode_satellite::cli::output::{self, Style};
+use powernode_satellite::contract::{API_BASE, FEDERATION_PEERS_PATH};
+use powernode_satellite::process::clock::{BUILD_TIME, Clock};
+use powernode_satellite::process::config::duration::HumaneDuration;
+use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
+use serde_json::{Value, json};
+
+use crate::arguments::{
+    Command, GrantArguments, GrantsCommand, InviteArguments, Mode, OperatorsCommand, PeersCommand,
+    TokenCommand,
+};
+use crate::call::{call, code_of, exchange};
+use crate::{print, show};
+
+/// Carries one command out.
+pub fn execute(config: &HostBridgeConfig, command: Command) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?;
+    let shell = Shell { config };
+    runtime.block_on(shell.execute(command))
+}
+
+struct Shell<'a> {
+    config: &'a HostBridgeConfig,
+}
+
+impl Shell<'_> {
+    async fn execute(&self, command: Command) -> Result<(), Failure> {
+        match command {
+            Command::Invite(invite) => self.invite(&invite).await,
+            Command::Peers { command } => self.peers(command).await,
+            Command::Token {
+                command: TokenCommand::Mint { peer, ttl, json },
+            } => {
+                let path = format!("{FEDERATION_PEERS_PATH}/{}/acceptance_token", segment(&peer)?);
+                let minted = self
+                    .post(&path, &json!({ "ttl_seconds": seconds(ttl.as_ref()) }))
+                    .await?;
+                self.show(&minted, json, show::minted)
+            }
+            Command::Grants { command } => self.grants(command).await,
+            Command::Request { peer, path } => self.request(&peer, &path).await,
+            Command::Operators { command } => self.operators(command).await,
+            Command::Status { json } => {
+                let health = self.get(HEALTH_PATH).await?;
+                self.show(&health, json, show::health)
+            }
+            // Those that are no calls were carried out before.
+            Command::Init(_) | Command::Run | Command::Config { .. } | Command::Version => Ok(()),
+        }
+    }
+
+    async fn invite(&self, invite: &InviteArguments) -> Result<(), Failure> {
+        let mode = match invite.spawn_mode {
+            Mode::ManagedChild => "managed_child",
+            Mode::AutonomousPeer => "autonomous_peer",
+        };
+        let body = json!({
+            "name": invite.name,
+            "description": invite.description,
+            "spawn_mode": mode,
+            "ttl_seconds": seconds(invite.ttl.as_ref()),
+        });
+        let minted = self
+            .post(&format!("{FEDERATION_PEERS_PATH}/invite"), &body)
+            .await?;
+        self.show(&minted, invite.json, show::minted)
+    }
+
+    async fn peers(&self, command: PeersCommand) -> Result<(), Failure> {
+        let of = |peer: &str| Ok::<_, Failure>(format!("{FEDERATION_PEERS_PATH}/{}", segment(peer)?));
+        match command {
+            PeersCommand::List { all, json } => {
+                let peers = self.get(FEDERATION_PEERS_PATH).await?;
+                self.show(&peers, json, |peers, style, now| {
+                    show::peers(peers, all, style, now)
+                })
+            }
+            PeersCommand::Show { peer, json } => {
+                let peer = self.get(&of(&peer)?).await?;
+                self.show(&peer, json, show::peer)
+            }
+            PeersCommand::Suspend { peer, reason } => {
+                let path = format!("{}/suspend", of(&peer)?);
+                let peer = self.post(&path, &json!({ "reason": reason })).await?;
+                print(&format!("{} is suspended\n", show::name_of(&peer)))
+            }
+            PeersCommand::Resume { peer } => {
+                let peer = self.post(&format!("{}/resume", of(&peer)?), &json!({})).await?;
+                let next = peer["next"].as_str().unwrap_or_default();
+                print(&format!("{} is resumed: {next}\n", show::name_of(&peer)))
+            }
+            PeersCommand::Revoke { peer, reason } => {
+                let path = format!("{}/revoke", of(&peer)?);
+                let peer = self.post(&path, &json!({ "reason": reason })).await?;
+                print(&format!("{} is revoked for good\n", show::name_of(&peer)))
+            }
+        }
+    }
+
+    async fn grants(&self, command: GrantsCommand) -> Result<(), Failure> {
+        match command {
+            GrantsCommand::List { json } => {
+                let grants = self.get(ACCESS_GRANTS_PATH).await?;
+                self.show(&grants, json, show::grants)
+            }
+            GrantsCommand::Create(create) => self.create_grant(&create).await,
+            GrantsCommand::Revoke { grant, reason } => {
+                let path = format!("{ACCESS_GRANTS_PATH}/{}/revoke", segment(&grant)?);
+                self.post(&path, &json!({ "reason": reason })).await?;
+                print(&format!("grant {grant} is revoked\n"))
+            }
+        }
+    }
+
+    async fn create_grant(&self, create: &GrantArguments) -> Result<(), Failure> {
+        let path = format!("{FEDERATION_PEERS_PATH}/{}", segment(&create.peer)?);
+        let peer = self.get(&path).await?;
+        let body = json!({
+            "federation_peer_id": peer["id"],
+            "remote_subject": create.subject,
+            "resource_kind": create.kind,
+            "resource_id": create.resource,
+            "permission_scopes": create.scopes,
+            "node_instance_ids": create.instances,
+            "sdwan_network_ids": create.networks,
+            "source_cidrs": create.sources,
+            "ttl_seconds": seconds(create.ttl.as_ref()),
+        });
+        let created = self.post(ACCESS_GRANTS_PATH, &body).await?;
+        self.show(&created, create.json, show::created_grant)
+    }
+
+    async fn operators(&self, command: OperatorsCommand) -> Result<(), Failure> {
+        match command {
+            OperatorsCommand::Add { name, json } => {
+                let added = self.post(OPERATORS_PATH, &json!({ "name": name })).await?;
+                self.show(&added, json, show::added_operator)
+            }
+            OperatorsCommand::List { json } => {
+                let operators = self.get(OPERATORS_PATH).await?;
+                self.show(&operators, json, show::operators)
+            }
+            OperatorsCommand::Revoke { operator } => {
+                let path = format!("{OPERATORS_PATH}/{}/revoke", segment(&operator)?);
+                self.post(&path, &json!({})).await?;
+                print(&format!("the token of {operator} is not known any more\n"))
+            }
+        }
+    }
+
+    /// The body goes to standard output whatever the peer's answer is; a refusal is an exit code.
+    async fn request(&self, peer: &str, path: &str) -> Result<(), Failure> {
+        let path = if path.starts_with("/federation_api/") {
+            format!("{API_BASE}{path}")
+        } else {
+            path.to_owned()
+        };
+        let target = format!("{PEER_PREFIX}{}{path}", segment(peer)?);
+        let answer = exchange(self.config, Method::GET, &target, None).await?;
+        if answer.status.is_success() {
+            let mut body = String::from_utf8_lossy(&answer.body).into_owned();
+            if !body.ends_with('\n') {
+                body.push('\n');
+            }
+            return print(&body);
+        }
+        let said = match answer.read() {
+            Ok(Err(refused)) if !refused.error.is_empty() => refused.error,
+            _ => format!("the answer was HTTP {}", answer.status.as_u16()),
+        };
+        Err(Failure::new(code_of(answer.status), said))
+    }
+
+    async fn get(&self, path: &str) -> Result<Value, Failure> {
+        call(self.config, Method::GET, path, None).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        call(self.config, Method::POST, path, Some(body)).await
+    }
+
+    fn show(
+        &self,
+        data: &Value,
+        json: bool,
+        render: impl FnOnce(&Value, Style, powernode_satellite::base::time::UnixTime) -> String,
+    ) -> Result<(), Failure> {
+        if json {
+            return print(&output::render_json(data));
+        }
+        let now = Clock::start(BUILD_TIME).trusted().now;
+        print(&render(data, Style::of_stdout(), now))
+    }
+}
+
+fn seconds(ttl: Option<&HumaneDuration>) -> Option<u64> {
+    ttl.map(|ttl| ttl.0.as_secs())
+}
+
+/// A name or id as one part of a path.
+fn segment(text: &str) -> Result<&str, Failure> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if !text.is_empty() && text.chars().all(plain) && !matches!(text, "." | "..") {
+        return Ok(text);
+    }
+    Err(Failure::new(
+        Code::Usage,
+        format!(
+            "`{}` is neither an id nor a name",
+            powernode_satellite::base::limit::foreign_text(text)
+        ),
+    ))
+}

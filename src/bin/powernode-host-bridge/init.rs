@@ -1,0 +1,72 @@
+//! `init`: the registry, its certificate authority, the server's certificate, the first operator.
+
+use powernode_satellite::bridge::registry::record::PublicRecord;
+use powernode_satellite::bridge::registry::{REGISTRY_FILE, Registry};
+use powernode_satellite::bridge::server_identity;
+use powernode_satellite::bridge::settings::BridgeSettings;
+use powernode_satellite::cli::failure::Failure;
+use powernode_satellite::cli::output::{self, Style, render_pairs};
+use powernode_satellite::process::clock::{BUILD_TIME, Clock};
+use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
+use powernode_satellite::process::entropy;
+use serde_json::json;
+
+use crate::arguments::InitArguments;
+use crate::print;
+
+/// Common name of the certificate authority.
+const AUTHORITY_NAME: &str = "Powernode host-bridge CA";
+
+/// Name of the first operator.
+const FIRST_OPERATOR: &str = "admin";
+
+/// Makes everything, or nothing where there is a registry already.
+pub fn init(config: &HostBridgeConfig, arguments: &InitArguments) -> Result<(), Failure> {
+    entropy::check().map_err(Failure::failed)?;
+    let now = Clock::start(BUILD_TIME).trusted().now;
+    let public = PublicRecord {
+        url: arguments.public_url.clone(),
+        bridges: arguments.bridges.clone(),
+        names: arguments.public_names.iter().map(ToString::to_string).collect(),
+    };
+    let path = config.state_dir.join(REGISTRY_FILE);
+    let registry = Registry::create(&path, AUTHORITY_NAME, now).map_err(Failure::failed)?;
+    registry.set_public(&public).map_err(Failure::failed)?;
+    let settings = BridgeSettings::new(config.clone(), public);
+    let names = settings.server_names();
+    server_identity::current(&registry, &names, now).map_err(Failure::failed)?;
+    let operator = registry
+        .add_operator(FIRST_OPERATOR, now)
+        .map_err(Failure::failed)?;
+    let token = operator.token.expose_text().unwrap_or_default();
+    let fingerprint = registry.authority().fingerprint().to_string();
+    let url = settings.public.url.as_ref().map(ToString::to_string);
+    if arguments.json {
+        return print(&output::render_json(&json!({
+            "registry": path,
+            "ca_fingerprint": fingerprint,
+            "ca_certificate_pem": registry.authority().certificate_pem(),
+            "server_names": names,
+            "public_url": url,
+            "operator": FIRST_OPERATOR,
+            "operator_token": token,
+        })));
+    }
+    let pairs = [
+        ("registry", Some(path.display().into())),
+        ("CA fingerprint", Some(fingerprint.into())),
+        ("server names", Some(names.join(", ").into())),
+        ("public URL", url.map(Into::into)),
+        ("operator", Some(FIRST_OPERATOR.into())),
+        ("operator token", Some(token.into())),
+    ];
+    print(&render_pairs(&pairs, Style::of_stdout()))?;
+    let next = if settings.public.url.is_some() {
+        "powernode-host-bridge run, then powernode-host-bridge invite --name NAME"
+    } else {
+        "set public.url in the configuration, then powernode-host-bridge run"
+    };
+    print(&format!(
+        "\nThe operator token is shown this once; keep it. The registry holds the CA's key: back it up.\nNext: {next}\n"
+    ))
+}

@@ -1,0 +1,54 @@
+//! Entry point of `powernode-host-bridge`: reads the command line, runs one command, ends with its
+//! code.
+
+mod arguments;
+mod call;
+mod commands;
+mod init;
+mod run;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use arguments::{Arguments, Command, ConfigCommand};
+use powernode_satellite::cli::failure::Failure;
+use powernode_satellite::cli::{configuration, output};
+use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
+use powernode_satellite::process::environment::Environment;
+
+const PROGRAM: &str = "powernode-host-bridge";
+
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(PROGRAM),
+    }
+}
+
+fn dispatch(arguments: Arguments) -> Result<(), Failure> {
+    if let Command::Version = arguments.command {
+        return print(concat!("powernode-host-bridge ", env!("CARGO_PKG_VERSION"), "\n"));
+    }
+    let environment = Environment::of_process();
+    let (file, flags) = (arguments.config_file(), arguments.flags());
+    let (config, settings) = HostBridgeConfig::load(&file, &flags, &environment).map_err(Failure::usage)?;
+    match arguments.command {
+        Command::Init(init) => init::init(&config, &init),
+        Command::Run => run::run(config, &environment, (file, flags)),
+        Command::Config {
+            command: ConfigCommand::Check,
+        } => print("the configuration is good\n"),
+        Command::Config {
+            command: ConfigCommand::Show,
+        } => print(&configuration::show(&settings)),
+        Command::Version => Ok(()),
+        other => commands::execute(&config, other),
+    }
+}
+
+/// Prints to standard output.
+fn print(text: &str) -> Result<(), Failure> {
+    output::print(text).map_err(Failure::failed)
+}

@@ -1,0 +1,63 @@
+//! `run`: the daemon.
+
+use powernode_satellite::base::limit::error_chain;
+use powernode_satellite::bridge::daemon::{self, Surroundings};
+use powernode_satellite::bridge::registry::{OpenRegistryError, REGISTRY_FILE, Registry};
+use powernode_satellite::bridge::settings::BridgeSettings;
+use powernode_satellite::cli::failure::{Code, Failure};
+use powernode_satellite::process::clock::{BUILD_TIME, Clock};
+use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
+use powernode_satellite::process::config::loader::{ConfigFile, Flags};
+use powernode_satellite::process::environment::Environment;
+use powernode_satellite::process::service_notify::ServiceManager;
+use powernode_satellite::process::signals::Signals;
+use powernode_satellite::process::{entropy, telemetry};
+
+/// Runs until a signal stops it.
+pub fn run(
+    config: HostBridgeConfig,
+    environment: &Environment,
+    (file, flags): (ConfigFile, Flags),
+) -> Result<(), Failure> {
+    let log = telemetry::init(&config.log.filter, config.log.format, environment).map_err(Failure::usage)?;
+    entropy::check().map_err(Failure::failed)?;
+    let service = ServiceManager::connect(environment).map_err(Failure::usage)?;
+    let registry = Registry::open(&config.state_dir.join(REGISTRY_FILE)).map_err(not_opened)?;
+    let public = registry.public().map_err(Failure::failed)?;
+    let settings = BridgeSettings::new(config, public.clone());
+    let environment = environment.clone();
+    let reload = move || match HostBridgeConfig::load(&file, &flags, &environment) {
+        Ok((config, _)) => {
+            log.set_filter(&config.log.filter);
+            Some(BridgeSettings::new(config, public.clone()))
+        }
+        Err(error) => {
+            let error = error_chain(&error);
+            tracing::error!(%error, "the configuration cannot be used; the one before stays in force");
+            None
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::failed)?;
+    runtime.block_on(async {
+        let surroundings = Surroundings {
+            clock: Clock::start(BUILD_TIME),
+            service,
+            signals: Signals::listen().map_err(Failure::failed)?,
+        };
+        daemon::run(registry, settings, surroundings, reload, |_| {})
+            .await
+            .map_err(Failure::failed)
+    })
+}
+
+/// A registry that is not there has a code of its own.
+pub fn not_opened(error: OpenRegistryError) -> Failure {
+    let code = match error {
+        OpenRegistryError::NotInitialised => Code::NotJoined,
+        _ => Code::Failed,
+    };
+    Failure::of(code, &error)
+}

@@ -1,0 +1,286 @@
+//! How the operator API's answers read on a terminal.
+
+use powernode_satellite::base::time::UnixTime;
+use powernode_satellite::cli::output::{Cell, Style, Table, Tone, relative_time_of, render_pairs};
+use serde_json::Value;
+
+/// What a peer is called: its name, or its id where it has none.
+pub fn name_of(peer: &Value) -> &str {
+    peer["name"].as_str().or(peer["id"].as_str()).unwrap_or("?")
+}
+
+fn text(value: &Value) -> Option<Cell> {
+    value.as_str().filter(|text| !text.is_empty()).map(Cell::from)
+}
+
+fn time(value: &Value, now: UnixTime) -> Option<Cell> {
+    let text = value.as_str()?;
+    Some(format!("{} ({text})", relative_time_of(value, now)).into())
+}
+
+fn status_cell(status: &Value) -> Cell {
+    let status = status.as_str().unwrap_or("?");
+    let tone = match status {
+        "active" => Tone::Good,
+        "degraded" | "suspended" => Tone::Warn,
+        "revoked" => Tone::Bad,
+        _ => Tone::Plain,
+    };
+    Cell::toned(status, tone)
+}
+
+/// Why a peer is as it is.
+fn note(peer: &Value, now: UnixTime) -> String {
+    let reason = |name: &str| peer["metadata"][name].as_str().unwrap_or_default().to_owned();
+    match peer["status"].as_str() {
+        Some("degraded") => reason("degraded_reason"),
+        Some("suspended") => reason("suspended_reason"),
+        Some("revoked") => reason("revocation_reason"),
+        Some("proposed") => match peer["acceptance_token_expires_at"].as_str() {
+            Some(_) => {
+                let expires = &peer["acceptance_token_expires_at"];
+                format!("invited; the token expires {}", relative_time_of(expires, now))
+            }
+            None => "no token; mint one with `token mint`".to_owned(),
+        },
+        Some("accepted") => "waits for a heartbeat".to_owned(),
+        _ => String::new(),
+    }
+}
+
+/// `peers list`.
+pub fn peers(peers: &Value, all: bool, style: Style, now: UnixTime) -> String {
+    let mut table = Table::new(&["NAME", "STATUS", "TUNNEL", "HEARTBEAT", "VERSION", "ID", "NOTE"]);
+    let mut shown = 0;
+    for peer in peers.as_array().into_iter().flatten() {
+        if !all && peer["status"] == "revoked" {
+            continue;
+        }
+        shown += 1;
+        let tunnel = match peer["tunnel"]["address"].as_str() {
+            Some(address) => Cell::toned(address, Tone::Good),
+            None => Cell::toned("-", Tone::Faint),
+        };
+        table.row(vec![
+            peer["name"].as_str().unwrap_or("-").into(),
+            status_cell(&peer["status"]),
+            tunnel,
+            relative_time_of(&peer["last_heartbeat_at"], now).into(),
+            peer["platform_version"].as_str().unwrap_or("-").into(),
+            peer["id"].as_str().unwrap_or("?").into(),
+            note(peer, now).into(),
+        ]);
+    }
+    if shown == 0 {
+        return "no peers yet; `powernode-host-bridge invite --name NAME` invites the first\n".to_owned();
+    }
+    table.render(style)
+}
+
+/// `peers show`.
+pub fn peer(peer: &Value, style: Style, now: UnixTime) -> String {
+    let note = note(peer, now);
+    let disclosure = &peer["capabilities"]["disclosure"];
+    let tunnel = peer["tunnel"]["address"].as_str().map(|address| {
+        let since = relative_time_of(&peer["tunnel"]["since"], now);
+        let agent = peer["tunnel"]["agent"].as_str().unwrap_or("?");
+        Cell::from(format!("{address}, since {since}, {agent}"))
+    });
+    let pairs = [
+        ("name", text(&peer["name"])),
+        ("id", text(&peer["id"])),
+        ("status", Some(status_cell(&peer["status"]))),
+        ("since", time(&peer["status_since"], now)),
+        ("note", (!note.is_empty()).then(|| note.into())),
+        ("last degraded", text(&peer["metadata"]["degraded_reason"])),
+        (
+            "tunnel",
+            Some(tunnel.unwrap_or_else(|| Cell::toned("not connected", Tone::Faint))),
+        ),
+        ("last heartbeat", time(&peer["last_heartbeat_at"], now)),
+        ("version", text(&peer["platform_version"])),
+        ("operator", text(&disclosure["operator_contact"])),
+        ("location", text(&disclosure["location"])),
+        ("data residency", text(&peer["data_residency"])),
+        ("description", text(&peer["description"])),
+        ("kind", text(&peer["peer_kind"])),
+        ("spawn mode", text(&peer["spawn_mode"])),
+        ("accepted", time(&peer["signed_at"], now)),
+        ("certificate ends", time(&peer["certificate_not_after"], now)),
+        ("token expires", time(&peer["acceptance_token_expires_at"], now)),
+    ];
+    render_pairs(&pairs, style)
+}
+
+/// `invite` and `token mint`: the one time that a token is shown.
+pub fn minted(minted: &Value, style: Style, now: UnixTime) -> String {
+    let pairs = [
+        ("peer", Some(Cell::from(name_of(&minted["peer"])))),
+        ("id", text(&minted["peer"]["id"])),
+        ("token", text(&minted["acceptance_token"])),
+        ("expires", time(&minted["expires_at"], now)),
+        ("CA", text(&minted["ca_fingerprint"])),
+        (
+            "caution",
+            minted["caution"]
+                .as_str()
+                .map(|caution| Cell::toned(caution, Tone::Warn)),
+        ),
+    ];
+    let mut out = render_pairs(&pairs, style);
+    if let Some(code) = minted["join_code"].as_str() {
+        out.push_str("\nJoin code, one line, shown this once like the token:\n\n");
+        out.push_str(code);
+        out.push_str(
+            "\n\nOn the box, paste it into:\n\n  powernode-satellite join - --contact you@example.com --location WHERE\n",
+        );
+    }
+    out
+}
+
+/// `status`.
+pub fn health(health: &Value, style: Style, now: UnixTime) -> String {
+    let count = |status: &str| health["peers_by_status"][status].as_u64().unwrap_or(0);
+    let counted: Vec<String> = [
+        "active",
+        "degraded",
+        "enrolled",
+        "accepted",
+        "proposed",
+        "suspended",
+        "revoked",
+    ]
+    .iter()
+    .filter(|status| count(status) > 0)
+    .map(|status| format!("{} {status}", count(status)))
+    .collect();
+    let running = health["daemon_running"] == true;
+    let daemon = if running {
+        Cell::toned("running", Tone::Good)
+    } else {
+        Cell::toned("not running", Tone::Warn)
+    };
+    let pairs = [
+        ("host-bridge", Some(daemon)),
+        ("version", text(&health["version"])),
+        ("CA", text(&health["ca_fingerprint"])),
+        (
+            "connected",
+            running.then(|| health["connected"].to_string().into()),
+        ),
+        ("joining", running.then(|| health["joining"].to_string().into())),
+        (
+            "peers",
+            Some(if counted.is_empty() {
+                "none".into()
+            } else {
+                counted.join(", ").into()
+            }),
+        ),
+        (
+            "registry",
+            health["store_bytes"]
+                .as_u64()
+                .map(|bytes| format!("{} KiB", bytes / 1024).into()),
+        ),
+    ];
+    let mut out = render_pairs(&pairs, style);
+    let rows: Vec<&Value> = health["peers"].as_array().into_iter().flatten().collect();
+    if rows.is_empty() {
+        return out;
+    }
+    let mut table = Table::new(&["NAME", "STATUS", "HEARTBEAT", "FRESH"]);
+    for peer in rows {
+        let fresh = if peer["heartbeat_fresh"] == true {
+            Cell::toned("yes", Tone::Good)
+        } else {
+            Cell::toned("no", Tone::Warn)
+        };
+        table.row(vec![
+            name_of(peer).into(),
+            status_cell(&peer["status"]),
+            relative_time_of(&peer["last_heartbeat_at"], now).into(),
+            fresh,
+        ]);
+    }
+    out.push('\n');
+    out.push_str(&table.render(style));
+    out
+}
+
+/// An allow-list of a grant.
+fn allowed(list: &Value) -> String {
+    match list {
+        Value::Array(entries) => entries
+            .iter()
+            .filter_map(Value::as_str)
+            .collect::<Vec<_>>()
+            .join(", "),
+        Value::String(any) => any.clone(),
+        _ => String::new(),
+    }
+}
+
+/// `grants list`.
+pub fn grants(grants: &Value, style: Style, now: UnixTime) -> String {
+    let rows: Vec<&Value> = grants.as_array().into_iter().flatten().collect();
+    if rows.is_empty() {
+        return "no grants\n".to_owned();
+    }
+    let mut table = Table::new(&["ID", "STATE", "SUBJECT", "KIND", "SCOPES", "SOURCES", "EXPIRES"]);
+    for grant in rows {
+        let state = grant["state"].as_str().unwrap_or("?");
+        let tone = if state == "active" {
+            Tone::Good
+        } else {
+            Tone::Faint
+        };
+        table.row(vec![
+            grant["id"].as_str().unwrap_or("?").into(),
+            Cell::toned(state, tone),
+            grant["remote_subject"].as_str().unwrap_or("?").into(),
+            grant["resource_kind"].as_str().unwrap_or("?").into(),
+            allowed(&grant["permission_scopes"]).into(),
+            allowed(&grant["source_cidrs"]).into(),
+            relative_time_of(&grant["expires_at"], now).into(),
+        ]);
+    }
+    table.render(style)
+}
+
+/// `grants create`: the one time that a bearer token is shown.
+pub fn created_grant(created: &Value, style: Style, now: UnixTime) -> String {
+    let grant = &created["grant"];
+    let pairs = [
+        ("grant", text(&grant["id"])),
+        ("subject", text(&grant["remote_subject"])),
+        ("kind", text(&grant["resource_kind"])),
+        ("scopes", Some(allowed(&grant["permission_scopes"]).into())),
+        ("expires", time(&grant["expires_at"], now)),
+        ("bearer token", text(&created["bearer_token"])),
+    ];
+    render_pairs(&pairs, style) + "\nThe bearer token is shown this once; keep it.\n"
+}
+
+/// `operators list`.
+pub fn operators(operators: &Value, style: Style, now: UnixTime) -> String {
+    let mut table = Table::new(&["NAME", "ROLE", "ADDED", "ID"]);
+    for operator in operators.as_array().into_iter().flatten() {
+        table.row(vec![
+            operator["name"].as_str().unwrap_or("?").into(),
+            operator["role"].as_str().unwrap_or("?").into(),
+            relative_time_of(&operator["created_at"], now).into(),
+            operator["id"].as_str().unwrap_or("?").into(),
+        ]);
+    }
+    table.render(style)
+}
+
+/// `operators add`: the one time that an operator token is shown.
+pub fn added_operator(added: &Value, style: Style, _now: UnixTime) -> String {
+    let pairs = [
+        ("operator", text(&added["operator"]["name"])),
+        ("operator token", text(&added["operator_token"])),
+    ];
+    render_pairs(&pairs, style) + "\nThe operator token is shown this once; keep it.\n"
+}

@@ -1,3 +1,0 @@
-//! Entry point of `powernode-satellite`.
-
-fn main() {}

@@ -1,0 +1,153 @@
+//! The command line of `powernode-satellite`. What a key of the configuration also sets goes through
+//! the configuration's own checks.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use powernode_satellite::process::config::duration::HumaneDuration;
+use powernode_satellite::process::config::loader::{ConfigFile, Flags};
+
+/// Joins this box to a Powernode parent and keeps it connected, from behind any NAT.
+#[derive(Parser)]
+#[command(name = "powernode-satellite", version, disable_help_subcommand = true)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 not joined, 4 refused by the \
+                        parent, 5 parent unreachable.\nEvery configuration key can also be set in the environment: \
+                        see `powernode-satellite config show`."
+)]
+pub struct Arguments {
+    /// Configuration file [default: /etc/powernode-satellite/satellite.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Directory of the satellite's state
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<String>,
+
+    /// Socket of the running satellite
+    #[arg(long, global = true, value_name = "PATH")]
+    admin_socket: Option<String>,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the satellite: join if invited, stay connected, send heartbeats
+    Run,
+    /// Join a parent
+    Join(Box<JoinArguments>),
+    /// Show membership, tunnel, heartbeats and certificate
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at the configuration
+    Config {
+        /// What to do with it
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Print the version
+    Version,
+}
+
+/// What to do with the configuration.
+#[derive(Subcommand)]
+pub enum ConfigCommand {
+    /// Say whether it is good, and if not, where not
+    Check,
+    /// Show every key, its value and where that comes from
+    Show,
+}
+
+/// How to join.
+#[derive(Args)]
+pub struct JoinArguments {
+    /// Join code from `powernode-host-bridge invite`; `-` reads it from standard input (safer: other users
+    /// can read command lines)
+    #[arg(value_name = "CODE", conflicts_with_all = ["code_file", "parent_url", "token_file", "token_stdin", "token"])]
+    pub code: Option<String>,
+
+    /// File with the join code
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["parent_url", "token_file", "token_stdin", "token"])]
+    pub code_file: Option<PathBuf>,
+
+    /// The parent's URL, when there is no join code
+    #[arg(long, value_name = "URL")]
+    parent_url: Option<String>,
+
+    /// Address of a host-bridge, `host:port`; repeat for several [default: host and port of the URL]
+    #[arg(long = "bridge", value_name = "ADDRESS")]
+    bridges: Vec<String>,
+
+    /// File with the acceptance token
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["token_stdin", "token"])]
+    token_file: Option<String>,
+
+    /// Read the acceptance token from standard input
+    #[arg(long, conflicts_with = "token")]
+    pub token_stdin: bool,
+
+    /// The acceptance token itself (other users can read command lines: better use one of the above)
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+
+    /// PEM file with the parent's CA
+    #[arg(long, value_name = "FILE", conflicts_with = "ca_sha256")]
+    ca_file: Option<String>,
+
+    /// SHA-256 fingerprint of the parent's CA
+    #[arg(long, value_name = "HEX")]
+    ca_sha256: Option<String>,
+
+    /// Who answers for this box, for example ops@example.com
+    #[arg(long, value_name = "TEXT")]
+    contact: Option<String>,
+
+    /// Where this box stands
+    #[arg(long, value_name = "TEXT")]
+    location: Option<String>,
+
+    /// Under which jurisdiction its data is kept
+    #[arg(long, value_name = "TEXT")]
+    data_residency: Option<String>,
+
+    /// How long to wait for the outcome
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub timeout: HumaneDuration,
+}
+
+impl Arguments {
+    /// The file to read.
+    pub fn config_file(&self) -> ConfigFile {
+        self.config.clone().map_or(ConfigFile::Default, ConfigFile::Named)
+    }
+
+    /// What the command line sets of the configuration.
+    pub fn flags(&self) -> Flags {
+        let mut flags = Flags::new();
+        let mut set = |path: &'static str, value: Option<&String>| {
+            if let Some(value) = value {
+                flags.insert(path, value.clone());
+            }
+        };
+        set("state_dir", self.state_dir.as_ref());
+        set("admin_socket", self.admin_socket.as_ref());
+        if let Command::Join(join) = &self.command {
+            set("parent.url", join.parent_url.as_ref());
+            set("parent.token_file", join.token_file.as_ref());
+            set("parent.ca_file", join.ca_file.as_ref());
+            set("parent.ca_sha256", join.ca_sha256.as_ref());
+            set("disclosure.operator_contact", join.contact.as_ref());
+            set("disclosure.location", join.location.as_ref());
+            set("disclosure.data_residency", join.data_residency.as_ref());
+            let bridges = join.bridges.join(",");
+            set("parent.bridges", (!bridges.is_empty()).then_some(&bridges));
+        }
+        flags
+    }
+}

@@ -1,0 +1,240 @@
+//! `join`: hands an invitation to the running daemon, or joins by itself when none runs.
+
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use http::Method;
+use powernode_satellite::cli::client::{AdminClient, AdminError};
+use powernode_satellite::cli::output;
+use powernode_satellite::contract::join_code::{InvalidJoinCode, JoinCode};
+use powernode_satellite::contract::token::{AcceptanceToken, InvalidToken};
+use powernode_satellite::machine::membership::StoredInvitation;
+use powernode_satellite::process::config::satellite::SatelliteConfig;
+use powernode_satellite::satellite::admin_api::{JOIN_PATH, JoinRequest, STATUS_PATH};
+use powernode_satellite::satellite::daemon::{self, JoinOutcome};
+use powernode_satellite::satellite::invite;
+use powernode_satellite::satellite::status::StatusReport;
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::arguments::JoinArguments;
+use crate::failure::Failure;
+use crate::run::runtime;
+
+/// Most that is read from standard input or a code file, in bytes.
+const INPUT_MAX_BYTES: u64 = 8 * 1024;
+
+/// Pause between two looks at the daemon's status.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Error)]
+enum InputError {
+    #[error("cannot read {what}")]
+    Read {
+        what: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{what} is not text; is it the right one?")]
+    NotText { what: String },
+    #[error("the join code cannot be used")]
+    Code(#[source] InvalidJoinCode),
+    #[error("the acceptance token cannot be used")]
+    Token(#[source] InvalidToken),
+    #[error(
+        "nothing says whom to join: give a join code (`powernode-satellite join -` reads it from standard input), or \
+         --parent-url with --token-file or --token-stdin"
+    )]
+    Nothing,
+}
+
+/// Who keeps the connection after the join.
+#[derive(Clone, Copy)]
+enum Keeper {
+    Daemon,
+    Nobody,
+}
+
+/// Joins.
+pub fn join(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<ExitCode, Failure> {
+    let invitation = invitation(config, arguments)?;
+    let runtime = runtime()?;
+    let (keeper, outcome) = runtime.block_on(async {
+        if let Some(outcome) = ask_daemon(config, &invitation, arguments.timeout.0).await {
+            return (Keeper::Daemon, outcome);
+        }
+        let outcome = daemon::join_once(config, invitation, arguments.timeout.0).await;
+        (Keeper::Nobody, outcome.map_err(Failure::failed))
+    });
+    let outcome = outcome?;
+    match outcome {
+        JoinOutcome::Joined(report) => {
+            output::print(&success(&report, keeper)).map_err(Failure::failed)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        JoinOutcome::Refused(why) => Err(Failure::refused(why)),
+        JoinOutcome::TimedOut(last) => Err(Failure::unreachable(format!(
+            "no answer from the parent within {} s{}. The invitation is stored: `powernode-satellite run` keeps \
+             trying, and a join with the same code goes on from here",
+            arguments.timeout.0.as_secs(),
+            last.map_or_else(String::new, |last| format!("; the last try: {last}")),
+        ))),
+    }
+}
+
+fn success(report: &StatusReport, keeper: Keeper) -> String {
+    let peer = report
+        .peer
+        .as_ref()
+        .map_or_else(String::new, |peer| format!(" as peer {}", peer.id));
+    let parent = report.parent_url.as_deref().unwrap_or("the parent");
+    let next = match keeper {
+        Keeper::Daemon => "The running satellite keeps the connection.",
+        Keeper::Nobody => {
+            "Now start it: `systemctl enable --now powernode-satellite`, or `powernode-satellite run`."
+        }
+    };
+    format!("joined {parent}{peer}\n{next}\n")
+}
+
+fn invitation(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<StoredInvitation, Failure> {
+    let operator = invite::operator(&config.disclosure).map_err(Failure::usage)?;
+    let invitation = if let Some(code) = code(arguments)? {
+        JoinCode::parse(code)
+            .map_err(|error| Failure::usage(InputError::Code(error)))?
+            .into_invitation()
+    } else {
+        let token = token(config, arguments)?;
+        let trust = invite::configured_trust(&config.parent).map_err(Failure::usage)?;
+        invite::of_token(&config.parent, token, trust).map_err(Failure::usage)?
+    };
+    Ok(StoredInvitation::new(invitation, operator))
+}
+
+fn code(arguments: &JoinArguments) -> Result<Option<String>, Failure> {
+    match (&arguments.code, &arguments.code_file) {
+        (Some(dash), _) if dash == "-" => read_stdin("the join code from standard input").map(Some),
+        (Some(code), _) => {
+            warn_of_argv(
+                "the join code",
+                "`powernode-satellite join -` and paste it, or use --code-file",
+            );
+            Ok(Some(code.clone()))
+        }
+        (None, Some(path)) => read_file(path).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+fn token(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<AcceptanceToken, Failure> {
+    let invalid = |error| Failure::usage(InputError::Token(error));
+    if arguments.token_stdin {
+        return AcceptanceToken::parse(read_stdin("the token from standard input")?).map_err(invalid);
+    }
+    if let Some(token) = &arguments.token {
+        warn_of_argv("the token", "--token-stdin or --token-file");
+        return AcceptanceToken::parse(token.clone()).map_err(invalid);
+    }
+    match config
+        .parent
+        .token_file
+        .as_ref()
+        .or(config.parent.token_credential.as_ref())
+    {
+        Some(path) => invite::read_token(path).map_err(Failure::usage),
+        None => Err(Failure::usage(InputError::Nothing)),
+    }
+}
+
+fn warn_of_argv(what: &str, safer: &str) {
+    // A closed standard error cannot be warned.
+    let _ = writeln!(
+        std::io::stderr(),
+        "warning: {what} was on the command line, where other users of this box can read it (ps, /proc); safer: {safer}"
+    );
+}
+
+fn read_stdin(what: &str) -> Result<String, Failure> {
+    read_text(std::io::stdin().lock(), what)
+}
+
+fn read_file(path: &Path) -> Result<String, Failure> {
+    let what = format!("the code file {}", path.display());
+    match std::fs::File::open(path) {
+        Ok(file) => read_text(file, &what),
+        Err(source) => Err(Failure::usage(InputError::Read { what, source })),
+    }
+}
+
+/// One buffer of the final size, so that no copies of a secret stay behind.
+fn read_text(source: impl std::io::Read, what: &str) -> Result<String, Failure> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(
+        usize::try_from(INPUT_MAX_BYTES).unwrap_or(0) + 1,
+    ));
+    source
+        .take(INPUT_MAX_BYTES)
+        .read_to_end(&mut bytes)
+        .map_err(|source| {
+            Failure::usage(InputError::Read {
+                what: what.to_owned(),
+                source,
+            })
+        })?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(Failure::usage(InputError::NotText {
+            what: what.to_owned(),
+        })),
+    }
+}
+
+/// The running daemon's outcome; `None` when none runs.
+async fn ask_daemon(
+    config: &SatelliteConfig,
+    invitation: &StoredInvitation,
+    timeout: Duration,
+) -> Option<Result<JoinOutcome, Failure>> {
+    let client = AdminClient::new(&config.admin_socket);
+    let request = JoinRequest::of(invitation)?;
+    let body = serde_json::to_value(&request).ok()?;
+    match client.call(Method::POST, JOIN_PATH, Some(&body)).await {
+        Err(AdminError::NotRunning { .. }) => None,
+        Err(error) => Some(Err(Failure::failed(error))),
+        Ok(answer) => match answer.read() {
+            Err(error) => Some(Err(Failure::failed(error))),
+            Ok(Err(refused)) => Some(Err(Failure::refused_here(refused.error))),
+            Ok(Ok(_)) => Some(await_daemon(&client, timeout).await),
+        },
+    }
+}
+
+async fn await_daemon(client: &AdminClient, timeout: Duration) -> Result<JoinOutcome, Failure> {
+    let settled = async {
+        loop {
+            let report = status_of(client).await?;
+            if let Some(outcome) = daemon::outcome_of(&report) {
+                return Ok(outcome);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    match tokio::time::timeout(timeout, settled).await {
+        Ok(outcome) => outcome,
+        Err(_) => Ok(JoinOutcome::TimedOut(status_of(client).await?.link.last_error)),
+    }
+}
+
+/// The daemon's report.
+pub async fn status_of(client: &AdminClient) -> Result<StatusReport, Failure> {
+    let answer = client
+        .call(Method::GET, STATUS_PATH, None)
+        .await
+        .map_err(Failure::failed)?;
+    match answer.read() {
+        Ok(Ok(data)) => serde_json::from_value(data).map_err(Failure::failed),
+        Ok(Err(refused)) => Err(Failure::refused_here(refused.error)),
+        Err(error) => Err(Failure::failed(error)),
+    }
+}

@@ -1,0 +1,55 @@
+//! Entry point of `powernode-satellite`: reads the command line, runs one command, ends with its code.
+
+mod arguments;
+mod failure;
+mod join;
+mod run;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use arguments::{Arguments, Command, ConfigCommand};
+use failure::Failure;
+use powernode_satellite::cli::{configuration, output};
+use powernode_satellite::process::config::satellite::SatelliteConfig;
+use powernode_satellite::process::environment::Environment;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match dispatch(arguments) {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let environment = Environment::of_process();
+    if let Command::Version = arguments.command {
+        output::print(concat!("powernode-satellite ", env!("CARGO_PKG_VERSION"), "\n"))
+            .map_err(Failure::failed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let flags = arguments.flags();
+    let file = arguments.config_file();
+    let (config, settings) = SatelliteConfig::load(&file, &flags, &environment).map_err(Failure::usage)?;
+    match arguments.command {
+        Command::Run => run::run(config, &environment, (file, flags)),
+        Command::Join(join) => join::join(&config, &join),
+        Command::Status { json } => status::status(&config, json),
+        Command::Config {
+            command: ConfigCommand::Check,
+        } => {
+            output::print("the configuration is good\n").map_err(Failure::failed)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config {
+            command: ConfigCommand::Show,
+        } => {
+            output::print(&configuration::show(&settings)).map_err(Failure::failed)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version => Ok(ExitCode::SUCCESS),
+    }
+}

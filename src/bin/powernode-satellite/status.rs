@@ -1,0 +1,250 @@
+//! `status`: from the running daemon, or from the store when none runs.
+
+use std::process::ExitCode;
+
+use http::Method;
+use powernode_satellite::cli::client::{AdminClient, AdminError};
+use powernode_satellite::cli::output::{self, Cell, Style, Tone, relative_time};
+use powernode_satellite::contract::peer::PeerStatus;
+use powernode_satellite::process::clock::{BUILD_TIME, Clock};
+use powernode_satellite::process::config::satellite::SatelliteConfig;
+use powernode_satellite::satellite::admin_api::STATUS_PATH;
+use powernode_satellite::satellite::membership_store::MembershipStore;
+use powernode_satellite::satellite::parent_client::RELEASE;
+use powernode_satellite::satellite::status::{
+    CertificateReport, ClockReport, HeartbeatReport, LinkReport, StatusReport, StoreReport,
+};
+
+use crate::failure::Failure;
+use crate::run::runtime;
+
+/// Shows the status. 3 when this box has not joined.
+pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure> {
+    let report = runtime()?.block_on(report(config))?;
+    if json {
+        let value = serde_json::to_value(&report).map_err(Failure::failed)?;
+        output::print(&output::render_json(&value)).map_err(Failure::failed)?;
+    } else {
+        output::print(&render(&report, Style::of_stdout())).map_err(Failure::failed)?;
+    }
+    if report.peer.is_some() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    Err(Failure::not_joined(match &report.refusal {
+        Some(refusal) => refusal.clone(),
+        None if report.state == "not_invited" => {
+            "this box has not joined a parent; run `powernode-satellite join -` with a join code".to_owned()
+        }
+        None => "this box has not joined yet: the join is under way while the daemon runs".to_owned(),
+    }))
+}
+
+async fn report(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
+    let client = AdminClient::new(&config.admin_socket);
+    match client.call(Method::GET, STATUS_PATH, None).await {
+        Ok(answer) => match answer.read() {
+            Ok(Ok(data)) => serde_json::from_value(data).map_err(Failure::failed),
+            Ok(Err(refused)) => Err(Failure::refused_here(refused.error)),
+            Err(error) => Err(Failure::failed(error)),
+        },
+        Err(AdminError::NotRunning { .. }) => from_store(config),
+        Err(error) => Err(Failure::failed(error)),
+    }
+}
+
+fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
+    let (loaded, size_bytes) = MembershipStore::peek(&config.state_dir).map_err(Failure::failed)?;
+    let clock = Clock::start(BUILD_TIME);
+    if let Some(seen) = loaded.facts.seen_from_parent {
+        clock.restore_parent_time(seen);
+    }
+    let trusted = clock.trusted();
+    let clock = ClockReport {
+        system: clock.system(),
+        trusted: trusted.now,
+        doubt: trusted.doubt.map(|doubt| doubt.to_string()),
+    };
+    let heartbeat = HeartbeatReport {
+        last_acknowledged_at: loaded.facts.last_acknowledged_at,
+        last_error: None,
+        our_endpoints: loaded.facts.our_endpoints,
+        schema_compatibility: loaded.facts.schema_compatibility,
+    };
+    let link = LinkReport {
+        state: "unknown".to_owned(),
+        ..LinkReport::default()
+    };
+    let store = StoreReport {
+        directory: config.state_dir.display().to_string(),
+        size_bytes,
+        recovered: loaded.recovered,
+    };
+    Ok(StatusReport::of_state(
+        loaded.state.as_ref(),
+        RELEASE,
+        clock,
+        link,
+        heartbeat,
+        store,
+    ))
+}
+
+/// The report for a person.
+fn render(report: &StatusReport, style: Style) -> String {
+    let now = report.clock.trusted;
+    let mut pairs: Vec<(&str, Option<Cell>)> = Vec::new();
+    pairs.push(("satellite", Some(state(report))));
+    pairs.push(("parent", report.parent_url.as_ref().map(Cell::from)));
+    if let Some(peer) = &report.peer {
+        pairs.push(("peer", Some(peer.id.into())));
+        pairs.push((
+            "mode",
+            Some(format!("{}, contract version {}", peer.spawn_mode, peer.contract_version).into()),
+        ));
+        pairs.push(("joined", Some(relative_time(peer.accepted_at, now).into())));
+        pairs.push((
+            "operator",
+            Some(format!("{}, {}", peer.operator_contact, peer.location).into()),
+        ));
+        pairs.push(("data residency", peer.data_residency.as_ref().map(Cell::from)));
+    }
+    pairs.push(("tunnel", Some(tunnel(report))));
+    pairs.push((
+        "last failure",
+        report
+            .link
+            .last_error
+            .as_ref()
+            .map(|error| Cell::toned(error, Tone::Warn)),
+    ));
+    let heartbeat = &report.heartbeat;
+    pairs.push((
+        "heartbeat",
+        Some(heartbeat.last_acknowledged_at.map_or_else(
+            || "never acknowledged".into(),
+            |at| format!("acknowledged {}", relative_time(at, now)).into(),
+        )),
+    ));
+    pairs.push((
+        "heartbeat failure",
+        heartbeat
+            .last_error
+            .as_ref()
+            .map(|error| Cell::toned(error, Tone::Warn)),
+    ));
+    for endpoint in &heartbeat.our_endpoints {
+        pairs.push((
+            "parent endpoint",
+            Some(format!("{} ({})", endpoint.url, endpoint.scope).into()),
+        ));
+    }
+    if let Some(schema) = &heartbeat.schema_compatibility {
+        let notes = schema
+            .notes
+            .as_deref()
+            .map_or_else(String::new, |notes| format!(": {notes}"));
+        pairs.push(("versions", Some(format!("{}{notes}", schema.status).into())));
+    }
+    pairs.push((
+        "certificate",
+        report
+            .certificate
+            .as_ref()
+            .map(|certificate| self::certificate(certificate, report)),
+    ));
+    pairs.push((
+        "clock",
+        report
+            .clock
+            .doubt
+            .as_ref()
+            .map(|doubt| Cell::toned(doubt, Tone::Warn)),
+    ));
+    pairs.push((
+        "state",
+        Some(
+            format!(
+                "{} ({} KiB)",
+                report.store.directory,
+                report.store.size_bytes / 1024
+            )
+            .into(),
+        ),
+    ));
+    pairs.push((
+        "recovered",
+        report
+            .store
+            .recovered
+            .as_ref()
+            .map(|what| Cell::toned(what, Tone::Warn)),
+    ));
+    output::render_pairs(&pairs, style)
+}
+
+fn state(report: &StatusReport) -> Cell {
+    let running = if report.daemon_running {
+        ""
+    } else {
+        " (not running)"
+    };
+    match &report.peer {
+        Some(peer) => {
+            let tone = match peer.status {
+                PeerStatus::Active if report.daemon_running => Tone::Good,
+                PeerStatus::Revoked | PeerStatus::Suspended => Tone::Bad,
+                _ => Tone::Warn,
+            };
+            Cell::toned(format!("{}{running}", peer.status), tone)
+        }
+        None => Cell::toned(format!("{}{running}", report.state.replace('_', " ")), Tone::Warn),
+    }
+}
+
+fn tunnel(report: &StatusReport) -> Cell {
+    let link = &report.link;
+    let now = report.clock.trusted;
+    match (
+        link.state.as_str(),
+        &link.bridge,
+        link.since,
+        link.next_attempt_at,
+    ) {
+        ("connected", Some(bridge), Some(since), _) => {
+            let transport = link.transport.as_deref().unwrap_or("");
+            Cell::toned(
+                format!("{transport} to {bridge}, connected {}", relative_time(since, now)),
+                Tone::Good,
+            )
+        }
+        ("waiting", _, _, Some(at)) => Cell::toned(
+            format!(
+                "down, next try {} ({} failed)",
+                relative_time(at, now),
+                link.failures
+            ),
+            Tone::Warn,
+        ),
+        (state, Some(bridge), _, _) => format!("{state} {bridge}").into(),
+        ("unknown", ..) => "unknown (the satellite does not run)".into(),
+        (state, ..) => state.into(),
+    }
+}
+
+fn certificate(certificate: &CertificateReport, report: &StatusReport) -> Cell {
+    let now = report.clock.trusted;
+    let renewal = certificate.renewal.as_ref().map_or_else(
+        || format!("renewal {}", relative_time(certificate.renew_at, now)),
+        |renewal| format!("renewal {renewal}"),
+    );
+    let text = format!(
+        "{}, ends {}, {renewal}",
+        certificate.standing,
+        relative_time(certificate.not_after, now)
+    );
+    let tone = match certificate.standing.as_str() {
+        "valid" | "renewal due" => Tone::Plain,
+        _ => Tone::Bad,
+    };
+    Cell::toned(text, tone)
+}

@@ -1,0 +1,424 @@
+//! The host-bridge as a daemon: opens the listeners, keeps the clockwork going, obeys signals,
+//! and ends in order.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tokio_rustls::TlsAcceptor;
+use tracing::{error, info, warn};
+
+use super::admin_socket::{AdminSocket, AdminSocketError};
+use super::federation_api::FederationApi;
+use super::http_listener::HttpsListener;
+use super::ingress::Ingress;
+use super::links::Links;
+use super::operator_api::OperatorApi;
+use super::registry::Registry;
+use super::server_identity::{self, ServerIdentityError};
+use super::settings::BridgeSettings;
+use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, TlsIdentity, server_config};
+use crate::process::clock::Clock;
+use crate::process::service_notify::ServiceManager;
+use crate::process::signals::{Signal, Signals};
+use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure};
+use crate::store::database::StoreError;
+use crate::tunnel::quic::{BindError, QuicEndpoint, QuicSettings};
+use crate::wire::TUNNEL_ALPN;
+
+/// How often heartbeats are looked through: a stale peer shows at most this much late.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How often the own certificate and spent tokens are looked at.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(3_600);
+
+/// Connections that the system may queue before they are taken.
+const LISTEN_BACKLOG: i32 = 1_024;
+
+/// Application protocol of the HTTPS listener.
+const HTTP_ALPN: &[u8] = b"http/1.1";
+
+/// Why the daemon ended with a failure.
+#[derive(Debug, Error)]
+pub enum DaemonError {
+    /// The disk.
+    #[error("the registry could not be read or written")]
+    Store(#[from] StoreError),
+    /// The listeners' certificate.
+    #[error("the host-bridge cannot show a certificate")]
+    Identity(#[from] ServerIdentityError),
+    /// The TLS library.
+    #[error("TLS cannot be set up")]
+    Tls(#[from] TlsConfigError),
+    /// A TCP port.
+    #[error(
+        "HTTPS cannot listen on {address}; is another process there, and may this user use the port? listen.https sets it"
+    )]
+    Https {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A UDP port.
+    #[error("tunnels cannot be taken; listen.quic sets the address")]
+    Quic(#[from] BindError),
+    /// The admin socket.
+    #[error("the command line could not reach this daemon")]
+    AdminSocket(#[from] AdminSocketError),
+    /// An essential task.
+    #[error("the host-bridge had to stop")]
+    Task(#[from] TaskFailure),
+}
+
+/// What surrounds the daemon.
+pub struct Surroundings {
+    /// The clock.
+    pub clock: Clock,
+    /// The service manager.
+    pub service: ServiceManager,
+    /// The signals.
+    pub signals: Signals,
+}
+
+/// The daemon with its listeners open.
+struct Running {
+    supervisor: Supervisor,
+    registry: Arc<Registry>,
+    links: Arc<Links>,
+    clock: Clock,
+    shown: watch::Sender<Arc<TlsIdentity>>,
+    settings: watch::Sender<BridgeSettings>,
+    endpoints: Vec<QuicEndpoint>,
+    bound: Bound,
+}
+
+/// Where the daemon listens, ports of the system's choice filled in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bound {
+    /// HTTPS.
+    pub https: Vec<SocketAddr>,
+    /// Tunnels.
+    pub quic: Vec<SocketAddr>,
+}
+
+/// Runs until a signal or a failure ends it. `reload` reads the configuration again; what it
+/// cannot read is logged by it, and everything stays as it was. `listening` is told once.
+pub async fn run(
+    registry: Registry,
+    settings: BridgeSettings,
+    mut surroundings: Surroundings,
+    mut reload: impl FnMut() -> Option<BridgeSettings>,
+    listening: impl FnOnce(&Bound),
+) -> Result<(), DaemonError> {
+    let registry = Arc::new(registry);
+    let drain = settings.config.drain;
+    let running = Running::start(
+        registry,
+        settings,
+        surroundings.clock.clone(),
+        &surroundings.service,
+    )
+    .await?;
+    listening(&running.bound);
+    surroundings.service.ready();
+    let outcome = loop {
+        tokio::select! {
+            cause = running.supervisor.stopped() => break match cause {
+                StopCause::Requested => Ok(()),
+                StopCause::Failed(failure) => Err(failure),
+            },
+            signal = surroundings.signals.next() => match signal {
+                Signal::Stop => break Ok(()),
+                Signal::Reload => {
+                    surroundings.service.reloading();
+                    if let Some(settings) = reload() {
+                        running.apply(settings).await;
+                    }
+                    surroundings.service.ready();
+                }
+            },
+        }
+    };
+    surroundings.service.stopping();
+    running.stop(drain, surroundings.signals).await?;
+    Ok(outcome?)
+}
+
+impl Running {
+    async fn start(
+        registry: Arc<Registry>,
+        settings: BridgeSettings,
+        clock: Clock,
+        service: &ServiceManager,
+    ) -> Result<Self, DaemonError> {
+        let identity = {
+            let (registry, names, now) = (
+                Arc::clone(&registry),
+                settings.server_names(),
+                clock.trusted().now,
+            );
+            blocking(move || server_identity::current(&registry, &names, now)).await?
+        };
+        let (shown, identity) = watch::channel(Arc::new(identity));
+        let (_, anchors) = watch::channel(Arc::new(registry.authority().anchors().clone()));
+        let time: TimeSource = {
+            let clock = clock.clone();
+            Arc::new(move || clock.trusted().now)
+        };
+        let tls = |alpn: &[u8]| {
+            let clients = ClientAuth::Optional(anchors.clone());
+            server_config(identity.clone(), clients, &[alpn], Arc::clone(&time))
+        };
+        let mut bound = Bound::default();
+        let mut listeners = Vec::new();
+        for &address in &settings.config.listen_https {
+            let listener = tcp_listener(address).map_err(|source| DaemonError::Https { address, source })?;
+            bound.https.extend(listener.local_addr());
+            listeners.push(listener);
+        }
+        let mut endpoints = Vec::new();
+        for &address in &settings.config.listen_quic {
+            let quic = QuicSettings {
+                max_streams: settings.config.limits.streams_per_session,
+            };
+            let endpoint = QuicEndpoint::server(address, tls(TUNNEL_ALPN)?, quic)?;
+            bound.quic.extend(endpoint.local_address());
+            endpoints.push(endpoint);
+        }
+        let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
+        let acceptor = TlsAcceptor::from(Arc::new(tls(HTTP_ALPN)?));
+
+        let supervisor = Supervisor::new();
+        let links = Arc::new(Links::new(settings.limits(), supervisor.scope(Stage::Work)));
+        let (settings, _) = watch::channel(settings);
+        let running = Self {
+            supervisor,
+            registry,
+            links,
+            clock,
+            shown,
+            settings,
+            endpoints,
+            bound,
+        };
+        running.listen(listeners, &acceptor, admin);
+        running.keep_going(service);
+        info!(https = ?running.bound.https, quic = ?running.bound.quic, "the host-bridge listens");
+        Ok(running)
+    }
+
+    fn listen(&self, listeners: Vec<TcpListener>, tls: &TlsAcceptor, admin: AdminSocket) {
+        let intake = self.supervisor.scope(Stage::Intake);
+        let work = self.supervisor.scope(Stage::Work);
+        let federation = Arc::new(FederationApi::new(
+            Arc::clone(&self.registry),
+            Arc::clone(&self.links),
+            self.clock.clone(),
+            self.settings.subscribe(),
+        ));
+        let operators = Arc::new(OperatorApi::new(
+            Arc::clone(&self.registry),
+            Some(Arc::clone(&self.links)),
+            self.clock.clone(),
+            self.settings.subscribe(),
+        ));
+        let https = Arc::new(HttpsListener::new(
+            Arc::clone(&federation),
+            Arc::clone(&operators),
+            work.clone(),
+            self.settings.borrow().config.limits.https_connections,
+        ));
+        for listener in listeners {
+            let serving = Arc::clone(&https).run(listener, tls.clone(), intake.clone());
+            intake.spawn_essential("https listener", async {
+                serving.await;
+                Ok::<_, Infallible>(())
+            });
+        }
+        let ingress = Arc::new(Ingress {
+            federation,
+            registry: Arc::clone(&self.registry),
+            links: Arc::clone(&self.links),
+            clock: self.clock.clone(),
+            work: work.clone(),
+            settings: self.settings.borrow().ingress(),
+        });
+        for endpoint in &self.endpoints {
+            let taking = Arc::clone(&ingress).run(endpoint.clone(), intake.clone());
+            intake.spawn_essential("tunnel listener", taking);
+        }
+        let serving = admin.run(operators, intake.clone(), work);
+        intake.spawn_essential("admin socket", async {
+            serving.await;
+            Ok::<_, Infallible>(())
+        });
+    }
+
+    fn keep_going(&self, service: &ServiceManager) {
+        let intake = self.supervisor.scope(Stage::Intake);
+        intake.spawn_until_cancelled("sweep", {
+            let (registry, clock) = (Arc::clone(&self.registry), self.clock.clone());
+            let (settings, links) = (self.settings.subscribe(), Arc::clone(&self.links));
+            let service = service.clone();
+            async move { sweep_for_ever(registry, clock, settings, links, service).await }
+        });
+        intake.spawn_until_cancelled("upkeep", {
+            let (registry, clock) = (Arc::clone(&self.registry), self.clock.clone());
+            let (settings, shown) = (self.settings.subscribe(), self.shown.clone());
+            async move {
+                let mut hourly = ticks(UPKEEP_INTERVAL);
+                loop {
+                    hourly.tick().await;
+                    upkeep(&registry, &clock, &settings, &shown).await;
+                }
+            }
+        });
+        if let Some(period) = service.watchdog_period() {
+            let service = service.clone();
+            self.supervisor
+                .scope(Stage::Base)
+                .spawn_until_cancelled("watchdog", async move {
+                    let mut beat = ticks(period);
+                    loop {
+                        beat.tick().await;
+                        service.alive();
+                    }
+                });
+        }
+    }
+
+    /// Takes over what may change while the bridge runs.
+    async fn apply(&self, new: BridgeSettings) {
+        let old = self.settings.borrow().clone();
+        if old.config.listen_https != new.config.listen_https
+            || old.config.listen_quic != new.config.listen_quic
+            || old.config.admin_socket != new.config.admin_socket
+            || old.config.state_dir != new.config.state_dir
+        {
+            warn!("listen.*, admin_socket and state_dir take effect at the next start");
+        }
+        self.links.set_limits(new.limits());
+        self.settings.send_replace(new);
+        upkeep(
+            &self.registry,
+            &self.clock,
+            &self.settings.subscribe(),
+            &self.shown,
+        )
+        .await;
+        info!("the configuration was read again");
+    }
+
+    async fn stop(self, drain: Duration, mut signals: Signals) -> Result<(), DaemonError> {
+        info!(connected = self.links.len(), "the host-bridge stops");
+        let report = self.supervisor.shutdown(drain, signals.stop()).await;
+        if !report.aborted.is_empty() {
+            warn!(tasks = ?report.aborted, "some requests were cut off");
+        }
+        for endpoint in &self.endpoints {
+            endpoint.close();
+        }
+        let registry = self.registry;
+        blocking(move || registry.write_presence()).await?;
+        info!("the host-bridge has stopped");
+        Ok(())
+    }
+}
+
+async fn sweep_for_ever(
+    registry: Arc<Registry>,
+    clock: Clock,
+    settings: watch::Receiver<BridgeSettings>,
+    links: Arc<Links>,
+    service: ServiceManager,
+) {
+    let listening_since = clock.trusted().now;
+    let mut tick = ticks(SWEEP_INTERVAL);
+    loop {
+        tick.tick().await;
+        let stale_after = settings.borrow().config.stale_after;
+        let (registry, now) = (Arc::clone(&registry), clock.trusted().now);
+        match blocking(move || registry.sweep(stale_after, listening_since, now)).await {
+            Ok(degraded) => {
+                for peer in degraded {
+                    let reason = peer.degraded_reason.unwrap_or_default();
+                    warn!(peer = %peer.id, name = peer.name, reason, "a peer is degraded");
+                }
+            }
+            Err(error) => error!(%error, "the peers could not be looked through"),
+        }
+        service.status(&format!("{} satellites connected", links.len()));
+    }
+}
+
+async fn upkeep(
+    registry: &Arc<Registry>,
+    clock: &Clock,
+    settings: &watch::Receiver<BridgeSettings>,
+    shown: &watch::Sender<Arc<TlsIdentity>>,
+) {
+    let (names, grace) = {
+        let settings = settings.borrow();
+        (settings.server_names(), settings.config.accept_grace)
+    };
+    let (registry, now, shown) = (Arc::clone(registry), clock.trusted().now, shown.clone());
+    blocking(move || {
+        if let Err(error) = server_identity::rotate(&registry, &names, now, &shown) {
+            error!(%error, "the server's certificate could not be renewed; the old one is still shown");
+        }
+        if let Err(error) = registry.forget_stale_tokens(grace, now) {
+            error!(%error, "spent tokens could not be forgotten");
+        }
+    })
+    .await;
+}
+
+/// Runs what blocks where that is allowed. A panic there goes on here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(failed) => match failed.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only a runtime that is going away cancels blocking work; so is this task.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+fn ticks(period: Duration) -> tokio::time::Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+/// `[::]` takes IPv4 too, and stands for 0.0.0.0 on a machine without IPv6.
+fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let listen = |address: SocketAddr| {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(LISTEN_BACKLOG)?;
+        TcpListener::from_std(socket.into())
+    };
+    listen(address).or_else(|error| {
+        let no_ipv6 = address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse;
+        if no_ipv6 {
+            listen((Ipv4Addr::UNSPECIFIED, address.port()).into()).map_err(|_| error)
+        } else {
+            Err(error)
+        }
+    })
+}

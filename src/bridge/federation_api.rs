@@ -1,0 +1,347 @@
+//! The contract's interface for children (sections 3, 5 and 8): accept, heartbeat, certificate
+//! renewal, trust bundle, service catalog. The same over HTTPS and over a tunnel. Who calls is
+//! what the TLS handshake verified, never what a header says.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::Body;
+use rustls::pki_types::CertificateDer;
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::acceptance::AcceptCall;
+use super::forwarded::strip_forwarded_identity;
+use super::heartbeat::{read_heartbeat, schema_compatibility};
+use super::links::{Links, REPLACED_KEY};
+use super::rate::SourceRate;
+use super::registry::record::PeerRecord;
+use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
+use super::reply::{Reply, ReplyBody};
+use super::session::Source;
+use super::settings::BridgeSettings;
+use crate::base::id::{PeerId, PublicKeyDigest};
+use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, foreign_text};
+use crate::contract::message::HeartbeatResponse;
+use crate::contract::peer::PeerStatus;
+use crate::contract::{
+    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
+};
+use crate::identity::certificate::{CertificateFacts, peer_id_of};
+use crate::process::clock::Clock;
+use crate::wire::GoodbyeReason;
+
+/// Who calls, as the connection knows it.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Where from.
+    pub source: IpAddr,
+    /// What the handshake verified, if anything.
+    pub certificate: Option<CallerCertificate>,
+}
+
+/// A verified certificate, as far as it says who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallerCertificate {
+    /// The peer in its common name; none in a certificate that is no peer's.
+    pub peer: Option<PeerId>,
+    /// Its key.
+    pub key: PublicKeyDigest,
+}
+
+impl CallerCertificate {
+    /// Of a certificate that the handshake has verified.
+    pub fn read(der: &CertificateDer<'_>) -> Option<Self> {
+        let facts = CertificateFacts::of_der(der).ok()?;
+        Some(Self {
+            peer: peer_id_of(der),
+            key: facts.public_key_digest,
+        })
+    }
+}
+
+/// The interface.
+#[derive(Debug)]
+pub struct FederationApi {
+    registry: Arc<Registry>,
+    links: Arc<Links>,
+    clock: Clock,
+    settings: watch::Receiver<BridgeSettings>,
+    rate: Mutex<SourceRate>,
+}
+
+impl FederationApi {
+    /// On a registry.
+    pub fn new(
+        registry: Arc<Registry>,
+        links: Arc<Links>,
+        clock: Clock,
+        settings: watch::Receiver<BridgeSettings>,
+    ) -> Self {
+        let rate = SourceRate::new(settings.borrow().config.limits.accepts_per_source_per_minute);
+        Self {
+            registry,
+            links,
+            clock,
+            settings,
+            rate: Mutex::new(rate),
+        }
+    }
+
+    /// Answers one request.
+    pub async fn handle<B>(self: Arc<Self>, mut request: Request<B>, caller: Caller) -> Response<ReplyBody>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let claims = strip_forwarded_identity(request.headers_mut());
+        if claims > 0 {
+            warn!(source = %caller.source, claims, "a caller claimed an identity in headers; they were ignored");
+        }
+        let reply = self.route(request, caller).await;
+        reply.into_response()
+    }
+
+    async fn route<B>(self: Arc<Self>, request: Request<B>, caller: Caller) -> Reply
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (head, body) = request.into_parts();
+        let allow = match head.uri.path() {
+            ACCEPT_PATH | HEARTBEAT_PATH | CERTIFICATE_REFRESH_PATH => Method::POST,
+            TRUST_BUNDLE_PATH | SERVICE_CATALOG_PATH => Method::GET,
+            other => return Reply::unknown_path(other),
+        };
+        if head.method != allow {
+            return Reply::wrong_method(if allow == Method::GET { "GET" } else { "POST" });
+        }
+        if head.uri.path() == ACCEPT_PATH
+            && let Err(after) = self.admit_accept(caller.source)
+        {
+            return Reply::failure(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too many accepts from this address; wait before the next one",
+            )
+            .retry_after(after);
+        }
+        let body = match read_body(body).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal,
+        };
+        // The registry blocks on the disk.
+        let answered = tokio::task::spawn_blocking(move || self.answer(head.uri.path(), &body, &caller));
+        answered.await.unwrap_or_else(|_| internal_error())
+    }
+
+    fn answer(&self, path: &str, body: &[u8], caller: &Caller) -> Reply {
+        if path == ACCEPT_PATH {
+            return self.accept(body, caller);
+        }
+        let (peer, key) = match self.authenticate(caller) {
+            Ok(known) => known,
+            Err(refusal) => return refusal,
+        };
+        if path == HEARTBEAT_PATH {
+            return self.heartbeat(&peer, body);
+        }
+        if !peer.status.inbound_allowed() {
+            return unreachable_peer();
+        }
+        match path {
+            CERTIFICATE_REFRESH_PATH => self.refresh(&peer, key, body),
+            TRUST_BUNDLE_PATH => Reply::data(&json!({
+                "ca_bundle_pem": self.registry.authority().certificate_pem(),
+                "generated_at": self.clock.trusted().now.to_string(),
+            })),
+            SERVICE_CATALOG_PATH => Reply::data(&json!({
+                "offerings": [],
+                "generated_at": self.clock.trusted().now.to_string(),
+            })),
+            other => Reply::unknown_path(other),
+        }
+    }
+
+    fn accept(&self, body: &[u8], caller: &Caller) -> Reply {
+        let grace = self.settings.borrow().config.accept_grace;
+        let accepted = AcceptCall::read(body)
+            .map_err(AcceptError::Refused)
+            .and_then(|call| self.registry.accept(&call, grace, self.clock.trusted().now));
+        match accepted {
+            Ok(accepted) => {
+                info!(peer = %accepted.peer, source = %caller.source, repeated = accepted.repeated, "a peer has accepted");
+                if !accepted.repeated {
+                    // Whoever was connected as this peer before has no certificate of it any more.
+                    self.links
+                        .close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
+                }
+                Reply::stored(accepted.answer)
+            }
+            Err(AcceptError::Refused(refusal)) => {
+                info!(source = %caller.source, reason = %refusal, "an accept was refused");
+                let status =
+                    StatusCode::from_u16(refusal.http_status()).unwrap_or(StatusCode::UNPROCESSABLE_ENTITY);
+                Reply::failure(status, &refusal.to_string())
+            }
+            Err(AcceptError::Store(error)) => stored_badly("an accept", &error),
+        }
+    }
+
+    /// The peer of a verified certificate that may at least heartbeat.
+    fn authenticate(&self, caller: &Caller) -> Result<(PeerRecord, PublicKeyDigest), Reply> {
+        let Some(certificate) = caller.certificate else {
+            return Err(Reply::unauthorized("mTLS client certificate required"));
+        };
+        let peer = match certificate.peer.map(|id| self.registry.peer_by_id(id)) {
+            None | Some(Ok(None)) => return Err(unreachable_peer()),
+            Some(Ok(Some(peer))) => peer,
+            Some(Err(error)) => return Err(stored_badly("a caller", &error)),
+        };
+        if !peer.status.heartbeat_allowed() {
+            return Err(unreachable_peer());
+        }
+        if !is_enrolled(&peer, certificate.key) {
+            return Err(Reply::unauthorized(&format!(
+                "Client certificate not issued by this peer's CA (expected anchor {}; the certificate's key is none that this peer has enrolled)",
+                self.registry.authority().fingerprint()
+            )));
+        }
+        Ok((peer, certificate.key))
+    }
+
+    fn heartbeat(&self, peer: &PeerRecord, body: &[u8]) -> Reply {
+        let sent = match read_heartbeat(body) {
+            Ok(sent) => sent,
+            Err(error) => return Reply::failure(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+        let remote_version = sent
+            .platform_version
+            .clone()
+            .filter(|version| !version.trim().is_empty());
+        match self
+            .registry
+            .heartbeat(peer.id, &sent.into(), self.clock.trusted().now)
+        {
+            Ok(taken) => {
+                if taken.was != taken.peer.status {
+                    info!(peer = %peer.id, from = %taken.was, to = %taken.peer.status, "a heartbeat changed the peer's status");
+                }
+                if !taken.errors.is_empty() {
+                    return Reply::validation(&taken.errors);
+                }
+                Reply::data(&HeartbeatResponse {
+                    status: taken.peer.status,
+                    last_heartbeat_at: taken.peer.last_heartbeat_at,
+                    our_endpoints: self.settings.borrow().our_endpoints(),
+                    schema_compatibility: Some(schema_compatibility(
+                        env!("CARGO_PKG_VERSION"),
+                        remote_version.as_deref().map(foreign_text).as_deref(),
+                    )),
+                })
+            }
+            Err(HeartbeatError::UnknownPeer | HeartbeatError::Denied(_)) => unreachable_peer(),
+            Err(HeartbeatError::Store(error)) => stored_badly("a heartbeat", &error),
+        }
+    }
+
+    fn refresh(&self, peer: &PeerRecord, key: PublicKeyDigest, body: &[u8]) -> Reply {
+        #[derive(Deserialize)]
+        struct RefreshBody {
+            #[serde(default)]
+            csr_pem: Option<String>,
+        }
+        let body: RefreshBody = match serde_json::from_slice(body) {
+            Ok(body) => body,
+            Err(error) => {
+                let error = foreign_text(&error.to_string());
+                return Reply::failure(
+                    StatusCode::BAD_REQUEST,
+                    &format!("the request is not the JSON object that a refresh is: {error}"),
+                );
+            }
+        };
+        let Some(csr) = body.csr_pem.filter(|csr| !csr.trim().is_empty()) else {
+            return Reply::coded(StatusCode::BAD_REQUEST, "PARAMETER_MISSING", "csr_pem required");
+        };
+        match self
+            .registry
+            .refresh_certificate(peer.id, key, &csr, self.clock.trusted().now)
+        {
+            Ok(certificate) => {
+                info!(peer = %peer.id, serial = %certificate.serial, not_after = %certificate.not_after, "a peer's certificate was renewed");
+                Reply::data(&certificate)
+            }
+            Err(RefreshError::UnknownPeer) => unreachable_peer(),
+            Err(error @ RefreshError::Csr(_)) => {
+                Reply::failure(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())
+            }
+            Err(RefreshError::Store(error)) => stored_badly("a renewal", &error),
+        }
+    }
+
+    fn admit_accept(&self, source: IpAddr) -> Result<(), Duration> {
+        let per_minute = self.settings.borrow().config.limits.accepts_per_source_per_minute;
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        rate.set_limit(per_minute);
+        rate.admit(Source::of(source), self.clock.now())
+    }
+}
+
+/// Whether a key is one that the peer has enrolled.
+pub fn is_enrolled(peer: &PeerRecord, key: PublicKeyDigest) -> bool {
+    peer.certificates.iter().any(|certificate| certificate.key == key)
+}
+
+/// Whether a peer may hold a tunnel at all: a resumed peer needs one for its first heartbeat.
+pub fn may_connect(status: PeerStatus) -> bool {
+    status.heartbeat_allowed()
+}
+
+/// Reads a body of bounded size in bounded time, or words the refusal.
+pub async fn read_body<B>(body: B) -> Result<Bytes, Reply>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let limited = Limited::new(body, JSON_BODY_MAX_BYTES).collect();
+    match tokio::time::timeout(CONTRACT_REQUEST_TIMEOUT, limited).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Reply::failure(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            &format!("the body is larger than {JSON_BODY_MAX_BYTES} bytes"),
+        )),
+        Ok(Err(_)) => Err(Reply::failure(StatusCode::BAD_REQUEST, "the body broke off")),
+        Err(_) => Err(Reply::failure(
+            StatusCode::REQUEST_TIMEOUT,
+            &format!(
+                "the body did not arrive within {} s",
+                CONTRACT_REQUEST_TIMEOUT.as_secs()
+            ),
+        )),
+    }
+}
+
+fn unreachable_peer() -> Reply {
+    Reply::unauthorized("No reachable FederationPeer for mTLS subject")
+}
+
+/// What a caller is told when this side is at fault; the log says more.
+pub(super) fn internal_error() -> Reply {
+    Reply::coded(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "INTERNAL_ERROR",
+        "the host-bridge could not do this; its log says why. Nothing was changed",
+    )
+}
+
+/// Logs a fault of the store and words the answer.
+pub(super) fn stored_badly(what: &str, error: &dyn std::error::Error) -> Reply {
+    tracing::error!(what, error = %error, cause = error.source().map(tracing::field::display), "the registry could not be read or written");
+    internal_error()
+}

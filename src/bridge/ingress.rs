@@ -1,0 +1,391 @@
+//! Tunnels as they come in: the handshake, who is let in as what, and the requests that arrive
+//! through them. A dialer with a peer's certificate gets a session; one without a certificate
+//! gets a short time to accept, and nothing else.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolled, may_connect};
+use super::links::{Link, Links};
+use super::registry::Registry;
+use super::session::Source;
+use crate::base::id::{PeerId, SessionId};
+use crate::process::clock::Clock;
+use crate::process::entropy;
+use crate::process::supervisor::TaskScope;
+use crate::tunnel::connection::{Tunnel, TunnelSettings};
+use crate::tunnel::greeting::GreetingError;
+use crate::tunnel::http;
+use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
+use crate::tunnel::stream::TunnelStream;
+use crate::tunnel::transport::Transport;
+use crate::wire::{Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, StreamKind, Welcome, message_text};
+
+/// Life of a connection without a certificate: an accept takes two round trips and one write to
+/// disk; a slow satellite link has ten times that.
+const BOOTSTRAP_LIFETIME: Duration = Duration::from_secs(30);
+
+/// Requests that a connection without a certificate may make in its life: one accept and its
+/// retries.
+const BOOTSTRAP_STREAMS: usize = 8;
+
+/// When a dialer that is not admitted should try again: an operator has to do something first.
+const NOT_ADMITTED_RETRY: Duration = Duration::from_secs(300);
+
+/// When a dialer that found no place should try again.
+const BUSY_RETRY: Duration = Duration::from_secs(5);
+
+/// When satellites should come back after a stop: long enough for a restart. Each is told a time
+/// of its own up to twice this, so that they do not come all at once.
+const RESTART_RETRY: Duration = Duration::from_secs(2);
+
+/// What a tunnel is told at its beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IngressSettings {
+    /// How often the satellite pings an idle tunnel.
+    pub keepalive: Duration,
+    /// Streams that a satellite may hold open at once.
+    pub max_streams: u32,
+    /// How long requests in progress may go on when the bridge stops.
+    pub drain: Duration,
+}
+
+/// Takes tunnels in.
+#[derive(Debug)]
+pub struct Ingress {
+    /// Answers what arrives through them.
+    pub federation: Arc<FederationApi>,
+    /// Says who may come in.
+    pub registry: Arc<Registry>,
+    /// Holds who is in.
+    pub links: Arc<Links>,
+    /// For the welcome.
+    pub clock: Clock,
+    /// Where connections and requests run.
+    pub work: TaskScope,
+    /// What tunnels are told.
+    pub settings: IngressSettings,
+}
+
+/// The endpoint is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("the QUIC socket is closed and takes no more tunnels; restart the host-bridge")]
+pub struct EndpointClosed;
+
+/// A peer that has proven who it is and may come in.
+struct Admitted {
+    peer: PeerId,
+    certificate: CallerCertificate,
+}
+
+impl Ingress {
+    /// Takes tunnels until the scope is cancelled.
+    pub async fn run(
+        self: Arc<Self>,
+        endpoint: QuicEndpoint,
+        intake: TaskScope,
+    ) -> Result<(), EndpointClosed> {
+        loop {
+            tokio::select! {
+                () = intake.cancelled() => return Ok(()),
+                incoming = endpoint.accept() => {
+                    let incoming = incoming.ok_or(EndpointClosed)?;
+                    let ingress = Arc::clone(&self);
+                    self.work.spawn("tunnel", async move { ingress.connection(incoming).await });
+                }
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, incoming: IncomingConnection) {
+        let address = incoming.remote_address();
+        match incoming.handshake().await {
+            Ok(transport) => self.take(transport).await,
+            Err(reason) => debug!(%address, %reason, "a handshake failed"),
+        }
+    }
+
+    /// Takes one connection whose handshake is done, over whatever transport, to its end.
+    pub async fn take(self: Arc<Self>, transport: Arc<dyn Transport>) {
+        let address = transport.remote_address();
+        match transport.peer_certificate() {
+            None => self.bootstrap(transport, address).await,
+            Some(der) => match self.admit(CallerCertificate::read(&der)).await {
+                Ok(admitted) => {
+                    let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
+                    let span = info_span!("tunnel", peer = %admitted.peer, %session);
+                    self.session(transport, address, admitted, session)
+                        .instrument(span)
+                        .await;
+                }
+                Err(refused) => {
+                    warn!(%address, why = %refused.message, "a tunnel was not admitted");
+                    self.decline(transport, refused).await;
+                }
+            },
+        }
+    }
+
+    async fn admit(&self, certificate: Option<CallerCertificate>) -> Result<Admitted, Refused> {
+        let not_admitted = |why: &str| refused(RefusalCode::NotAdmitted, why, NOT_ADMITTED_RETRY);
+        let Some((certificate, peer)) = certificate.and_then(|shown| Some((shown, shown.peer?))) else {
+            return Err(not_admitted("the certificate is no federation peer's"));
+        };
+        match self.admissible(certificate, peer).await {
+            Ok(None) => Ok(Admitted { peer, certificate }),
+            Ok(Some(why)) => Err(not_admitted(&why)),
+            Err(busy) => Err(busy),
+        }
+    }
+
+    /// Why the peer may not come in, if it may not.
+    async fn admissible(
+        &self,
+        certificate: CallerCertificate,
+        peer: PeerId,
+    ) -> Result<Option<String>, Refused> {
+        let registry = Arc::clone(&self.registry);
+        let row = tokio::task::spawn_blocking(move || registry.peer_by_id(peer)).await;
+        let Ok(Ok(row)) = row else {
+            tracing::error!(%peer, "the registry could not be read; a peer had to be turned away");
+            return Err(refused(
+                RefusalCode::Busy,
+                "the host-bridge cannot read its registry",
+                BUSY_RETRY,
+            ));
+        };
+        Ok(match row {
+            None => Some("the peer is not known here".to_owned()),
+            Some(row) if !may_connect(row.status) => Some(format!("the peer is {}", row.status)),
+            Some(row) if !is_enrolled(&row, certificate.key) => {
+                Some("another key has taken this peer's place; join again".to_owned())
+            }
+            Some(_) => None,
+        })
+    }
+
+    async fn session(
+        self: Arc<Self>,
+        transport: Arc<dyn Transport>,
+        address: SocketAddr,
+        admitted: Admitted,
+        session: SessionId,
+    ) {
+        let Admitted { peer, certificate } = admitted;
+        let decide = |_: &Hello| match self.links.check(peer) {
+            Ok(()) => Ok(self.welcome(session, address)),
+            Err(full) => Err(refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)),
+        };
+        let settings = self.tunnel_settings();
+        let (tunnel, hello, driver) =
+            match Tunnel::accept(transport, settings, self.clock.clone(), decide).await {
+                Ok(taken) => taken,
+                Err(error) => return log_greeting(address, &error),
+            };
+        let link = Link {
+            tunnel: tunnel.clone(),
+            since: self.clock.trusted().now,
+            address,
+            agent: message_text(&hello.agent),
+        };
+        let served = async {
+            match self.links.enter(peer, session, link) {
+                Ok(()) => {
+                    info!(%address, agent = %hello.agent, "a satellite is connected");
+                    // Whoever was suspended since the handshake must not stay.
+                    if !matches!(self.admissible(certificate, peer).await, Ok(None)) {
+                        self.links.close(
+                            peer,
+                            GoodbyeReason::Suspended,
+                            "the peer may not connect any more",
+                        );
+                    }
+                    self.serve(&tunnel, address, certificate).await;
+                }
+                Err(full) => {
+                    let goodbye = goodbye(GoodbyeReason::LimitExceeded, &full.to_string(), BUSY_RETRY);
+                    tunnel.close(goodbye).await;
+                }
+            }
+        };
+        let (reason, ()) = tokio::join!(driver.run(), served);
+        let live = self.links.leave(peer, session);
+        info!(%reason, live, "a satellite's tunnel has ended");
+    }
+
+    /// Serves a session's requests until the tunnel ends or the bridge stops.
+    async fn serve(self: &Arc<Self>, tunnel: &Tunnel, address: SocketAddr, certificate: CallerCertificate) {
+        let caller = Caller {
+            source: address.ip(),
+            certificate: Some(certificate),
+        };
+        let requests = self.work.child();
+        let ended = loop {
+            let incoming = tokio::select! {
+                incoming = tunnel.accept_stream() => incoming,
+                () = self.work.cancelled() => break false,
+            };
+            let Ok(incoming) = incoming else {
+                break true;
+            };
+            let StreamKind::Http = incoming.header().kind;
+            let trace = incoming.header().trace;
+            let ingress = Arc::clone(self);
+            let caller = caller.clone();
+            let request = async move {
+                if let Ok(stream) = incoming.accept().await {
+                    ingress.request(stream, caller).await;
+                }
+            };
+            // As many at once as the transport lets the satellite open streams.
+            requests.spawn(
+                "tunnel request",
+                request.instrument(info_span!("request", %trace)),
+            );
+        };
+        if !ended {
+            self.drain(tunnel).await;
+        }
+    }
+
+    /// The bridge stops: what is in progress may end, then the satellite is told when to return.
+    async fn drain(&self, tunnel: &Tunnel) {
+        const LOOK_AGAIN: Duration = Duration::from_millis(50);
+        let idle = async {
+            while tunnel.stats().open_streams > 0 {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        // Half of the time is the goodbye's.
+        let _ = tokio::time::timeout(self.settings.drain / 2, idle).await;
+        let spread = u64::from_be_bytes(entropy::bytes()) % millis(RESTART_RETRY).max(1);
+        let come_back = RESTART_RETRY.saturating_add(Duration::from_millis(spread));
+        let message = "the host-bridge stops or restarts";
+        tunnel
+            .close(goodbye(GoodbyeReason::ShuttingDown, message, come_back))
+            .await;
+    }
+
+    async fn request(&self, stream: TunnelStream, caller: Caller) {
+        let service = service_fn(|request| {
+            let federation = Arc::clone(&self.federation);
+            let caller = caller.clone();
+            async move { Ok::<_, Infallible>(federation.handle(request, caller).await) }
+        });
+        if let Err(error) = http::serve(stream, service).await {
+            debug!(%error, "a request through a tunnel was not served to its end");
+        }
+    }
+
+    async fn bootstrap(&self, transport: Arc<dyn Transport>, address: SocketAddr) {
+        let place = match self.links.enter_bootstrap(Source::of(address.ip())) {
+            Ok(place) => place,
+            Err(full) => {
+                warn!(%address, %full, "a connection without a certificate found no place");
+                return self
+                    .decline(
+                        transport,
+                        refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY),
+                    )
+                    .await;
+            }
+        };
+        let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
+        let decide = |_: &Hello| Ok(self.welcome(session, address));
+        let settings = self.tunnel_settings();
+        let (tunnel, _, driver) = match Tunnel::accept(transport, settings, self.clock.clone(), decide).await
+        {
+            Ok(taken) => taken,
+            Err(error) => return log_greeting(address, &error),
+        };
+        let caller = Caller {
+            source: address.ip(),
+            certificate: None,
+        };
+        let served = async {
+            let requests = async {
+                for _ in 0..BOOTSTRAP_STREAMS {
+                    let Ok(incoming) = tunnel.accept_stream().await else {
+                        return;
+                    };
+                    if let Ok(stream) = incoming.accept().await {
+                        self.request(stream, caller.clone()).await;
+                    }
+                }
+            };
+            let (reason, message) = tokio::select! {
+                () = self.work.cancelled() => (GoodbyeReason::ShuttingDown, "the host-bridge stops or restarts"),
+                ended = tokio::time::timeout(BOOTSTRAP_LIFETIME, requests) => match ended {
+                    Ok(()) => (GoodbyeReason::LimitExceeded, "no more requests without a certificate; dial again"),
+                    Err(_) => (GoodbyeReason::LimitExceeded, "the time without a certificate is over; dial again"),
+                },
+            };
+            tunnel.close(goodbye(reason, message, RESTART_RETRY)).await;
+        };
+        let (reason, ()) = tokio::join!(driver.run(), served);
+        debug!(%address, %reason, "a connection without a certificate has ended");
+        drop(place);
+    }
+
+    async fn decline(&self, transport: Arc<dyn Transport>, refused: Refused) {
+        let address = transport.remote_address();
+        let declined = Tunnel::accept(transport, self.tunnel_settings(), self.clock.clone(), |_| {
+            Err(refused)
+        })
+        .await;
+        if let Err(error) = declined {
+            log_greeting(address, &error);
+        }
+    }
+
+    fn tunnel_settings(&self) -> TunnelSettings {
+        TunnelSettings {
+            max_streams: self.settings.max_streams,
+            ..TunnelSettings::default()
+        }
+    }
+
+    fn welcome(&self, session: SessionId, address: SocketAddr) -> Welcome {
+        Welcome {
+            session,
+            agent: AGENT.to_owned(),
+            keepalive_millis: u32::try_from(millis(self.settings.keepalive)).unwrap_or(u32::MAX),
+            max_streams: self.settings.max_streams,
+            observed_address: address.to_string(),
+            unix_seconds: self.clock.trusted().now.as_seconds(),
+            features: Vec::new(),
+        }
+    }
+}
+
+/// How this program calls itself to satellites.
+const AGENT: &str = concat!("powernode-host-bridge/", env!("CARGO_PKG_VERSION"));
+
+fn log_greeting(address: SocketAddr, error: &GreetingError) {
+    debug!(%address, %error, "a greeting came to nothing");
+}
+
+fn refused(code: RefusalCode, message: &str, after: Duration) -> Refused {
+    Refused {
+        code,
+        message: message.to_owned(),
+        retry_after_millis: u32::try_from(millis(after)).unwrap_or(u32::MAX),
+    }
+}
+
+fn goodbye(reason: GoodbyeReason, message: &str, after: Duration) -> Goodbye {
+    Goodbye {
+        reason,
+        message: message.to_owned(),
+        retry_after_millis: u32::try_from(millis(after)).unwrap_or(u32::MAX),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,149 @@
+//! The live tunnels: the session table with its tunnels, and the goodbyes to those that leave it.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::peer_view::LinkView;
+use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable, Source};
+use crate::base::id::{PeerId, SessionId};
+use crate::base::time::UnixTime;
+use crate::process::supervisor::TaskScope;
+use crate::tunnel::connection::Tunnel;
+use crate::wire::{Goodbye, GoodbyeReason};
+
+/// What a session is told whose peer has accepted again.
+pub const REPLACED_KEY: &str = "another key has accepted as this peer";
+
+/// A peer's tunnel and what is told of it.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The tunnel.
+    pub tunnel: Tunnel,
+    /// Since when.
+    pub since: UnixTime,
+    /// The satellite's address as it arrives here.
+    pub address: SocketAddr,
+    /// Program and version at the other end.
+    pub agent: String,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Links {
+    table: Mutex<SessionTable<Link>>,
+    goodbyes: TaskScope,
+}
+
+impl Links {
+    /// None yet. Goodbyes are said in tasks of the given scope.
+    pub const fn new(limits: SessionLimits, goodbyes: TaskScope) -> Self {
+        Self {
+            table: Mutex::new(SessionTable::new(limits)),
+            goodbyes,
+        }
+    }
+
+    /// Other limits from now on.
+    pub fn set_limits(&self, limits: SessionLimits) {
+        self.table().set_limits(limits);
+    }
+
+    /// Whether there is a place for the peer.
+    pub fn check(&self, peer: PeerId) -> Result<(), Full> {
+        self.table().check(peer)
+    }
+
+    /// Takes a peer's newest tunnel; the one that it replaces is told and closed.
+    pub fn enter(&self, peer: PeerId, session: SessionId, link: Link) -> Result<(), Full> {
+        let replaced = self.table().enter(peer, Session { id: session, link })?;
+        if let Some(replaced) = replaced {
+            let goodbye = goodbye(
+                GoodbyeReason::Superseded,
+                "a newer session of this peer has taken over",
+            );
+            self.say(replaced.link.tunnel, goodbye);
+        }
+        Ok(())
+    }
+
+    /// The tunnel has ended. Whether it was the peer's live one.
+    pub fn leave(&self, peer: PeerId, session: SessionId) -> bool {
+        self.table().leave(peer, session)
+    }
+
+    /// Ends a peer's tunnel for a reason, where there is one.
+    pub fn close(&self, peer: PeerId, reason: GoodbyeReason, message: &str) {
+        let removed = self.table().remove(peer);
+        if let Some(removed) = removed {
+            self.say(removed.link.tunnel, goodbye(reason, message));
+        }
+    }
+
+    /// A peer's live tunnel.
+    pub fn get(&self, peer: PeerId) -> Option<Tunnel> {
+        self.table().get(peer).map(|live| live.link.tunnel.clone())
+    }
+
+    /// What operators see of a peer's live tunnel.
+    pub fn view(&self, peer: PeerId) -> Option<LinkView> {
+        self.table().get(peer).map(|live| LinkView {
+            session: live.id,
+            address: live.link.address.to_string(),
+            agent: live.link.agent.clone(),
+            since: live.link.since,
+            open_streams: live.link.tunnel.stats().open_streams,
+        })
+    }
+
+    /// How many peers are connected.
+    pub fn len(&self) -> usize {
+        self.table().len()
+    }
+
+    /// Whether nobody is connected.
+    pub fn is_empty(&self) -> bool {
+        self.table().is_empty()
+    }
+
+    /// How many connections without a certificate there are.
+    pub fn bootstrap_len(&self) -> usize {
+        self.table().bootstrap_len()
+    }
+
+    /// A connection without a certificate begins; its place is free again when the guard goes.
+    pub fn enter_bootstrap(&self, source: Source) -> Result<BootstrapGuard<'_>, Full> {
+        let place = self.table().enter_bootstrap(source)?;
+        Ok(BootstrapGuard { links: self, place })
+    }
+
+    fn say(&self, tunnel: Tunnel, goodbye: Goodbye) {
+        self.goodbyes
+            .spawn("goodbye", async move { tunnel.close(goodbye).await });
+    }
+
+    fn table(&self) -> MutexGuard<'_, SessionTable<Link>> {
+        // Each change of the table is complete before anything that could panic.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place among the connections without a certificate.
+#[derive(Debug)]
+pub struct BootstrapGuard<'a> {
+    links: &'a Links,
+    place: BootstrapPlace,
+}
+
+impl Drop for BootstrapGuard<'_> {
+    fn drop(&mut self) {
+        self.links.table().leave_bootstrap(&self.place);
+    }
+}
+
+fn goodbye(reason: GoodbyeReason, message: &str) -> Goodbye {
+    Goodbye {
+        reason,
+        message: message.to_owned(),
+        retry_after_millis: 0,
+    }
+}

@@ -1,0 +1,286 @@
+//! What operators ask of the bridge (contract section 9), over HTTPS with a bearer token, over
+//! the admin socket as a local user, or in the command line's own process while no daemon runs:
+//! one function of a request and a known caller, whatever it came over.
+
+mod access;
+mod peers;
+mod relay;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use hyper::body::Body;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tracing::info;
+
+use super::federation_api::{internal_error, read_body, stored_badly};
+use super::forwarded::strip_forwarded_identity;
+use super::links::Links;
+use super::mcp;
+use super::peer_view::PeerView;
+use super::registry::record::PeerRecord;
+use super::registry::{Registry, RegistryError};
+use super::reply::{Reply, ReplyBody};
+use super::settings::BridgeSettings;
+use crate::base::limit::foreign_text;
+use crate::base::secret::Secret;
+use crate::base::time::UnixTime;
+use crate::contract::FEDERATION_PEERS_PATH;
+use crate::contract::peer::PeerStatus;
+use crate::process::clock::Clock;
+
+/// Path of the grants.
+pub const ACCESS_GRANTS_PATH: &str = "/api/v1/system/sdwan/access_grants";
+/// Path of the health report.
+pub const HEALTH_PATH: &str = "/api/v1/system/sdwan/health";
+/// Path of the operators.
+pub const OPERATORS_PATH: &str = "/api/v1/system/sdwan/operators";
+/// Path of the tools for assistants.
+pub const MCP_PATH: &str = "/mcp";
+/// What the path of a request to a peer's own interface begins with.
+pub const PEER_PREFIX: &str = "/peers/";
+
+/// A caller who has proven who they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operator {
+    /// A user of this machine whom the socket or the file let in.
+    Local,
+    /// By bearer token.
+    Named(String),
+}
+
+impl std::fmt::Display for Operator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Local => f.write_str("local"),
+            Self::Named(name) => f.write_str(name),
+        }
+    }
+}
+
+/// The interface.
+#[derive(Debug)]
+pub struct OperatorApi {
+    pub(super) registry: Arc<Registry>,
+    /// None in a command line's own process: nobody is connected there.
+    links: Option<Arc<Links>>,
+    clock: Clock,
+    settings: watch::Receiver<BridgeSettings>,
+}
+
+/// One call after its head was read.
+struct Call<'a> {
+    method: &'a Method,
+    /// The path's parts below its resource, without empty ones.
+    rest: Vec<&'a str>,
+    body: &'a [u8],
+    operator: &'a Operator,
+}
+
+impl OperatorApi {
+    /// On a registry; with the live tunnels in a daemon.
+    pub const fn new(
+        registry: Arc<Registry>,
+        links: Option<Arc<Links>>,
+        clock: Clock,
+        settings: watch::Receiver<BridgeSettings>,
+    ) -> Self {
+        Self {
+            registry,
+            links,
+            clock,
+            settings,
+        }
+    }
+
+    /// Whether a path is this interface's.
+    pub fn serves(path: &str) -> bool {
+        path.starts_with("/api/v1/system/sdwan/") || path.starts_with(PEER_PREFIX) || path == MCP_PATH
+    }
+
+    /// The operator whose bearer token a request carries, or the refusal.
+    pub async fn authorize(&self, headers: &HeaderMap) -> Result<Operator, Reply> {
+        let bearer = headers
+            .get(AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| Secret::from_text(token.trim().to_owned()));
+        let Some(token) = bearer else {
+            return Err(Reply::unauthorized(
+                "an operator token is required: Authorization: Bearer <token>",
+            ));
+        };
+        let registry = Arc::clone(&self.registry);
+        match tokio::task::spawn_blocking(move || registry.operator_by_token(token.expose())).await {
+            Ok(Ok(Some(operator))) => Ok(Operator::Named(operator.name)),
+            Ok(Ok(None)) => Err(Reply::unauthorized("the operator token is not known")),
+            Ok(Err(error)) => Err(stored_badly("an operator", &error)),
+            Err(_) => Err(internal_error()),
+        }
+    }
+
+    /// Answers one request of a known caller.
+    pub async fn handle<B>(
+        self: Arc<Self>,
+        mut request: Request<B>,
+        operator: Operator,
+    ) -> Response<ReplyBody>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        strip_forwarded_identity(request.headers_mut());
+        let (head, body) = request.into_parts();
+        if !Self::serves(head.uri.path()) {
+            return Reply::unknown_path(head.uri.path()).into_response();
+        }
+        let body = match read_body(body).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal.into_response(),
+        };
+        if head.uri.path().starts_with(PEER_PREFIX) {
+            return self.relay(head, body, &operator).await;
+        }
+        // The registry blocks on the disk.
+        let answered = tokio::task::spawn_blocking(move || {
+            self.dispatch(&head.method, head.uri.path(), &body, &operator)
+        });
+        answered
+            .await
+            .unwrap_or_else(|_| internal_error())
+            .into_response()
+    }
+
+    /// Answers a request to anything but a peer's own interface. Blocks on the disk.
+    fn dispatch(&self, method: &Method, path: &str, body: &[u8], operator: &Operator) -> Reply {
+        let below = |base: &str| {
+            let rest = path.strip_prefix(base)?;
+            (rest.is_empty() || rest.starts_with('/')).then(|| {
+                rest.split('/')
+                    .filter(|part| !part.is_empty())
+                    .collect::<Vec<_>>()
+            })
+        };
+        let call = |rest| Call {
+            method,
+            rest,
+            body,
+            operator,
+        };
+        let reply = if let Some(rest) = below(FEDERATION_PEERS_PATH) {
+            self.peers(&call(rest))
+        } else if let Some(rest) = below(ACCESS_GRANTS_PATH) {
+            self.grants(&call(rest))
+        } else if let Some(rest) = below(OPERATORS_PATH) {
+            self.operators(&call(rest))
+        } else if path == HEALTH_PATH {
+            match *method {
+                Method::GET => self.health(),
+                _ => Ok(Reply::wrong_method("GET")),
+            }
+        } else if path == MCP_PATH {
+            match *method {
+                Method::POST => Ok(mcp::answer(self, body, operator)),
+                _ => Ok(Reply::wrong_method("POST")),
+            }
+        } else {
+            Ok(Reply::unknown_path(path))
+        };
+        reply.unwrap_or_else(|refused| refused)
+    }
+
+    /// Every peer, its status and the freshness of its heartbeat at a glance.
+    fn health(&self) -> Result<Reply, Reply> {
+        let now = self.now();
+        let stale_after = self.settings.borrow().config.stale_after;
+        let peers = self
+            .registry
+            .peers()
+            .map_err(|error| stored_badly("the peers", &error))?;
+        let mut by_status = Map::new();
+        for status in PeerStatus::ALL {
+            let count = peers.iter().filter(|peer| peer.status == *status).count();
+            by_status.insert(status.to_string(), json!(count));
+        }
+        let total = peers.len();
+        let rows: Vec<Value> = peers
+            .iter()
+            .filter(|peer| peer.status != PeerStatus::Revoked)
+            .map(|peer| {
+                let age = peer.last_heartbeat_at.map(|heard| now.since(heard));
+                json!({
+                    "id": peer.id,
+                    "name": peer.name,
+                    "status": peer.status,
+                    "last_heartbeat_at": peer.last_heartbeat_at.map(|heard| heard.to_string()),
+                    "heartbeat_age_seconds": age.map(|age| age.as_secs()),
+                    "heartbeat_fresh": age.is_some_and(|age| age <= stale_after),
+                    "connected": self.links.as_ref().is_some_and(|links| links.view(peer.id).is_some()),
+                })
+            })
+            .collect();
+        let degraded = peers.iter().any(|peer| peer.status == PeerStatus::Degraded);
+        Ok(Reply::data(&json!({
+            "status": if degraded { "degraded" } else { "ok" },
+            "version": env!("CARGO_PKG_VERSION"),
+            "daemon_running": self.links.is_some(),
+            "time": now.to_string(),
+            "connected": self.links.as_ref().map_or(0, |links| links.len()),
+            "joining": self.links.as_ref().map_or(0, |links| links.bootstrap_len()),
+            "peer_count": total,
+            "peers_by_status": by_status,
+            "ca_fingerprint": self.registry.authority().fingerprint().to_string(),
+            "store_bytes": self.registry.size_bytes(),
+            "peers": rows,
+        })))
+    }
+
+    fn view(&self, peer: PeerRecord) -> PeerView {
+        let tunnel = self.links.as_ref().and_then(|links| links.view(peer.id));
+        PeerView::new(peer, tunnel, self.now())
+    }
+
+    fn now(&self) -> UnixTime {
+        self.clock.trusted().now
+    }
+}
+
+/// The fields of a request; an empty body has none.
+fn fields<T: DeserializeOwned>(body: &[u8]) -> Result<T, Reply> {
+    let body = if body.iter().all(u8::is_ascii_whitespace) {
+        b"{}"
+    } else {
+        body
+    };
+    serde_json::from_slice(body).map_err(|error| {
+        Reply::failure(
+            StatusCode::BAD_REQUEST,
+            &format!("the request cannot be read: {}", foreign_text(&error.to_string())),
+        )
+    })
+}
+
+/// The registry's refusal as an answer.
+fn refused(error: &RegistryError) -> Reply {
+    match error {
+        RegistryError::Store(source) => stored_badly("the registry", source),
+        RegistryError::ServerCertificate(_) => stored_badly("the server's certificate", error),
+        other => Reply::failure(
+            StatusCode::from_u16(other.http_status()).unwrap_or(StatusCode::UNPROCESSABLE_ENTITY),
+            &other.to_string(),
+        ),
+    }
+}
+
+/// One line in the log for every change that an operator makes.
+fn log_change(operator: &Operator, what: &str, on: &dyn std::fmt::Display) {
+    info!(%operator, what, on = %on, "an operator made a change");
+}

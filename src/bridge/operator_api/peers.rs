@@ -1,0 +1,235 @@
+//! Peers: list, show, propose, invite, mint a token, suspend, resume, revoke.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::acceptance::AcceptCall;
+use super::super::links::REPLACED_KEY;
+use super::super::registry::{AcceptError, MintedToken, Proposal, RegistryError, Resumption};
+use super::super::reply::Reply;
+use super::{Call, OperatorApi, fields, log_change, refused, stored_badly};
+use crate::contract::join_code::JoinCode;
+use crate::contract::peer::{PeerKind, SpawnMode, SpawnRole, UnknownName};
+use crate::wire::GoodbyeReason;
+
+/// A peer to propose, as the contract names its fields.
+#[derive(Debug, Default, Deserialize)]
+pub(in crate::bridge) struct ProposalFields {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    description: Option<String>,
+    #[serde(default)]
+    remote_instance_url: Option<String>,
+    #[serde(default)]
+    peer_kind: Option<String>,
+    #[serde(default)]
+    spawn_role: Option<String>,
+    #[serde(default)]
+    spawn_mode: Option<String>,
+    #[serde(default)]
+    ttl_seconds: Option<u64>,
+}
+
+impl ProposalFields {
+    /// What is not said is what a satellite is.
+    pub(in crate::bridge) fn proposal(self) -> Result<Proposal, UnknownName> {
+        fn word<T: FromStr<Err = UnknownName>>(text: Option<String>, default: T) -> Result<T, UnknownName> {
+            text.map_or(Ok(default), |text| text.parse())
+        }
+        Ok(Proposal {
+            kind: word(self.peer_kind, PeerKind::Platform)?,
+            role: word(self.spawn_role, SpawnRole::Parent)?,
+            mode: word(self.spawn_mode, SpawnMode::ManagedChild)?,
+            name: self.name,
+            description: self.description,
+            remote_instance_url: self.remote_instance_url,
+        })
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct TokenFields {
+    #[serde(default)]
+    ttl_seconds: Option<u64>,
+}
+
+/// Why something is ended or paused.
+#[derive(Deserialize)]
+pub(super) struct ReasonFields {
+    #[serde(default)]
+    pub(super) reason: String,
+}
+
+impl OperatorApi {
+    pub(super) fn peers(&self, call: &Call<'_>) -> Result<Reply, Reply> {
+        match (call.rest.as_slice(), call.method) {
+            ([], &Method::GET) => {
+                let peers = self
+                    .registry
+                    .peers()
+                    .map_err(|error| stored_badly("the peers", &error))?;
+                let views: Vec<_> = peers.into_iter().map(|peer| self.view(peer)).collect();
+                Ok(Reply::data(&views))
+            }
+            ([], &Method::POST) => {
+                let proposal = fields::<ProposalFields>(call.body)?
+                    .proposal()
+                    .map_err(|error| unprocessable(&error))?;
+                let peer = self
+                    .registry
+                    .propose(&proposal, self.now())
+                    .map_err(|error| refused(&error))?;
+                log_change(call.operator, "propose", &peer.id);
+                Ok(Reply::created(&self.view(peer)))
+            }
+            ([], _) => Ok(Reply::wrong_method("GET, POST")),
+            (["invite"], &Method::POST) => self.invite(call),
+            ([peer], &Method::GET) => {
+                let peer = self.registry.peer(peer).map_err(|error| refused(&error))?;
+                Ok(Reply::data(&self.view(peer)))
+            }
+            ([_], _) => Ok(Reply::wrong_method("GET")),
+            ([peer, "acceptance_token"], &Method::POST) => self.mint(call, peer),
+            ([peer, "suspend"], &Method::POST) => self.suspend(call, peer),
+            ([peer, "resume"], &Method::POST) => self.resume(call, peer),
+            ([peer, "revoke"], &Method::POST) => self.revoke(call, peer),
+            ([_, "acceptance_token" | "suspend" | "resume" | "revoke"], _) => Ok(Reply::wrong_method("POST")),
+            (rest, _) => Ok(Reply::unknown_path(&rest.join("/"))),
+        }
+    }
+
+    fn invite(&self, call: &Call<'_>) -> Result<Reply, Reply> {
+        let mut asked: ProposalFields = fields(call.body)?;
+        if self.settings.borrow().public.url.is_none() {
+            return Err(Reply::failure(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "a join code names this parent's URL: set public.url in the configuration first",
+            ));
+        }
+        let ttl = self.ttl(asked.ttl_seconds.take());
+        let proposal = asked.proposal().map_err(|error| unprocessable(&error))?;
+        let minted = self
+            .registry
+            .invite(&proposal, ttl, self.now())
+            .map_err(|error| refused(&error))?;
+        log_change(call.operator, "invite", &minted.peer.id);
+        Ok(Reply::created(&self.minted(minted)))
+    }
+
+    fn mint(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let ttl = self.ttl(fields::<TokenFields>(call.body)?.ttl_seconds);
+        let minted = self
+            .registry
+            .mint_token(peer, ttl, self.now())
+            .map_err(|error| refused(&error))?;
+        log_change(call.operator, "mint a token for", &minted.peer.id);
+        Ok(Reply::created(&self.minted(minted)))
+    }
+
+    fn ttl(&self, asked: Option<u64>) -> Duration {
+        asked.map_or_else(
+            || self.settings.borrow().config.acceptance_ttl,
+            Duration::from_secs,
+        )
+    }
+
+    /// The one time that a token is shown.
+    fn minted(&self, minted: MintedToken) -> Value {
+        let public = self.settings.borrow().public.clone();
+        let caution = minted.caution();
+        let join_code = public.url.clone().map(|parent_url| {
+            let code = JoinCode {
+                parent_url,
+                bridges: public.bridges,
+                token: minted.token.clone(),
+                ca: self.registry.authority().fingerprint(),
+                minted_at: self.now(),
+            };
+            code.encode().to_string()
+        });
+        json!({
+            "acceptance_token": minted.token.expose().expose_text(),
+            "expires_at": minted.expires_at.to_string(),
+            "join_code": join_code,
+            "parent_url": public.url,
+            "ca_fingerprint": self.registry.authority().fingerprint().to_string(),
+            "caution": caution,
+            "peer": self.view(minted.peer),
+        })
+    }
+
+    fn suspend(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let reason = fields::<ReasonFields>(call.body)?.reason;
+        let peer = self
+            .registry
+            .suspend(peer, &reason, self.now())
+            .map_err(|error| refused(&error))?;
+        log_change(call.operator, "suspend", &peer.id);
+        if let Some(links) = &self.links {
+            links.close(peer.id, GoodbyeReason::Suspended, &reason);
+        }
+        Ok(Reply::data(&self.view(peer)))
+    }
+
+    fn resume(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let (peer, awaits) = self
+            .registry
+            .resume(peer, self.now())
+            .map_err(|error| refused(&error))?;
+        log_change(call.operator, "resume", &peer.id);
+        let next = match awaits {
+            Resumption::AwaitsHeartbeat => "the peer is active again with its next heartbeat",
+            Resumption::AwaitsAccept => {
+                "the peer has no certificate: suspend it, mint a token and let the box join"
+            }
+        };
+        let mut view = serde_json::to_value(self.view(peer)).unwrap_or_default();
+        if let Value::Object(row) = &mut view {
+            row.insert("next".to_owned(), json!(next));
+        }
+        Ok(Reply::data(&view))
+    }
+
+    fn revoke(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let reason = fields::<ReasonFields>(call.body)?.reason;
+        let peer = self
+            .registry
+            .revoke(peer, &reason, self.now())
+            .map_err(|error| refused(&error))?;
+        log_change(call.operator, "revoke", &peer.id);
+        if let Some(links) = &self.links {
+            links.close(peer.id, GoodbyeReason::Revoked, &reason);
+        }
+        Ok(Reply::data(&self.view(peer)))
+    }
+
+    /// Carries an accept out for the tools.
+    pub(in crate::bridge) fn accept(&self, call: &AcceptCall) -> Result<Value, AcceptError> {
+        let grace = self.settings.borrow().config.accept_grace;
+        let accepted = self.registry.accept(call, grace, self.now())?;
+        if !accepted.repeated
+            && let Some(links) = &self.links
+        {
+            links.close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
+        }
+        Ok(serde_json::from_slice(&accepted.answer).unwrap_or_default())
+    }
+
+    /// Proposes for the tools.
+    pub(in crate::bridge) fn propose(&self, asked: ProposalFields) -> Result<Value, RegistryError> {
+        let proposal = asked
+            .proposal()
+            .map_err(|error| RegistryError::InvalidField(error.to_string()))?;
+        let peer = self.registry.propose(&proposal, self.now())?;
+        Ok(serde_json::to_value(self.view(peer)).unwrap_or_default())
+    }
+}
+
+pub(super) fn unprocessable(error: &dyn std::error::Error) -> Reply {
+    Reply::failure(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())
+}

@@ -1,0 +1,110 @@
+//! A peer as operators see it: the contract's row (section 1) and what this bridge knows beside
+//! it. JSON alone; tables are made of it elsewhere.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::registry::record::PeerRecord;
+use crate::base::id::{PeerId, SessionId};
+use crate::base::time::{UnixTime, rfc3339};
+use crate::contract::message::Endpoint;
+use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode, SpawnRole};
+
+/// A live tunnel as operators see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LinkView {
+    /// Its id in both sides' logs.
+    pub session: SessionId,
+    /// The satellite's address as it arrives here.
+    pub address: String,
+    /// Program and version at the other end.
+    pub agent: String,
+    /// Since when.
+    #[serde(with = "rfc3339")]
+    pub since: UnixTime,
+    /// Streams open now.
+    pub open_streams: usize,
+}
+
+/// The row.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PeerView {
+    id: PeerId,
+    name: Option<String>,
+    description: Option<String>,
+    remote_instance_url: Option<String>,
+    peer_kind: PeerKind,
+    spawn_role: SpawnRole,
+    spawn_mode: SpawnMode,
+    status: PeerStatus,
+    #[serde(with = "rfc3339")]
+    status_since: UnixTime,
+    endpoints: Vec<Endpoint>,
+    capabilities: Map<String, Value>,
+    extension_slugs: Vec<String>,
+    sync_cursor: Map<String, Value>,
+    contract_version_agreed: Option<u32>,
+    #[serde(with = "rfc3339")]
+    created_at: UnixTime,
+    #[serde(with = "rfc3339::option")]
+    signed_at: Option<UnixTime>,
+    #[serde(with = "rfc3339::option")]
+    last_handshake_at: Option<UnixTime>,
+    #[serde(with = "rfc3339::option")]
+    last_heartbeat_at: Option<UnixTime>,
+    heartbeat_age_seconds: Option<u64>,
+    platform_version: Option<String>,
+    data_residency: Option<String>,
+    inbound_subject: Option<String>,
+    #[serde(with = "rfc3339::option")]
+    certificate_not_after: Option<UnixTime>,
+    #[serde(with = "rfc3339::option")]
+    acceptance_token_expires_at: Option<UnixTime>,
+    metadata: Value,
+    /// `null` when a daemon does not run or the peer is not connected.
+    tunnel: Option<LinkView>,
+}
+
+impl PeerView {
+    /// Of a row, at a time.
+    pub fn new(peer: PeerRecord, tunnel: Option<LinkView>, now: UnixTime) -> Self {
+        let mut metadata = Map::new();
+        for (name, reason) in [
+            ("degraded_reason", &peer.degraded_reason),
+            ("suspended_reason", &peer.suspended_reason),
+            ("revocation_reason", &peer.revocation_reason),
+        ] {
+            if let Some(reason) = reason {
+                metadata.insert(name.to_owned(), json!(reason));
+            }
+        }
+        Self {
+            id: peer.id,
+            name: peer.name,
+            description: peer.description,
+            remote_instance_url: peer.remote_instance_url,
+            peer_kind: peer.kind,
+            spawn_role: peer.role,
+            spawn_mode: peer.mode,
+            status: peer.status,
+            status_since: peer.status_since,
+            endpoints: peer.declared.endpoints,
+            capabilities: peer.declared.capabilities,
+            extension_slugs: peer.declared.extension_slugs,
+            sync_cursor: peer.declared.sync_cursor,
+            contract_version_agreed: peer.contract_version_agreed,
+            created_at: peer.proposed_at,
+            signed_at: peer.signed_at,
+            last_handshake_at: peer.last_handshake_at,
+            last_heartbeat_at: peer.last_heartbeat_at,
+            heartbeat_age_seconds: peer.last_heartbeat_at.map(|heard| now.since(heard).as_secs()),
+            platform_version: peer.declared.platform_version,
+            data_residency: peer.declared.data_residency,
+            inbound_subject: peer.inbound_subject,
+            certificate_not_after: peer.certificates.last().map(|newest| newest.not_after),
+            acceptance_token_expires_at: peer.live_token.map(|live| live.expires_at),
+            metadata: Value::Object(metadata),
+            tunnel,
+        }
+    }
+}

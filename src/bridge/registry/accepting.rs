@@ -1,0 +1,218 @@
+//! The accept as one transaction: token, peer, certificate, answer and grant are written
+//! together or not at all.
+
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::Registry;
+use super::access::managed_child_grant;
+use super::record::{PEERS, PeerCertificate, PeerRecord, StoredTokenState, TOKENS, TokenRecord};
+use crate::base::id::{PeerId, PublicKeyDigest};
+use crate::base::time::UnixTime;
+use crate::bridge::acceptance::{self, AcceptCall, AcceptDecision, AcceptRefusal, TokenOwner, TokenState};
+use crate::bridge::certificate_authority::csr_public_key_digest;
+use crate::bridge::heartbeat::Declaration;
+use crate::contract::CONTRACT_VERSION;
+use crate::contract::message::{AcceptResponse, FederationCertificate, success_body};
+use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode};
+use crate::identity::certificate::peer_subject;
+use crate::process::entropy;
+use crate::store::database::{Reader, StoreError, Writer};
+
+/// What an accept came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The peer.
+    pub peer: PeerId,
+    /// The whole answer.
+    pub answer: Vec<u8>,
+    /// Whether this is an earlier answer given again.
+    pub repeated: bool,
+}
+
+/// Why an accept was not carried out.
+#[derive(Debug, Error)]
+pub enum AcceptError {
+    /// The caller's fault; the token is as it was.
+    #[error(transparent)]
+    Refused(#[from] AcceptRefusal),
+    /// Ours.
+    #[error("the accept could not be recorded; the token was not consumed")]
+    Store(#[from] StoreError),
+}
+
+impl Registry {
+    /// Carries an accept out, exactly once per token: a used token gives its own key the same
+    /// answer again for the grace time, and is unknown to everyone else.
+    pub fn accept(&self, call: &AcceptCall, grace: Duration, now: UnixTime) -> Result<Accepted, AcceptError> {
+        let key = call
+            .csr_pem
+            .as_deref()
+            .and_then(|csr| csr_public_key_digest(csr).ok());
+        // A guess or a repeat costs no write transaction.
+        if let Verdict::Repeat(repeated) = self.db.read(|r| look_up(r, call, key, grace, now))? {
+            return Ok(repeated);
+        }
+        self.db.write(|w| match look_up(w, call, key, grace, now)? {
+            Verdict::Repeat(repeated) => Ok(repeated),
+            Verdict::Enroll(mut peer, status) => self.enroll(w, call, &mut peer, status, now),
+        })
+    }
+
+    fn enroll(
+        &self,
+        w: &mut Writer,
+        call: &AcceptCall,
+        peer: &mut PeerRecord,
+        status: PeerStatus,
+        now: UnixTime,
+    ) -> Result<Accepted, AcceptError> {
+        let platform = peer.kind == PeerKind::Platform;
+        let issued = match &call.csr_pem {
+            Some(csr) if platform => Some(
+                self.authority
+                    .issue_peer_certificate(csr, peer.id, now, entropy::bytes())
+                    .map_err(|refused| AcceptRefusal::Csr(refused.to_string()))?,
+            ),
+            Some(_) | None => None,
+        };
+        let warnings = peer.declared.update(Declaration {
+            capabilities: call.capabilities.clone(),
+            endpoints: call.endpoints.clone(),
+            extension_slugs: call.extension_slugs.clone(),
+            ..Declaration::default()
+        });
+        let key = issued.as_ref().map(|issued| issued.public_key_digest);
+        peer.status = status;
+        peer.status_since = now;
+        peer.suspended_reason = None;
+        peer.contract_version_agreed = Some(CONTRACT_VERSION);
+        peer.signed_at = Some(now);
+        peer.last_handshake_at = platform.then_some(now);
+        peer.inbound_subject = issued.is_some().then(|| peer_subject(peer.id));
+        peer.certificates = issued
+            .iter()
+            .map(|issued| PeerCertificate {
+                serial: issued.serial.clone(),
+                not_after: issued.not_after,
+                key: issued.public_key_digest,
+            })
+            .collect();
+        let response = AcceptResponse {
+            peer_id: peer.id,
+            status,
+            peer_kind: peer.kind,
+            contract_version_agreed: CONTRACT_VERSION,
+            accepted_at: Some(now),
+            handshake_at: peer.last_handshake_at,
+            federation_certificate: issued.map(|issued| FederationCertificate {
+                cert_pem: issued.cert_pem,
+                ca_chain_pem: issued.ca_chain_pem,
+                serial: issued.serial,
+                not_after: issued.not_after,
+            }),
+            warnings,
+        };
+        let answer = success_body(&response).to_string().into_bytes();
+        // The peer's earlier tokens let nobody in any more: their keys are not this one.
+        for earlier in [peer.live_token.map(|live| live.digest), peer.used_token]
+            .into_iter()
+            .flatten()
+        {
+            w.remove(&TOKENS, &earlier)?;
+        }
+        peer.live_token = None;
+        peer.used_token = Some(call.token);
+        let used = TokenRecord {
+            peer: peer.id,
+            state: StoredTokenState::Used {
+                used_at: now,
+                key,
+                answer: answer.clone(),
+            },
+        };
+        w.put(&TOKENS, &call.token, &used)?;
+        if platform && peer.mode == SpawnMode::ManagedChild {
+            managed_child_grant(w, peer.id, now)?;
+        }
+        w.put(&PEERS, &peer.id, peer)?;
+        Ok(Accepted {
+            peer: peer.id,
+            answer,
+            repeated: false,
+        })
+    }
+
+    /// Forgets tokens that are of no use any more. How many there were.
+    pub fn forget_stale_tokens(&self, grace: Duration, now: UnixTime) -> Result<usize, StoreError> {
+        let stale = |token: &TokenRecord| match token.state {
+            StoredTokenState::Live { expires_at } => now >= expires_at,
+            StoredTokenState::Used { used_at, .. } => now >= used_at.plus(grace),
+        };
+        let any = self
+            .db
+            .read(|r| Ok::<_, StoreError>(r.list(&TOKENS)?.iter().any(|(_, token)| stale(token))))?;
+        if !any {
+            return Ok(0);
+        }
+        self.db.write(|w| {
+            let tokens = w.list(&TOKENS)?;
+            let mut forgotten = 0;
+            for (digest, token) in tokens.iter().filter(|(_, token)| stale(token)) {
+                w.remove(&TOKENS, digest)?;
+                if let Some(mut peer) = w.get(&PEERS, &token.peer)? {
+                    peer.live_token = peer.live_token.filter(|live| live.digest != *digest);
+                    peer.used_token = peer.used_token.filter(|used| used != digest);
+                    w.put(&PEERS, &peer.id, &peer)?;
+                }
+                forgotten += 1;
+            }
+            Ok(forgotten)
+        })
+    }
+}
+
+enum Verdict {
+    Repeat(Accepted),
+    Enroll(Box<PeerRecord>, PeerStatus),
+}
+
+fn look_up(
+    r: &Reader,
+    call: &AcceptCall,
+    key: Option<PublicKeyDigest>,
+    grace: Duration,
+    now: UnixTime,
+) -> Result<Verdict, AcceptError> {
+    let token = r.get(&TOKENS, &call.token)?;
+    let peer = match &token {
+        Some(token) => r.get(&PEERS, &token.peer)?,
+        None => None,
+    };
+    let (Some(token), Some(peer)) = (token, peer) else {
+        return Err(AcceptRefusal::TokenNotRecognized.into());
+    };
+    let state = match &token.state {
+        StoredTokenState::Live { expires_at } => TokenState::Live {
+            expires_at: *expires_at,
+        },
+        StoredTokenState::Used { used_at, key, answer } => TokenState::Used {
+            used_at: *used_at,
+            key: *key,
+            answer,
+        },
+    };
+    let owner = TokenOwner {
+        status: peer.status,
+        kind: peer.kind,
+    };
+    Ok(match acceptance::decide(Some((state, owner)), key, grace, now)? {
+        AcceptDecision::Enroll(status) => Verdict::Enroll(Box::new(peer), status),
+        AcceptDecision::Repeat(answer) => Verdict::Repeat(Accepted {
+            peer: peer.id,
+            answer: answer.to_vec(),
+            repeated: true,
+        }),
+    })
+}

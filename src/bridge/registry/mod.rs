@@ -1,0 +1,270 @@
+//! The standalone host-bridge's registry: peers, acceptance tokens, grants, operators, and the
+//! certificate authority, in one store. Every change is one transaction. Times are given; the
+//! registry reads no clock. All calls block on the disk: async callers use `spawn_blocking`.
+
+mod accepting;
+mod access;
+mod certificates;
+mod peers;
+mod presence;
+pub mod record;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use thiserror::Error;
+
+use self::presence::Presence;
+use self::record::{AUTHORITY, AuthorityRecord, PUBLIC, PublicRecord, SCHEMA};
+use super::certificate_authority::{
+    CertificateAuthority, CreateAuthorityError, RestoreAuthorityError, ServerCertificateError,
+};
+use crate::base::id::PeerId;
+use crate::base::time::UnixTime;
+use crate::contract::peer::TransitionDenied;
+use crate::grant::{GrantKey, InvalidGrant, RevokeError};
+use crate::process::entropy;
+use crate::store::database::{Database, OpenError, StoreError};
+use crate::store::record::Only;
+
+pub use self::accepting::{AcceptError, Accepted};
+pub use self::access::MintedOperator;
+pub use self::certificates::{RefreshError, ServerMaterial};
+pub use self::peers::{MintedToken, Proposal, Resumption};
+pub use self::presence::{HeartbeatError, HeartbeatTaken, PRESENCE_WRITE_INTERVAL};
+
+/// Name of the registry's file in the state directory.
+pub const REGISTRY_FILE: &str = "registry.redb";
+
+/// The registry. Shared between tasks behind an `Arc`.
+#[derive(Debug)]
+pub struct Registry {
+    db: Database,
+    authority: CertificateAuthority,
+    grant_key: GrantKey,
+    presence: Mutex<BTreeMap<PeerId, Presence>>,
+}
+
+/// Why a registry was not made.
+#[derive(Debug, Error)]
+pub enum CreateError {
+    /// There is one.
+    #[error(
+        "there is a registry in {path} already; nothing was changed. Use another state directory, or move the old one away"
+    )]
+    Exists {
+        /// The file.
+        path: String,
+    },
+    /// The store.
+    #[error("the registry's store could not be made")]
+    Open(#[source] OpenError),
+    /// The authority.
+    #[error("the registry's certificate authority could not be made")]
+    Authority(#[source] CreateAuthorityError),
+    /// The disk.
+    #[error("the new registry could not be written")]
+    Store(#[from] StoreError),
+}
+
+/// Why a registry was not opened.
+#[derive(Debug, Error)]
+pub enum OpenRegistryError {
+    /// The store.
+    #[error("the registry's store could not be opened")]
+    Open(#[source] OpenError),
+    /// No store, or one without an authority: `init` was not run or was interrupted.
+    #[error("there is no registry in the state directory; run `powernode-host-bridge init` first")]
+    NotInitialised,
+    /// The authority is damaged.
+    #[error("the registry's certificate authority cannot be used")]
+    Authority(#[source] RestoreAuthorityError),
+    /// The key of the grant tokens is damaged.
+    #[error("the key of the grant tokens in the registry is damaged; restore the registry from a backup")]
+    GrantKey,
+    /// The disk.
+    #[error("the registry could not be read")]
+    Store(#[from] StoreError),
+}
+
+/// Why an operator's wish was not carried out. Nothing was changed.
+#[derive(Debug, Error)]
+pub enum RegistryError {
+    /// No such peer.
+    #[error("there is no peer `{asked}`{}", nearest(near))]
+    UnknownPeer {
+        /// What was asked for.
+        asked: String,
+        /// Names like it.
+        near: Vec<String>,
+    },
+    /// No such grant.
+    #[error("there is no grant `{0}`; `powernode-host-bridge grants list` shows all")]
+    UnknownGrant(String),
+    /// No such operator.
+    #[error("there is no operator `{0}`; `powernode-host-bridge operators list` shows all")]
+    UnknownOperator(String),
+    /// Another peer has it.
+    #[error("there is a peer named `{0}` already; choose another name, or revoke that peer first")]
+    NameTaken(String),
+    /// Another operator has it.
+    #[error("there is an operator named `{0}` already; choose another name, or revoke that operator first")]
+    OperatorNameTaken(String),
+    /// Not a name.
+    #[error(
+        "`{0}` cannot be a name; use 1 to 63 letters, digits, `-`, `_` or `.`, beginning with a letter or digit"
+    )]
+    InvalidName(String),
+    /// A field that is too long or empty.
+    #[error("{0}")]
+    InvalidField(String),
+    /// The peer's status does not allow it.
+    #[error("{0}")]
+    Transition(TransitionDenied),
+    /// A bound is reached.
+    #[error("the registry holds {max} {what} already, which is the most it keeps")]
+    Full {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        max: usize,
+    },
+    /// The last operator would be gone.
+    #[error("`{0}` is the only operator; add another before you revoke this one")]
+    LastOperator(String),
+    /// A grant that cannot be.
+    #[error(transparent)]
+    Grant(#[from] InvalidGrant),
+    /// A grant that cannot be revoked.
+    #[error(transparent)]
+    RevokeGrant(#[from] RevokeError),
+    /// The server's certificate.
+    #[error("the server's certificate could not be issued")]
+    ServerCertificate(#[from] ServerCertificateError),
+    /// The disk.
+    #[error("the registry could not be read or written")]
+    Store(#[from] StoreError),
+}
+
+fn nearest(near: &[String]) -> String {
+    if near.is_empty() {
+        "; `powernode-host-bridge peers list` shows all".to_owned()
+    } else {
+        format!("; did you mean {}?", near.join(" or "))
+    }
+}
+
+impl RegistryError {
+    /// The HTTP status of the answer.
+    pub const fn http_status(&self) -> u16 {
+        match self {
+            Self::UnknownPeer { .. } | Self::UnknownGrant(_) | Self::UnknownOperator(_) => 404,
+            Self::NameTaken(_) | Self::OperatorNameTaken(_) | Self::LastOperator(_) => 409,
+            Self::InvalidName(_)
+            | Self::InvalidField(_)
+            | Self::Transition(_)
+            | Self::Grant(_)
+            | Self::RevokeGrant(_) => 422,
+            Self::Full { .. } => 507,
+            Self::ServerCertificate(_) | Self::Store(_) => 500,
+        }
+    }
+}
+
+impl Registry {
+    /// Makes a new registry with a certificate authority. Refuses where there is one.
+    pub fn create(path: &Path, authority_name: &str, now: UnixTime) -> Result<Self, CreateError> {
+        let db = Database::open(path, &SCHEMA).map_err(CreateError::Open)?;
+        Self::create_in(db, &path.display().to_string(), authority_name, now)
+    }
+
+    fn create_in(db: Database, path: &str, authority_name: &str, now: UnixTime) -> Result<Self, CreateError> {
+        let authority = CertificateAuthority::create(authority_name, now, entropy::bytes())
+            .map_err(CreateError::Authority)?;
+        let grant_key = GrantKey::new(entropy::secret_bytes());
+        let record = AuthorityRecord {
+            key: authority.expose_key().clone(),
+            certificate_pem: authority.certificate_pem(),
+            grant_secret: grant_key.to_secret(),
+        };
+        db.write(|w| {
+            if w.get(&AUTHORITY, &Only)?.is_some() {
+                return Err(CreateError::Exists {
+                    path: path.to_owned(),
+                });
+            }
+            w.put(&AUTHORITY, &Only, &record)?;
+            Ok(())
+        })?;
+        Ok(Self::assemble(db, authority, grant_key))
+    }
+
+    /// Opens a registry for reading and writing.
+    pub fn open(path: &Path) -> Result<Self, OpenRegistryError> {
+        // Opening a store makes one where there is none; a registry comes of `init` alone.
+        if !path.exists() {
+            return Err(OpenRegistryError::NotInitialised);
+        }
+        let db = Database::open(path, &SCHEMA).map_err(OpenRegistryError::Open)?;
+        Self::open_in(db)
+    }
+
+    /// Opens a registry for reading, without writing a byte.
+    pub fn open_read_only(path: &Path) -> Result<Self, OpenRegistryError> {
+        if !path.exists() {
+            return Err(OpenRegistryError::NotInitialised);
+        }
+        let db = Database::open_read_only(path, &SCHEMA).map_err(OpenRegistryError::Open)?;
+        Self::open_in(db)
+    }
+
+    /// On an open store.
+    pub fn open_in(db: Database) -> Result<Self, OpenRegistryError> {
+        let record = db
+            .read(|r| Ok::<_, OpenRegistryError>(r.get(&AUTHORITY, &Only)?))?
+            .ok_or(OpenRegistryError::NotInitialised)?;
+        let authority = CertificateAuthority::restore(record.key, &record.certificate_pem)
+            .map_err(OpenRegistryError::Authority)?;
+        let grant_key =
+            GrantKey::from_secret(&record.grant_secret).map_err(|_| OpenRegistryError::GrantKey)?;
+        Ok(Self::assemble(db, authority, grant_key))
+    }
+
+    const fn assemble(db: Database, authority: CertificateAuthority, grant_key: GrantKey) -> Self {
+        Self {
+            db,
+            authority,
+            grant_key,
+            presence: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// The certificate authority.
+    pub const fn authority(&self) -> &CertificateAuthority {
+        &self.authority
+    }
+
+    /// How this bridge is found from outside, as `init` was told.
+    pub fn public(&self) -> Result<PublicRecord, StoreError> {
+        self.db.read(|r| Ok(r.get(&PUBLIC, &Only)?.unwrap_or_default()))
+    }
+
+    /// Keeps how this bridge is found from outside.
+    pub fn set_public(&self, public: &PublicRecord) -> Result<(), StoreError> {
+        self.db.write(|w| w.put(&PUBLIC, &Only, public))
+    }
+
+    /// Size of the store on disk.
+    pub fn size_bytes(&self) -> u64 {
+        self.db.size_bytes()
+    }
+
+    fn presence(&self) -> std::sync::MutexGuard<'_, BTreeMap<PeerId, Presence>> {
+        // Each change of the map is one insert or remove: a panic elsewhere leaves it whole.
+        self.presence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

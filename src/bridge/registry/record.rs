@@ -1,0 +1,259 @@
+//! What the registry keeps and under which names: the one place that knows the layout of the
+//! host-bridge's store. Values that the contract leaves open (capabilities, endpoints) are kept
+//! as the JSON that they are; postcard cannot hold values that describe themselves.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::heartbeat::Declaration;
+use crate::base::id::{GrantId, OperatorId, PeerId, PublicKeyDigest};
+use crate::base::secret::{Secret, stored};
+use crate::base::time::UnixTime;
+use crate::contract::invitation::{HostPort, ParentUrl};
+use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode, SpawnRole};
+use crate::contract::token::TokenDigest;
+use crate::grant::Grant;
+use crate::store::database::{Schema, Table};
+use crate::store::record::{Only, Record};
+
+/// The host-bridge's store.
+pub const SCHEMA: Schema = Schema {
+    name: "powernode-host-bridge",
+    version: 1,
+    migrations: &[],
+};
+
+/// The peers.
+pub const PEERS: Table<PeerId, PeerRecord> = Table::new("peers");
+
+/// Names of peers that are not revoked.
+pub const PEER_NAMES: Table<String, PeerNameRecord> = Table::new("peer_names");
+
+/// Acceptance tokens, live and used, by their digests.
+pub const TOKENS: Table<TokenDigest, TokenRecord> = Table::new("acceptance_tokens");
+
+/// Access grants.
+pub const GRANTS: Table<GrantId, GrantRecord> = Table::new("grants");
+
+/// Who may use the operator API.
+pub const OPERATORS: Table<OperatorId, OperatorRecord> = Table::new("operators");
+
+/// The embedded certificate authority.
+pub const AUTHORITY: Table<Only, AuthorityRecord> = Table::new("authority");
+
+/// The server's own certificate.
+pub const SERVER: Table<Only, ServerRecord> = Table::new("server");
+
+/// How this bridge is found from outside, as `init` was told.
+pub const PUBLIC: Table<Only, PublicRecord> = Table::new("public");
+
+/// A federation peer (contract section 1).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerRecord {
+    /// The row's id.
+    pub id: PeerId,
+    /// What operators call it; unique among the peers that are not revoked.
+    pub name: Option<String>,
+    /// What it is for.
+    pub description: Option<String>,
+    /// Where the other side runs, where that is known.
+    pub remote_instance_url: Option<String>,
+    /// What it is.
+    pub kind: PeerKind,
+    /// Our role.
+    pub role: SpawnRole,
+    /// What follows from how it came to be.
+    pub mode: SpawnMode,
+    /// Where the peering stands.
+    pub status: PeerStatus,
+    /// Since when.
+    pub status_since: UnixTime,
+    /// What it tells of itself.
+    #[serde(with = "json_text")]
+    pub declared: Declaration,
+    /// Agreed at the accept.
+    pub contract_version_agreed: Option<u32>,
+    /// When the row was made.
+    pub proposed_at: UnixTime,
+    /// When the token was presented.
+    pub signed_at: Option<UnixTime>,
+    /// When it was enrolled.
+    pub last_handshake_at: Option<UnixTime>,
+    /// The last heartbeat; as old as [`super::presence::PRESENCE_WRITE_INTERVAL`] in the store.
+    pub last_heartbeat_at: Option<UnixTime>,
+    /// The CN of its certificates.
+    pub inbound_subject: Option<String>,
+    /// Why it was last called degraded; stays when it recovers (contract section 11).
+    pub degraded_reason: Option<String>,
+    /// Why it is suspended.
+    pub suspended_reason: Option<String>,
+    /// Why it was revoked.
+    pub revocation_reason: Option<String>,
+    /// The certificates that are let in: the newest, and the one that it was renewed with.
+    pub certificates: Vec<PeerCertificate>,
+    /// The token that may be presented.
+    pub live_token: Option<LiveToken>,
+    /// The token that was presented.
+    pub used_token: Option<TokenDigest>,
+}
+
+/// A certificate that was issued to a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerCertificate {
+    /// Upper-case hex.
+    pub serial: String,
+    /// End of validity.
+    pub not_after: UnixTime,
+    /// Its key.
+    pub key: PublicKeyDigest,
+}
+
+/// A token that may be presented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveToken {
+    /// Where its row is.
+    pub digest: TokenDigest,
+    /// From then on it is not known.
+    pub expires_at: UnixTime,
+}
+
+/// Which peer has a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerNameRecord {
+    /// This one.
+    pub peer: PeerId,
+}
+
+/// An acceptance token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Whom it lets in.
+    pub peer: PeerId,
+    /// What has become of it.
+    pub state: StoredTokenState,
+}
+
+/// What has become of a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StoredTokenState {
+    /// Minted.
+    Live {
+        /// From then on it is not known.
+        expires_at: UnixTime,
+    },
+    /// Consumed.
+    Used {
+        /// When.
+        used_at: UnixTime,
+        /// The key that was enrolled.
+        key: Option<PublicKeyDigest>,
+        /// The whole answer.
+        answer: Vec<u8>,
+    },
+}
+
+/// A grant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantRecord {
+    /// As it was issued, and what has become of it.
+    pub grant: Grant,
+}
+
+/// What an operator may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OperatorRole {
+    /// Everything.
+    Admin,
+}
+
+/// A person or program that may use the operator API.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperatorRecord {
+    /// Who.
+    pub name: String,
+    /// What they may do.
+    pub role: OperatorRole,
+    /// Of their bearer token.
+    pub token: TokenDigest,
+    /// Since when.
+    pub created_at: UnixTime,
+}
+
+/// The certificate authority, and the key that grant tokens are signed with.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuthorityRecord {
+    /// PKCS#8 DER.
+    #[serde(with = "stored")]
+    pub key: Secret,
+    /// Its certificate.
+    pub certificate_pem: String,
+    /// Signs grant tokens.
+    #[serde(with = "stored")]
+    pub grant_secret: Secret,
+}
+
+/// The server's certificate.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServerRecord {
+    /// PKCS#8 DER.
+    #[serde(with = "stored")]
+    pub key: Secret,
+    /// The leaf, then the authority.
+    pub chain_pem: String,
+    /// The names in it.
+    pub names: Vec<String>,
+    /// Begin of validity.
+    pub not_before: UnixTime,
+    /// End of validity.
+    pub not_after: UnixTime,
+}
+
+/// How this bridge is found from outside: what the configuration does not say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublicRecord {
+    /// The parent's URL in invitations.
+    pub url: Option<ParentUrl>,
+    /// Bridge addresses in join codes.
+    pub bridges: Vec<HostPort>,
+    /// Names in the server's certificate, besides those of the other two.
+    pub names: Vec<String>,
+}
+
+macro_rules! first_version {
+    ($($record:ty),+) => {$(
+        impl Record for $record {
+            const VERSION: u8 = 1;
+        }
+    )+};
+}
+first_version!(
+    PeerRecord,
+    PeerNameRecord,
+    TokenRecord,
+    GrantRecord,
+    OperatorRecord,
+    AuthorityRecord,
+    ServerRecord,
+    PublicRecord
+);
+
+/// A value as JSON inside of a record.
+mod json_text {
+    use serde::de::DeserializeOwned;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        value: &T,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let text = serde_json::to_string(value).map_err(serde::ser::Error::custom)?;
+        serializer.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<T, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        serde_json::from_str(&text).map_err(serde::de::Error::custom)
+    }
+}

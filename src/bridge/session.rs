@@ -1,0 +1,297 @@
+//! Who is connected: one live session per peer, the newest authenticated one; and the bounds on
+//! connections that have no certificate yet. A pure table: what a session is made of (`H`, in
+//! the daemon a tunnel) is handed in and handed out, never looked at. Whatever the table hands
+//! out is the caller's to close.
+//!
+//! Nothing accumulates: a row exists exactly as long as its connection does, and a connection
+//! that was replaced cannot remove its successor's row.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+use thiserror::Error;
+
+use crate::base::id::{PeerId, SessionId};
+
+/// Bounds on connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// Most authenticated sessions.
+    pub sessions: usize,
+    /// Most connections without a certificate.
+    pub bootstrap: usize,
+    /// Most of these from one source.
+    pub bootstrap_per_source: usize,
+}
+
+/// Why a connection is not taken now. It may try again later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Full {
+    /// [`SessionLimits::sessions`] is reached.
+    #[error("this host-bridge holds as many sessions as limits.sessions allows")]
+    Sessions,
+    /// [`SessionLimits::bootstrap`] is reached.
+    #[error("too many satellites are joining at this moment")]
+    Bootstrap,
+    /// [`SessionLimits::bootstrap_per_source`] is reached.
+    #[error("too many satellites are joining from this address at this moment")]
+    BootstrapSource,
+}
+
+/// Where connections come from, as far as limits are concerned: an IPv4 address, or the /64 of
+/// an IPv6 address, which one customer holds as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source(IpAddr);
+
+impl Source {
+    /// The source that an address belongs to.
+    pub fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self(IpAddr::V4(v4)),
+            IpAddr::V6(v6) => {
+                let network = u128::from(v6) & !u128::from(u64::MAX);
+                Self(IpAddr::V6(Ipv6Addr::from(network)))
+            }
+        }
+    }
+}
+
+/// A taken place among the bootstrap connections; given back with
+/// [`SessionTable::leave_bootstrap`].
+#[derive(Debug, PartialEq, Eq)]
+pub struct BootstrapPlace(Source);
+
+/// A peer's live session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Session<H> {
+    /// Its id, in both sides' logs.
+    pub id: SessionId,
+    /// What it is made of.
+    pub link: H,
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct SessionTable<H> {
+    limits: SessionLimits,
+    sessions: BTreeMap<PeerId, Session<H>>,
+    bootstrap: BTreeMap<Source, usize>,
+    bootstrap_total: usize,
+}
+
+impl<H> SessionTable<H> {
+    /// An empty table.
+    pub const fn new(limits: SessionLimits) -> Self {
+        Self {
+            limits,
+            sessions: BTreeMap::new(),
+            bootstrap: BTreeMap::new(),
+            bootstrap_total: 0,
+        }
+    }
+
+    /// Other limits from now on; who is in stays in.
+    pub const fn set_limits(&mut self, limits: SessionLimits) {
+        self.limits = limits;
+    }
+
+    /// Whether [`Self::enter`] would take the peer.
+    pub fn check(&self, peer: PeerId) -> Result<(), Full> {
+        if self.sessions.contains_key(&peer) || self.sessions.len() < self.limits.sessions {
+            Ok(())
+        } else {
+            Err(Full::Sessions)
+        }
+    }
+
+    /// Takes a peer's newest session and hands out the one that it replaces, to be closed. A
+    /// peer that is in already always gets in: its old session may be half-open.
+    pub fn enter(&mut self, peer: PeerId, session: Session<H>) -> Result<Option<Session<H>>, Full> {
+        self.check(peer)?;
+        Ok(self.sessions.insert(peer, session))
+    }
+
+    /// The session's connection is gone. Whether it was the peer's live one: a replaced session
+    /// ends later than its successor begins.
+    pub fn leave(&mut self, peer: PeerId, session: SessionId) -> bool {
+        let live = self.sessions.get(&peer).is_some_and(|live| live.id == session);
+        if live {
+            self.sessions.remove(&peer);
+        }
+        live
+    }
+
+    /// Hands out a peer's session, to be closed: the peer was suspended or revoked.
+    pub fn remove(&mut self, peer: PeerId) -> Option<Session<H>> {
+        self.sessions.remove(&peer)
+    }
+
+    /// A peer's live session.
+    pub fn get(&self, peer: PeerId) -> Option<&Session<H>> {
+        self.sessions.get(&peer)
+    }
+
+    /// How many sessions there are.
+    pub fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Whether nobody is connected.
+    pub fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// How many connections without a certificate there are.
+    pub const fn bootstrap_len(&self) -> usize {
+        self.bootstrap_total
+    }
+
+    /// A connection without a certificate begins.
+    pub fn enter_bootstrap(&mut self, source: Source) -> Result<BootstrapPlace, Full> {
+        if self.bootstrap_total >= self.limits.bootstrap {
+            return Err(Full::Bootstrap);
+        }
+        let count = self.bootstrap.get(&source).copied().unwrap_or(0);
+        if count >= self.limits.bootstrap_per_source {
+            return Err(Full::BootstrapSource);
+        }
+        self.bootstrap.insert(source, count + 1);
+        self.bootstrap_total += 1;
+        Ok(BootstrapPlace(source))
+    }
+
+    /// It ends.
+    pub fn leave_bootstrap(&mut self, place: &BootstrapPlace) {
+        if let Some(count) = self.bootstrap.get_mut(&place.0) {
+            *count = count.saturating_sub(1);
+            self.bootstrap_total = self.bootstrap_total.saturating_sub(1);
+            if *count == 0 {
+                self.bootstrap.remove(&place.0);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base::time::UnixTime;
+
+    const LIMITS: SessionLimits = SessionLimits {
+        sessions: 3,
+        bootstrap: 4,
+        bootstrap_per_source: 2,
+    };
+
+    fn peer(n: u8) -> PeerId {
+        PeerId::new_v7(UnixTime::EPOCH, [n; 10])
+    }
+
+    fn session(n: u32) -> Session<u32> {
+        let mut entropy = [0; 10];
+        entropy[..4].copy_from_slice(&n.to_be_bytes());
+        Session {
+            id: SessionId::new_v7(UnixTime::EPOCH, entropy),
+            link: n,
+        }
+    }
+
+    #[test]
+    fn the_newest_session_wins_and_the_old_one_cannot_remove_it() {
+        let mut table = SessionTable::new(LIMITS);
+        assert_eq!(table.enter(peer(1), session(1)), Ok(None));
+        let old = table.enter(peer(1), session(2)).unwrap().unwrap();
+        assert_eq!(old.link, 1);
+        assert!(!table.leave(peer(1), old.id));
+        assert_eq!(table.get(peer(1)).map(|live| live.link), Some(2));
+        assert!(table.leave(peer(1), session(2).id));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_full_table_still_takes_the_peers_that_are_in() {
+        let mut table = SessionTable::new(LIMITS);
+        for n in 0..3 {
+            table.enter(peer(n), session(u32::from(n))).unwrap();
+        }
+        assert_eq!(table.enter(peer(9), session(9)), Err(Full::Sessions));
+        assert!(table.enter(peer(0), session(10)).unwrap().is_some());
+    }
+
+    #[test]
+    fn bootstrap_connections_are_bounded_in_total_and_per_source() {
+        let mut table = SessionTable::<u32>::new(LIMITS);
+        let source = |text: &str| Source::of(text.parse().unwrap());
+        let first = table.enter_bootstrap(source("2001:db8::1")).unwrap();
+        table.enter_bootstrap(source("2001:db8::ffff")).unwrap();
+        assert_eq!(
+            table.enter_bootstrap(source("2001:db8::2")),
+            Err(Full::BootstrapSource),
+            "one /64 is one source"
+        );
+        table.enter_bootstrap(source("192.0.2.1")).unwrap();
+        table.enter_bootstrap(source("::ffff:192.0.2.1")).unwrap();
+        assert_eq!(table.enter_bootstrap(source("192.0.2.9")), Err(Full::Bootstrap));
+        table.leave_bootstrap(&first);
+        assert!(table.enter_bootstrap(source("192.0.2.9")).is_ok());
+    }
+
+    #[test]
+    fn thousands_of_reconnects_leave_nothing_behind() {
+        let mut table = SessionTable::new(LIMITS);
+        let source = Source::of("192.0.2.1".parse().unwrap());
+        for n in 0..20_000_u32 {
+            let place = table.enter_bootstrap(source).unwrap();
+            table.leave_bootstrap(&place);
+            let old = table.enter(peer(1), session(n)).unwrap();
+            if let Some(old) = old {
+                assert!(!table.leave(peer(1), old.id));
+            }
+            assert_eq!((table.len(), table.bootstrap_len()), (1, 0));
+        }
+        assert!(table.bootstrap.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_agrees_with_the_connections_in_any_order(
+            steps in proptest::collection::vec((0_u8..5, 0_u8..4), 0..200),
+        ) {
+            let mut table = SessionTable::new(LIMITS);
+            let mut connected: Vec<(u8, Session<u32>)> = Vec::new();
+            for (number, (who, what)) in (0_u32..).zip(steps) {
+                match what {
+                    0 | 1 => {
+                        let new = session(number);
+                        if let Ok(old) = table.enter(peer(who), new.clone()) {
+                            if let Some(old) = old {
+                                prop_assert!(connected.contains(&(who, old)));
+                            }
+                            connected.push((who, new));
+                        }
+                    }
+                    2 => {
+                        if let Some(at) = connected.iter().position(|(of, _)| *of == who) {
+                            let (_, gone) = connected.remove(at);
+                            table.leave(peer(who), gone.id);
+                        }
+                    }
+                    _ => {
+                        if let Some(removed) = table.remove(peer(who)) {
+                            prop_assert!(connected.contains(&(who, removed)));
+                        }
+                    }
+                }
+                prop_assert!(table.len() <= LIMITS.sessions);
+                for n in 0..5 {
+                    if let Some(live) = table.get(peer(n)) {
+                        prop_assert!(connected.contains(&(n, live.clone())), "a row without a connection");
+                    }
+                }
+            }
+        }
+    }
+}

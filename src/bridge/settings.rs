@@ -1,0 +1,86 @@
+//! What the configuration and the registry together say to each part of the bridge.
+
+use super::ingress::IngressSettings;
+use super::registry::record::PublicRecord;
+use super::session::SessionLimits;
+use crate::contract::invitation::{HostPort, ParentUrl};
+use crate::contract::message::OurEndpoint;
+use crate::process::config::host_bridge::HostBridgeConfig;
+
+/// Names in the certificate of a bridge that nobody has named.
+const LOCAL_NAMES: &[&str] = &["localhost", "127.0.0.1", "::1"];
+
+/// The configuration with what `init` was told filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BridgeSettings {
+    /// The configuration.
+    pub config: HostBridgeConfig,
+    /// How this bridge is found from outside.
+    pub public: PublicRecord,
+}
+
+impl BridgeSettings {
+    /// The configuration wins over what `init` was told.
+    pub fn new(config: HostBridgeConfig, told: PublicRecord) -> Self {
+        let configured = &config.public;
+        let public = PublicRecord {
+            url: configured.url.clone().or(told.url),
+            bridges: if configured.bridges.is_empty() {
+                told.bridges
+            } else {
+                configured.bridges.clone()
+            },
+            names: if configured.names.is_empty() {
+                told.names
+            } else {
+                configured.names.iter().map(ToString::to_string).collect()
+            },
+        };
+        Self { config, public }
+    }
+
+    /// The names in the server's certificate: those set, and those under which satellites look.
+    pub fn server_names(&self) -> Vec<String> {
+        let url = self.public.url.as_ref().map(ParentUrl::host);
+        let hosts = url.into_iter().chain(&self.public.bridges).map(HostPort::host);
+        let mut names: Vec<String> = Vec::new();
+        for name in self.public.names.iter().map(String::as_str).chain(hosts) {
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+        if names.is_empty() {
+            names = LOCAL_NAMES.iter().map(|name| (*name).to_owned()).collect();
+        }
+        names
+    }
+
+    /// Where this side can be reached, for heartbeats' answers.
+    pub fn our_endpoints(&self) -> Vec<OurEndpoint> {
+        let url = self.public.url.iter();
+        url.map(|url| OurEndpoint {
+            url: url.to_string(),
+            scope: "wan".to_owned(),
+        })
+        .collect()
+    }
+
+    /// For the session table.
+    pub const fn limits(&self) -> SessionLimits {
+        let limits = &self.config.limits;
+        SessionLimits {
+            sessions: limits.sessions as usize,
+            bootstrap: limits.bootstrap_connections as usize,
+            bootstrap_per_source: limits.bootstrap_connections_per_source as usize,
+        }
+    }
+
+    /// For tunnels as they come in.
+    pub const fn ingress(&self) -> IngressSettings {
+        IngressSettings {
+            keepalive: self.config.tunnel_keepalive,
+            max_streams: self.config.limits.streams_per_session,
+            drain: self.config.drain,
+        }
+    }
+}

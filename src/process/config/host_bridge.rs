@@ -1,0 +1,504 @@
+//! The host-bridge's keys, and what they come to.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use super::LogConfig;
+use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed};
+use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use crate::base::limit::foreign_text;
+use crate::contract::invitation::{BRIDGES_MAX, HostPort, ParentUrl};
+use crate::process::environment::Environment;
+use crate::process::telemetry::{LogFilter, LogFormat};
+
+/// Most addresses that one listener has: an IPv4 and an IPv6 address of four interfaces.
+const LISTEN_MAX: usize = 8;
+
+/// Most names in the server certificate; a certificate with more no longer fits well in a handshake.
+const NAMES_MAX: usize = 32;
+
+/// Longest DNS name, in characters.
+const NAME_MAX_CHARS: usize = 253;
+
+/// Longest time that a drain may be given. The unit's `TimeoutStopSec=` is above it.
+pub const DRAIN_MAX: Duration = Duration::from_secs(60);
+
+/// The host-bridge's configuration, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostBridgeConfig {
+    /// Where the registry and the certificate authority live.
+    pub state_dir: PathBuf,
+    /// Where the daemon listens for the command line.
+    pub admin_socket: PathBuf,
+    /// Addresses of the HTTPS listener (TCP).
+    pub listen_https: Vec<SocketAddr>,
+    /// Addresses of the tunnel listener (UDP).
+    pub listen_quic: Vec<SocketAddr>,
+    /// How satellites and operators reach this host-bridge.
+    pub public: PublicConfig,
+    /// How long an acceptance token is good for, unless `--ttl` says otherwise.
+    pub acceptance_ttl: Duration,
+    /// How long a used token still gives its answer to the key that used it.
+    pub accept_grace: Duration,
+    /// Bounds.
+    pub limits: LimitsConfig,
+    /// Age of the last heartbeat above which a peer is degraded.
+    pub stale_after: Duration,
+    /// Longest silence on an idle tunnel.
+    pub tunnel_keepalive: Duration,
+    /// How long a shutdown waits for what is in progress.
+    pub drain: Duration,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// How satellites and operators reach this host-bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicConfig {
+    /// The parent's URL in invitations.
+    pub url: Option<ParentUrl>,
+    /// Addresses in join codes; empty means the URL's host and port.
+    pub bridges: Vec<HostPort>,
+    /// Names and addresses in the server certificate, besides those of `url` and `bridges`.
+    pub names: Vec<ServerName>,
+}
+
+/// What bounds the host-bridge's use of memory and time by others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// HTTPS connections at the same time.
+    pub https_connections: u32,
+    /// Tunnels without a certificate at the same time.
+    pub bootstrap_connections: u32,
+    /// The same from one source address.
+    pub bootstrap_connections_per_source: u32,
+    /// Tunnels of peers at the same time.
+    pub sessions: u32,
+    /// Streams of one tunnel at the same time.
+    pub streams_per_session: u32,
+    /// Accept requests of one source address in a minute.
+    pub accepts_per_source_per_minute: u32,
+}
+
+/// A DNS name or an address, as a server certificate names it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServerName(String);
+
+/// A text that is no server name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "`{text}` is neither a DNS name nor an address; write it without scheme and port: bridge.example.com"
+)]
+pub struct InvalidServerName {
+    text: String,
+}
+
+impl HostBridgeConfig {
+    /// Reads all layers. Blocks on files.
+    pub fn load(
+        file: &ConfigFile,
+        flags: &Flags,
+        environment: &Environment,
+    ) -> Result<(Self, Settings), ConfigError> {
+        let settings = Settings::load(&PROGRAM, file, flags, environment, &provided(environment))?;
+        Ok((Self::from_settings(&settings)?, settings))
+    }
+
+    fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
+        let config = Self {
+            state_dir: settings.required(&STATE_DIR)?,
+            admin_socket: settings.required(&ADMIN_SOCKET)?,
+            listen_https: settings.required(&LISTEN_HTTPS)?,
+            listen_quic: settings.required(&LISTEN_QUIC)?,
+            public: PublicConfig {
+                url: settings.get(&PUBLIC_URL)?,
+                bridges: settings.required(&PUBLIC_BRIDGES)?,
+                names: settings.required(&PUBLIC_NAMES)?,
+            },
+            acceptance_ttl: settings.required(&ACCEPTANCE_TTL)?,
+            accept_grace: settings.required(&ACCEPT_GRACE)?,
+            limits: LimitsConfig {
+                https_connections: settings.required(&HTTPS_CONNECTIONS)?,
+                bootstrap_connections: settings.required(&BOOTSTRAP_CONNECTIONS)?,
+                bootstrap_connections_per_source: settings.required(&BOOTSTRAP_PER_SOURCE)?,
+                sessions: settings.required(&SESSIONS)?,
+                streams_per_session: settings.required(&STREAMS_PER_SESSION)?,
+                accepts_per_source_per_minute: settings.required(&ACCEPTS_PER_SOURCE)?,
+            },
+            stale_after: settings.required(&STALE_AFTER)?,
+            tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
+            drain: settings.required(&DRAIN)?,
+            log: LogConfig {
+                filter: settings.required(&LOG_LEVEL)?,
+                format: settings.required(&LOG_FORMAT)?,
+            },
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let limits = &self.limits;
+        if limits.bootstrap_connections_per_source > limits.bootstrap_connections {
+            return Err(ConfigError::Conflict {
+                first: BOOTSTRAP_PER_SOURCE.path,
+                second: BOOTSTRAP_CONNECTIONS.path,
+                why: "one source cannot have more than there are; lower the one or raise the other",
+            });
+        }
+        Ok(())
+    }
+}
+
+impl ServerName {
+    /// The name, in lower case.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ServerName {
+    type Err = InvalidServerName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidServerName> {
+        let invalid = || InvalidServerName {
+            text: foreign_text(text),
+        };
+        let name = text.trim();
+        if let Ok(address) = name.parse::<IpAddr>() {
+            return Ok(Self(address.to_string()));
+        }
+        if name.chars().count() > NAME_MAX_CHARS {
+            return Err(invalid());
+        }
+        // A name with a port of its own would be one label too many for this.
+        let address = HostPort::parse(name, 1).map_err(|_| invalid())?;
+        if address.host().len() != name.len() {
+            return Err(invalid());
+        }
+        Ok(Self(address.host().to_owned()))
+    }
+}
+
+/// What systemd sets for a unit with `StateDirectory=` and `RuntimeDirectory=`.
+fn provided(environment: &Environment) -> Provided {
+    let mut provided = Provided::new();
+    let mut add = |path, value: Option<PathBuf>, variable| {
+        if let Some(text) = value.as_deref().and_then(Path::to_str) {
+            provided.insert(path, (text.to_owned(), variable));
+        }
+    };
+    let state = environment.directory("STATE_DIRECTORY");
+    let socket = environment
+        .directory("RUNTIME_DIRECTORY")
+        .map(|dir| dir.join("admin.sock"));
+    add(STATE_DIR.path, state, "STATE_DIRECTORY");
+    add(ADMIN_SOCKET.path, socket, "RUNTIME_DIRECTORY");
+    provided
+}
+
+/// The host-bridge's name, variables, file and keys.
+pub static PROGRAM: Program = Program {
+    name: "powernode-host-bridge",
+    variable_prefix: "POWERNODE_HOST_BRIDGE_",
+    default_file: "/etc/powernode-host-bridge/host-bridge.toml",
+    sections: &[
+        ("", "Where the host-bridge lives on this machine."),
+        ("listen", "Where satellites and operators come in."),
+        (
+            "public",
+            "How they find it from outside: what invitations and the server certificate name.",
+        ),
+        ("tokens", "Acceptance tokens."),
+        (
+            "limits",
+            "Bounds on what others can make this host-bridge hold. Beyond them it answers \"busy, come again\".",
+        ),
+        ("heartbeat", "What is expected of the satellites."),
+        ("tunnel", "The tunnels of the satellites."),
+        ("shutdown", "How the host-bridge ends."),
+        ("log", "Logs go to standard error."),
+    ],
+    keys: KEYS,
+};
+
+static KEYS: &[&dyn AnyKey] = &[
+    &STATE_DIR,
+    &ADMIN_SOCKET,
+    &LISTEN_HTTPS,
+    &LISTEN_QUIC,
+    &PUBLIC_URL,
+    &PUBLIC_BRIDGES,
+    &PUBLIC_NAMES,
+    &ACCEPTANCE_TTL,
+    &ACCEPT_GRACE,
+    &HTTPS_CONNECTIONS,
+    &BOOTSTRAP_CONNECTIONS,
+    &BOOTSTRAP_PER_SOURCE,
+    &SESSIONS,
+    &STREAMS_PER_SESSION,
+    &ACCEPTS_PER_SOURCE,
+    &STALE_AFTER,
+    &TUNNEL_KEEPALIVE,
+    &DRAIN,
+    &LOG_LEVEL,
+    &LOG_FORMAT,
+];
+
+static STATE_DIR: Key<PathBuf> = Key {
+    path: "state_dir",
+    form: &AbsolutePath,
+    default: Fallback::Value("/var/lib/powernode-host-bridge"),
+    doc: "Directory of the registry, which holds the certificate authority's key too: back it up. Under systemd,\nStateDirectory= sets it.",
+    discreet: false,
+};
+
+static ADMIN_SOCKET: Key<PathBuf> = Key {
+    path: "admin_socket",
+    form: &AbsolutePath,
+    default: Fallback::Value("/run/powernode-host-bridge/admin.sock"),
+    doc: "Socket on which the running host-bridge answers `peers`, `invite` and the other commands. Under systemd\nit lies in RuntimeDirectory=.",
+    discreet: false,
+};
+
+static LISTEN_HTTPS: Key<Vec<SocketAddr>> = Key {
+    path: "listen.https",
+    form: &ListOf {
+        item: Parsed::<SocketAddr>::new("address:port"),
+        least: 1,
+        most: LISTEN_MAX,
+    },
+    default: Fallback::Value("[::]:8443"),
+    doc: "Addresses for HTTPS (TCP): the federation's API and the operator's. [::] takes IPv4, too, and stands for\n0.0.0.0 on a machine without IPv6.",
+    discreet: false,
+};
+
+static LISTEN_QUIC: Key<Vec<SocketAddr>> = Key {
+    path: "listen.quic",
+    form: &ListOf {
+        item: Parsed::<SocketAddr>::new("address:port"),
+        least: 1,
+        most: LISTEN_MAX,
+    },
+    default: Fallback::Value("[::]:8443"),
+    doc: "Addresses for tunnels (UDP).",
+    discreet: false,
+};
+
+static PUBLIC_URL: Key<ParentUrl> = Key {
+    path: "public.url",
+    form: &Parsed::<ParentUrl>::new(
+        "a URL such as https://bridge.example.com:8443, without user name and query",
+    ),
+    default: Fallback::Unset {
+        example: "https://bridge.example.com:8443",
+    },
+    doc: "The URL under which satellites know their parent. `invite` needs it; `init --public-url` sets it, too.",
+    discreet: true,
+};
+
+static PUBLIC_BRIDGES: Key<Vec<HostPort>> = Key {
+    path: "public.bridges",
+    form: &ListOf {
+        item: Parsed::<HostPort>::new("host:port"),
+        least: 0,
+        most: BRIDGES_MAX,
+    },
+    default: Fallback::Value(""),
+    doc: "Addresses that join codes give to satellites for their tunnel. Empty: host and port of public.url.",
+    discreet: false,
+};
+
+static PUBLIC_NAMES: Key<Vec<ServerName>> = Key {
+    path: "public.names",
+    form: &ListOf {
+        item: Parsed::<ServerName>::new("a DNS name or an address"),
+        least: 0,
+        most: NAMES_MAX,
+    },
+    default: Fallback::Value(""),
+    doc: "Names and addresses in the server certificate, besides those of public.url and public.bridges. A change\nmakes a new certificate at the next start.",
+    discreet: false,
+};
+
+static ACCEPTANCE_TTL: Key<Duration> = Key {
+    path: "tokens.acceptance_ttl",
+    form: &DurationBetween(Duration::from_secs(300), Duration::from_secs(30 * 86_400)),
+    default: Fallback::Value("7d"),
+    doc: "How long an acceptance token is good for, unless --ttl says otherwise.",
+    discreet: false,
+};
+
+static ACCEPT_GRACE: Key<Duration> = Key {
+    path: "tokens.accept_grace",
+    form: &DurationBetween(Duration::from_secs(60), Duration::from_secs(7 * 86_400)),
+    default: Fallback::Value("24h"),
+    doc: "How long a used token still gives the same answer to the same key: a satellite whose answer was lost on\nthe way asks again.",
+    discreet: false,
+};
+
+static HTTPS_CONNECTIONS: Key<u32> = Key {
+    path: "limits.https_connections",
+    form: &CountBetween {
+        least: 8,
+        most: 65_536,
+        unit: "connections",
+    },
+    default: Fallback::Value("256"),
+    doc: "HTTPS connections at the same time.",
+    discreet: false,
+};
+
+static BOOTSTRAP_CONNECTIONS: Key<u32> = Key {
+    path: "limits.bootstrap_connections",
+    form: &CountBetween {
+        least: 1,
+        most: 4_096,
+        unit: "connections",
+    },
+    default: Fallback::Value("64"),
+    doc: "Tunnels at the same time whose satellite has no certificate yet.",
+    discreet: false,
+};
+
+static BOOTSTRAP_PER_SOURCE: Key<u32> = Key {
+    path: "limits.bootstrap_connections_per_source",
+    form: &CountBetween {
+        least: 1,
+        most: 4_096,
+        unit: "connections",
+    },
+    default: Fallback::Value("8"),
+    doc: "The same from one source address. Several satellites of one site come from the address of its router.",
+    discreet: false,
+};
+
+static SESSIONS: Key<u32> = Key {
+    path: "limits.sessions",
+    form: &CountBetween {
+        least: 1,
+        most: 100_000,
+        unit: "tunnels",
+    },
+    default: Fallback::Value("1000"),
+    doc: "Tunnels of satellites at the same time. An idle one takes some 200 KB of memory.",
+    discreet: false,
+};
+
+static STREAMS_PER_SESSION: Key<u32> = Key {
+    path: "limits.streams_per_session",
+    form: &CountBetween {
+        least: 8,
+        most: 1_024,
+        unit: "streams",
+    },
+    default: Fallback::Value("128"),
+    doc: "Streams of one tunnel at the same time; further ones wait.",
+    discreet: false,
+};
+
+static ACCEPTS_PER_SOURCE: Key<u32> = Key {
+    path: "limits.accepts_per_source_per_minute",
+    form: &CountBetween {
+        least: 1,
+        most: 10_000,
+        unit: "requests",
+    },
+    default: Fallback::Value("30"),
+    doc: "Accept requests of one source address in a minute: what guessing tokens is slowed down to.",
+    discreet: false,
+};
+
+static STALE_AFTER: Key<Duration> = Key {
+    path: "heartbeat.stale_after",
+    form: &DurationBetween(Duration::from_secs(120), Duration::from_secs(3_600)),
+    default: Fallback::Value("5m"),
+    doc: "Age of a satellite's last heartbeat above which it is degraded. Heartbeats come every 60 s.",
+    discreet: false,
+};
+
+static TUNNEL_KEEPALIVE: Key<Duration> = Key {
+    path: "tunnel.keepalive",
+    form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(120)),
+    default: Fallback::Value("20s"),
+    doc: "Longest silence on an idle tunnel. Routers forget idle UDP flows after 30 s and more.",
+    discreet: false,
+};
+
+static DRAIN: Key<Duration> = Key {
+    path: "shutdown.drain",
+    form: &DurationBetween(Duration::ZERO, DRAIN_MAX),
+    default: Fallback::Value("10s"),
+    doc: "How long a shutdown waits for requests in progress; a second SIGTERM ends the wait.",
+    discreet: false,
+};
+
+static LOG_LEVEL: Key<LogFilter> = Key {
+    path: "log.level",
+    form: &Parsed::<LogFilter>::new(
+        "error, warn, info, debug, trace or off, and `target=level` pairs after a comma",
+    ),
+    default: Fallback::Value("info"),
+    doc: "From which level on. A reload (SIGHUP) changes it without a restart.",
+    discreet: false,
+};
+
+static LOG_FORMAT: Key<LogFormat> = Key {
+    path: "log.format",
+    form: &Parsed::<LogFormat>::new("auto, human, json or journald"),
+    default: Fallback::Value("auto"),
+    doc: "Form of the lines. auto: human on a terminal, journald where standard error is the journal's, else JSON.",
+    discreet: false,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::peer::HEARTBEAT_STALE_AFTER;
+
+    fn loaded(flags: &[(&'static str, &str)]) -> Result<HostBridgeConfig, ConfigError> {
+        let flags = flags
+            .iter()
+            .map(|(key, value)| (*key, (*value).to_owned()))
+            .collect();
+        HostBridgeConfig::load(&ConfigFile::Default, &flags, &Environment::default())
+            .map(|(config, _)| config)
+    }
+
+    #[test]
+    fn the_defaults_are_the_contracts() {
+        let config = loaded(&[]).unwrap();
+        assert_eq!(config.stale_after, HEARTBEAT_STALE_AFTER);
+        assert_eq!(config.acceptance_ttl, Duration::from_secs(604_800));
+    }
+
+    #[test]
+    fn one_source_cannot_have_more_than_all() {
+        let refused = loaded(&[
+            ("limits.bootstrap_connections", "4"),
+            ("limits.bootstrap_connections_per_source", "5"),
+        ]);
+        assert!(matches!(refused, Err(ConfigError::Conflict { .. })));
+    }
+
+    #[test]
+    fn server_names_have_neither_scheme_nor_port() {
+        let name = |text: &str| text.parse::<ServerName>().ok().map(|name| name.to_string());
+        assert_eq!(name("Bridge.Example.com").as_deref(), Some("bridge.example.com"));
+        assert_eq!(name("2001:DB8::1").as_deref(), Some("2001:db8::1"));
+        for bad in ["", "https://bridge", "bridge:8443", "[::1]", "*", "a b"] {
+            assert_eq!(name(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,459 @@
+//! The satellite's keys, and what they come to.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::LogConfig;
+use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
+use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
+use crate::process::environment::Environment;
+use crate::process::telemetry::{LogFilter, LogFormat};
+
+/// Longest operator contact and location, in characters: an address in a line.
+const DISCLOSURE_MAX_CHARS: usize = 256;
+
+/// Longest data residency, in characters (contract section 5).
+const DATA_RESIDENCY_MAX_CHARS: usize = 64;
+
+/// Name of the credential that may hold the acceptance token.
+const TOKEN_CREDENTIAL: &str = "acceptance-token";
+
+/// Name of the credential that may hold the spawn payload.
+const PAYLOAD_CREDENTIAL: &str = "federation-payload";
+
+/// The satellite's configuration, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SatelliteConfig {
+    /// Where the store and the second copy of the identity live.
+    pub state_dir: PathBuf,
+    /// Where the daemon listens for the command line.
+    pub admin_socket: PathBuf,
+    /// The parent, as far as the configuration names it.
+    pub parent: ParentConfig,
+    /// What the satellite discloses about itself.
+    pub disclosure: DisclosureConfig,
+    /// Where spawn payloads are looked for.
+    pub payload: PayloadConfig,
+    /// Longest silence on an idle tunnel before the satellite asks whether the parent is there.
+    pub tunnel_keepalive: Duration,
+    /// Ceiling of the first wait between attempts to connect.
+    pub reconnect_initial: Duration,
+    /// Ceiling of all waits between attempts to connect.
+    pub reconnect_max: Duration,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// The parent, as far as the configuration names it: what `join` would be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParentConfig {
+    /// Its URL.
+    pub url: Option<ParentUrl>,
+    /// Its host-bridges; empty means the URL's host and port.
+    pub bridges: Vec<HostPort>,
+    /// PEM file with its certificate authorities.
+    pub ca_file: Option<PathBuf>,
+    /// Fingerprint of its certificate authority.
+    pub ca_sha256: Option<CaFingerprint>,
+    /// File with the acceptance token: named by the operator, so it must exist while the satellite
+    /// has not joined.
+    pub token_file: Option<PathBuf>,
+    /// The service manager's credential, when it holds something and `token_file` is not set.
+    pub token_credential: Option<PathBuf>,
+}
+
+/// What the satellite discloses about itself in every heartbeat (contract section 10).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DisclosureConfig {
+    /// Whom to call.
+    pub operator_contact: Option<String>,
+    /// Where the box stands.
+    pub location: Option<String>,
+    /// Under which jurisdiction its data is kept.
+    pub data_residency: Option<String>,
+}
+
+/// Where spawn payloads are looked for, in this order (contract section 2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PayloadConfig {
+    /// The hypervisor's files.
+    pub fw_cfg_dir: PathBuf,
+    /// The service manager's credentials, which may hold what it has read of the hypervisor's files.
+    pub credentials_dir: Option<PathBuf>,
+    /// The payload file.
+    pub file: PathBuf,
+}
+
+impl SatelliteConfig {
+    /// Reads all layers. Blocks on files.
+    pub fn load(
+        file: &ConfigFile,
+        flags: &Flags,
+        environment: &Environment,
+    ) -> Result<(Self, Settings), ConfigError> {
+        let settings = Settings::load(&PROGRAM, file, flags, environment, &provided(environment))?;
+        Ok((Self::from_settings(&settings, environment)?, settings))
+    }
+
+    fn from_settings(settings: &Settings, environment: &Environment) -> Result<Self, ConfigError> {
+        let token_file = settings.get(&PARENT_TOKEN_FILE)?;
+        let token_credential = match token_file {
+            Some(_) => None,
+            None => filled_credential(environment, TOKEN_CREDENTIAL),
+        };
+        let config = Self {
+            state_dir: settings.required(&STATE_DIR)?,
+            admin_socket: settings.required(&ADMIN_SOCKET)?,
+            parent: ParentConfig {
+                url: settings.get(&PARENT_URL)?,
+                bridges: settings.required(&PARENT_BRIDGES)?,
+                ca_file: settings.get(&PARENT_CA_FILE)?,
+                ca_sha256: settings.get(&PARENT_CA_SHA256)?,
+                token_file,
+                token_credential,
+            },
+            disclosure: DisclosureConfig {
+                operator_contact: settings.get(&OPERATOR_CONTACT)?,
+                location: settings.get(&LOCATION)?,
+                data_residency: settings.get(&DATA_RESIDENCY)?,
+            },
+            payload: PayloadConfig {
+                fw_cfg_dir: settings.required(&PAYLOAD_FW_CFG_DIR)?,
+                credentials_dir: environment.directory("CREDENTIALS_DIRECTORY"),
+                file: settings.required(&PAYLOAD_FILE)?,
+            },
+            tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
+            reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
+            reconnect_max: settings.required(&RECONNECT_MAX)?,
+            log: LogConfig {
+                filter: settings.required(&LOG_LEVEL)?,
+                format: settings.required(&LOG_FORMAT)?,
+            },
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.reconnect_initial > self.reconnect_max {
+            return Err(ConfigError::Conflict {
+                first: RECONNECT_INITIAL.path,
+                second: RECONNECT_MAX.path,
+                why: "the first wait cannot be longer than the longest; lower the one or raise the other",
+            });
+        }
+        if self.parent.ca_file.is_some() && self.parent.ca_sha256.is_some() {
+            return Err(ConfigError::Conflict {
+                first: PARENT_CA_FILE.path,
+                second: PARENT_CA_SHA256.path,
+                why: "each says alone by what the parent is known; keep one",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What systemd sets for a unit with `StateDirectory=`, `RuntimeDirectory=` and `LoadCredential=`.
+fn provided(environment: &Environment) -> Provided {
+    let mut provided = Provided::new();
+    let mut add = |path, value: Option<PathBuf>, variable| {
+        if let Some(text) = value.as_deref().and_then(Path::to_str) {
+            provided.insert(path, (text.to_owned(), variable));
+        }
+    };
+    let state = environment.directory("STATE_DIRECTORY");
+    let socket = environment
+        .directory("RUNTIME_DIRECTORY")
+        .map(|dir| dir.join("admin.sock"));
+    let payload = filled_credential(environment, PAYLOAD_CREDENTIAL);
+    add(STATE_DIR.path, state, "STATE_DIRECTORY");
+    add(ADMIN_SOCKET.path, socket, "RUNTIME_DIRECTORY");
+    add(PAYLOAD_FILE.path, payload, "CREDENTIALS_DIRECTORY");
+    provided
+}
+
+/// The file of a credential, if it has one with more than white space in it: the unit stands in
+/// with a blank one where the operator has put none.
+fn filled_credential(environment: &Environment, name: &str) -> Option<PathBuf> {
+    /// A blank stand-in is a byte or two; what is longer is taken for filled without reading it.
+    const BLANK_MAX_BYTES: u64 = 8;
+    let path = environment.directory("CREDENTIALS_DIRECTORY")?.join(name);
+    let size = std::fs::metadata(&path).ok()?.len();
+    (size > BLANK_MAX_BYTES).then_some(path)
+}
+
+/// The satellite's name, variables, file and keys.
+pub static PROGRAM: Program = Program {
+    name: "powernode-satellite",
+    variable_prefix: "POWERNODE_SATELLITE_",
+    default_file: "/etc/powernode-satellite/satellite.toml",
+    sections: &[
+        ("", "Where the satellite lives on this box."),
+        (
+            "parent",
+            "Whom to join. Not needed with `powernode-satellite join CODE` or a spawn payload, and not read any\nmore once the satellite has joined.",
+        ),
+        (
+            "disclosure",
+            "What the parent is told about this box in every heartbeat. Joining is refused without a contact and\na location: the federation's rules ask for them.",
+        ),
+        (
+            "payload",
+            "Where `run` looks for an invitation that the platform has laid ready.",
+        ),
+        ("tunnel", "The tunnel to the parent."),
+        ("reconnect", "How eagerly a lost tunnel is dialled again."),
+        ("log", "Logs go to standard error."),
+    ],
+    keys: KEYS,
+};
+
+static KEYS: &[&dyn AnyKey] = &[
+    &STATE_DIR,
+    &ADMIN_SOCKET,
+    &PARENT_URL,
+    &PARENT_BRIDGES,
+    &PARENT_CA_FILE,
+    &PARENT_CA_SHA256,
+    &PARENT_TOKEN_FILE,
+    &OPERATOR_CONTACT,
+    &LOCATION,
+    &DATA_RESIDENCY,
+    &PAYLOAD_FW_CFG_DIR,
+    &PAYLOAD_FILE,
+    &TUNNEL_KEEPALIVE,
+    &RECONNECT_INITIAL,
+    &RECONNECT_MAX,
+    &LOG_LEVEL,
+    &LOG_FORMAT,
+];
+
+static STATE_DIR: Key<PathBuf> = Key {
+    path: "state_dir",
+    form: &AbsolutePath,
+    default: Fallback::Value("/var/lib/powernode-satellite"),
+    doc: "Directory of the store and of the identity's second copy. Under systemd, StateDirectory= sets it.",
+    discreet: false,
+};
+
+static ADMIN_SOCKET: Key<PathBuf> = Key {
+    path: "admin_socket",
+    form: &AbsolutePath,
+    default: Fallback::Value("/run/powernode-satellite/admin.sock"),
+    doc: "Socket on which the running satellite answers `status` and the other commands. Under systemd it lies in\nRuntimeDirectory=.",
+    discreet: false,
+};
+
+static PARENT_URL: Key<ParentUrl> = Key {
+    path: "parent.url",
+    form: &Parsed::<ParentUrl>::new("a URL such as https://parent.example.com, without user name and query"),
+    default: Fallback::Unset {
+        example: "https://parent.example.com",
+    },
+    doc: "The parent's URL.",
+    discreet: true,
+};
+
+static PARENT_BRIDGES: Key<Vec<HostPort>> = Key {
+    path: "parent.bridges",
+    form: &ListOf {
+        item: Parsed::<HostPort>::new("host:port"),
+        least: 0,
+        most: BRIDGES_MAX,
+    },
+    default: Fallback::Value(""),
+    doc: "Addresses of the parent's host-bridges, tried in this order. Empty: host and port of the parent's URL.",
+    discreet: false,
+};
+
+static PARENT_CA_FILE: Key<PathBuf> = Key {
+    path: "parent.ca_file",
+    form: &AbsolutePath,
+    default: Fallback::Unset {
+        example: "/etc/powernode-satellite/parent-ca.pem",
+    },
+    doc: "PEM file with the certificate authority of the parent. Without it and without ca_sha256, the system's\ncertificate authorities decide.",
+    discreet: false,
+};
+
+static PARENT_CA_SHA256: Key<CaFingerprint> = Key {
+    path: "parent.ca_sha256",
+    form: &Parsed::<CaFingerprint>::new("the SHA-256 of the CA certificate: 64 hex digits"),
+    default: Fallback::Unset {
+        example: "0000000000000000000000000000000000000000000000000000000000000000",
+    },
+    doc: "Fingerprint of the parent's certificate authority, instead of ca_file.",
+    discreet: false,
+};
+
+static PARENT_TOKEN_FILE: Key<PathBuf> = Key {
+    path: "parent.token_file",
+    form: &AbsolutePath,
+    default: Fallback::Unset {
+        example: "/etc/powernode-satellite/acceptance-token",
+    },
+    doc: "File with the acceptance token, readable for the satellite alone. Under systemd, better leave this unset\nand put the token where LoadCredential= of the unit looks for it.",
+    discreet: true,
+};
+
+static OPERATOR_CONTACT: Key<String> = Key {
+    path: "disclosure.operator_contact",
+    form: &Line {
+        max_chars: DISCLOSURE_MAX_CHARS,
+    },
+    default: Fallback::Unset {
+        example: "ops@example.com",
+    },
+    doc: "Who answers for this box: a mail address or a telephone number.",
+    discreet: false,
+};
+
+static LOCATION: Key<String> = Key {
+    path: "disclosure.location",
+    form: &Line {
+        max_chars: DISCLOSURE_MAX_CHARS,
+    },
+    default: Fallback::Unset {
+        example: "Shop 17, Hamburg, DE",
+    },
+    doc: "Where this box stands.",
+    discreet: false,
+};
+
+static DATA_RESIDENCY: Key<String> = Key {
+    path: "disclosure.data_residency",
+    form: &Line {
+        max_chars: DATA_RESIDENCY_MAX_CHARS,
+    },
+    default: Fallback::Unset { example: "EU" },
+    doc: "Under which jurisdiction the data on this box is kept.",
+    discreet: false,
+};
+
+static PAYLOAD_FW_CFG_DIR: Key<PathBuf> = Key {
+    path: "payload.fw_cfg_dir",
+    form: &AbsolutePath,
+    default: Fallback::Value("/sys/firmware/qemu_fw_cfg/by_name/opt/com.powernode"),
+    doc: "The hypervisor's payload: one directory per value, with a file `raw` in it. It is looked at first.",
+    discreet: false,
+};
+
+static PAYLOAD_FILE: Key<PathBuf> = Key {
+    path: "payload.file",
+    form: &AbsolutePath,
+    default: Fallback::Value("/etc/powernode/federation-payload.json"),
+    doc: "The payload file, a JSON object. Under systemd, the unit's credential takes its place.",
+    discreet: false,
+};
+
+static TUNNEL_KEEPALIVE: Key<Duration> = Key {
+    path: "tunnel.keepalive",
+    form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(120)),
+    default: Fallback::Value("20s"),
+    doc: "Longest silence on an idle tunnel; the smaller of this and the host-bridge's wish holds. Routers forget\nidle UDP flows after 30 s and more.",
+    discreet: false,
+};
+
+static RECONNECT_INITIAL: Key<Duration> = Key {
+    path: "reconnect.initial",
+    form: &DurationBetween(Duration::from_millis(100), Duration::from_secs(60)),
+    default: Fallback::Value("250ms"),
+    doc: "Longest wait before the first new attempt; it doubles with each one that fails. Waits are drawn at random\nbelow it, so that a thousand satellites do not come back in one second.",
+    discreet: false,
+};
+
+static RECONNECT_MAX: Key<Duration> = Key {
+    path: "reconnect.max",
+    form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(3_600)),
+    default: Fallback::Value("60s"),
+    doc: "Longest wait between attempts, however many have failed.",
+    discreet: false,
+};
+
+static LOG_LEVEL: Key<LogFilter> = Key {
+    path: "log.level",
+    form: &Parsed::<LogFilter>::new(
+        "error, warn, info, debug, trace or off, and `target=level` pairs after a comma",
+    ),
+    default: Fallback::Value("info"),
+    doc: "From which level on. A reload (SIGHUP) changes it without a restart.",
+    discreet: false,
+};
+
+static LOG_FORMAT: Key<LogFormat> = Key {
+    path: "log.format",
+    form: &Parsed::<LogFormat>::new("auto, human, json or journald"),
+    default: Fallback::Value("auto"),
+    doc: "Form of the lines. auto: human on a terminal, journald where standard error is the journal's, else JSON.",
+    discreet: false,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::backoff::BackoffPolicy;
+
+    fn loaded(environment: &Environment, flags: &Flags) -> Result<SatelliteConfig, ConfigError> {
+        let nowhere = ConfigFile::Default;
+        SatelliteConfig::load(&nowhere, flags, environment).map(|(config, _)| config)
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_machines() {
+        let config = loaded(&Environment::default(), &Flags::new()).unwrap();
+        let policy = BackoffPolicy::default();
+        assert_eq!(config.reconnect_initial, policy.initial);
+        assert_eq!(config.reconnect_max, policy.max);
+    }
+
+    #[test]
+    fn the_service_managers_directories_are_used() {
+        let credentials = tempfile::tempdir().unwrap();
+        std::fs::write(credentials.path().join(TOKEN_CREDENTIAL), "x".repeat(43)).unwrap();
+        std::fs::write(credentials.path().join(PAYLOAD_CREDENTIAL), "{}\n").unwrap();
+        let environment = Environment::from_iter([
+            ("STATE_DIRECTORY", "/var/lib/private/s:/other"),
+            ("RUNTIME_DIRECTORY", "/run/s"),
+            ("CREDENTIALS_DIRECTORY", credentials.path().to_str().unwrap()),
+        ]);
+        let config = loaded(&environment, &Flags::new()).unwrap();
+        assert_eq!(config.state_dir, Path::new("/var/lib/private/s"));
+        assert_eq!(config.admin_socket, Path::new("/run/s/admin.sock"));
+        assert_eq!(
+            config.parent.token_credential,
+            Some(credentials.path().join(TOKEN_CREDENTIAL))
+        );
+        assert_eq!(
+            config.payload.file,
+            Path::new("/etc/powernode/federation-payload.json"),
+            "a blank credential is none"
+        );
+        let flags = Flags::from([("parent.token_file", "/run/token".to_owned())]);
+        let config = loaded(&environment, &flags).unwrap();
+        assert_eq!(
+            config.parent.token_credential, None,
+            "what the operator names comes first"
+        );
+    }
+
+    #[test]
+    fn values_that_do_not_go_together_are_refused() {
+        let refused = |flags: &[(&'static str, &str)]| {
+            let flags = flags
+                .iter()
+                .map(|(key, value)| (*key, (*value).to_owned()))
+                .collect();
+            matches!(
+                loaded(&Environment::default(), &flags),
+                Err(ConfigError::Conflict { .. })
+            )
+        };
+        assert!(refused(&[("reconnect.initial", "10s"), ("reconnect.max", "5s")]));
+        let fingerprint = "ab".repeat(32);
+        assert!(refused(&[
+            ("parent.ca_file", "/ca.pem"),
+            ("parent.ca_sha256", &fingerprint)
+        ]));
+    }
+}

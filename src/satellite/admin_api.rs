@@ -1,0 +1,270 @@
+//! The satellite's admin socket: status and join for the command line, over HTTP on a Unix socket.
+//! Who may connect is decided by the socket's directory and by the caller's user id.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use zeroize::Zeroizing;
+
+use super::driver::DriverHandle;
+use crate::base::limit::{HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES, error_chain};
+use crate::base::time::UnixTime;
+use crate::contract::invitation::{ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl};
+use crate::contract::message::{failure_body, success_body};
+use crate::contract::peer::SpawnMode;
+use crate::contract::token::{AcceptanceToken, InvalidToken};
+use crate::machine::membership::{Operator, StoredInvitation};
+use crate::process::supervisor::TaskScope;
+
+/// Path of the status report.
+pub const STATUS_PATH: &str = "/v1/status";
+/// Path of the join command.
+pub const JOIN_PATH: &str = "/v1/join";
+
+/// Connections to the admin socket at a time; each is one command line.
+const CONNECTIONS_MAX: usize = 16;
+
+/// A join as it travels over the admin socket. The token is in clear in it: it never leaves the box,
+/// and the socket is for the daemon's user and root alone.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// Whom to join.
+    pub parent_url: ParentUrl,
+    /// Its host-bridges.
+    pub bridges: Vec<HostPort>,
+    /// By what it is known.
+    pub trust: ParentTrust,
+    /// Who runs this box.
+    pub operator: Operator,
+    /// The single-use credential.
+    pub token: Zeroizing<String>,
+    /// The parent's time when it invited, seconds since 1970.
+    pub minted_at: Option<UnixTime>,
+}
+
+impl JoinRequest {
+    /// What the command line sends.
+    pub fn of(invitation: &StoredInvitation) -> Option<Self> {
+        Some(Self {
+            parent_url: invitation.parent.url.clone(),
+            bridges: invitation.parent.bridges.clone(),
+            trust: invitation.parent.trust.clone(),
+            operator: invitation.operator.clone(),
+            token: Zeroizing::new(invitation.token.expose_text()?.to_owned()),
+            minted_at: invitation.minted_at,
+        })
+    }
+
+    fn into_invitation(self) -> Result<StoredInvitation, InvalidToken> {
+        let invitation = Invitation {
+            parent_url: self.parent_url,
+            bridges: self.bridges,
+            token: AcceptanceToken::parse(self.token.to_string())?,
+            trust: self.trust,
+            spawn_mode: SpawnMode::ManagedChild,
+            parent_peer_id: None,
+            contract_version: ContractVersion::CURRENT,
+            minted_at: self.minted_at,
+        };
+        Ok(StoredInvitation::new(invitation, self.operator))
+    }
+}
+
+/// Why the admin socket cannot be opened.
+#[derive(Debug, Error)]
+pub enum AdminSocketError {
+    /// Another daemon answers there.
+    #[error("another daemon already answers at {path}; stop it, or give this one another admin_socket")]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Something else is there.
+    #[error("{path} exists and is no socket; remove it, or set another admin_socket")]
+    NotASocket {
+        /// What is there.
+        path: PathBuf,
+    },
+    /// The directory or the socket cannot be made.
+    #[error(
+        "cannot open the admin socket {path}; check that its directory exists and belongs to the daemon's user"
+    )]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The socket of a running daemon; its file goes when this is dropped.
+#[derive(Debug)]
+pub struct AdminSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// The daemon's user, who is also the owner of the socket's file.
+    owner: u32,
+}
+
+impl AdminSocket {
+    /// Listens. A file that a dead daemon left behind is replaced.
+    pub async fn bind(path: &Path) -> Result<Self, AdminSocketError> {
+        let failed = |source| AdminSocketError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(directory) = path.parent()
+            && !directory.exists()
+        {
+            std::fs::create_dir_all(directory).map_err(failed)?;
+            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o750)).map_err(failed)?;
+        }
+        match std::fs::symlink_metadata(path) {
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(AdminSocketError::NotASocket {
+                    path: path.to_owned(),
+                });
+            }
+            Ok(_) if UnixStream::connect(path).await.is_ok() => {
+                return Err(AdminSocketError::InUse {
+                    path: path.to_owned(),
+                });
+            }
+            Ok(_) => std::fs::remove_file(path).map_err(failed)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+        let owner = std::fs::metadata(path).map_err(failed)?.uid();
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            owner,
+        })
+    }
+
+    /// Serves until the scope is cancelled.
+    pub async fn serve(self, scope: TaskScope, handle: DriverHandle) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+                return;
+            };
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of file descriptors: the next connection that ends frees one.
+                    tracing::warn!(%error, "admin connection not accepted");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            if !self.allows(&stream) {
+                tracing::warn!("admin connection of another user refused");
+                continue;
+            }
+            let handle = handle.clone();
+            scope.spawn_until_cancelled("admin connection", async move {
+                let _place = place;
+                serve_connection(stream, handle).await;
+            });
+        }
+    }
+
+    /// The daemon's own user and root.
+    fn allows(&self, stream: &UnixStream) -> bool {
+        stream
+            .peer_cred()
+            .is_ok_and(|caller| caller.uid() == 0 || caller.uid() == self.owner)
+    }
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+async fn serve_connection(stream: UnixStream, handle: DriverHandle) {
+    let service = service_fn(move |request| {
+        let handle = handle.clone();
+        async move { Ok::<_, Infallible>(answer(request, &handle).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .max_header_size(HTTP_HEAD_MAX_BYTES)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "admin connection broken off");
+    }
+}
+
+async fn answer(request: Request<Incoming>, handle: &DriverHandle) -> Response<Full<Bytes>> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, STATUS_PATH) => {
+            let report = handle.status.borrow().clone();
+            reply(StatusCode::OK, &success_body(&report))
+        }
+        (&Method::POST, JOIN_PATH) => join(request, handle).await,
+        (_, STATUS_PATH | JOIN_PATH) => {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here")
+        }
+        _ => refuse(
+            StatusCode::NOT_FOUND,
+            "no such resource; known are /v1/status and /v1/join",
+        ),
+    }
+}
+
+async fn join(request: Request<Incoming>, handle: &DriverHandle) -> Response<Full<Bytes>> {
+    let body = match Limited::new(request.into_body(), JSON_BODY_MAX_BYTES)
+        .collect()
+        .await
+    {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()),
+    };
+    let Ok(request) = serde_json::from_slice::<JoinRequest>(&body) else {
+        return refuse(
+            StatusCode::BAD_REQUEST,
+            "the join request is not what this daemon's version understands",
+        );
+    };
+    let invitation = match request.into_invitation() {
+        Ok(invitation) => invitation,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match handle.join(invitation).await {
+        Ok(Ok(())) => reply(StatusCode::ACCEPTED, &success_body(&"stored")),
+        Ok(Err(error)) => refuse(StatusCode::CONFLICT, &error_chain(&error)),
+        Err(stopping) => refuse(StatusCode::SERVICE_UNAVAILABLE, &stopping.to_string()),
+    }
+}
+
+fn refuse(status: StatusCode, error: &str) -> Response<Full<Bytes>> {
+    reply(status, &failure_body(error, None))
+}
+
+fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,99 @@
+//! How others talk to the loop: settings in, commands in, the status and the health out.
+
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::base::time::Moment;
+use crate::contract::invitation::HostPort;
+use crate::machine::backoff::BackoffPolicy;
+use crate::machine::child::InvitationRefused;
+use crate::machine::membership::{Operator, StoredInvitation};
+use crate::machine::watchdog::Verdict;
+use crate::process::clock::Clock;
+use crate::satellite::membership_store::SaveStateError;
+use crate::satellite::status::StatusReport;
+use crate::tunnel::TunnelSettings;
+
+/// A loop that has not gone round for so long is stuck: a slow card writes for seconds, not minutes.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// What the loop is set up with.
+#[derive(Debug, Clone)]
+pub struct DriverSettings {
+    /// Reconnect delays.
+    pub backoff: BackoffPolicy,
+    /// Tunnel limits.
+    pub tunnel: TunnelSettings,
+    /// The operator from the config, which outranks the one that was given at join.
+    pub operator: Option<Operator>,
+    /// The bridges from the config, which outrank the invitation's.
+    pub bridges: Vec<HostPort>,
+}
+
+/// What others ask of the loop.
+#[derive(Debug)]
+pub enum Command {
+    /// Join with this invitation.
+    Join(
+        Box<StoredInvitation>,
+        oneshot::Sender<Result<(), JoinCommandError>>,
+    ),
+    /// Take new settings and try to connect at once.
+    Reload(Box<DriverSettings>),
+}
+
+/// Why an invitation was not taken.
+#[derive(Debug, Error)]
+pub enum JoinCommandError {
+    /// Member already.
+    #[error(transparent)]
+    Refused(#[from] InvitationRefused),
+    /// The invitation could not be stored.
+    #[error("the invitation could not be stored; nothing was sent")]
+    Save(#[source] SaveStateError),
+}
+
+/// Talks to the loop.
+#[derive(Debug, Clone)]
+pub struct DriverHandle {
+    pub(super) commands: mpsc::Sender<Command>,
+    /// The latest report.
+    pub status: watch::Receiver<StatusReport>,
+    /// The watchdog's verdict.
+    pub health: watch::Receiver<Verdict>,
+    /// When the loop last went round.
+    pub(super) pulse: watch::Receiver<Moment>,
+    pub(super) clock: Clock,
+}
+
+/// The loop is not there any more: the daemon stops.
+#[derive(Debug, Error)]
+#[error("the satellite is stopping")]
+pub struct Stopping;
+
+impl DriverHandle {
+    /// Whether the loop still goes round: one that hangs on its disk does not.
+    pub fn is_moving(&self) -> bool {
+        self.clock.now().since(*self.pulse.borrow()) < STUCK_AFTER
+    }
+
+    /// Hands an invitation over; returns when it is stored.
+    pub async fn join(&self, invitation: StoredInvitation) -> Result<Result<(), JoinCommandError>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Join(Box::new(invitation), reply))
+            .await
+            .map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Takes new settings and tries to connect at once.
+    pub async fn reload(&self, settings: DriverSettings) -> Result<(), Stopping> {
+        self.commands
+            .send(Command::Reload(Box::new(settings)))
+            .await
+            .map_err(|_| Stopping)
+    }
+}

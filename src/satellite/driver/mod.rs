@@ -1,0 +1,570 @@
+//! Carries out what `machine::child` decides: one loop that owns the machine, the store and the
+//! tunnel. Slow work (resolving, dialling, requests) runs in tasks that report back through a
+//! bounded queue; a report of a link that was hung up meanwhile carries an old number and is dropped.
+//! Writes to the store are awaited in the loop, so nothing that depends on one can overtake it.
+
+mod handle;
+mod news;
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+pub use handle::{Command, DriverHandle, DriverSettings, JoinCommandError, Stopping};
+pub(super) use news::{EstablishedLink, News, Report, Reporter};
+
+use super::exchange;
+use super::federation_api::FederationApi;
+use super::link::{self, Credentials, Established};
+use super::membership_store::{Facts, Loaded, MembershipStore};
+use super::parent_client::RELEASE;
+use super::report::{Failures, link_report};
+use super::serve;
+use super::status::{ClockReport, HeartbeatReport, StatusReport, StoreReport};
+use crate::base::limit::error_chain;
+use crate::base::time::{Moment, UnixTime};
+use crate::contract::message::HeartbeatResponse;
+use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, LinkPurpose};
+use crate::machine::join::JoinState;
+use crate::machine::membership::{Candidate, Parent, StoredIdentity, StoredInvitation};
+use crate::machine::reconnect::{DialTarget, LinkState};
+use crate::machine::renewal::IdentityChoice;
+use crate::machine::watchdog::Verdict;
+use crate::process::clock::{Clock, ParentTimeNote};
+use crate::process::entropy;
+use crate::process::supervisor::TaskScope;
+use crate::tunnel::Tunnel;
+use crate::wire::{Goodbye, GoodbyeReason};
+
+/// Reports of tasks that may wait for the loop. There are never more than a handful of tasks; a full
+/// queue makes them wait.
+const REPORTS_MAX: usize = 32;
+
+/// Commands that may wait for the loop: more than that many callers at once is no person.
+const COMMANDS_MAX: usize = 8;
+
+/// How often the facts of the minute are written while nothing else changes. Each write costs
+/// tens of KiB of flash; four a day keep an idle box far below its budget of 1 MiB a day.
+pub const FACTS_INTERVAL: Duration = Duration::from_secs(6 * 3_600);
+
+/// Most addresses that are remembered for a start without DNS.
+const GOOD_ADDRESSES_MAX: usize = 4;
+
+/// Longest that the loop sleeps, so that the watchdog is fed and the status is fresh.
+const PULSE: Duration = Duration::from_secs(5);
+
+/// The tunnel that is up.
+struct LiveLink {
+    tunnel: Tunnel,
+    target: DialTarget,
+    since: UnixTime,
+}
+
+/// See the module's text.
+pub struct Driver {
+    machine: ChildMachine,
+    store: MembershipStore,
+    store_report: StoreReport,
+    clock: Clock,
+    scope: TaskScope,
+    settings: DriverSettings,
+    facts: Facts,
+    facts_dirty: bool,
+    facts_due: Moment,
+    /// The number of the present link or dial; reports of others are dropped.
+    link_number: u64,
+    link_scope: TaskScope,
+    link: Option<LiveLink>,
+    failures: Failures,
+    reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
+    commands: mpsc::Receiver<Command>,
+    status: watch::Sender<StatusReport>,
+    health: watch::Sender<Verdict>,
+    pulse: watch::Sender<Moment>,
+}
+
+impl Driver {
+    /// Goes on from what the store holds. The second value talks to the loop.
+    pub fn new(
+        store: MembershipStore,
+        loaded: Loaded,
+        clock: Clock,
+        scope: TaskScope,
+        settings: DriverSettings,
+    ) -> (Self, DriverHandle) {
+        let minted = loaded
+            .state
+            .as_ref()
+            .and_then(JoinState::invitation)
+            .and_then(|i| i.minted_at);
+        if let Some(seen) = loaded.facts.seen_from_parent.max(minted) {
+            clock.restore_parent_time(seen);
+        }
+        let store_report = store.report(loaded.recovered);
+        let machine = ChildMachine::new(loaded.state, settings.backoff, entropy::seed());
+        let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
+        let link_scope = scope.child();
+        let mut driver = Self {
+            machine,
+            store,
+            store_report,
+            scope,
+            settings,
+            facts: loaded.facts,
+            facts_dirty: false,
+            facts_due: clock.now().plus(FACTS_INTERVAL),
+            link_number: 0,
+            link_scope,
+            link: None,
+            failures: Failures::default(),
+            reports: mpsc::channel(REPORTS_MAX),
+            commands,
+            status: watch::channel(StatusReport::empty(clock.trusted().now)).0,
+            health: watch::channel(Verdict::Feed).0,
+            pulse: watch::channel(clock.now()).0,
+            clock,
+        };
+        driver.publish();
+        let handle = DriverHandle {
+            commands: commands_in,
+            status: driver.status.subscribe(),
+            health: driver.health.subscribe(),
+            pulse: driver.pulse.subscribe(),
+            clock: driver.clock.clone(),
+        };
+        (driver, handle)
+    }
+
+    /// Runs until the scope is cancelled, then takes leave of the parent and writes the facts.
+    pub async fn run(mut self) {
+        self.carry_out().await;
+        loop {
+            let wake = self
+                .machine
+                .poll_timeout()
+                .unwrap_or(Moment::after_start(Duration::MAX));
+            let pulse = self.clock.now().plus(PULSE);
+            tokio::select! {
+                () = self.scope.cancelled() => break,
+                Some(report) = self.reports.1.recv() => self.take_report(report),
+                Some(command) = self.commands.recv() => self.take_command(command).await,
+                () = self.clock.sleep_until(wake.min(pulse)) => {
+                    let now = self.clock.now();
+                    if self.machine.poll_timeout().is_some_and(|due| due <= now) {
+                        self.tell(ChildEvent::Timeout);
+                    }
+                }
+            }
+            self.carry_out().await;
+        }
+        self.take_leave().await;
+    }
+
+    fn tell(&mut self, event: ChildEvent) {
+        let (now, wall) = (self.clock.now(), self.clock.trusted().now);
+        self.machine.handle_event(event, now, wall);
+    }
+
+    fn take_report(&mut self, report: Report) {
+        if report.link != self.link_number {
+            tracing::debug!(link = report.link, "report of an earlier link dropped");
+            return;
+        }
+        match report.news {
+            News::Event(event) => self.tell(event),
+            News::Failed(event, why) => {
+                self.failures.note(&event, why);
+                if matches!(event, ChildEvent::TunnelLost(_)) {
+                    self.link = None;
+                }
+                self.tell(event);
+            }
+            News::Established(link) => self.established(*link),
+            News::Acknowledged(response) => self.acknowledged(*response),
+        }
+    }
+
+    async fn take_command(&mut self, command: Command) {
+        match command {
+            Command::Join(invitation, reply) => {
+                let outcome = self.join(invitation).await;
+                // A caller that went away does not hear it.
+                let _ = reply.send(outcome);
+            }
+            Command::Reload(settings) => {
+                self.settings = *settings;
+                self.tell(ChildEvent::ContentChanged);
+                self.tell(ChildEvent::RetryNow);
+            }
+        }
+    }
+
+    async fn join(&mut self, invitation: Box<StoredInvitation>) -> Result<(), JoinCommandError> {
+        self.machine.may_invite()?;
+        let state = JoinState::invited((*invitation).clone(), self.machine.state());
+        self.store
+            .save_state(&state)
+            .await
+            .map_err(JoinCommandError::Save)?;
+        tracing::info!(parent = %invitation.parent.url, "invited");
+        if let Some(minted) = invitation
+            .minted_at
+            .filter(|minted| Some(*minted) > self.clock.seen_from_parent())
+        {
+            self.clock.restore_parent_time(minted);
+        }
+        self.failures = Failures::default();
+        self.tell(ChildEvent::Invited(invitation));
+        Ok(())
+    }
+
+    /// Does what the machine wants, until it wants nothing more.
+    async fn carry_out(&mut self) {
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                ChildAction::GenerateKey { common_name } => self.generate_key(&common_name),
+                ChildAction::Persist(sequence, state) => self.persist(sequence, &state).await,
+                ChildAction::Resolve(parent) => self.resolve(*parent),
+                ChildAction::Dial(target, purpose) => self.dial(target, purpose),
+                ChildAction::Hangup => self.hang_up(),
+                ChildAction::SendAccept { invitation, csr_pem } => self
+                    .with_tunnel(|tunnel, reporter| exchange::accept(tunnel, reporter, *invitation, csr_pem)),
+                ChildAction::VerifyCertificate {
+                    parent,
+                    response,
+                    key,
+                } => {
+                    let now = self.clock.trusted().now;
+                    self.tell(ChildEvent::Join(exchange::verify_accept(
+                        &parent, &response, &key, now,
+                    )));
+                }
+                ChildAction::SendHeartbeat => self.send_heartbeat(),
+                ChildAction::SendRefresh { key } => self.send_refresh(*key),
+            }
+        }
+        self.write_due_facts().await;
+        self.publish();
+    }
+
+    fn generate_key(&mut self, common_name: &str) {
+        match exchange::generate_key(common_name) {
+            Ok(key) => self.tell(ChildEvent::KeyGenerated(key)),
+            // Without randomness the process cannot go on; the entropy check at start has passed,
+            // so this is the crypto library refusing its own key.
+            Err(error) => tracing::error!(%error, "no key can be made; restart the daemon"),
+        }
+    }
+
+    async fn persist(&mut self, sequence: u64, state: &JoinState) {
+        match self.store.save_state(state).await {
+            Ok(()) => {
+                tracing::info!(state = state.name(), "state stored");
+                if let JoinState::Refused { refusal, .. } = state {
+                    tracing::error!(reason = %refusal, "the join was refused");
+                }
+                self.tell(ChildEvent::Persisted(sequence));
+            }
+            Err(error) => {
+                tracing::error!(error = %error_chain(&error), "the state could not be stored; trying again");
+                self.tell(ChildEvent::PersistFailed(sequence));
+            }
+        }
+    }
+
+    fn reporter(&self) -> Reporter {
+        Reporter {
+            link: self.link_number,
+            reports: self.reports.0.clone(),
+        }
+    }
+
+    fn resolve(&mut self, mut parent: Parent) {
+        self.new_link();
+        if !self.settings.bridges.is_empty() {
+            parent.bridges.clone_from(&self.settings.bridges);
+        }
+        let remembered: Vec<DialTarget> = self
+            .facts
+            .good_addresses
+            .iter()
+            .map(|(host, address)| DialTarget {
+                host: host.clone(),
+                address: *address,
+            })
+            .collect();
+        let reporter = self.reporter();
+        self.link_scope.spawn_until_cancelled("resolve", async move {
+            let targets = link::resolve(&parent, &remembered).await;
+            if targets.is_empty() {
+                let names: Vec<String> = parent.dial_addresses().iter().map(ToString::to_string).collect();
+                let why = format!(
+                    "no address found for {}; check the network and DNS of this box",
+                    names.join(", ")
+                );
+                reporter
+                    .send(News::Failed(ChildEvent::Resolved(targets), why))
+                    .await;
+            } else {
+                reporter.send(News::Event(ChildEvent::Resolved(targets))).await;
+            }
+        });
+    }
+
+    fn dial(&mut self, target: DialTarget, purpose: LinkPurpose) {
+        let Some(credentials) = self.credentials(purpose) else {
+            tracing::error!("a dial was wanted for an identity that is not there");
+            return;
+        };
+        let (settings, clock, reporter) = (self.settings.tunnel, self.clock.clone(), self.reporter());
+        self.link_scope.spawn_until_cancelled("dial", async move {
+            match link::dial(&target, credentials, settings, clock).await {
+                Ok(established) => {
+                    let link = EstablishedLink { target, established };
+                    reporter.send(News::Established(Box::new(link))).await;
+                }
+                Err(error) => {
+                    let why = error_chain(&error);
+                    reporter
+                        .send(News::Failed(ChildEvent::DialFailed(error.setback()), why))
+                        .await;
+                }
+            }
+        });
+    }
+
+    fn credentials(&self, purpose: LinkPurpose) -> Option<Credentials> {
+        let state = self.machine.state()?;
+        let identity = match purpose {
+            LinkPurpose::Bootstrap => None,
+            LinkPurpose::Member(choice) => Some(identity_of(state, choice)?),
+        };
+        Some(Credentials {
+            trust: state.parent().trust.clone(),
+            identity,
+        })
+    }
+
+    /// A new number: what is still under way for the link before is cancelled and not listened to.
+    fn new_link(&mut self) {
+        self.link_scope.cancel();
+        self.link_scope = self.scope.child();
+        self.link_number += 1;
+        self.link = None;
+    }
+
+    fn hang_up(&mut self) {
+        if let Some(link) = self.link.take() {
+            let goodbye = Goodbye {
+                reason: GoodbyeReason::Done,
+                message: String::new(),
+                retry_after_millis: 0,
+            };
+            // The tunnel's own task outlives the link's scope by this goodbye.
+            self.scope
+                .spawn("goodbye", async move { link.tunnel.close(goodbye).await });
+        }
+        self.new_link();
+    }
+
+    fn established(&mut self, link: EstablishedLink) {
+        let EstablishedLink {
+            target,
+            established:
+                Established {
+                    tunnel,
+                    driver,
+                    welcome,
+                },
+        } = link;
+        let told = link::welcome_time(&welcome);
+        if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
+            tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
+        }
+        tracing::info!(bridge = %target.address, host = %target.host, session = %welcome.session, agent = %welcome.agent, "tunnel up");
+        self.scope.spawn("tunnel", async move {
+            driver.run().await;
+        });
+        let api = FederationApi {
+            ca_bundle_pem: self.ca_bundle(),
+        };
+        serve::spawn(
+            &self.link_scope,
+            tunnel.clone(),
+            api,
+            self.clock.clone(),
+            self.reporter(),
+        );
+        self.remember(&target);
+        self.failures.link_is_up();
+        self.link = Some(LiveLink {
+            tunnel,
+            target,
+            since: self.clock.trusted().now,
+        });
+        self.tell(ChildEvent::Connected);
+    }
+
+    fn ca_bundle(&self) -> String {
+        self.machine
+            .membership()
+            .map_or_else(String::new, |m| m.identity.certificate.ca_chain_pem.clone())
+    }
+
+    fn remember(&mut self, target: &DialTarget) {
+        let entry = (target.host.clone(), target.address);
+        if self.facts.good_addresses.first() == Some(&entry) {
+            return;
+        }
+        self.facts.good_addresses.retain(|known| *known != entry);
+        self.facts.good_addresses.insert(0, entry);
+        self.facts.good_addresses.truncate(GOOD_ADDRESSES_MAX);
+        // A new address is worth a write: without it a boot without DNS finds nobody.
+        self.facts_dirty = true;
+        self.facts_due = self.clock.now();
+    }
+
+    fn with_tunnel<F, T>(&mut self, work: T)
+    where
+        T: FnOnce(Tunnel, Reporter) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let reporter = self.reporter();
+        // Without a tunnel the machine hears of its loss by that event.
+        if let Some(link) = &self.link {
+            let task = work(link.tunnel.clone(), reporter);
+            self.link_scope.spawn_until_cancelled("exchange", task);
+        }
+    }
+
+    fn send_heartbeat(&mut self) {
+        let Some(mut membership) = self.machine.membership().cloned() else {
+            return;
+        };
+        if let Some(operator) = &self.settings.operator {
+            membership.operator = operator.clone();
+        }
+        self.with_tunnel(|tunnel, reporter| exchange::heartbeat(tunnel, reporter, membership));
+    }
+
+    fn send_refresh(&mut self, key: crate::machine::membership::KeyMaterial) {
+        let Some(membership) = self.machine.membership().cloned() else {
+            return;
+        };
+        let now = self.clock.trusted().now;
+        self.with_tunnel(move |tunnel, reporter| exchange::refresh(tunnel, reporter, membership, key, now));
+    }
+
+    fn acknowledged(&mut self, response: HeartbeatResponse) {
+        if let Some(told) = response.last_heartbeat_at {
+            self.clock.note_parent_time(told);
+        }
+        self.facts.last_acknowledged_at = Some(self.clock.trusted().now);
+        let changed = self.facts.our_endpoints != response.our_endpoints
+            || self.facts.schema_compatibility != response.schema_compatibility;
+        self.facts.our_endpoints = response.our_endpoints;
+        self.facts.schema_compatibility = response.schema_compatibility;
+        self.facts_dirty = true;
+        if changed {
+            self.facts_due = self.clock.now();
+        }
+        self.failures.heartbeat_acknowledged();
+        let before = self.machine.membership().map(|m| m.status);
+        if before != Some(response.status) {
+            tracing::info!(status = %response.status, "the parent counts this satellite as {}", response.status);
+        }
+        self.tell(ChildEvent::HeartbeatAcknowledged(response.status));
+    }
+
+    async fn write_due_facts(&mut self) {
+        let now = self.clock.now();
+        if self.facts_dirty && self.facts_due <= now {
+            self.write_facts().await;
+        }
+    }
+
+    async fn write_facts(&mut self) {
+        self.facts.seen_from_parent = self.clock.seen_from_parent();
+        if let Err(error) = self.store.save_facts(&self.facts).await {
+            tracing::warn!(error = %error_chain(&error), "facts not written; trying again later");
+        }
+        self.facts_dirty = false;
+        self.facts_due = self.clock.now().plus(FACTS_INTERVAL);
+    }
+
+    async fn take_leave(mut self) {
+        if let Some(link) = self.link.take() {
+            let goodbye = Goodbye {
+                reason: GoodbyeReason::ShuttingDown,
+                message: "the satellite stops".to_owned(),
+                retry_after_millis: 0,
+            };
+            link.tunnel.close(goodbye).await;
+        }
+        if self.facts_dirty {
+            self.write_facts().await;
+        }
+        tracing::info!("stopped");
+    }
+
+    fn publish(&mut self) {
+        self.pulse.send_replace(self.clock.now());
+        let trusted = self.clock.trusted();
+        let clock = ClockReport {
+            system: self.clock.system(),
+            trusted: trusted.now,
+            doubt: trusted.doubt.map(|doubt| doubt.to_string()).or_else(|| {
+                let ahead = self.clock.ahead_of_parent()?;
+                Some(format!(
+                    "the system clock is {} s ahead of the parent's",
+                    ahead.as_secs()
+                ))
+            }),
+        };
+        let connected = self.link.as_ref().map(|link| (link.target.address, link.since));
+        let link = link_report(
+            self.machine.link(),
+            connected,
+            self.machine.connection_failures(),
+            self.failures.link.clone(),
+            |moment| trusted.now.plus(moment.since(self.clock.now())),
+        );
+        let heartbeat = HeartbeatReport {
+            last_acknowledged_at: self.facts.last_acknowledged_at,
+            last_error: self.failures.heartbeat.clone(),
+            our_endpoints: self.facts.our_endpoints.clone(),
+            schema_compatibility: self.facts.schema_compatibility.clone(),
+        };
+        let mut report = StatusReport::of_state(
+            self.machine.state(),
+            RELEASE,
+            clock,
+            link,
+            heartbeat,
+            self.store_report.clone(),
+        );
+        report.daemon_running = true;
+        self.status.send_replace(report);
+        let verdict = self.machine.watchdog(self.clock.now());
+        self.health.send_if_modified(|current| {
+            let changed = *current != verdict;
+            if changed && let Verdict::Starve(reason) = &verdict {
+                tracing::error!(reason, "the watchdog is no longer fed");
+            }
+            *current = verdict;
+            changed
+        });
+        if matches!(self.machine.link(), LinkState::Off) {
+            self.link = None;
+        }
+    }
+}
+
+/// The identity that a tunnel presents.
+fn identity_of(state: &JoinState, choice: IdentityChoice) -> Option<StoredIdentity> {
+    let membership = state.membership()?;
+    match (choice, &membership.candidate) {
+        (IdentityChoice::Candidate, Some(Candidate::Issued(identity))) => Some(identity.clone()),
+        (IdentityChoice::Candidate | IdentityChoice::Current, _) => Some(membership.identity.clone()),
+    }
+}

@@ -1,0 +1,62 @@
+//! What the tasks of a link report to the loop, with the link's number on it.
+
+use tokio::sync::mpsc;
+
+use crate::contract::message::HeartbeatResponse;
+use crate::machine::child::ChildEvent;
+use crate::machine::reconnect::DialTarget;
+use crate::satellite::link::Established;
+
+/// A task's report: of which link, and what.
+#[derive(Debug)]
+pub(in crate::satellite) struct Report {
+    pub(in crate::satellite) link: u64,
+    pub(in crate::satellite) news: News,
+}
+
+/// What a task reports.
+#[derive(Debug)]
+pub(in crate::satellite) enum News {
+    /// For the machine, as it is.
+    Event(ChildEvent),
+    /// For the machine, with the reason in words for status and log.
+    Failed(ChildEvent, String),
+    /// A dial gave a tunnel.
+    Established(Box<EstablishedLink>),
+    /// A heartbeat was acknowledged.
+    Acknowledged(Box<HeartbeatResponse>),
+}
+
+/// A tunnel with the address at which it was reached.
+pub(in crate::satellite) struct EstablishedLink {
+    pub(in crate::satellite) target: DialTarget,
+    pub(in crate::satellite) established: Established,
+}
+
+impl std::fmt::Debug for EstablishedLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EstablishedLink")
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sends one task's reports with its link's number on them.
+#[derive(Debug, Clone)]
+pub(in crate::satellite) struct Reporter {
+    pub(super) link: u64,
+    pub(super) reports: mpsc::Sender<Report>,
+}
+
+impl Reporter {
+    /// Waits for a place in the queue; a loop that is gone does not want it any more.
+    pub(in crate::satellite) async fn send(&self, news: News) {
+        let _ = self
+            .reports
+            .send(Report {
+                link: self.link,
+                news,
+            })
+            .await;
+    }
+}

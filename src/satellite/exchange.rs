@@ -1,0 +1,180 @@
+//! The tasks behind the machine's requests: each carries out one exchange with the parent, checks
+//! what came back, and reports one outcome. Also the checks that need keys and certificates.
+
+use crate::base::limit::error_chain;
+use crate::base::time::UnixTime;
+use crate::contract::message::{AcceptResponse, ContractAnswer, ContractFailure, FederationCertificate};
+use crate::identity::anchors::Anchors;
+use crate::identity::certificate::peer_subject;
+use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
+use crate::identity::key::PrivateKey;
+use crate::machine::child::ChildEvent;
+use crate::machine::join::JoinEvent;
+use crate::machine::membership::{KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation};
+use crate::tunnel::Tunnel;
+
+use super::driver::{News, Reporter};
+use super::parent_client::{self, ExchangeError};
+
+/// A new key with its request.
+pub(super) fn generate_key(
+    common_name: &str,
+) -> Result<KeyMaterial, Box<dyn std::error::Error + Send + Sync>> {
+    let key = PrivateKey::generate()?;
+    Ok(KeyMaterial {
+        csr_pem: key.csr_pem(common_name)?,
+        pkcs8: key.expose_pkcs8().clone(),
+    })
+}
+
+/// Sends accept and reports what became of it.
+pub(super) async fn accept(
+    tunnel: Tunnel,
+    reporter: Reporter,
+    invitation: StoredInvitation,
+    csr_pem: String,
+) {
+    let news = match parent_client::accept(&tunnel, &invitation, &csr_pem).await {
+        Ok(ContractAnswer::Data(response)) => {
+            News::Event(ChildEvent::Join(JoinEvent::Answered(Box::new(response))))
+        }
+        Ok(ContractAnswer::Failure(failure)) => {
+            let why = failure_text("accept", &failure);
+            News::Failed(ChildEvent::Join(JoinEvent::Failed(failure)), why)
+        }
+        Err(error @ ExchangeError::Lost(_)) => {
+            News::Failed(ChildEvent::Join(JoinEvent::AnswerLost), error_chain(&error))
+        }
+        Err(error) => {
+            let why = error_chain(&error);
+            News::Failed(ChildEvent::Join(JoinEvent::Unusable(why.clone())), why)
+        }
+    };
+    reporter.send(news).await;
+}
+
+/// Sends a heartbeat and reports what became of it.
+pub(super) async fn heartbeat(tunnel: Tunnel, reporter: Reporter, membership: Membership) {
+    let news = match parent_client::heartbeat(&tunnel, &membership).await {
+        Ok(ContractAnswer::Data(response)) => News::Acknowledged(Box::new(response)),
+        Ok(ContractAnswer::Failure(failure)) => {
+            let event = match failure.http_status {
+                401 | 403 => ChildEvent::HeartbeatRefused,
+                _ => ChildEvent::HeartbeatFailed(failure.retry_after),
+            };
+            News::Failed(event, failure_text("heartbeat", &failure))
+        }
+        Err(error) => News::Failed(ChildEvent::HeartbeatFailed(None), error_chain(&error)),
+    };
+    reporter.send(news).await;
+}
+
+/// Asks for a renewed certificate, checks it and reports.
+pub(super) async fn refresh(
+    tunnel: Tunnel,
+    reporter: Reporter,
+    membership: Membership,
+    key: KeyMaterial,
+    now: UnixTime,
+) {
+    let news = match parent_client::refresh(&tunnel, &membership.parent, &key.csr_pem).await {
+        Ok(ContractAnswer::Data(certificate)) => match verify_refresh(&membership, &certificate, &key, now) {
+            Ok(identity) => News::Event(ChildEvent::RefreshIssued(identity)),
+            Err(why) => News::Failed(ChildEvent::RefreshFailed, why),
+        },
+        Ok(ContractAnswer::Failure(failure)) => News::Failed(
+            ChildEvent::RefreshFailed,
+            failure_text("certificate renewal", &failure),
+        ),
+        Err(error) => News::Failed(ChildEvent::RefreshFailed, error_chain(&error)),
+    };
+    reporter.send(news).await;
+}
+
+/// Checks the certificate of an accept.
+pub(super) fn verify_accept(
+    parent: &Parent,
+    response: &AcceptResponse,
+    key: &KeyMaterial,
+    now: UnixTime,
+) -> JoinEvent {
+    let subject_cn = peer_subject(response.peer_id);
+    let outcome = match &response.federation_certificate {
+        Some(certificate) => verify(
+            certificate,
+            &subject_cn,
+            key,
+            IssuerTrust::from(&parent.trust),
+            now,
+        ),
+        None => Err("the answer holds none".to_owned()),
+    };
+    match outcome {
+        Ok(StoredIdentity {
+            certificate,
+            not_before,
+            ..
+        }) => JoinEvent::CertificateVerified {
+            not_before,
+            certificate,
+        },
+        Err(why) => JoinEvent::CertificateRejected(why),
+    }
+}
+
+fn verify_refresh(
+    membership: &Membership,
+    certificate: &FederationCertificate,
+    key: &KeyMaterial,
+    now: UnixTime,
+) -> Result<StoredIdentity, String> {
+    let known =
+        Anchors::from_pem(&membership.identity.certificate.ca_chain_pem).map_err(|e| error_chain(&e))?;
+    verify(
+        certificate,
+        &peer_subject(membership.peer_id),
+        key,
+        IssuerTrust::Known(&known),
+        now,
+    )
+}
+
+fn verify(
+    certificate: &FederationCertificate,
+    subject_cn: &str,
+    key: &KeyMaterial,
+    trust: IssuerTrust<'_>,
+    now: UnixTime,
+) -> Result<StoredIdentity, String> {
+    let private = PrivateKey::from_pkcs8(key.pkcs8.clone()).map_err(|error| error_chain(&error))?;
+    let expected = ExpectedCertificate {
+        subject_cn,
+        key: private.public_key_digest(),
+        trust,
+        now,
+    };
+    let verified = verify_issued(&certificate.cert_pem, &certificate.ca_chain_pem, &expected)
+        .map_err(|error| error_chain(&error))?;
+    let facts = verified.chain.facts();
+    Ok(StoredIdentity {
+        pkcs8: key.pkcs8.clone(),
+        not_before: facts.not_before,
+        certificate: FederationCertificate {
+            cert_pem: verified.chain.to_pem(),
+            ca_chain_pem: verified.anchors.to_pem(),
+            serial: facts.serial_hex.clone(),
+            not_after: facts.not_after,
+        },
+    })
+}
+
+fn failure_text(what: &str, failure: &ContractFailure) -> String {
+    if failure.error.is_empty() {
+        format!("the parent answered the {what} with HTTP {}", failure.http_status)
+    } else {
+        format!(
+            "the parent answered the {what} with HTTP {}: {}",
+            failure.http_status, failure.error
+        )
+    }
+}

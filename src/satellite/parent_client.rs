@@ -1,0 +1,165 @@
+//! The satellite's requests to its parent over a tunnel: accept, heartbeat, certificate refresh.
+//! Each is one exchange with a typed outcome; when to send which is the machine's decision.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use http::{Method, Request, Response};
+use http_body_util::Full;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use super::link::AGENT;
+use crate::base::id::TraceId;
+
+use crate::contract::message::{
+    AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest,
+    HeartbeatResponse, UnusableAnswer, read_answer,
+};
+use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH};
+use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
+use crate::process::entropy;
+use crate::tunnel::Tunnel;
+use crate::tunnel::http::{self as tunnel_http, HttpLimits, HttpOverTunnelError};
+
+/// The version that heartbeats tell as `platform_version`.
+pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
+/// Room for a request's body, in bytes: an accept is below 2 KiB, so the buffer that holds the token
+/// is not moved while it is filled.
+const BODY_CAPACITY_BYTES: usize = 16 * 1024;
+
+/// What went wrong with one exchange.
+#[derive(Debug, Error)]
+pub enum ExchangeError {
+    /// No answer came.
+    #[error("no answer from the parent")]
+    Lost(#[source] HttpOverTunnelError),
+    /// An answer came that is not the contract's.
+    #[error(transparent)]
+    Unusable(#[from] UnusableAnswer),
+    /// The request could not be made.
+    #[error("the request could not be made: {0}")]
+    Request(&'static str),
+}
+
+/// Sends accept. The body is a pure function of what is stored: a retry is the same request.
+pub async fn accept(
+    tunnel: &Tunnel,
+    invitation: &StoredInvitation,
+    csr_pem: &str,
+) -> Result<ContractAnswer<AcceptResponse>, ExchangeError> {
+    let token = invitation
+        .token
+        .expose_text()
+        .ok_or(ExchangeError::Request("the stored token is not text"))?;
+    let body = AcceptRequest {
+        acceptance_token: token,
+        contract_version: invitation.contract_version.number(),
+        extension_slugs: &[],
+        capabilities: &Value::Object(capabilities(&invitation.operator)),
+        endpoints: &[],
+        csr_pem,
+    };
+    post(tunnel, &invitation.parent, ACCEPT_PATH, &body).await
+}
+
+/// Sends a heartbeat with what is true now.
+pub async fn heartbeat(
+    tunnel: &Tunnel,
+    membership: &Membership,
+) -> Result<ContractAnswer<HeartbeatResponse>, ExchangeError> {
+    post(
+        tunnel,
+        &membership.parent,
+        HEARTBEAT_PATH,
+        &heartbeat_request(membership),
+    )
+    .await
+}
+
+/// Asks for a certificate for a new key.
+pub async fn refresh(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    csr_pem: &str,
+) -> Result<ContractAnswer<FederationCertificate>, ExchangeError> {
+    post(
+        tunnel,
+        parent,
+        CERTIFICATE_REFRESH_PATH,
+        &json!({ "csr_pem": csr_pem }),
+    )
+    .await
+}
+
+/// The heartbeat's body (contract section 5).
+pub fn heartbeat_request(membership: &Membership) -> HeartbeatRequest {
+    HeartbeatRequest {
+        capabilities: capabilities(&membership.operator),
+        endpoints: Vec::new(),
+        sync_cursor: Map::new(),
+        extension_slugs: Vec::new(),
+        platform_version: Some(RELEASE.to_owned()),
+        data_residency: membership.operator.data_residency.clone(),
+    }
+}
+
+/// Only what is true of this build (social contract 3), and who runs the box (social contract 1).
+fn capabilities(operator: &Operator) -> Map<String, Value> {
+    let mut capabilities = Map::new();
+    capabilities.insert(
+        "disclosure".to_owned(),
+        json!(operator.disclosure(&format!("v{RELEASE}"))),
+    );
+    capabilities.insert("tunnel".to_owned(), json!({ "protocol": "powernode-bridge/1" }));
+    capabilities
+}
+
+async fn post<T: DeserializeOwned>(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<ContractAnswer<T>, ExchangeError> {
+    // The body may hold the token: one buffer from the start, wiped when the request is done with it.
+    let mut json = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY_BYTES));
+    serde_json::to_writer(&mut *json, body).map_err(|_| ExchangeError::Request("its body is not JSON"))?;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(HOST, parent.url.host().to_string())
+        .header(CONTENT_TYPE, "application/json")
+        .header(USER_AGENT, AGENT)
+        .body(Full::new(Bytes::from_owner(json)))
+        .map_err(|_| ExchangeError::Request("the path is not a path"))?;
+    let response = tunnel_http::request(tunnel, TraceId(entropy::seed()), request, HttpLimits::default())
+        .await
+        .map_err(ExchangeError::Lost)?;
+    let retry_after = retry_after(&response);
+    let mut answer = read_answer(response.status().as_u16(), response.body())?;
+    if let ContractAnswer::Failure(ContractFailure {
+        retry_after: told, ..
+    }) = &mut answer
+    {
+        *told = retry_after;
+    }
+    Ok(answer)
+}
+
+/// `Retry-After` in seconds; the date form is not used by parents.
+fn retry_after<B>(response: &Response<B>) -> Option<Duration> {
+    response
+        .headers()
+        .get(RETRY_AFTER)?
+        .to_str()
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+        .map(Duration::from_secs)
+}

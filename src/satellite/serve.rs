@@ -1,0 +1,114 @@
+//! Serves what the parent opens on a tunnel: HTTP streams for the federation API. Also notices the
+//! tunnel's end and reports it.
+
+use std::convert::Infallible;
+
+use hyper::service::service_fn;
+
+use super::driver::{News, Reporter};
+use super::federation_api::FederationApi;
+use crate::base::limit::error_chain;
+use crate::contract::peer::PeerStatus;
+use crate::machine::child::ChildEvent;
+use crate::machine::reconnect::Setback;
+use crate::process::clock::Clock;
+use crate::process::supervisor::TaskScope;
+use crate::tunnel::transport::Outlook;
+use crate::tunnel::{CloseReason, IncomingStream, Tunnel, http};
+use crate::wire::{GoodbyeReason, StreamKind};
+
+/// Starts serving a tunnel until it ends or the scope is cancelled. How many streams are served
+/// at once is bounded by the tunnel.
+pub(super) fn spawn(scope: &TaskScope, tunnel: Tunnel, api: FederationApi, clock: Clock, reporter: Reporter) {
+    let streams = scope.clone();
+    scope.spawn_until_cancelled("serve", async move {
+        loop {
+            match tunnel.accept_stream().await {
+                Ok(stream) => {
+                    let (api, clock) = (api.clone(), clock.clone());
+                    streams.spawn_until_cancelled("stream", serve_stream(stream, api, clock));
+                }
+                Err(reason) => {
+                    ended(&reason, &reporter).await;
+                    return;
+                }
+            }
+        }
+    });
+}
+
+async fn serve_stream(stream: IncomingStream, api: FederationApi, clock: Clock) {
+    let header = stream.header();
+    match header.kind {
+        StreamKind::Http => {}
+    }
+    let stream = match stream.accept().await {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(trace = %header.trace, %error, "stream given up by the parent");
+            return;
+        }
+    };
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        let response = api.answer(request.method(), request.uri().path(), clock.trusted().now);
+        tracing::info!(
+            trace = %header.trace,
+            method = %request.method(),
+            path = %crate::base::limit::foreign_text(request.uri().path()),
+            status = response.status().as_u16(),
+            "answered the parent"
+        );
+        async move { Ok::<_, Infallible>(response) }
+    });
+    if let Err(error) = http::serve(stream, service).await {
+        tracing::debug!(trace = %header.trace, error = %error_chain(&error), "exchange broken off");
+    }
+}
+
+/// Reports the tunnel's end, and before it what the parent told about the peering.
+async fn ended(reason: &CloseReason, reporter: &Reporter) {
+    if let CloseReason::Goodbye(goodbye) = reason {
+        let told = match goodbye.reason {
+            GoodbyeReason::Suspended => Some(PeerStatus::Suspended),
+            GoodbyeReason::Revoked => Some(PeerStatus::Revoked),
+            GoodbyeReason::Superseded => {
+                tracing::error!(
+                    "the parent saw another satellite with this identity; if this box was cloned, join the clone anew"
+                );
+                None
+            }
+            GoodbyeReason::ShuttingDown
+            | GoodbyeReason::LimitExceeded
+            | GoodbyeReason::ProtocolViolation
+            | GoodbyeReason::Done => None,
+        };
+        if let Some(status) = told {
+            reporter.send(News::Event(ChildEvent::StatusTold(status))).await;
+        }
+    }
+    let event = ChildEvent::TunnelLost(setback(reason));
+    reporter.send(News::Failed(event, error_chain(reason))).await;
+}
+
+fn setback(reason: &CloseReason) -> Setback {
+    if let Some(told) = reason.retry_after() {
+        return Setback::RetryAfter(told);
+    }
+    match reason {
+        CloseReason::Goodbye(goodbye) => match goodbye.reason {
+            GoodbyeReason::Suspended | GoodbyeReason::Revoked | GoodbyeReason::ProtocolViolation => {
+                Setback::Persistent
+            }
+            GoodbyeReason::ShuttingDown
+            | GoodbyeReason::Superseded
+            | GoodbyeReason::LimitExceeded
+            | GoodbyeReason::Done => Setback::Transient,
+        },
+        CloseReason::Transport(closed) => match closed.outlook() {
+            Outlook::Permanent => Setback::Persistent,
+            Outlook::Retryable => Setback::Transient,
+        },
+        CloseReason::Violation(_) => Setback::Persistent,
+        CloseReason::Local(_) | CloseReason::Silent { .. } | CloseReason::Abandoned => Setback::Transient,
+    }
+}

@@ -1,0 +1,272 @@
+//! What stands between redb and the bytes: [`FileBytes`], a file that is already locked;
+//! [`Overlay`], which keeps writes in memory, so that a store can be examined, and even repaired,
+//! without changing it; and [`Guarded`], which counts writes and cuts a failed user off.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::StorageBackend;
+
+/// A file that its opener has locked. Takes no locks of its own, so that whoever holds the
+/// file's lock may give it up and take it up again without letting another process in.
+#[derive(Debug)]
+pub(super) struct FileBytes(pub(super) Arc<File>);
+
+impl StorageBackend for FileBytes {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+}
+
+/// Bytes of one piece of an [`Overlay`]: redb's page.
+const PIECE_BYTES: usize = 4096;
+
+/// Most bytes that an [`Overlay`] keeps. What examining and repairing writes is a few pages per
+/// 128 MiB of store; more than this is a broken file that leads redb astray.
+const OVERLAY_MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Reads another backend and keeps what is written in memory.
+#[derive(Debug)]
+pub(super) struct Overlay {
+    below: Box<dyn StorageBackend>,
+    state: Mutex<OverlayState>,
+}
+
+#[derive(Debug)]
+struct OverlayState {
+    len: u64,
+    /// How much of what is below may still be seen: less than its length after a `set_len`.
+    seen_below: u64,
+    pieces: BTreeMap<u64, Box<[u8; PIECE_BYTES]>>,
+}
+
+impl Overlay {
+    pub(super) fn new(below: Box<dyn StorageBackend>) -> io::Result<Self> {
+        let len = below.len()?;
+        Ok(Self {
+            below,
+            state: Mutex::new(OverlayState {
+                len,
+                seen_below: len,
+                pieces: BTreeMap::new(),
+            }),
+        })
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, OverlayState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The piece as it is below.
+    fn piece_below(&self, state: &OverlayState, index: u64) -> io::Result<Box<[u8; PIECE_BYTES]>> {
+        let mut piece = Box::new([0; PIECE_BYTES]);
+        let start = index * PIECE_BYTES as u64;
+        let there = state.seen_below.saturating_sub(start).min(PIECE_BYTES as u64);
+        let there = usize::try_from(there).unwrap_or(PIECE_BYTES);
+        if let Some(there) = piece.get_mut(..there)
+            && !there.is_empty()
+        {
+            self.below.read(start, there)?;
+        }
+        Ok(piece)
+    }
+}
+
+/// The piece that holds the byte at `offset`, and the byte's place in it.
+fn place(offset: u64) -> (u64, usize) {
+    let piece = PIECE_BYTES as u64;
+    (
+        offset / piece,
+        usize::try_from(offset % piece).unwrap_or_default(),
+    )
+}
+
+impl StorageBackend for Overlay {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.state().len)
+    }
+
+    fn read(&self, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
+        let state = self.state();
+        if offset.saturating_add(out.len() as u64) > state.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        while !out.is_empty() {
+            let (index, start) = place(offset);
+            let (part, rest) = out.split_at_mut(out.len().min(PIECE_BYTES - start));
+            let piece = match state.pieces.get(&index) {
+                Some(piece) => piece,
+                None => &self.piece_below(&state, index)?,
+            };
+            part.copy_from_slice(&piece[start..start + part.len()]);
+            offset += part.len() as u64;
+            out = rest;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut state = self.state();
+        if len < state.len {
+            state.seen_below = state.seen_below.min(len);
+            let (index, start) = place(len);
+            let _gone = state.pieces.split_off(&(index + u64::from(start > 0)));
+            if let Some(last) = state.pieces.get_mut(&index) {
+                last[start..].fill(0);
+            }
+        }
+        state.len = len;
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
+        let mut state = self.state();
+        state.len = state.len.max(offset.saturating_add(data.len() as u64));
+        while !data.is_empty() {
+            let (index, start) = place(offset);
+            let (part, rest) = data.split_at(data.len().min(PIECE_BYTES - start));
+            if !state.pieces.contains_key(&index) {
+                if state.pieces.len() >= OVERLAY_MAX_BYTES / PIECE_BYTES {
+                    return Err(io::ErrorKind::OutOfMemory.into());
+                }
+                let piece = self.piece_below(&state, index)?;
+                state.pieces.insert(index, piece);
+            }
+            if let Some(piece) = state.pieces.get_mut(&index) {
+                piece[start..start + part.len()].copy_from_slice(part);
+            }
+            offset += part.len() as u64;
+            data = rest;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes written to a store, over all backends that it has had.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Written(Arc<AtomicU64>);
+
+impl Written {
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What the owner of a [`Guarded`] backend, which redb has, still sees of it.
+#[derive(Debug, Default)]
+pub(super) struct Gauge {
+    pub(super) written: Written,
+    len: AtomicU64,
+    failed: AtomicBool,
+    retired: AtomicBool,
+}
+
+impl Gauge {
+    /// Goes on with the count of earlier backends.
+    pub(super) fn continuing(written: Written) -> Self {
+        Self {
+            written,
+            ..Self::default()
+        }
+    }
+
+    /// The store's length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Whether an operation has failed, after which redb refuses every other.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Lets no further operation through: another backend has taken over the bytes.
+    pub(super) fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+}
+
+/// Counts the bytes written, remembers failures, and ends when told.
+#[derive(Debug)]
+pub(super) struct Guarded {
+    inner: Box<dyn StorageBackend>,
+    gauge: Arc<Gauge>,
+}
+
+impl Guarded {
+    pub(super) fn new(inner: Box<dyn StorageBackend>, gauge: Arc<Gauge>) -> Self {
+        Self { inner, gauge }
+    }
+
+    fn pass<T>(&self, operation: impl FnOnce(&dyn StorageBackend) -> io::Result<T>) -> io::Result<T> {
+        if self.gauge.retired.load(Ordering::Acquire) {
+            return Err(io::Error::other(
+                "the store was opened anew after a failure of the disk",
+            ));
+        }
+        let result = operation(self.inner.as_ref());
+        if result.is_err() {
+            self.gauge.failed.store(true, Ordering::Release);
+        }
+        result
+    }
+}
+
+impl StorageBackend for Guarded {
+    fn len(&self) -> io::Result<u64> {
+        let len = self.pass(StorageBackend::len)?;
+        self.gauge.len.store(len, Ordering::Relaxed);
+        Ok(len)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.pass(|inner| inner.read(offset, out))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.pass(|inner| inner.set_len(len))?;
+        self.gauge.len.store(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.pass(StorageBackend::sync_data)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.pass(|inner| inner.write(offset, data))?;
+        self.gauge
+            .written
+            .0
+            .fetch_add(data.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.inner.close()
+    }
+}

@@ -1,0 +1,240 @@
+//! The store as its users see it: open a file under a schema, read one state of it, write one
+//! transaction. Every write is durable when it returns, or has changed nothing.
+//!
+//! All calls but the `_async` ones block on the disk, and so does the drop of the last clone, which
+//! closes the file. Async callers use those, or `spawn_blocking`.
+//!
+//! What it costs a memory card, measured on ext4 with 4 KiB blocks: a write that changes one
+//! small row, 28 KiB and one sync (five to six pages of redb's trees and its header); to make a
+//! store, 64 KiB; to open one, 4 KiB; to close one that was written to, 32 KiB; a read, or a write
+//! that changes nothing, none. One MiB a day is 36 small writes: what changes by itself is written
+//! once an hour, not once in ten minutes.
+
+use std::fmt;
+use std::io;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use redb::StorageBackend;
+
+use super::backend::{FileBytes, Written};
+use super::file::{self, Draft, Lock};
+use super::generation::{Generation, Purpose};
+
+pub use super::error::{Damage, Holder, OpenError, StoreError};
+pub use super::generation::CACHE_BYTES;
+pub use super::schema::{Migration, Schema};
+pub use super::transaction::{Reader, Table, Writer};
+
+/// An open store. Clones share it.
+#[derive(Clone)]
+pub struct Database(Arc<Inner>);
+
+impl Database {
+    /// Opens the store at `path` and brings it to the schema's version; makes it, and its
+    /// directory, when there is none. Nothing is written before the file is known to be whole
+    /// and of a schema that this program knows.
+    pub fn open(path: &Path, schema: &'static Schema) -> Result<Self, OpenError> {
+        let file = loop {
+            if let Some(file) = file::open_locked(path, Lock::Exclusive)? {
+                let file = Arc::new(file);
+                Generation::examined(path, Box::new(FileBytes(Arc::clone(&file))), schema)?;
+                break file;
+            }
+            if let Some(draft) = Draft::begin(path)? {
+                let bytes = Box::new(FileBytes(Arc::clone(draft.file())));
+                // Closed at once, which writes the last of it into the draft.
+                drop(Generation::prepared(path, bytes, schema)?);
+                break draft.publish(path)?;
+            }
+        };
+        let source = move || -> Box<dyn StorageBackend> { Box::new(FileBytes(Arc::clone(&file))) };
+        Self::open_source(path, schema, Box::new(source))
+    }
+
+    /// Opens the store at `path` for reading, when no daemon has it open. Writes nothing: what
+    /// an earlier crash or an earlier schema makes necessary is done in memory.
+    pub fn open_read_only(path: &Path, schema: &'static Schema) -> Result<Self, OpenError> {
+        let missing = || OpenError::Missing {
+            path: path.to_owned(),
+        };
+        let file = file::open_locked(path, Lock::Shared)?.ok_or_else(missing)?;
+        let generation = Generation::examined(path, Box::new(FileBytes(Arc::new(file))), schema)?;
+        generation.prepare(path, schema)?;
+        Ok(Self::assemble(path, generation, Access::Read))
+    }
+
+    /// Opens a store on bytes of any kind: for tests that cut the power.
+    pub fn open_with_backend(
+        backend: impl StorageBackend,
+        schema: &'static Schema,
+    ) -> Result<Self, OpenError> {
+        let path = Path::new("(no file)");
+        let generation = Generation::prepared(path, Box::new(backend), schema)?;
+        Ok(Self::assemble(path, generation, Access::Write { source: None }))
+    }
+
+    /// Moves the file of a store that cannot be opened out of the way, to the same name with
+    /// `.damaged` after it, and gives the new name. An earlier one is replaced.
+    pub fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
+        file::set_aside(path)
+            .map_err(|error| OpenError::io(path, "set aside", "write access to its directory", error))
+    }
+
+    /// Reads one state of the store. Writes that happen meanwhile are not seen.
+    pub fn read<T, E: From<StoreError>>(
+        &self,
+        read: impl FnOnce(&Reader<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        self.0.generation(Purpose::Read)?.read(read)
+    }
+
+    /// Makes one change. When this returns `Ok` the change is on the disk; when `write` fails or
+    /// panics there is none. One that changes nothing writes nothing. Writers wait for each
+    /// other: `write` must not call the database again.
+    pub fn write<T, E: From<StoreError>>(
+        &self,
+        write: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        if matches!(self.0.access, Access::Read) {
+            return Err(StoreError::ReadOnly.into());
+        }
+        self.0.generation(Purpose::Write)?.write(write)
+    }
+
+    /// [`Database::read`] on a thread that may block.
+    pub async fn read_async<T, E, F>(&self, read: F) -> Result<T, E>
+    where
+        F: FnOnce(&Reader<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let database = self.clone();
+        on_blocking_thread(move || database.read(read)).await
+    }
+
+    /// [`Database::write`] on a thread that may block. A caller that stops waiting does not stop
+    /// the write.
+    pub async fn write_async<T, E, F>(&self, write: F) -> Result<T, E>
+    where
+        F: FnOnce(&mut Writer<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let database = self.clone();
+        on_blocking_thread(move || database.write(write)).await
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Length of the file, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.0
+            .current()
+            .as_ref()
+            .map_or(0, |generation| generation.size_bytes())
+    }
+
+    /// Bytes written to the file since it was opened.
+    pub fn written_bytes(&self) -> u64 {
+        self.0.written.bytes()
+    }
+
+    /// Opens a store on bytes that can be had again after a failure.
+    pub(super) fn open_source(
+        path: &Path,
+        schema: &'static Schema,
+        source: Source,
+    ) -> Result<Self, OpenError> {
+        let generation = Generation::prepared(path, source(), schema)?;
+        Ok(Self::assemble(
+            path,
+            generation,
+            Access::Write { source: Some(source) },
+        ))
+    }
+
+    fn assemble(path: &Path, generation: Generation, access: Access) -> Self {
+        Self(Arc::new(Inner {
+            path: path.to_owned(),
+            access,
+            written: generation.written(),
+            current: Mutex::new(Some(Arc::new(generation))),
+        }))
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Database").field(&self.0.path).finish()
+    }
+}
+
+/// Gives the store's bytes anew after a failure; the lock on them has not been given up.
+pub(super) type Source = Box<dyn Fn() -> Box<dyn StorageBackend> + Send + Sync>;
+
+enum Access {
+    Read,
+    Write { source: Option<Source> },
+}
+
+struct Inner {
+    path: PathBuf,
+    access: Access,
+    written: Written,
+    current: Mutex<Option<Arc<Generation>>>,
+}
+
+impl Inner {
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Generation>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The open file. redb refuses all work after one failure, such as a full disk, until the
+    /// file is opened anew: that is done here, so that a daemon outlives the failure. Where the
+    /// disk takes no writes at all, and the caller only reads, the file is opened without any.
+    fn generation(&self, purpose: Purpose) -> Result<Arc<Generation>, StoreError> {
+        let mut current = self.current();
+        let source = match (&self.access, current.as_ref()) {
+            (Access::Write { source: Some(source) }, Some(generation)) if !generation.serves(purpose) => {
+                source
+            }
+            (Access::Write { source: Some(source) }, None) => source,
+            (_, Some(generation)) => return Ok(Arc::clone(generation)),
+            (_, None) => return Err(StoreError::Io(io::ErrorKind::NotConnected.into())),
+        };
+        if let Some(failed) = current.take() {
+            failed.retire();
+        }
+        let opened = Generation::open(source(), self.written.clone()).or_else(|error| match purpose {
+            Purpose::Write => Err(StoreError::from(error)),
+            Purpose::Read => {
+                tracing::warn!(path = %self.path.display(), %error, "the disk takes no writes; the store is read as it is");
+                Ok(Generation::open_in_memory(source())?)
+            }
+        })?;
+        tracing::info!(path = %self.path.display(), "the store was opened anew after a failure of its disk");
+        let opened = Arc::new(opened);
+        *current = Some(Arc::clone(&opened));
+        Ok(opened)
+    }
+}
+
+async fn on_blocking_thread<T, E, F>(work: F) -> Result<T, E>
+where
+    F: FnOnce() -> Result<T, E> + Send + 'static,
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_cancelled) => Err(StoreError::Stopping.into()),
+        },
+    }
+}

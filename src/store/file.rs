@@ -1,0 +1,288 @@
+//! The store's file: made whole or not at all, locked by one process, and the name of that
+//! process for the error of the next. Knows bytes and locks, not redb.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use super::error::{Holder, OpenError};
+use crate::base::limit::foreign_text;
+
+/// Mode of the files: they hold private keys.
+pub(super) const FILE_MODE: u32 = 0o600;
+
+/// Mode of a state directory that is made here.
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// What a store that is being made is called, after its name.
+const DRAFT_SUFFIX: &str = ".new";
+
+/// What a store that was set aside is called, after its name.
+const ASIDE_SUFFIX: &str = ".damaged";
+
+/// How often a store is tried again that a mere reader holds: a command that shows something
+/// reads for milliseconds, and no daemon should fail to start because of one.
+const PASSING_RETRIES: u32 = 40;
+
+/// How long is waited between two tries; two seconds in all.
+const PASSING_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether a lock admits others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lock {
+    /// Readers, any number.
+    Shared,
+    /// The one that writes.
+    Exclusive,
+}
+
+/// Opens the file and locks it; `None` when there is none. The lock lasts as long as the file
+/// is open anywhere in this process.
+pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Option<File>, OpenError> {
+    let needed = match lock {
+        Lock::Shared => "read access",
+        Lock::Exclusive => "read and write access",
+    };
+    let mut waited = 0;
+    loop {
+        let file = match OpenOptions::new()
+            .read(true)
+            .write(lock == Lock::Exclusive)
+            .open(path)
+        {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(OpenError::io(path, "open", needed, error)),
+        };
+        match try_lock(&file, path, lock) {
+            Ok(true) => return Ok(Some(file)),
+            Ok(false) => {}
+            Err(Refused::Passing(_)) if waited < PASSING_RETRIES => {
+                waited += 1;
+                thread::sleep(PASSING_PAUSE);
+            }
+            Err(refused) => return Err(refused.into_error(path)),
+        }
+    }
+}
+
+/// A store that is being made: invisible under its name until it is whole. A power cut leaves at
+/// most a draft, which the next one replaces.
+#[derive(Debug)]
+pub(super) struct Draft {
+    file: Arc<File>,
+    path: PathBuf,
+    published: bool,
+}
+
+impl Draft {
+    /// Begins a draft of the store at `path`; `None` when there is a store by now. The draft is
+    /// locked, so that of two processes one makes the store and the other is told who does.
+    pub(super) fn begin(path: &Path) -> Result<Option<Self>, OpenError> {
+        const ATTEMPT: &str = "make";
+        const NEEDED: &str = "write access to its directory";
+        make_directory(path)?;
+        let draft = beside(path, DRAFT_SUFFIX);
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(FILE_MODE)
+                .open(&draft)
+                .map_err(|error| OpenError::io(&draft, ATTEMPT, NEEDED, error))?;
+            match try_lock(&file, &draft, Lock::Exclusive) {
+                Ok(true) => {
+                    let begun = Self {
+                        file: Arc::new(file),
+                        path: draft,
+                        published: false,
+                    };
+                    if path.exists() {
+                        return Ok(None);
+                    }
+                    let io_error = |error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error);
+                    begun.file.set_len(0).map_err(io_error)?;
+                    begun
+                        .file
+                        .set_permissions(Permissions::from_mode(FILE_MODE))
+                        .map_err(io_error)?;
+                    return Ok(Some(begun));
+                }
+                Ok(false) => {}
+                Err(refused) => return Err(refused.into_error(path)),
+            }
+        }
+    }
+
+    /// The file, to fill it.
+    pub(super) const fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// Gives the draft its name, durably. The lock stays.
+    pub(super) fn publish(mut self, path: &Path) -> Result<Arc<File>, OpenError> {
+        self.file
+            .sync_all()
+            .and_then(|()| fs::rename(&self.path, path))
+            .and_then(|()| {
+                self.published = true;
+                sync_directory(path)
+            })
+            .map_err(|error| OpenError::io(path, "make", "write access to its directory", error))?;
+        Ok(Arc::clone(&self.file))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.published {
+            // What stays behind is replaced by the next draft.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Moves a store that cannot be used out of the way and keeps it for examination, in place of
+/// an earlier one. Gives the new name.
+pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let aside = beside(path, ASIDE_SUFFIX);
+    fs::rename(path, &aside)?;
+    sync_directory(path)?;
+    Ok(aside)
+}
+
+/// The path with something appended to its name.
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Makes the names in the directory of `path` durable.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(directory(path))?.sync_all()
+}
+
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), OpenError> {
+    let parent = directory(path);
+    if parent.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(parent)
+        .and_then(|()| sync_directory(parent))
+        .map_err(|error| OpenError::io(parent, "make the directory", "write access above it", error))
+}
+
+/// Why a lock was not had.
+enum Refused {
+    /// By a process that merely reads, or one that has gone when it is looked for.
+    Passing(Holder),
+    /// By a process that writes.
+    Writing(Holder),
+    System(io::Error),
+}
+
+impl Refused {
+    fn into_error(self, path: &Path) -> OpenError {
+        match self {
+            Self::Passing(holder) | Self::Writing(holder) => OpenError::Held {
+                path: path.to_owned(),
+                holder,
+            },
+            Self::System(error) => OpenError::io(path, "lock", "read and write access", error),
+        }
+    }
+}
+
+/// Locks the file; `false` when the name has become another file's since it was opened.
+fn try_lock(file: &File, path: &Path, lock: Lock) -> Result<bool, Refused> {
+    let locked = match lock {
+        Lock::Shared => file.try_lock_shared(),
+        Lock::Exclusive => file.try_lock(),
+    };
+    match locked {
+        Ok(()) => is_at(file, path).map_err(Refused::System),
+        Err(TryLockError::Error(error)) => Err(Refused::System(error)),
+        Err(TryLockError::WouldBlock) => Err(holder(file)),
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let opened = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (opened.dev(), opened.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Who holds the file's lock, as far as `/proc` tells.
+fn holder(file: &File) -> Refused {
+    let mut found = None;
+    if let (Ok(metadata), Ok(locks)) = (file.metadata(), fs::read_to_string("/proc/locks")) {
+        found = holder_in(&locks, metadata.dev(), metadata.ino());
+    }
+    // Process 0 is one outside of this container.
+    let pid = found.map(|(pid, _)| pid).filter(|pid| *pid != 0);
+    let command = pid
+        .and_then(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok())
+        .map(|command| foreign_text(command.trim_end()));
+    let holder = Holder { pid, command };
+    match found {
+        Some((_, false)) => Refused::Writing(holder),
+        Some((_, true)) | None => Refused::Passing(holder),
+    }
+}
+
+/// The process that holds a whole-file lock according to the lines of `/proc/locks`, such as
+/// `3: FLOCK  ADVISORY  WRITE 812 fe:00:1835031 0 EOF`, and whether it merely reads.
+fn holder_in(locks: &str, device: u64, inode: u64) -> Option<(u32, bool)> {
+    // The encoding of device numbers that stat uses, taken apart as glibc's major() and minor() do.
+    let major = ((device >> 8) & 0xfff) | ((device >> 32) & 0xffff_f000);
+    let minor = (device & 0xff) | ((device >> 12) & 0xffff_ff00);
+    let wanted = format!("{major:02x}:{minor:02x}:{inode}");
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match fields.as_slice() {
+            [_, "FLOCK", _, mode, pid, place, ..] if *place == wanted => {
+                Some((pid.parse().ok()?, *mode == "READ"))
+            }
+            _ => None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_found_by_device_and_inode() {
+        let locks = "1: POSIX  ADVISORY  WRITE 5 fe:01:77 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 6 fe:01:78 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 9 fe:01:77 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ 7 fe:01:77 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 8 103:00:77 0 EOF\n";
+        assert_eq!(holder_in(locks, 0xfe01, 77), Some((7, true)));
+        assert_eq!(holder_in(locks, 0xfe01, 78), Some((6, false)));
+        assert_eq!(holder_in(locks, 0x1_0300, 77), Some((8, false)));
+        assert_eq!(holder_in(locks, 0xfe02, 77), None);
+        assert_eq!(holder_in("nonsense\n", 0xfe01, 77), None);
+    }
+}

@@ -1,0 +1,224 @@
+//! Typed access inside one transaction. A [`Reader`] sees one state of the whole store; a
+//! [`Writer`] is a reader that also sees and makes its own changes. Neither opens, commits or
+//! repairs anything.
+
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use redb::{
+    ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, TableError, WriteTransaction,
+};
+
+use super::error::StoreError;
+use super::record::{self, Key, Record, RecordError};
+
+/// Every table as redb sees it: the types are ours, so that redb never refuses a file because of
+/// the name of a Rust type.
+type Raw<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
+
+/// A named table. Exists from the first row on; before, it reads as empty.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    name: &'static str,
+    types: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K: Key, V: Record> Table<K, V> {
+    /// A table of that name. The name is part of the file: changing it takes a migration.
+    pub const fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            types: PhantomData,
+        }
+    }
+
+    /// The name in the file.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    const fn raw(&self) -> Raw<'static> {
+        TableDefinition::new(self.name)
+    }
+
+    fn damaged(&self, key: &[u8], source: RecordError) -> StoreError {
+        StoreError::record(self.name, shown::<K>(key), source)
+    }
+
+    fn row(&self, key: &[u8], value: &[u8]) -> Result<(K, V), StoreError> {
+        let decoded = K::decode(key).ok_or_else(|| self.damaged(key, RecordError::Key))?;
+        let value = record::decode(value).map_err(|source| self.damaged(key, source))?;
+        Ok((decoded, value))
+    }
+}
+
+/// Bytes of an undecodable key that an error shows.
+const KEY_EXCERPT_BYTES: usize = 32;
+
+fn shown<K: Key>(key: &[u8]) -> String {
+    K::decode(key).map_or_else(
+        || data_encoding::HEXLOWER.encode(&key[..key.len().min(KEY_EXCERPT_BYTES)]),
+        |key| key.shown(),
+    )
+}
+
+/// Reads one state of the store.
+pub struct Reader<'t>(Transaction<'t>);
+
+enum Transaction<'t> {
+    Read(&'t ReadTransaction),
+    Write(&'t WriteTransaction),
+}
+
+impl<'t> Reader<'t> {
+    pub(super) const fn new(transaction: &'t ReadTransaction) -> Self {
+        Self(Transaction::Read(transaction))
+    }
+
+    /// The row under `key`.
+    pub fn get<K: Key, V: Record>(&self, table: &Table<K, V>, key: &K) -> Result<Option<V>, StoreError> {
+        let key = key.encode();
+        self.with(table, None, |rows| match rows.at(&key)? {
+            Some(value) => record::decode(value.value())
+                .map(Some)
+                .map_err(|source| table.damaged(&key, source)),
+            None => Ok(None),
+        })
+    }
+
+    /// All rows in the order of their keys. The table's writers bound how many there are.
+    pub fn list<K: Key, V: Record>(&self, table: &Table<K, V>) -> Result<Vec<(K, V)>, StoreError> {
+        self.with(table, Vec::new(), |rows| {
+            rows.all()?
+                .map(|row| {
+                    let (key, value) = row?;
+                    table.row(key.value(), value.value())
+                })
+                .collect()
+        })
+    }
+
+    /// How many rows there are.
+    pub fn count<K: Key, V: Record>(&self, table: &Table<K, V>) -> Result<usize, StoreError> {
+        self.with(table, 0, |rows| {
+            Ok(usize::try_from(rows.number()?).unwrap_or(usize::MAX))
+        })
+    }
+
+    /// Whether the file has any table.
+    pub(super) fn has_tables(&self) -> Result<bool, StoreError> {
+        Ok(match &self.0 {
+            Transaction::Read(transaction) => transaction.list_tables()?.next().is_some(),
+            Transaction::Write(transaction) => transaction.list_tables()?.next().is_some(),
+        })
+    }
+
+    /// Calls `read` with the open table, or gives `absent` where there is none.
+    fn with<K: Key, V: Record, T>(
+        &self,
+        table: &Table<K, V>,
+        absent: T,
+        read: impl FnOnce(&dyn Rows) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match &self.0 {
+            Transaction::Read(transaction) => match transaction.open_table(table.raw()) {
+                Ok(rows) => read(&rows),
+                Err(TableError::TableDoesNotExist(_)) => Ok(absent),
+                Err(error) => Err(error.into()),
+            },
+            // Makes the table where there is none: harmless, and gone unless something is put.
+            Transaction::Write(transaction) => read(&transaction.open_table(table.raw())?),
+        }
+    }
+}
+
+/// What the two kinds of open tables have in common.
+trait Rows {
+    fn at(&self, key: &[u8]) -> redb::Result<Option<redb::AccessGuard<'_, &'static [u8]>>>;
+    fn all(&self) -> redb::Result<redb::Range<'_, &'static [u8], &'static [u8]>>;
+    fn number(&self) -> redb::Result<u64>;
+}
+
+impl<T: ReadableTable<&'static [u8], &'static [u8]>> Rows for T {
+    fn at(&self, key: &[u8]) -> redb::Result<Option<redb::AccessGuard<'_, &'static [u8]>>> {
+        ReadableTable::get(self, key)
+    }
+
+    fn all(&self) -> redb::Result<redb::Range<'_, &'static [u8], &'static [u8]>> {
+        ReadableTable::iter(self)
+    }
+
+    fn number(&self) -> redb::Result<u64> {
+        ReadableTableMetadata::len(self)
+    }
+}
+
+/// Changes the store. Reads through it see its own changes.
+pub struct Writer<'t> {
+    transaction: &'t WriteTransaction,
+    reader: Reader<'t>,
+    changed: bool,
+}
+
+impl<'t> Writer<'t> {
+    pub(super) const fn new(transaction: &'t WriteTransaction) -> Self {
+        Self {
+            transaction,
+            reader: Reader(Transaction::Write(transaction)),
+            changed: false,
+        }
+    }
+
+    /// Writes the row under `key`, in place of an earlier one. A row that is there already, byte
+    /// for byte, is not written again.
+    pub fn put<K: Key, V: Record>(
+        &mut self,
+        table: &Table<K, V>,
+        key: &K,
+        value: &V,
+    ) -> Result<(), StoreError> {
+        let key = key.encode();
+        let value = record::encode(value).map_err(|source| table.damaged(&key, source))?;
+        let mut rows = self.transaction.open_table(table.raw())?;
+        let same = rows
+            .at(&key)?
+            .is_some_and(|stored| stored.value() == value.as_slice());
+        if !same {
+            rows.insert(key.as_slice(), value.as_slice())?;
+        }
+        drop(rows);
+        self.changed |= !same;
+        Ok(())
+    }
+
+    /// Removes the row under `key`; says whether there was one.
+    pub fn remove<K: Key, V: Record>(&mut self, table: &Table<K, V>, key: &K) -> Result<bool, StoreError> {
+        let removed = self
+            .transaction
+            .open_table(table.raw())?
+            .remove(key.encode().as_slice())?
+            .is_some();
+        self.changed |= removed;
+        Ok(removed)
+    }
+
+    /// Removes a whole table: for migrations that have moved its rows.
+    pub fn delete_table<K: Key, V: Record>(&mut self, table: &Table<K, V>) -> Result<(), StoreError> {
+        let deleted = self.transaction.delete_table(table.raw())?;
+        self.changed |= deleted;
+        Ok(())
+    }
+
+    /// Whether anything differs from what was there.
+    pub(super) const fn changed(&self) -> bool {
+        self.changed
+    }
+}
+
+impl<'t> Deref for Writer<'t> {
+    type Target = Reader<'t>;
+
+    fn deref(&self) -> &Reader<'t> {
+        &self.reader
+    }
+}

@@ -1,0 +1,297 @@
+//! Both real programs on loopback, from invitation to active and through what can go wrong.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::{BridgeSite, SatelliteSite, fail, run_with_input, succeed, wait_for};
+
+const CATALOG: &str = "/api/v1/system/federation_api/service_catalog";
+
+/// A bridge and a satellite that has joined it as `shop-17`; the satellite is not running.
+fn joined() -> (BridgeSite, support::Running, SatelliteSite) {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    succeed(&satellite.join(&bridge.join_code("shop-17")));
+    (bridge, daemon, satellite)
+}
+
+#[test]
+fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    assert_eq!(
+        bridge.join_code("shop-17").len(),
+        bridge.join_code("shop-18").len()
+    );
+    assert_eq!(bridge.peer_status("shop-17"), "proposed");
+
+    let satellite = SatelliteSite::new();
+    assert_eq!(satellite.status()["state"], "not_invited");
+    let said = succeed(
+        &satellite.join(
+            &bridge.json(&["token", "mint", "shop-17"])["join_code"]
+                .as_str()
+                .unwrap(),
+        ),
+    );
+    assert!(said.contains("joined"), "{said}");
+    bridge.wait_status("shop-17", "active");
+
+    let running = satellite.run();
+    let status = wait_for("the satellite reports an active membership", || {
+        let status = satellite.status();
+        (status["link"]["state"] == "connected" && status["peer"]["status"] == "active").then_some(status)
+    });
+    assert_eq!(status["state"], "joined");
+    assert_eq!(status["certificate"]["standing"], "valid");
+    let answer = wait_for("the satellite answers", || {
+        let output = bridge.output(&["request", "shop-17", CATALOG]);
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8(output.stdout).unwrap())
+    });
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["data"]["offerings"], json!([]));
+
+    // Nobody else on this machine needed the token, and it works no second time.
+    assert!(running.stop().success());
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_restart_of_either_side_goes_on_where_it_was() {
+    let (bridge, daemon, satellite) = joined();
+    let peer_id = satellite.status()["peer"]["id"].clone();
+    let running = satellite.run();
+    wait_for("connected", || {
+        (satellite.status()["link"]["state"] == "connected").then_some(())
+    });
+    daemon.kill();
+    let daemon = bridge.run();
+    wait_for("answers after the bridge was killed", || {
+        bridge
+            .output(&["request", "shop-17", CATALOG])
+            .status
+            .success()
+            .then_some(())
+    });
+    running.kill();
+    let _running = satellite.run();
+    wait_for("answers after the satellite was killed", || {
+        bridge
+            .output(&["request", "shop-17", CATALOG])
+            .status
+            .success()
+            .then_some(())
+    });
+    assert_eq!(satellite.status()["peer"]["id"], peer_id);
+    assert_eq!(bridge.peers().len(), 1);
+    drop(daemon);
+}
+
+#[test]
+fn a_join_that_is_killed_at_any_moment_ends_in_one_active_peer() {
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    for millis in [5u64, 20, 40, 60, 80, 100, 130, 170, 230, 300] {
+        let name = format!("box-{millis}");
+        let code = bridge.join_code(&name);
+        let satellite = SatelliteSite::new();
+        let mut child = satellite
+            .join_command(&["-"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), code.as_bytes()).unwrap();
+        let _ = child.wait_timeout(std::time::Duration::from_millis(millis));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // The operator pastes the same code again.
+        let output = satellite.join(&code);
+        assert!(
+            output.status.success() || String::from_utf8_lossy(&output.stderr).contains("already joined"),
+            "{millis}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let _running = satellite.run();
+        bridge.wait_status(&name, "active");
+    }
+    assert_eq!(bridge.peers().len(), 10);
+}
+
+#[test]
+fn the_runbooks_line_works_word_for_word() {
+    let (bridge, _daemon, _satellite) = joined();
+    let url = bridge.url();
+    let ca = bridge.dir.path().join("ca.pem");
+    std::fs::write(&ca, succeed(&bridge.output(&["ca", "show"]))).unwrap();
+    let script = format!(
+        "curl -sS --fail --cacert {} -H 'Authorization: Bearer {}' {url}/api/v1/system/sdwan/federation_peers \
+         | jq -r '.data[] | \"\\(.id) \\(.remote_instance_url) \\(.status) \\(.last_heartbeat_at)\"'",
+        ca.display(),
+        bridge.operator_token,
+    );
+    let output = Command::new("bash")
+        .args(["-o", "pipefail", "-c", &script])
+        .output()
+        .unwrap();
+    if String::from_utf8_lossy(&output.stderr).contains("command not found") {
+        println!("SKIPPED: curl or jq is not installed");
+        return;
+    }
+    let line = succeed(&output);
+    assert!(line.contains(" active 20"), "{line}");
+}
+
+#[test]
+fn refusals_have_words_and_exit_codes() {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let code = bridge.join_code("shop-17");
+    let satellite = SatelliteSite::new();
+
+    let (exit, said) = fail(&satellite.join(&code[..code.len() - 7]));
+    assert_eq!(exit, 2, "{said}");
+    assert!(said.contains("changed or cut"), "{said}");
+
+    let output = run_with_input(satellite.command(&["join", "-"]), &code);
+    let (exit, said) = fail(&output);
+    assert_eq!(exit, 2, "{said}");
+    assert!(
+        said.contains("--contact") && said.contains("--location"),
+        "{said}"
+    );
+
+    let newer = bridge.json(&["token", "mint", "shop-17"]);
+    let (exit, said) = fail(&satellite.join(&code));
+    assert_eq!(exit, 4, "{said}");
+    assert!(said.contains("new invitation"), "{said}");
+    assert!(!said.contains(newer["acceptance_token"].as_str().unwrap()));
+
+    assert!(daemon.stop().success());
+    let other = SatelliteSite::new();
+    let mut command = other.join_command(&["-", "--timeout", "3s"]);
+    command.env("RUST_BACKTRACE", "1");
+    let (exit, said) = fail(&run_with_input(command, newer["join_code"].as_str().unwrap()));
+    assert_eq!(exit, 5, "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+
+    let (exit, _) = fail(&SatelliteSite::new().output(&["status"]));
+    assert_eq!(exit, 3);
+}
+
+#[test]
+fn suspended_means_no_tunnel_and_revoked_means_the_end() {
+    let (bridge, _daemon, satellite) = joined();
+    let running = satellite.run();
+    wait_for("connected", || {
+        (satellite.status()["link"]["state"] == "connected").then_some(())
+    });
+    succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "maintenance"]));
+    wait_for("suspended at the satellite", || {
+        (satellite.status()["peer"]["status"] == "suspended").then_some(())
+    });
+    succeed(&bridge.output(&["peers", "resume", "shop-17"]));
+    // The satellite asks again patiently; a reload asks at once.
+    running.signal("HUP");
+    bridge.wait_status("shop-17", "active");
+    succeed(&bridge.output(&["peers", "revoke", "shop-17", "--reason", "sold"]));
+    wait_for("revoked at the satellite", || {
+        let status = satellite.status();
+        (status["peer"]["status"] == "revoked" && status["link"]["state"] == "off").then_some(())
+    });
+}
+
+#[test]
+fn a_broken_store_is_replaced_by_the_second_copy() {
+    let (bridge, _daemon, satellite) = joined();
+    let store = satellite.state_dir().join("satellite.redb");
+    std::fs::write(&store, b"").unwrap();
+    let running = satellite.run();
+    bridge.wait_status("shop-17", "active");
+    wait_for("an answer", || {
+        bridge
+            .output(&["request", "shop-17", CATALOG])
+            .status
+            .success()
+            .then_some(())
+    });
+    assert!(
+        satellite.status()["store"]["recovered"]
+            .as_str()
+            .unwrap()
+            .contains("second copy")
+    );
+    assert!(running.stop().success());
+}
+
+#[test]
+fn a_second_daemon_is_told_who_holds_the_store() {
+    let (_bridge, _daemon, satellite) = joined();
+    let running = satellite.run();
+    let mut second = satellite.command(&["run"]);
+    second.env(
+        "POWERNODE_SATELLITE_ADMIN_SOCKET",
+        satellite.dir.path().join("other.sock"),
+    );
+    let (exit, said) = fail(&second.output().unwrap());
+    assert_eq!(exit, 1);
+    assert!(said.contains(&running.id().to_string()), "{said}");
+}
+
+#[test]
+fn a_spawn_payload_is_found_and_used() {
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    let invitation = bridge.invite("vm-1");
+    let satellite = SatelliteSite::new();
+    let payload = json!({
+        "parent_url": bridge.url(),
+        "acceptance_token": invitation["acceptance_token"],
+        "spawn_mode": "managed_child",
+        "parent_peer_id": invitation["peer"]["id"],
+        "contract_version": "v1",
+    });
+    std::fs::write(satellite.dir.path().join("payload.json"), payload.to_string()).unwrap();
+    let ca = satellite.dir.path().join("ca.pem");
+    std::fs::write(&ca, succeed(&bridge.output(&["ca", "show"]))).unwrap();
+    let mut command = satellite.command(&["run"]);
+    command
+        .env("POWERNODE_SATELLITE_PARENT_CA_FILE", &ca)
+        .env(
+            "POWERNODE_SATELLITE_DISCLOSURE_OPERATOR_CONTACT",
+            "ops@example.com",
+        )
+        .env("POWERNODE_SATELLITE_DISCLOSURE_LOCATION", "DE");
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    bridge.wait_status("vm-1", "active");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// `Child::wait` with a limit, for a process that is killed afterwards whether it ended or not.
+trait WaitTimeout {
+    fn wait_timeout(&mut self, limit: std::time::Duration) -> bool;
+}
+
+impl WaitTimeout for std::process::Child {
+    #[allow(clippy::disallowed_methods, reason = "the moment of a kill is real time")]
+    fn wait_timeout(&mut self, limit: std::time::Duration) -> bool {
+        let started = std::time::Instant::now();
+        while started.elapsed() < limit {
+            if self.try_wait().unwrap().is_some() {
+                return true;
+            }
+            std::thread::yield_now();
+        }
+        false
+    }
+}

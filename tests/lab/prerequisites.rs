@@ -1,0 +1,69 @@
+//! Whether this machine can hold a lab, found out once, by trying.
+
+use std::io::Write;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::namespace::{Namespace, remove_leftovers};
+use crate::process::finish;
+
+/// Program and Debian package of each tool.
+const TOOLS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("conntrack", "conntrack"),
+];
+
+/// Set to `required` where a skipped lab must be a failure.
+const REQUIRED_VARIABLE: &str = "POWERNODE_LAB";
+
+static SKIPPED: AtomicU32 = AtomicU32::new(0);
+
+/// Whether the lab can run; says on standard error what was skipped and why when not.
+pub fn met(test: &str) -> bool {
+    static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
+    match FOUND.get_or_init(look) {
+        Ok(()) => true,
+        Err(why) => {
+            let required = std::env::var_os(REQUIRED_VARIABLE).is_some_and(|value| value == "required");
+            assert!(!required, "the lab is required but cannot run: {why}");
+            let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+            // Past the test runner's capture, which hides what passing tests print, and on a line
+            // of its own, whatever the runner has written of its own line.
+            let line =
+                format!("\nSKIPPED: lab test {test} because {why} ({count} lab tests skipped so far)\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
+            false
+        }
+    }
+}
+
+fn look() -> Result<(), String> {
+    if !rustix::process::geteuid().is_root() {
+        return Err("network namespaces need root; run the tests as root".to_owned());
+    }
+    let missing: Vec<_> = TOOLS
+        .iter()
+        .filter(|(tool, _)| Command::new(tool).arg("-V").output().is_err())
+        .map(|(tool, package)| format!("`{tool}` (Debian package {package})"))
+        .collect();
+    if !missing.is_empty() {
+        return Err(format!(
+            "not all that it needs is installed; missing: {}",
+            missing.join(", ")
+        ));
+    }
+    remove_leftovers();
+    let probe = Namespace::create("probe")?;
+    let mut nft = probe.command("nft");
+    nft.arg("table inet probe { chain nat { type nat hook postrouting priority srcnat; masquerade; }; }");
+    let masquerade = finish(nft);
+    if masquerade.code != 0 {
+        return Err(format!(
+            "this kernel does not masquerade: {}",
+            masquerade.stderr.trim()
+        ));
+    }
+    Ok(())
+}

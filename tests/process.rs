@@ -1,0 +1,107 @@
+//! What concerns a whole process and would disturb other tests in the same one: signals, the log.
+
+#![allow(clippy::unwrap_used, reason = "functions that tests share are tests, too")]
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use powernode_satellite::process::environment::Environment;
+use powernode_satellite::process::signals::{Signal, Signals};
+use powernode_satellite::process::supervisor::{Stage, Supervisor};
+use powernode_satellite::process::telemetry::{self, LogFormat};
+
+/// Longest that anything here may take.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn signals_are_told_apart() {
+    let mut signals = Signals::listen().unwrap();
+    for (name, expected) in [
+        ("HUP", Signal::Reload),
+        ("TERM", Signal::Stop),
+        ("INT", Signal::Stop),
+    ] {
+        let sent = tokio::process::Command::new("kill")
+            .args(["-s", name, &std::process::id().to_string()])
+            .status();
+        assert!(sent.await.unwrap().success());
+        let next = tokio::time::timeout(DEADLINE, signals.next());
+        assert_eq!(next.await.unwrap(), expected, "{name}");
+    }
+}
+
+#[test]
+fn logs_are_json_where_standard_error_is_a_pipe() {
+    let lines = logged(&[("JOURNAL_STREAM", "1:1")]);
+    let told = line_with(&lines, "state changed");
+    assert_eq!(told["peer"], "p-1");
+    assert_eq!(told["level"], "INFO");
+    assert!(told["timestamp"].as_str().unwrap().ends_with('Z'), "{told}");
+}
+
+#[test]
+fn a_panic_is_one_log_line_with_its_task() {
+    let lines = logged(&[]);
+    let panic = line_with(&lines, "on purpose");
+    assert_eq!(panic["spans"][0]["task"], "broken", "{panic}");
+    assert!(panic["place"].as_str().unwrap().contains("process.rs"), "{panic}");
+}
+
+#[test]
+fn a_filter_holds_until_it_is_changed() {
+    let lines = logged(&[]);
+    assert!(!lines.iter().any(|line| line.contains("too early")));
+    assert!(lines.iter().any(|line| line.contains("after the change")));
+}
+
+/// Not a test of its own: the process whose log the others read.
+#[test]
+fn logging_child() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let environment = Environment::of_process();
+    let control = telemetry::init(
+        &"info,process=info".parse().unwrap(),
+        LogFormat::Auto,
+        &environment,
+    )
+    .unwrap();
+    tracing::info!(peer = "p-1", "state changed");
+    tracing::debug!("too early");
+    control.set_filter(&"info,process=debug".parse().unwrap());
+    tracing::debug!("after the change");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let supervisor = Supervisor::new();
+        supervisor
+            .scope(Stage::Work)
+            .spawn("broken", async { panic!("on purpose") });
+        supervisor.shutdown(DEADLINE, std::future::pending()).await;
+    });
+}
+
+/// Set in the environment of the child alone.
+const CHILD: &str = "PROCESS_TEST_LOGGING_CHILD";
+
+fn logged(variables: &[(&str, &str)]) -> Vec<String> {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "logging_child", "--nocapture"])
+        .env(CHILD, "1")
+        .env_remove("RUST_BACKTRACE")
+        .envs(variables.iter().copied())
+        .stdout(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{text}");
+    text.lines().map(str::to_owned).collect()
+}
+
+fn line_with(lines: &[String], part: &str) -> serde_json::Value {
+    let line = lines.iter().find(|line| line.contains(part));
+    serde_json::from_str(line.unwrap_or_else(|| panic!("no line with {part} in {lines:?}"))).unwrap()
+}
