@@ -244,7 +244,7 @@ mod tests {
 
     const GRACE: Duration = Duration::from_secs(86_400);
 
-    fn read(body: Value) -> Result<AcceptCall, AcceptRefusal> {
+    fn read(body: &Value) -> Result<AcceptCall, AcceptRefusal> {
         AcceptCall::read(body.to_string().as_bytes())
     }
 
@@ -270,9 +270,9 @@ mod tests {
             json!({"acceptance_token": " \n"}),
             json!({"acceptance_token": null}),
         ] {
-            assert_eq!(read(body).unwrap_err(), AcceptRefusal::TokenRequired);
+            assert_eq!(read(&body).unwrap_err(), AcceptRefusal::TokenRequired);
         }
-        let refusal = read(json!({"acceptance_token": "x", "contract_version": 99})).unwrap_err();
+        let refusal = read(&json!({"acceptance_token": "x", "contract_version": 99})).unwrap_err();
         assert_eq!(
             refusal.to_string(),
             "Unsupported contract_version 99; supported: [1]"
@@ -316,9 +316,9 @@ mod tests {
     fn a_csr_wins_over_a_bundle_and_a_bundle_alone_is_refused() {
         let both =
             json!({"acceptance_token":"x","contract_version":1,"csr_pem":"c","peer_ca_bundle_pem":"b"});
-        assert_eq!(read(both).unwrap().csr_pem.as_deref(), Some("c"));
+        assert_eq!(read(&both).unwrap().csr_pem.as_deref(), Some("c"));
         let bundle = json!({"acceptance_token":"x","contract_version":1,"peer_ca_bundle_pem":"b"});
-        assert_eq!(read(bundle).unwrap_err(), AcceptRefusal::SymmetricTrust);
+        assert_eq!(read(&bundle).unwrap_err(), AcceptRefusal::SymmetricTrust);
     }
 
     #[test]

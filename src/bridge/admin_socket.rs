@@ -172,3 +172,33 @@ async fn answer(
     )
     .into_response()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_that_a_daemon_left_behind_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/admin.sock");
+        let first = AdminSocket::bind(&path).await.unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, SOCKET_MODE);
+        assert!(matches!(AdminSocket::bind(&path).await, Err(AdminSocketError::InUse { .. })));
+        drop(first);
+        assert!(!path.exists());
+        // As after a kill: the file is there, nobody listens.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(AdminSocket::bind(&path).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        std::fs::write(&path, "precious").unwrap();
+        assert!(matches!(AdminSocket::bind(&path).await, Err(AdminSocketError::NotASocket { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+    }
+}

@@ -1,6 +1,9 @@
 //! The host-bridge as a daemon: opens the listeners, keeps the clockwork going, obeys signals,
 //! and ends in order.
 
+#[cfg(test)]
+mod tests;
+
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,6 +27,7 @@ use super::operator_api::OperatorApi;
 use super::registry::Registry;
 use super::server_identity::{self, ServerIdentityError};
 use super::settings::BridgeSettings;
+use crate::base::limit::error_chain;
 use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, TlsIdentity, server_config};
 use crate::process::clock::Clock;
 use crate::process::service_notify::ServiceManager;
@@ -149,7 +153,7 @@ pub async fn run(
         }
     };
     surroundings.service.stopping();
-    running.stop(drain, surroundings.signals).await?;
+    running.stop(drain, surroundings.signals.stop()).await?;
     Ok(outcome?)
 }
 
@@ -318,9 +322,9 @@ impl Running {
         info!("the configuration was read again");
     }
 
-    async fn stop(self, drain: Duration, mut signals: Signals) -> Result<(), DaemonError> {
+    async fn stop(self, drain: Duration, force: impl Future<Output = ()>) -> Result<(), DaemonError> {
         info!(connected = self.links.len(), "the host-bridge stops");
-        let report = self.supervisor.shutdown(drain, signals.stop()).await;
+        let report = self.supervisor.shutdown(drain, force).await;
         if !report.aborted.is_empty() {
             warn!(tasks = ?report.aborted, "some requests were cut off");
         }
@@ -354,7 +358,7 @@ async fn sweep_for_ever(
                     warn!(peer = %peer.id, name = peer.name, reason, "a peer is degraded");
                 }
             }
-            Err(error) => error!(%error, "the peers could not be looked through"),
+            Err(error) => error!(error = %error_chain(&error), "the peers could not be looked through"),
         }
         service.status(&format!("{} satellites connected", links.len()));
     }
@@ -373,10 +377,10 @@ async fn upkeep(
     let (registry, now, shown) = (Arc::clone(registry), clock.trusted().now, shown.clone());
     blocking(move || {
         if let Err(error) = server_identity::rotate(&registry, &names, now, &shown) {
-            error!(%error, "the server's certificate could not be renewed; the old one is still shown");
+            error!(error = %error_chain(&error), "the server's certificate could not be renewed; the old one is still shown");
         }
         if let Err(error) = registry.forget_stale_tokens(grace, now) {
-            error!(%error, "spent tokens could not be forgotten");
+            error!(error = %error_chain(&error), "spent tokens could not be forgotten");
         }
     })
     .await;

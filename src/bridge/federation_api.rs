@@ -14,7 +14,7 @@ use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 use super::acceptance::AcceptCall;
 use super::forwarded::strip_forwarded_identity;
@@ -27,7 +27,7 @@ use super::reply::{Reply, ReplyBody};
 use super::session::Source;
 use super::settings::BridgeSettings;
 use crate::base::id::{PeerId, PublicKeyDigest};
-use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, foreign_text};
+use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
 use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
@@ -136,7 +136,10 @@ impl FederationApi {
             Err(refusal) => return refusal,
         };
         // The registry blocks on the disk.
-        let answered = tokio::task::spawn_blocking(move || self.answer(head.uri.path(), &body, &caller));
+        let span = Span::current();
+        let answered = tokio::task::spawn_blocking(move || {
+            span.in_scope(|| self.answer(head.uri.path(), &body, &caller))
+        });
         answered.await.unwrap_or_else(|_| internal_error())
     }
 
@@ -341,7 +344,7 @@ pub(super) fn internal_error() -> Reply {
 }
 
 /// Logs a fault of the store and words the answer.
-pub(super) fn stored_badly(what: &str, error: &dyn std::error::Error) -> Reply {
-    tracing::error!(what, error = %error, cause = error.source().map(tracing::field::display), "the registry could not be read or written");
+pub(super) fn stored_badly(what: &str, error: &(dyn std::error::Error + 'static)) -> Reply {
+    tracing::error!(what, error = %error_chain(error), "the registry could not be read or written");
     internal_error()
 }

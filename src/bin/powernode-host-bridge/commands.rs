@@ -196,7 +196,9 @@ impl Shell<'_> {
         render: impl FnOnce(&Value, Style, powernode_satellite::base::time::UnixTime) -> String,
     ) -> Result<(), Failure> {
         if json {
-            return print(&output::render_json(data));
+            // Lists look as they do over HTTPS, so that one filter reads both.
+            let list = data.is_array().then(|| json!({ "data": data }));
+            return print(&output::render_json(list.as_ref().unwrap_or(data)));
         }
         let now = Clock::start(BUILD_TIME).trusted().now;
         print(&render(data, Style::of_stdout(), now))

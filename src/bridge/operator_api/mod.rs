@@ -6,9 +6,6 @@ mod access;
 mod peers;
 mod relay;
 
-#[cfg(test)]
-mod tests;
-
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,0 +1,172 @@
+//! What satellites meet at the tunnel's end.
+
+use std::convert::Infallible;
+
+use hyper::service::service_fn;
+
+use super::*;
+use crate::contract::SERVICE_CATALOG_PATH;
+use crate::tunnel::close::CloseReason;
+use crate::wire::{GoodbyeReason, RefusalCode};
+
+/// Runs a tunnel's driver beside what is done with the tunnel; the driver ends first or never.
+async fn driven<T>(driver: TunnelDriver, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => done,
+        _ = driver.run() => work.await,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_satellite_joins_and_beats_through_tunnels_alone() {
+    let bridge = TestBridge::start().await;
+    let (peer, token) = bridge.invite("shop-17");
+    let key = PrivateKey::generate().unwrap();
+    let dialled = bridge.dial(None).await.unwrap();
+    let tunnel = dialled.tunnel.clone();
+    let answer = driven(dialled.driver, async {
+        let ask = |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
+        let refused = ask(heartbeat()).await.unwrap();
+        assert_eq!(refused.status(), 401, "a connection without a certificate accepts and no more");
+        ask(accept(&token, Some(&key))).await.unwrap()
+    })
+    .await;
+    assert_eq!(answer.status(), 200);
+    let answer: Value = serde_json::from_slice(answer.body()).unwrap();
+
+    let dialled = bridge.dial(Some(identity(&answer, &key))).await.unwrap();
+    assert!(dialled.welcome.unix_seconds > 0);
+    let tunnel = dialled.tunnel.clone();
+    driven(dialled.driver, async {
+        let ask = |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
+        assert_eq!(ask(heartbeat()).await.unwrap().status(), 200);
+        let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
+        assert_eq!(row.status.as_str(), "active");
+        assert!(bridge.running.links.get(peer).is_some());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_reach_the_satellite_through_its_tunnel() {
+    let bridge = TestBridge::start().await;
+    let (peer, identity) = bridge.joined("shop-17").await;
+    let path = format!("/peers/shop-17{SERVICE_CATALOG_PATH}");
+    let (status, offline) = bridge.operator(Method::GET, &path, Value::Null).await;
+    assert_eq!(status, 503, "{offline}");
+    let unknown = format!("/peers/shop-71{SERVICE_CATALOG_PATH}");
+    let (status, unknown) = bridge.operator(Method::GET, &unknown, Value::Null).await;
+    assert_eq!(status, 404);
+    assert!(unknown["error"].as_str().unwrap().contains("shop-17"), "{unknown}");
+
+    let dialled = bridge.dial(Some(identity)).await.unwrap();
+    let tunnel = dialled.tunnel.clone();
+    let satellite = async {
+        let incoming = tunnel.accept_stream().await.unwrap();
+        let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
+            assert!(request.headers().get("authorization").is_none(), "the operator's token left the bridge");
+            let body = json!({ "path": request.uri().path() }).to_string();
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(body))))
+        });
+        tunnel_http::serve(incoming.accept().await.unwrap(), service).await.unwrap();
+    };
+    driven(dialled.driver, async {
+        wait_until("the session is in", || bridge.running.links.get(peer).is_some()).await;
+        let (answer, ()) = tokio::join!(bridge.operator(Method::GET, &path, Value::Null), satellite);
+        assert_eq!(answer, (200, json!({ "path": SERVICE_CATALOG_PATH })));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_newest_session_wins_and_the_old_one_is_told() {
+    let bridge = TestBridge::start().await;
+    let (peer, identity) = bridge.joined("shop-17").await;
+    let old = bridge.dial(Some(Arc::clone(&identity))).await.unwrap();
+    wait_until("the first session is in", || bridge.running.links.get(peer).is_some()).await;
+    let new = bridge.dial(Some(identity)).await.unwrap();
+    let reason = driven(new.driver, tokio::time::timeout(DEADLINE, old.driver.run())).await.unwrap();
+    assert!(
+        matches!(&reason, CloseReason::Goodbye(goodbye) if goodbye.reason == GoodbyeReason::Superseded),
+        "{reason:?}"
+    );
+    assert_eq!(bridge.running.links.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hundreds_of_reconnects_leave_nothing_behind() {
+    let bridge = TestBridge::start_with(&[("limits.bootstrap_connections_per_source", "64")]).await;
+    let (_, identity) = bridge.joined("shop-17").await;
+    for _ in 0..100 {
+        drop(bridge.dial(Some(Arc::clone(&identity))).await.unwrap());
+        drop(bridge.dial(None).await);
+        assert!(bridge.running.links.len() <= 1);
+    }
+    wait_until("all sessions are gone", || {
+        let tunnels = bridge.running.supervisor.running();
+        bridge.running.links.is_empty()
+            && bridge.running.links.bootstrap_len() == 0
+            && !tunnels.iter().any(|task| task.starts_with("tunnel") && *task != "tunnel listener")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn suspended_and_revoked_peers_are_told_and_stay_out() {
+    for (verb, reason) in [("suspend", GoodbyeReason::Suspended), ("revoke", GoodbyeReason::Revoked)] {
+        let bridge = TestBridge::start().await;
+        let (peer, identity) = bridge.joined("shop-17").await;
+        let dialled = bridge.dial(Some(Arc::clone(&identity))).await.unwrap();
+        wait_until("the session is in", || bridge.running.links.get(peer).is_some()).await;
+        let path = format!("{}/shop-17/{verb}", crate::contract::FEDERATION_PEERS_PATH);
+        let (answer, ended) = tokio::join!(
+            bridge.operator(Method::POST, &path, json!({ "reason": "test" })),
+            tokio::time::timeout(DEADLINE, dialled.driver.run()),
+        );
+        assert_eq!(answer.0, 200, "{}", answer.1);
+        let ended = ended.unwrap();
+        assert!(matches!(&ended, CloseReason::Goodbye(goodbye) if goodbye.reason == reason), "{ended:?}");
+        match bridge.dial(Some(identity)).await.map(|_| ()) {
+            Err(GreetingError::Refused(refused)) => {
+                assert_eq!(refused.code, RefusalCode::NotAdmitted);
+                assert!(refused.retry_after_millis > 0);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_without_a_certificate_are_few() {
+    let bridge = TestBridge::start_with(&[("limits.bootstrap_connections_per_source", "2")]).await;
+    let first = bridge.dial(None).await.unwrap();
+    let _second = bridge.dial(None).await.unwrap();
+    match bridge.dial(None).await.map(|_| ()) {
+        Err(GreetingError::Refused(refused)) => assert_eq!(refused.code, RefusalCode::Busy),
+        other => panic!("{other:?}"),
+    }
+    drop(first);
+    wait_until("a place is free", || bridge.running.links.bootstrap_len() < 2).await;
+    assert!(bridge.dial(None).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_tells_satellites_when_to_come_back() {
+    let bridge = TestBridge::start().await;
+    let (peer, identity) = bridge.joined("shop-17").await;
+    let dialled = bridge.dial(Some(identity)).await.unwrap();
+    wait_until("the session is in", || bridge.running.links.get(peer).is_some()).await;
+    let (stopped, ended) = tokio::join!(
+        bridge.running.stop(DEADLINE, std::future::pending()),
+        tokio::time::timeout(DEADLINE, dialled.driver.run()),
+    );
+    stopped.unwrap();
+    match ended.unwrap() {
+        CloseReason::Goodbye(goodbye) => {
+            assert_eq!(goodbye.reason, GoodbyeReason::ShuttingDown);
+            assert!((2_000..4_000).contains(&goodbye.retry_after_millis));
+        }
+        other => panic!("{other:?}"),
+    }
+}
