@@ -113,7 +113,7 @@ pub mod rfc3339 {
         /// Writes the time or null.
         pub fn serialize<S: Serializer>(time: &Option<UnixTime>, serializer: S) -> Result<S::Ok, S::Error> {
             match time {
-                Some(time) => serializer.collect_str(time),
+                Some(time) => serializer.serialize_some(&time.to_string()),
                 None => serializer.serialize_none(),
             }
         }

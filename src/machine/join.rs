@@ -11,7 +11,9 @@ use std::collections::VecDeque;
 use serde::{Deserialize, Serialize};
 
 use super::backoff::{Backoff, BackoffPolicy};
-use super::membership::{JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation};
+use super::membership::{
+    AcceptedAnswer, JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
+};
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
 use crate::contract::token::TokenDigest;
@@ -44,9 +46,7 @@ pub enum JoinState {
         /// The key.
         key: KeyMaterial,
         /// The answer.
-        response: AcceptResponse,
-        /// When it arrived.
-        accepted_at: UnixTime,
+        answer: AcceptedAnswer,
     },
     /// The certificate is checked; no heartbeat has been acknowledged yet.
     Enrolled(Membership),
@@ -203,7 +203,7 @@ pub enum JoinAction {
         /// By what the parent is known.
         parent: Box<Parent>,
         /// The answer.
-        response: Box<AcceptResponse>,
+        answer: Box<AcceptedAnswer>,
         /// The key that it must belong to.
         key: Box<KeyMaterial>,
     },
@@ -378,12 +378,11 @@ impl JoinMachine {
             JoinState::Accepted {
                 invitation,
                 key,
-                response,
-                ..
+                answer,
             } => {
                 self.actions.push_back(JoinAction::VerifyCertificate {
                     parent: Box::new(invitation.parent.clone()),
-                    response: Box::new(response.clone()),
+                    answer: Box::new(answer.clone()),
                     key: Box::new(key.clone()),
                 });
                 Waiting::Report
@@ -441,7 +440,7 @@ impl JoinMachine {
         if self.next.is_some() {
             return;
         }
-        if response.federation_certificate.is_none() {
+        let Some(certificate) = response.federation_certificate else {
             self.refuse(
                 JoinRefusal::NoCertificate {
                     warnings: response.warnings,
@@ -449,14 +448,18 @@ impl JoinMachine {
                 wall,
             );
             return;
-        }
-        let invitation = invitation.used_up();
-        let accepted_at = response.accepted_at.unwrap_or(wall);
+        };
+        let answer = AcceptedAnswer {
+            peer_id: response.peer_id,
+            status: response.status,
+            contract_version: response.contract_version_agreed,
+            certificate,
+            accepted_at: response.accepted_at.unwrap_or(wall),
+        };
         let next = JoinState::Accepted {
-            invitation,
+            invitation: invitation.used_up(),
             key: key.clone(),
-            response,
-            accepted_at,
+            answer,
         };
         self.persist(next);
     }
@@ -489,8 +492,7 @@ impl JoinMachine {
         let JoinState::Accepted {
             invitation,
             key,
-            response,
-            accepted_at,
+            answer,
         } = &self.state
         else {
             return;
@@ -498,17 +500,17 @@ impl JoinMachine {
         let membership = Membership {
             parent: invitation.parent.clone(),
             operator: invitation.operator.clone(),
-            peer_id: response.peer_id,
+            peer_id: answer.peer_id,
             spawn_mode: invitation.spawn_mode,
-            contract_version: response.contract_version_agreed,
+            contract_version: answer.contract_version,
             identity: StoredIdentity {
                 pkcs8: key.pkcs8.clone(),
                 certificate,
                 not_before,
             },
             candidate: None,
-            accepted_at: *accepted_at,
-            status: response.status,
+            accepted_at: answer.accepted_at,
+            status: answer.status,
         };
         self.persist(JoinState::Enrolled(membership));
     }

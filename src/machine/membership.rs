@@ -122,6 +122,21 @@ pub struct KeyMaterial {
     pub csr_pem: String,
 }
 
+/// What a parent answered to accept, before its certificate is checked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AcceptedAnswer {
+    /// The parent's id for this peering.
+    pub peer_id: PeerId,
+    /// The peering as the parent told it.
+    pub status: PeerStatus,
+    /// The version both sides speak.
+    pub contract_version: u32,
+    /// The certificate.
+    pub certificate: FederationCertificate,
+    /// When the parent accepted, by the parent's clock where it told it.
+    pub accepted_at: UnixTime,
+}
+
 /// A key and the certificate that the parent issued for it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct StoredIdentity {

@@ -3,14 +3,16 @@
 
 use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
-use crate::contract::message::{AcceptResponse, ContractAnswer, ContractFailure, FederationCertificate};
+use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate};
 use crate::identity::anchors::Anchors;
 use crate::identity::certificate::peer_subject;
 use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
 use crate::identity::key::PrivateKey;
 use crate::machine::child::ChildEvent;
 use crate::machine::join::JoinEvent;
-use crate::machine::membership::{KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation};
+use crate::machine::membership::{
+    AcceptedAnswer, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
+};
 use crate::tunnel::Tunnel;
 
 use super::driver::{News, Reporter};
@@ -94,21 +96,18 @@ pub(super) async fn refresh(
 /// Checks the certificate of an accept.
 pub(super) fn verify_accept(
     parent: &Parent,
-    response: &AcceptResponse,
+    answer: &AcceptedAnswer,
     key: &KeyMaterial,
     now: UnixTime,
 ) -> JoinEvent {
-    let subject_cn = peer_subject(response.peer_id);
-    let outcome = match &response.federation_certificate {
-        Some(certificate) => verify(
-            certificate,
-            &subject_cn,
-            key,
-            IssuerTrust::from(&parent.trust),
-            now,
-        ),
-        None => Err("the answer holds none".to_owned()),
-    };
+    let subject_cn = peer_subject(answer.peer_id);
+    let outcome = verify(
+        &answer.certificate,
+        &subject_cn,
+        key,
+        IssuerTrust::from(&parent.trust),
+        now,
+    );
     match outcome {
         Ok(StoredIdentity {
             certificate,

@@ -352,11 +352,12 @@ mod tests {
     use super::*;
     use crate::base::id::PeerId;
     use crate::contract::invitation::{ContractVersion, ParentTrust};
-    use crate::contract::message::{AcceptResponse, FederationCertificate};
-    use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode};
+    use crate::contract::message::FederationCertificate;
+    use crate::contract::peer::{PeerStatus, SpawnMode};
     use crate::contract::token::TokenDigest;
     use crate::machine::membership::{
-        Candidate, JoinRefusal, KeyMaterial, Membership, Operator, Parent, StoredIdentity, StoredInvitation,
+        AcceptedAnswer, Candidate, JoinRefusal, KeyMaterial, Membership, Operator, Parent, StoredIdentity,
+        StoredInvitation,
     };
 
     const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
@@ -393,20 +394,11 @@ mod tests {
             serial: "AB".into(),
             not_after: NOW,
         };
-        let response = |certificate: Option<FederationCertificate>| AcceptResponse {
+        let answer = AcceptedAnswer {
             peer_id: PeerId::new_v7(NOW, [2; 10]),
             status: PeerStatus::Enrolled,
-            peer_kind: PeerKind::Platform,
-            contract_version_agreed: 1,
-            accepted_at: Some(NOW),
-            handshake_at: None,
-            federation_certificate: certificate,
-            warnings: vec![],
-        };
-        let accepted = |response| JoinState::Accepted {
-            invitation: invitation.used_up(),
-            key: key.clone(),
-            response,
+            contract_version: 1,
+            certificate: certificate.clone(),
             accepted_at: NOW,
         };
         let identity = StoredIdentity {
@@ -449,8 +441,11 @@ mod tests {
                 key: key.clone(),
                 first_sent_at: NOW,
             },
-            accepted(response(Some(certificate.clone()))),
-            accepted(response(None)),
+            JoinState::Accepted {
+                invitation: invitation.used_up(),
+                key: key.clone(),
+                answer,
+            },
             JoinState::Enrolled(member(None)),
             JoinState::Joined(member(Some(Candidate::Requested(key.clone())))),
             JoinState::Joined(member(Some(Candidate::Issued(identity.clone())))),

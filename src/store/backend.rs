@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::StorageBackend;
 
@@ -73,7 +73,7 @@ impl Overlay {
         })
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, OverlayState> {
+    fn state(&self) -> MutexGuard<'_, OverlayState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -182,7 +182,8 @@ pub(super) struct Gauge {
     pub(super) written: Written,
     len: AtomicU64,
     failed: AtomicBool,
-    retired: AtomicBool,
+    /// Held for reading by each operation, so that retiring waits for those under way.
+    retired: RwLock<bool>,
 }
 
 impl Gauge {
@@ -204,9 +205,10 @@ impl Gauge {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Lets no further operation through: another backend has taken over the bytes.
+    /// Lets no further operation through, and waits for those under way: when this returns,
+    /// another backend may take over the bytes.
     pub(super) fn retire(&self) {
-        self.retired.store(true, Ordering::Release);
+        *self.retired.write().unwrap_or_else(PoisonError::into_inner) = true;
     }
 }
 
@@ -223,7 +225,8 @@ impl Guarded {
     }
 
     fn pass<T>(&self, operation: impl FnOnce(&dyn StorageBackend) -> io::Result<T>) -> io::Result<T> {
-        if self.gauge.retired.load(Ordering::Acquire) {
+        let retired = self.gauge.retired.read().unwrap_or_else(PoisonError::into_inner);
+        if *retired {
             return Err(io::Error::other(
                 "the store was opened anew after a failure of the disk",
             ));

@@ -210,14 +210,18 @@ impl Inner {
         if let Some(failed) = current.take() {
             failed.retire();
         }
-        let opened = Generation::open(source(), self.written.clone()).or_else(|error| match purpose {
-            Purpose::Write => Err(StoreError::from(error)),
-            Purpose::Read => {
-                tracing::warn!(path = %self.path.display(), %error, "the disk takes no writes; the store is read as it is");
-                Ok(Generation::open_in_memory(source())?)
+        let path = self.path.display();
+        let opened = match Generation::open(source(), self.written.clone()) {
+            Ok(opened) => {
+                tracing::info!(%path, "the store was opened anew after a failure of its disk");
+                opened
             }
-        })?;
-        tracing::info!(path = %self.path.display(), "the store was opened anew after a failure of its disk");
+            Err(error) if purpose == Purpose::Read => {
+                tracing::warn!(%path, %error, "the disk takes no writes; the store is read as it is");
+                Generation::open_in_memory(source())?
+            }
+            Err(error) => return Err(error.into()),
+        };
         let opened = Arc::new(opened);
         *current = Some(Arc::clone(&opened));
         Ok(opened)

@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use crate::contract::message::AcceptResponse;
 use crate::contract::peer::PeerStatus;
 use crate::machine::join::{JoinEvent, JoinState};
-use crate::machine::membership::{KeyMaterial, Parent, StoredIdentity, StoredInvitation};
+use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredIdentity, StoredInvitation};
 use crate::machine::reconnect::{DialTarget, Setback};
 use crate::machine::renewal::IdentityChoice;
 
@@ -88,7 +87,7 @@ pub enum ChildAction {
         /// By what the parent is known.
         parent: Box<Parent>,
         /// The answer.
-        response: Box<AcceptResponse>,
+        answer: Box<AcceptedAnswer>,
         /// The key that it must belong to.
         key: Box<KeyMaterial>,
     },

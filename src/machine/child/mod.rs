@@ -463,15 +463,9 @@ impl ChildMachine {
                 JoinAction::SendAccept { invitation, csr_pem } => {
                     ChildAction::SendAccept { invitation, csr_pem }
                 }
-                JoinAction::VerifyCertificate {
-                    parent,
-                    response,
-                    key,
-                } => ChildAction::VerifyCertificate {
-                    parent,
-                    response,
-                    key,
-                },
+                JoinAction::VerifyCertificate { parent, answer, key } => {
+                    ChildAction::VerifyCertificate { parent, answer, key }
+                }
             });
         }
     }

@@ -257,10 +257,10 @@ impl World {
                     (Err(failure), false) => ChildEvent::Join(JoinEvent::Failed(failure)),
                 }
             }
-            ChildAction::VerifyCertificate { response, .. } => {
+            ChildAction::VerifyCertificate { answer, .. } => {
                 ChildEvent::Join(JoinEvent::CertificateVerified {
-                    not_before: response.accepted_at.unwrap_or(wall),
-                    certificate: response.federation_certificate.unwrap(),
+                    not_before: answer.accepted_at,
+                    certificate: answer.certificate,
                 })
             }
             ChildAction::SendHeartbeat => {

@@ -229,14 +229,10 @@ impl Driver {
                 ChildAction::Hangup => self.hang_up(),
                 ChildAction::SendAccept { invitation, csr_pem } => self
                     .with_tunnel(|tunnel, reporter| exchange::accept(tunnel, reporter, *invitation, csr_pem)),
-                ChildAction::VerifyCertificate {
-                    parent,
-                    response,
-                    key,
-                } => {
+                ChildAction::VerifyCertificate { parent, answer, key } => {
                     let now = self.clock.trusted().now;
                     self.tell(ChildEvent::Join(exchange::verify_accept(
-                        &parent, &response, &key, now,
+                        &parent, &answer, &key, now,
                     )));
                 }
                 ChildAction::SendHeartbeat => self.send_heartbeat(),
