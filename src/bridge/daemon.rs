@@ -183,12 +183,10 @@ impl Running {
             server_config(identity.clone(), clients, &[alpn], Arc::clone(&time))
         };
         let mut bound = Bound::default();
-        let mut listeners = Vec::new();
-        for &address in &settings.config.listen_https {
-            let listener = tcp_listener(address).map_err(|source| DaemonError::Https { address, source })?;
-            bound.https.extend(listener.local_addr());
-            listeners.push(listener);
-        }
+        let listeners = tcp_listeners(&settings.config.listen_https)?;
+        bound
+            .https
+            .extend(listeners.iter().filter_map(|listener| listener.local_addr().ok()));
         let mut endpoints = Vec::new();
         for &address in &settings.config.listen_quic {
             let quic = QuicSettings {
@@ -402,6 +400,13 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+fn tcp_listeners(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, DaemonError> {
+    let listen = |&address: &SocketAddr| {
+        tcp_listener(address).map_err(|source| DaemonError::Https { address, source })
+    };
+    addresses.iter().map(listen).collect()
 }
 
 /// `[::]` takes IPv4 too, and stands for 0.0.0.0 on a machine without IPv6.
