@@ -15,6 +15,7 @@ use super::links::{Link, Links};
 use super::registry::Registry;
 use super::session::Source;
 use crate::base::id::{PeerId, SessionId};
+use crate::base::limit::foreign_text;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
@@ -24,7 +25,7 @@ use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::transport::Transport;
-use crate::wire::{Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, StreamKind, Welcome, message_text};
+use crate::wire::{Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, StreamKind, Welcome};
 
 /// Life of a connection without a certificate: an accept takes two round trips and one write to
 /// disk; a slow satellite link has ten times that.
@@ -34,8 +35,9 @@ const BOOTSTRAP_LIFETIME: Duration = Duration::from_secs(30);
 /// retries.
 const BOOTSTRAP_STREAMS: usize = 8;
 
-/// When a dialer that is not admitted should try again: an operator has to do something first.
-const NOT_ADMITTED_RETRY: Duration = Duration::from_secs(300);
+/// When a dialer that is not admitted should try again. An operator has to do something first, and
+/// this is how long the satellite stays away after that.
+const NOT_ADMITTED_RETRY: Duration = Duration::from_secs(60);
 
 /// When a dialer that found no place should try again.
 const BUSY_RETRY: Duration = Duration::from_secs(5);
@@ -191,12 +193,12 @@ impl Ingress {
             tunnel: tunnel.clone(),
             since: self.clock.trusted().now,
             address,
-            agent: message_text(&hello.agent),
+            agent: foreign_text(&hello.agent),
         };
         let served = async {
             match self.links.enter(peer, session, link) {
                 Ok(()) => {
-                    info!(%address, agent = %hello.agent, "a satellite is connected");
+                    info!(%address, agent = foreign_text(&hello.agent), "a satellite is connected");
                     // Whoever was suspended since the handshake must not stay.
                     if !matches!(self.admissible(certificate, peer).await, Ok(None)) {
                         self.links.close(

@@ -71,6 +71,11 @@ pub enum Command {
         #[command(subcommand)]
         command: OperatorsCommand,
     },
+    /// The certificate authority
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
+    },
     /// Show the health of the bridge and of every peer
     Status {
         /// Print JSON
@@ -274,6 +279,17 @@ pub enum OperatorsCommand {
     Revoke {
         /// Id or name
         operator: String,
+    },
+}
+
+/// What to do with the certificate authority.
+#[derive(Subcommand)]
+pub enum CaCommand {
+    /// Print its certificate, for --ca-file and --cacert
+    Show {
+        /// Print JSON, with the fingerprint
+        #[arg(long)]
+        json: bool,
     },
 }
 

@@ -2,7 +2,7 @@
 
 use http::Method;
 use powernode_satellite::bridge::operator_api::{
-    ACCESS_GRANTS_PATH, HEALTH_PATH, OPERATORS_PATH, PEER_PREFIX,
+    ACCESS_GRANTS_PATH, CA_PATH, HEALTH_PATH, OPERATORS_PATH, PEER_PREFIX,
 };
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output::{self, Style};
@@ -13,7 +13,7 @@ use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use serde_json::{Value, json};
 
 use crate::arguments::{
-    Command, GrantArguments, GrantsCommand, InviteArguments, Mode, OperatorsCommand, PeersCommand,
+    CaCommand, Command, GrantArguments, GrantsCommand, InviteArguments, Mode, OperatorsCommand, PeersCommand,
     TokenCommand,
 };
 use crate::call::{call, code_of, exchange};
@@ -50,6 +50,12 @@ impl Shell<'_> {
             Command::Grants { command } => self.grants(command).await,
             Command::Request { peer, path } => self.request(&peer, &path).await,
             Command::Operators { command } => self.operators(command).await,
+            Command::Ca {
+                command: CaCommand::Show { json },
+            } => {
+                let authority = self.get(CA_PATH).await?;
+                self.show(&authority, json, show::authority)
+            }
             Command::Status { json } => {
                 let health = self.get(HEALTH_PATH).await?;
                 self.show(&health, json, show::health)
@@ -196,9 +202,7 @@ impl Shell<'_> {
         render: impl FnOnce(&Value, Style, powernode_satellite::base::time::UnixTime) -> String,
     ) -> Result<(), Failure> {
         if json {
-            // Lists look as they do over HTTPS, so that one filter reads both.
-            let list = data.is_array().then(|| json!({ "data": data }));
-            return print(&output::render_json(list.as_ref().unwrap_or(data)));
+            return print(&output::render_json(data));
         }
         let now = Clock::start(BUILD_TIME).trusted().now;
         print(&render(data, Style::of_stdout(), now))

@@ -13,6 +13,10 @@ use powernode_satellite::process::service_notify::ServiceManager;
 use powernode_satellite::process::signals::Signals;
 use powernode_satellite::process::{entropy, telemetry};
 
+/// Most threads that wait for the registry's disk. It takes one change at a time; more threads
+/// would wait for each other and cost their stacks.
+const BLOCKING_THREADS_MAX: usize = 16;
+
 /// Runs until a signal stops it.
 pub fn run(
     config: HostBridgeConfig,
@@ -38,6 +42,7 @@ pub fn run(
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
         .build()
         .map_err(Failure::failed)?;

@@ -221,6 +221,14 @@ fn allowed(list: &Value) -> String {
     }
 }
 
+/// `ca show`: nothing but the certificate, so that it can go into a file.
+pub fn authority(authority: &Value, _style: Style, _now: UnixTime) -> String {
+    authority["certificate_pem"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
 /// `grants list`.
 pub fn grants(grants: &Value, style: Style, now: UnixTime) -> String {
     let rows: Vec<&Value> = grants.as_array().into_iter().flatten().collect();

@@ -243,3 +243,22 @@ async fn operators_propose_mint_suspend_and_grant() {
         .await;
     assert_eq!(health["data"]["peers_by_status"]["proposed"], 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_shows_a_certificate_with_the_new_names() {
+    let bridge = TestBridge::start().await;
+    let greets = async |name: &'static str| {
+        let stream = TcpStream::connect(bridge.running.bound.https[0]).await.unwrap();
+        let tls = TlsConnector::from(Arc::new(bridge.client_tls(None)));
+        tls.connect(ServerName::try_from(name).unwrap(), stream)
+            .await
+            .is_ok()
+    };
+    assert!(greets("127.0.0.1").await);
+    assert!(!greets("bridge.example.com").await);
+    let mut new = bridge.running.settings.borrow().clone();
+    new.public.names.push("bridge.example.com".to_owned());
+    bridge.running.apply(new).await;
+    assert!(greets("bridge.example.com").await);
+    assert!(greets("127.0.0.1").await, "the URL's name stays");
+}
