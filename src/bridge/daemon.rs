@@ -380,6 +380,9 @@ async fn upkeep(
         if let Err(error) = registry.forget_stale_tokens(grace, now) {
             error!(error = %error_chain(&error), "spent tokens could not be forgotten");
         }
+        if let Err(error) = registry.archive_grants(now) {
+            error!(error = %error_chain(&error), "revoked grants could not be archived");
+        }
     })
     .await;
 }
