@@ -18,7 +18,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
-use super::admin_socket::{AdminSocket, AdminSocketError};
+use super::admin_socket;
 use super::federation_api::FederationApi;
 use super::http_listener::HttpsListener;
 use super::ingress::Ingress;
@@ -29,6 +29,7 @@ use super::server_identity::{self, ServerIdentityError};
 use super::settings::BridgeSettings;
 use crate::base::limit::error_chain;
 use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, TlsIdentity, server_config};
+use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::Clock;
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
@@ -258,7 +259,7 @@ impl Running {
             let taking = Arc::clone(&ingress).run(endpoint.clone(), intake.clone());
             intake.spawn_essential("tunnel listener", taking);
         }
-        let serving = admin.run(operators, intake.clone(), work);
+        let serving = admin_socket::serve(admin, operators, intake.clone(), work);
         intake.spawn_essential("admin socket", async {
             serving.await;
             Ok::<_, Infallible>(())
@@ -322,10 +323,7 @@ impl Running {
 
     async fn stop(self, drain: Duration, force: impl Future<Output = ()>) -> Result<(), DaemonError> {
         info!(connected = self.links.len(), "the host-bridge stops");
-        let report = self.supervisor.shutdown(drain, force).await;
-        if !report.aborted.is_empty() {
-            warn!(tasks = ?report.aborted, "some requests were cut off");
-        }
+        self.supervisor.shutdown(drain, force).await.log();
         for endpoint in &self.endpoints {
             endpoint.close();
         }
