@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -219,11 +219,7 @@ impl TaskScope {
     /// Spawns a task. It should end soon after [`Self::cancelled`]; a panic in it is logged and
     /// ends nothing else. After the shutdown is over, the future is dropped unpolled.
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
-        self.start(name, async move {
-            if let Err(message) = caught(future).await {
-                log_panic(name, &message);
-            }
-        });
+        self.spawn_boxed(name, Box::pin(future));
     }
 
     /// Spawns a task that needs no goodbye: it is dropped where it waits when the scope is cancelled.
@@ -247,22 +243,8 @@ impl TaskScope {
     ) where
         E: Into<Box<dyn Error + Send + Sync>> + Send + 'static,
     {
-        let scope = self.clone();
-        self.start(name, async move {
-            let failure = match caught(future).await {
-                Ok(Ok(())) if scope.is_cancelled() => return,
-                Ok(Ok(())) => TaskFailure::Ended { task: name },
-                Ok(Err(error)) => TaskFailure::Failed {
-                    task: name,
-                    source: error.into(),
-                },
-                Err(message) => {
-                    log_panic(name, &message);
-                    TaskFailure::Panicked { task: name, message }
-                }
-            };
-            scope.shared.fail(failure);
-        });
+        let future = async move { future.await.map_err(Into::into) };
+        self.spawn_essential_boxed(name, Box::pin(future));
     }
 
     /// A scope below this one: cancelled with it, or alone by [`Self::cancel`]. One per session.
@@ -295,7 +277,37 @@ impl TaskScope {
         self.shared.stop.cancel();
     }
 
-    fn start(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+    fn spawn_boxed(&self, name: &'static str, future: BoxedTask<()>) {
+        self.start(
+            name,
+            Box::pin(async move {
+                if let Err(message) = caught(future).await {
+                    log_panic(name, &message);
+                }
+            }),
+        );
+    }
+
+    fn spawn_essential_boxed(&self, name: &'static str, future: BoxedTask<Result<(), BoxedError>>) {
+        let scope = self.clone();
+        self.start(
+            name,
+            Box::pin(async move {
+                let failure = match caught(future).await {
+                    Ok(Ok(())) if scope.is_cancelled() => return,
+                    Ok(Ok(())) => TaskFailure::Ended { task: name },
+                    Ok(Err(source)) => TaskFailure::Failed { task: name, source },
+                    Err(message) => {
+                        log_panic(name, &message);
+                        TaskFailure::Panicked { task: name, message }
+                    }
+                };
+                scope.shared.fail(failure);
+            }),
+        );
+    }
+
+    fn start(&self, name: &'static str, future: BoxedTask<()>) {
         // Not `name`: JSON lines give that key to the span's own name.
         let span = tracing::error_span!(parent: None, "task", task = name);
         let Some(entry) = self.shared.enter(self.stage, name) else {
@@ -315,6 +327,12 @@ impl TaskScope {
         }
     }
 }
+
+/// What is spawned, behind one type: each type of future would have its own copy of everything that
+/// the supervisor and the runtime wrap around it.
+type BoxedTask<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+type BoxedError = Box<dyn Error + Send + Sync>;
 
 impl Stage {
     const IN_ORDER: [Self; 3] = [Self::Intake, Self::Work, Self::Base];
