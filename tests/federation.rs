@@ -34,7 +34,7 @@ fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {
     assert_eq!(satellite.status()["state"], "not_invited");
     let said = succeed(
         &satellite.join(
-            &bridge.json(&["token", "mint", "shop-17"])["join_code"]
+            bridge.json(&["token", "mint", "shop-17"])["join_code"]
                 .as_str()
                 .unwrap(),
         ),
@@ -131,12 +131,10 @@ fn a_join_that_is_killed_at_any_moment_ends_in_one_active_peer() {
 fn the_runbooks_line_works_word_for_word() {
     let (bridge, _daemon, _satellite) = joined();
     let url = bridge.url();
-    let ca = bridge.dir.path().join("ca.pem");
-    std::fs::write(&ca, succeed(&bridge.output(&["ca", "show"]))).unwrap();
     let script = format!(
         "curl -sS --fail --cacert {} -H 'Authorization: Bearer {}' {url}/api/v1/system/sdwan/federation_peers \
          | jq -r '.data[] | \"\\(.id) \\(.remote_instance_url) \\(.status) \\(.last_heartbeat_at)\"'",
-        ca.display(),
+        bridge.ca_file.display(),
         bridge.operator_token,
     );
     let output = Command::new("bash")
@@ -261,11 +259,9 @@ fn a_spawn_payload_is_found_and_used() {
         "contract_version": "v1",
     });
     std::fs::write(satellite.dir.path().join("payload.json"), payload.to_string()).unwrap();
-    let ca = satellite.dir.path().join("ca.pem");
-    std::fs::write(&ca, succeed(&bridge.output(&["ca", "show"]))).unwrap();
     let mut command = satellite.command(&["run"]);
     command
-        .env("POWERNODE_SATELLITE_PARENT_CA_FILE", &ca)
+        .env("POWERNODE_SATELLITE_PARENT_CA_FILE", &bridge.ca_file)
         .env(
             "POWERNODE_SATELLITE_DISCLOSURE_OPERATOR_CONTACT",
             "ops@example.com",

@@ -114,7 +114,9 @@ impl FederationApi {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        let allow = match head.uri.path() {
+        let path = head.uri.path();
+        let path = path.strip_suffix('/').unwrap_or(path).to_owned();
+        let allow = match path.as_str() {
             ACCEPT_PATH | HEARTBEAT_PATH | CERTIFICATE_REFRESH_PATH => Method::POST,
             TRUST_BUNDLE_PATH | SERVICE_CATALOG_PATH => Method::GET,
             other => return Reply::unknown_path(other),
@@ -122,7 +124,7 @@ impl FederationApi {
         if head.method != allow {
             return Reply::wrong_method(if allow == Method::GET { "GET" } else { "POST" });
         }
-        if head.uri.path() == ACCEPT_PATH
+        if path == ACCEPT_PATH
             && let Err(after) = self.admit_accept(caller.source)
         {
             return Reply::failure(
@@ -137,9 +139,8 @@ impl FederationApi {
         };
         // The registry blocks on the disk.
         let span = Span::current();
-        let answered = tokio::task::spawn_blocking(move || {
-            span.in_scope(|| self.answer(head.uri.path(), &body, &caller))
-        });
+        let answered =
+            tokio::task::spawn_blocking(move || span.in_scope(|| self.answer(&path, &body, &caller)));
         answered.await.unwrap_or_else(|_| internal_error())
     }
 

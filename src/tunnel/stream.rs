@@ -67,10 +67,9 @@ impl TunnelStream {
             Reply::Awaited { frame, wakers } => (frame, Arc::clone(wakers)),
         };
         wakers.register(half, cx.waker());
-        let both = Waker::from(Arc::clone(&wakers));
+        let both = Waker::from(wakers);
         let content = ready!(frame.poll_read(&mut *self.io.read, &mut Context::from_waker(&both)));
         self.reply = Reply::Unreadable;
-        wakers.wake_by_ref();
         let reply = content.map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error))?;
         match StreamReply::decode(&reply)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?
@@ -201,7 +200,8 @@ enum Half {
     Write,
 }
 
-/// The reply is read for both halves, whose tasks may differ; the transport remembers one waker.
+/// The reply is read for both halves, whose tasks may differ, and the transport remembers one
+/// waker: this one, which wakes both.
 #[derive(Debug, Default)]
 struct BothWakers(Mutex<[Option<Waker>; 2]>);
 
@@ -219,10 +219,6 @@ impl BothWakers {
 
 impl Wake for BothWakers {
     fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
         let wakers = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         wakers.into_iter().flatten().for_each(Waker::wake);
     }

@@ -151,13 +151,17 @@ pub struct BridgeSite {
     pub dir: tempfile::TempDir,
     pub port: u16,
     pub operator_token: String,
+    /// PEM file with the authority's certificate.
+    pub ca_file: PathBuf,
 }
 
 impl BridgeSite {
     /// Initialised, not running.
     pub fn init() -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let mut site = Self {
-            dir: tempfile::tempdir().unwrap(),
+            ca_file: dir.path().join("ca.pem"),
+            dir,
             port: free_port(),
             operator_token: String::new(),
         };
@@ -169,7 +173,11 @@ impl BridgeSite {
                 .unwrap(),
         );
         let answer: Value = serde_json::from_str(&output).unwrap();
-        site.operator_token = answer["operator_token"].as_str().unwrap().to_owned();
+        answer["operator_token"]
+            .as_str()
+            .unwrap()
+            .clone_into(&mut site.operator_token);
+        std::fs::write(&site.ca_file, answer["ca_certificate_pem"].as_str().unwrap()).unwrap();
         site
     }
 
@@ -229,7 +237,10 @@ impl BridgeSite {
 
     /// The peers.
     pub fn peers(&self) -> Vec<Value> {
-        self.json(&["peers", "list", "--all"]).as_array().unwrap().clone()
+        self.json(&["peers", "list", "--all"])["data"]
+            .as_array()
+            .unwrap()
+            .clone()
     }
 
     pub fn peer_status(&self, name: &str) -> String {

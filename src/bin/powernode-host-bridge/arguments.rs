@@ -1,6 +1,11 @@
 //! The command line of `powernode-host-bridge`. What a key of the configuration also sets goes
 //! through the configuration's own checks.
 
+#![allow(
+    clippy::doc_markdown,
+    reason = "clap shows these comments on the terminal as they stand"
+)]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -70,6 +75,11 @@ pub enum Command {
     Operators {
         #[command(subcommand)]
         command: OperatorsCommand,
+    },
+    /// The certificate authority
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
     },
     /// Show the health of the bridge and of every peer
     Status {
@@ -274,6 +284,17 @@ pub enum OperatorsCommand {
     Revoke {
         /// Id or name
         operator: String,
+    },
+}
+
+/// What to do with the certificate authority.
+#[derive(Subcommand)]
+pub enum CaCommand {
+    /// Print its certificate, for --ca-file and --cacert
+    Show {
+        /// Print JSON, with the fingerprint
+        #[arg(long)]
+        json: bool,
     },
 }
 

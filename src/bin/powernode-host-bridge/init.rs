@@ -1,5 +1,7 @@
 //! `init`: the registry, its certificate authority, the server's certificate, the first operator.
 
+use powernode_satellite::base::secret::Secret;
+use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::bridge::registry::record::PublicRecord;
 use powernode_satellite::bridge::registry::{REGISTRY_FILE, Registry};
 use powernode_satellite::bridge::server_identity;
@@ -31,14 +33,18 @@ pub fn init(config: &HostBridgeConfig, arguments: &InitArguments) -> Result<(), 
     };
     let path = config.state_dir.join(REGISTRY_FILE);
     let registry = Registry::create(&path, AUTHORITY_NAME, now).map_err(Failure::failed)?;
-    registry.set_public(&public).map_err(Failure::failed)?;
-    let settings = BridgeSettings::new(config.clone(), public);
+    let settings = BridgeSettings::new(config.clone(), public.clone());
     let names = settings.server_names();
-    server_identity::current(&registry, &names, now).map_err(Failure::failed)?;
-    let operator = registry
-        .add_operator(FIRST_OPERATOR, now)
-        .map_err(Failure::failed)?;
-    let token = operator.token.expose_text().unwrap_or_default();
+    let token = match furnish(&registry, &public, &names, now) {
+        Ok(token) => token,
+        Err(failure) => {
+            drop(registry);
+            // What is half made must not stand in the way of the next try.
+            std::fs::remove_file(&path).map_err(Failure::failed)?;
+            return Err(failure);
+        }
+    };
+    let token = token.expose_text().unwrap_or_default();
     let fingerprint = registry.authority().fingerprint().to_string();
     let url = settings.public.url.as_ref().map(ToString::to_string);
     if arguments.json {
@@ -69,4 +75,19 @@ pub fn init(config: &HostBridgeConfig, arguments: &InitArguments) -> Result<(), 
     print(&format!(
         "\nThe operator token is shown this once; keep it. The registry holds the CA's key: back it up.\nNext: {next}\n"
     ))
+}
+
+/// Puts into the new registry what `run` needs; gives the first operator's token.
+fn furnish(
+    registry: &Registry,
+    public: &PublicRecord,
+    names: &[String],
+    now: UnixTime,
+) -> Result<Secret, Failure> {
+    registry.set_public(public).map_err(Failure::failed)?;
+    server_identity::current(registry, names, now).map_err(Failure::failed)?;
+    let operator = registry
+        .add_operator(FIRST_OPERATOR, now)
+        .map_err(Failure::failed)?;
+    Ok(operator.token)
 }

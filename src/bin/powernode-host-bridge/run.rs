@@ -13,6 +13,10 @@ use powernode_satellite::process::service_notify::ServiceManager;
 use powernode_satellite::process::signals::Signals;
 use powernode_satellite::process::{entropy, telemetry};
 
+/// Most threads that wait for the registry's disk. It takes one change at a time; more threads
+/// would wait for each other and cost their stacks.
+const BLOCKING_THREADS_MAX: usize = 16;
+
 /// Runs until a signal stops it.
 pub fn run(
     config: HostBridgeConfig,
@@ -22,7 +26,8 @@ pub fn run(
     let log = telemetry::init(&config.log.filter, config.log.format, environment).map_err(Failure::usage)?;
     entropy::check().map_err(Failure::failed)?;
     let service = ServiceManager::connect(environment).map_err(Failure::usage)?;
-    let registry = Registry::open(&config.state_dir.join(REGISTRY_FILE)).map_err(not_opened)?;
+    let registry =
+        Registry::open(&config.state_dir.join(REGISTRY_FILE)).map_err(|error| not_opened(&error))?;
     let public = registry.public().map_err(Failure::failed)?;
     let settings = BridgeSettings::new(config, public.clone());
     let environment = environment.clone();
@@ -38,6 +43,7 @@ pub fn run(
         }
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .enable_all()
         .build()
         .map_err(Failure::failed)?;
@@ -54,10 +60,10 @@ pub fn run(
 }
 
 /// A registry that is not there has a code of its own.
-pub fn not_opened(error: OpenRegistryError) -> Failure {
+pub fn not_opened(error: &OpenRegistryError) -> Failure {
     let code = match error {
         OpenRegistryError::NotInitialised => Code::NotJoined,
         _ => Code::Failed,
     };
-    Failure::of(code, &error)
+    Failure::of(code, error)
 }

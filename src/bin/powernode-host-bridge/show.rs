@@ -71,8 +71,13 @@ pub fn peers(peers: &Value, all: bool, style: Style, now: UnixTime) -> String {
             note(peer, now).into(),
         ]);
     }
-    if shown == 0 {
-        return "no peers yet; `powernode-host-bridge invite --name NAME` invites the first\n".to_owned();
+    let hidden = peers.as_array().map_or(0, Vec::len) - shown;
+    match (shown, hidden) {
+        (0, 0) => {
+            return "no peers yet; `powernode-host-bridge invite --name NAME` invites the first\n".to_owned();
+        }
+        (0, _) => return format!("no peers but {hidden} revoked, which --all shows\n"),
+        _ => {}
     }
     table.render(style)
 }
@@ -185,12 +190,17 @@ pub fn health(health: &Value, style: Style, now: UnixTime) -> String {
         ),
     ];
     let mut out = render_pairs(&pairs, style);
-    let rows: Vec<&Value> = health["peers"].as_array().into_iter().flatten().collect();
-    if rows.is_empty() {
-        return out;
+    if health["peers"].as_array().is_some_and(|peers| !peers.is_empty()) {
+        out.push('\n');
+        out.push_str(&freshness(&health["peers"], now).render(style));
     }
+    out
+}
+
+/// Every peer and how fresh its heartbeat is.
+fn freshness(peers: &Value, now: UnixTime) -> Table {
     let mut table = Table::new(&["NAME", "STATUS", "HEARTBEAT", "FRESH"]);
-    for peer in rows {
+    for peer in peers.as_array().into_iter().flatten() {
         let fresh = if peer["heartbeat_fresh"] == true {
             Cell::toned("yes", Tone::Good)
         } else {
@@ -203,9 +213,7 @@ pub fn health(health: &Value, style: Style, now: UnixTime) -> String {
             fresh,
         ]);
     }
-    out.push('\n');
-    out.push_str(&table.render(style));
-    out
+    table
 }
 
 /// An allow-list of a grant.
@@ -219,6 +227,14 @@ fn allowed(list: &Value) -> String {
         Value::String(any) => any.clone(),
         _ => String::new(),
     }
+}
+
+/// `ca show`: nothing but the certificate, so that it can go into a file.
+pub fn authority(authority: &Value, _style: Style, _now: UnixTime) -> String {
+    authority["certificate_pem"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// `grants list`.

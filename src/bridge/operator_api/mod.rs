@@ -37,6 +37,8 @@ use crate::process::clock::Clock;
 pub const ACCESS_GRANTS_PATH: &str = "/api/v1/system/sdwan/access_grants";
 /// Path of the health report.
 pub const HEALTH_PATH: &str = "/api/v1/system/sdwan/health";
+/// Path of the certificate authority's certificate.
+pub const CA_PATH: &str = "/api/v1/system/sdwan/ca";
 /// Path of the operators.
 pub const OPERATORS_PATH: &str = "/api/v1/system/sdwan/operators";
 /// Path of the tools for assistants.
@@ -181,6 +183,14 @@ impl OperatorApi {
         } else if path == HEALTH_PATH {
             match *method {
                 Method::GET => self.health(),
+                _ => Ok(Reply::wrong_method("GET")),
+            }
+        } else if path == CA_PATH {
+            match *method {
+                Method::GET => Ok(Reply::data(&json!({
+                    "certificate_pem": self.registry.authority().certificate_pem(),
+                    "fingerprint": self.registry.authority().fingerprint().to_string(),
+                }))),
                 _ => Ok(Reply::wrong_method("GET")),
             }
         } else if path == MCP_PATH {

@@ -178,6 +178,15 @@ impl RegistryError {
 impl Registry {
     /// Makes a new registry with a certificate authority. Refuses where there is one.
     pub fn create(path: &Path, authority_name: &str, now: UnixTime) -> Result<Self, CreateError> {
+        if path.exists() {
+            // Opening for writing would touch the file; what is there is looked at first.
+            let there = Database::open_read_only(path, &SCHEMA).map_err(CreateError::Open)?;
+            if there.read(|r| r.get(&AUTHORITY, &Only))?.is_some() {
+                return Err(CreateError::Exists {
+                    path: path.display().to_string(),
+                });
+            }
+        }
         let db = Database::open(path, &SCHEMA).map_err(CreateError::Open)?;
         Self::create_in(db, &path.display().to_string(), authority_name, now)
     }

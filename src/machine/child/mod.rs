@@ -319,8 +319,10 @@ impl ChildMachine {
             Some(LinkPurpose::Bootstrap) => self.join_event(JoinEvent::ChannelUp, now, wall),
             Some(LinkPurpose::Member(choice)) => {
                 self.heartbeat.handle_event(HeartbeatEvent::LinkUp, now);
-                // A candidate is proven by a heartbeat, which must not wait for its minute.
-                if choice == IdentityChoice::Candidate {
+                // A candidate is proven by a heartbeat, and a peering that was not active becomes it
+                // by one: neither should wait for its minute.
+                let active = self.membership().is_some_and(|m| m.status == PeerStatus::Active);
+                if choice == IdentityChoice::Candidate || !active {
                     self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now);
                 }
                 self.renewal_event(RenewalEvent::LinkUp(choice), now, wall);

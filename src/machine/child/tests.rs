@@ -428,6 +428,30 @@ fn revoked_means_silence_until_a_new_invitation() {
 }
 
 #[test]
+fn a_resumed_peer_proves_itself_as_soon_as_it_is_back() {
+    let mut world = World::new(true);
+    while !is_joined(&world) {
+        world.step(Fate::Succeeds);
+    }
+    let heartbeats = world.heartbeats;
+    world.event(ChildEvent::StatusTold(PeerStatus::Suspended));
+    world.connected_as = None;
+    world.event(ChildEvent::TunnelLost(Setback::Persistent));
+    let lost_at = world.now;
+    while world.heartbeats == heartbeats {
+        world.step(Fate::Succeeds);
+        if world.machine.poll_timeout().is_some() && world.under_way.is_empty() {
+            world.event(ChildEvent::RetryNow);
+        }
+    }
+    assert!(
+        world.now.since(lost_at) <= Duration::from_secs(5),
+        "{:?}",
+        world.now.since(lost_at)
+    );
+}
+
+#[test]
 fn an_answer_without_a_certificate_is_a_failed_join() {
     let mut world = World::new(true);
     let response = AcceptResponse {

@@ -215,6 +215,21 @@ async fn an_early_answer_reaches_a_sender_that_is_not_done() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_sender_is_not_stopped_before_it_could_read_the_early_answer() {
+    let (ends, _) = ends().await;
+    let mut tasks = JoinSet::new();
+    serve_all(&ends.acceptor, &mut tasks);
+    let mut stream = ends.dialer.open_stream(HEADER).await.unwrap();
+    let head = b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    stream.write_all(&pattern(0, 100_000)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_whole_answer_counts_even_if_its_request_could_not_be_sent() {
     let (ends, _) = ends().await;
     let post = Request::post("/")

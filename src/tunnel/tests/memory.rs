@@ -133,7 +133,7 @@ async fn a_writer_that_is_stopped_waits_for_the_reason_without_taking_it_from_th
     };
     let frame = StreamReply::Refused(refusal.clone()).encode().unwrap();
     io.write.write_all(&frame).await.unwrap();
-    while let Some(error) = tasks.join_next().await {
+    while let Some(error) = timeout(SOON, tasks.join_next()).await.unwrap() {
         assert_eq!(refusal_in(&error.unwrap()), Some(&refusal));
     }
 }
@@ -273,6 +273,35 @@ async fn a_silent_peer_is_noticed_within_five_seconds_while_streams_are_open() {
         assert!(matches!(side.closed().await, CloseReason::Silent { .. }));
         assert!(virtual_now() - started <= DEAD_AFTER_BUSY);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn content_is_a_sign_of_life_where_pings_get_no_answer() {
+    let (near, far, _) = pair();
+    let mut tasks = JoinSet::new();
+    let accepted = Tunnel::accept(far, TunnelSettings::default(), Clock::start(BUILD_TIME), |_| {
+        Ok(welcome(8))
+    });
+    let below = async {
+        let mut io = near.open(Urgency::Control).await.unwrap();
+        let greeting = ControlMessage::Hello(hello()).encode().unwrap();
+        io.write.write_all(&greeting).await.unwrap();
+        io
+    };
+    let (accepted, _control) = tokio::join!(accepted, below);
+    let (tunnel, _, driver) = accepted.unwrap();
+    tasks.spawn(driver.run());
+    let mut io = near.open(Urgency::Bulk).await.unwrap();
+    io.write.write_all(&HEADER.encode().unwrap()).await.unwrap();
+    let _stream = tunnel.accept_stream().await.unwrap();
+    for _ in 0..30 {
+        io.write.write_all(b"still here").await.unwrap();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+    }
+    assert!(!tunnel.is_closed());
+    let started = virtual_now();
+    assert!(matches!(tunnel.closed().await, CloseReason::Silent { .. }));
+    assert!(virtual_now() - started <= DEAD_AFTER_BUSY);
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,7 +27,7 @@ use crate::tunnel::quic::{
 };
 use crate::tunnel::transport::{Outlook, Side, TransportClosed, Urgency};
 use crate::tunnel::{GreetingError, TunnelStream};
-use crate::wire::TUNNEL_ALPN;
+use crate::wire::{RefusalCode, Refused, TUNNEL_ALPN};
 
 const SERVER_NAME: &str = "bridge.example";
 
@@ -133,9 +133,12 @@ async fn tunnel(max_streams: u32) -> (Ends, QuicEndpoint) {
 }
 
 async fn stream(ends: &Ends) -> (TunnelStream, TunnelStream) {
-    let near = ends.dialer.open_stream(HEADER).await.unwrap();
-    let far = ends.acceptor.accept_stream().await.unwrap();
-    (near, far.accept().await.unwrap())
+    let both = async {
+        let near = ends.dialer.open_stream(HEADER).await.unwrap();
+        let far = ends.acceptor.accept_stream().await.unwrap();
+        (near, far.accept().await.unwrap())
+    };
+    timeout(SOON, both).await.unwrap()
 }
 
 #[tokio::test]
@@ -421,6 +424,32 @@ async fn an_aborted_stream_is_an_error_and_a_finished_one_is_not() {
         .unwrap()
         .unwrap();
     assert_eq!(heard, b"answer");
+}
+
+#[tokio::test]
+async fn a_refused_greeting_crosses_the_network() {
+    let authority = Authority::new();
+    let settings = QuicSettings::default();
+    let (server, address) = listener(&authority, settings);
+    let tls = authority.client(None, &FailureRecord::default());
+    let (near, far) = connected(&server, address, tls, settings).await;
+    let clock = Clock::start(BUILD_TIME);
+    let refused = Refused {
+        code: RefusalCode::NotAdmitted,
+        message: "this peer was revoked".into(),
+        retry_after_millis: 60_000,
+    };
+    let (dialed, _) = tokio::join!(
+        Tunnel::dial(near, hello(), TunnelSettings::default(), clock.clone()),
+        Tunnel::accept(far, TunnelSettings::default(), clock.clone(), |_| Err(
+            refused.clone()
+        )),
+    );
+    let error = dialed.unwrap_err();
+    assert!(
+        matches!(&error, GreetingError::Refused(said) if *said == refused),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]

@@ -20,7 +20,12 @@ async fn a_child_accepts_beats_and_renews() {
 
     let bundle = request(Method::GET, TRUST_BUNDLE_PATH, &Value::Null);
     let (_, answer) = bridge.https(Some(Arc::clone(&shown)), bundle).await.unwrap();
-    assert!(answer["data"]["ca_bundle_pem"].as_str().unwrap().contains("BEGIN CERTIFICATE"));
+    assert!(
+        answer["data"]["ca_bundle_pem"]
+            .as_str()
+            .unwrap()
+            .contains("BEGIN CERTIFICATE")
+    );
 
     let next = PrivateKey::generate().unwrap();
     let body = json!({ "csr_pem": next.csr_pem("powernode-satellite").unwrap() });
@@ -34,7 +39,11 @@ async fn a_child_accepts_beats_and_renews() {
 
     let bridge = bridge.restart().await;
     let (status, again) = bridge.https(None, accept(&token, Some(&key))).await.unwrap();
-    assert_eq!((status, again), (200, first), "a lost answer is given again after a restart");
+    assert_eq!(
+        (status, again),
+        (200, first),
+        "a lost answer is given again after a restart"
+    );
     let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
     assert_eq!(row.status.as_str(), "active");
 }
@@ -89,7 +98,13 @@ async fn who_calls_is_what_the_handshake_verified() {
     let unknown_key = Arc::new(TlsIdentity::new(&chain, &key).unwrap());
     let (status, answer) = bridge.https(Some(unknown_key), heartbeat()).await.unwrap();
     assert_eq!(status, 401);
-    assert!(answer["error"].as_str().unwrap().contains("expected anchor sha256:"), "{answer}");
+    assert!(
+        answer["error"]
+            .as_str()
+            .unwrap()
+            .contains("expected anchor sha256:"),
+        "{answer}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -119,7 +134,10 @@ async fn bad_requests_are_told_why_and_change_nothing() {
         assert_eq!(answer["success"], false, "{what}: {answer}");
     }
     let key = PrivateKey::generate().unwrap();
-    assert_eq!(bridge.https(None, accept(&token, Some(&key))).await.unwrap().0, 200);
+    assert_eq!(
+        bridge.https(None, accept(&token, Some(&key))).await.unwrap().0,
+        200
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,7 +155,10 @@ async fn heartbeats_that_are_too_much_are_recorded_and_told() {
     assert_eq!(status, 200);
     assert_eq!(answer["data"]["schema_compatibility"]["status"], "incompatible");
     let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
-    assert_eq!(row.declared.capabilities["a"], 1, "an empty heartbeat changes nothing");
+    assert_eq!(
+        row.declared.capabilities["a"], 1,
+        "an empty heartbeat changes nothing"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -158,29 +179,54 @@ async fn operators_propose_mint_suspend_and_grant() {
     assert_eq!((status, &proposed["data"]["status"]), (201, &json!("proposed")));
     let id = proposed["data"]["id"].as_str().unwrap().to_owned();
     let mint = format!("{peers}/{id}/acceptance_token");
-    let (status, minted) = bridge.operator(Method::POST, &mint, json!({ "ttl_seconds": 600 })).await;
+    let (status, minted) = bridge
+        .operator(Method::POST, &mint, json!({ "ttl_seconds": 600 }))
+        .await;
     assert_eq!(status, 201, "{minted}");
     assert_eq!(minted["data"]["acceptance_token"].as_str().unwrap().len(), 43);
     let (status, list) = bridge.operator(Method::GET, peers, Value::Null).await;
     assert_eq!((status, &list["data"][0]["id"]), (200, &json!(id)));
-    assert!(!list.to_string().contains(minted["data"]["acceptance_token"].as_str().unwrap()));
-    let (status, _) = bridge.operator(Method::POST, &format!("{peers}/{id}/suspend"), json!({})).await;
+    assert!(
+        !list
+            .to_string()
+            .contains(minted["data"]["acceptance_token"].as_str().unwrap())
+    );
+    let (status, _) = bridge
+        .operator(Method::POST, &format!("{peers}/{id}/suspend"), json!({}))
+        .await;
     assert_eq!(status, 422, "a reason is required");
-    let (status, near) = bridge.operator(Method::GET, &format!("{peers}/shop-71"), Value::Null).await;
+    let (status, near) = bridge
+        .operator(Method::GET, &format!("{peers}/shop-71"), Value::Null)
+        .await;
     assert_eq!(status, 404);
     assert!(near["error"].as_str().unwrap().contains("shop-17"));
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grants_and_tools_do_what_the_command_line_does() {
+    let bridge = TestBridge::start().await;
+    let (id, _) = bridge.invite("shop-17");
     let grant = json!({
-        "federation_peer_id": id, "remote_subject": "ops@example.com", "resource_kind": "node_instance",
+        "federation_peer_id": id.to_string(), "remote_subject": "ops@example.com", "resource_kind": "node_instance",
         "permission_scopes": ["read"], "node_instance_ids": [], "sdwan_network_ids": ["*"],
         "source_cidrs": ["192.0.2.0/24"],
     });
     let path = crate::bridge::operator_api::ACCESS_GRANTS_PATH;
     let (status, created) = bridge.operator(Method::POST, path, grant).await;
     assert_eq!(status, 201, "{created}");
-    assert!(created["data"]["bearer_token"].as_str().unwrap().starts_with("fgs."));
-    let revoke = format!("{path}/{}/revoke", created["data"]["grant"]["id"].as_str().unwrap());
-    let (status, _) = bridge.operator(Method::POST, &revoke, json!({ "reason": "done" })).await;
+    assert!(
+        created["data"]["bearer_token"]
+            .as_str()
+            .unwrap()
+            .starts_with("fgs.")
+    );
+    let revoke = format!(
+        "{path}/{}/revoke",
+        created["data"]["grant"]["id"].as_str().unwrap()
+    );
+    let (status, _) = bridge
+        .operator(Method::POST, &revoke, json!({ "reason": "done" }))
+        .await;
     assert_eq!(status, 200);
 
     let call = json!({
@@ -190,9 +236,34 @@ async fn operators_propose_mint_suspend_and_grant() {
     let (status, answer) = bridge.operator(Method::POST, "/mcp", call).await;
     assert_eq!((status, &answer["result"]["isError"]), (200, &json!(false)));
     let (_, tools) = bridge
-        .operator(Method::POST, "/mcp", json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/list" }))
+        .operator(
+            Method::POST,
+            "/mcp",
+            json!({ "jsonrpc": "2.0", "id": 2, "method": "tools/list" }),
+        )
         .await;
     assert_eq!(tools["result"]["tools"].as_array().unwrap().len(), 3);
-    let (_, health) = bridge.operator(Method::GET, "/api/v1/system/sdwan/health", Value::Null).await;
+    let (_, health) = bridge
+        .operator(Method::GET, "/api/v1/system/sdwan/health", Value::Null)
+        .await;
     assert_eq!(health["data"]["peers_by_status"]["proposed"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reload_shows_a_certificate_with_the_new_names() {
+    let bridge = TestBridge::start().await;
+    let greets = async |name: &'static str| {
+        let stream = TcpStream::connect(bridge.running.bound.https[0]).await.unwrap();
+        let tls = TlsConnector::from(Arc::new(bridge.client_tls(None)));
+        tls.connect(ServerName::try_from(name).unwrap(), stream)
+            .await
+            .is_ok()
+    };
+    assert!(greets("127.0.0.1").await);
+    assert!(!greets("bridge.example.com").await);
+    let mut new = bridge.running.settings.borrow().clone();
+    new.public.names.push("bridge.example.com".to_owned());
+    bridge.running.apply(new).await;
+    assert!(greets("bridge.example.com").await);
+    assert!(greets("127.0.0.1").await, "the URL's name stays");
 }

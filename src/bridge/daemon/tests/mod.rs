@@ -34,9 +34,9 @@ use crate::process::clock::BUILD_TIME;
 use crate::process::config::host_bridge::HostBridgeConfig;
 use crate::process::config::loader::{ConfigFile, Flags};
 use crate::process::environment::Environment;
-use crate::tunnel::{Tunnel, TunnelDriver, TunnelSettings};
 use crate::tunnel::greeting::GreetingError;
 use crate::tunnel::http as tunnel_http;
+use crate::tunnel::{Tunnel, TunnelDriver, TunnelSettings};
 use crate::wire::{Hello, TUNNEL_VERSION, Welcome};
 
 /// Patience of every wait; a test that passes never waits this long.
@@ -122,14 +122,23 @@ impl TestBridge {
     ) -> std::io::Result<(u16, Value)> {
         let stream = TcpStream::connect(self.running.bound.https[0]).await?;
         let tls = TlsConnector::from(Arc::new(self.client_tls(identity)));
-        let stream = tls.connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await?;
+        let stream = tls
+            .connect(ServerName::try_from("127.0.0.1").unwrap(), stream)
+            .await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(std::io::Error::other)?;
         let exchange = async {
-            let response = sender.send_request(request).await.map_err(std::io::Error::other)?;
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(std::io::Error::other)?;
             let status = response.status().as_u16();
-            let body = response.into_body().collect().await.map_err(std::io::Error::other)?;
+            let body = response
+                .into_body()
+                .collect()
+                .await
+                .map_err(std::io::Error::other)?;
             let body = body.to_bytes();
             Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
         };
@@ -144,7 +153,9 @@ impl TestBridge {
     async fn operator(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
         let mut request = request(method, path, &body);
         let bearer = format!("Bearer {}", self.operator_token);
-        request.headers_mut().insert("authorization", bearer.parse().unwrap());
+        request
+            .headers_mut()
+            .insert("authorization", bearer.parse().unwrap());
         self.https(None, request).await.unwrap()
     }
 
@@ -194,7 +205,10 @@ async fn run_registry(registry: Registry, dir: &tempfile::TempDir, more: &[(&'st
     let mut flags = Flags::new();
     flags.insert("listen.https", "127.0.0.1:0".to_owned());
     flags.insert("listen.quic", "127.0.0.1:0".to_owned());
-    flags.insert("admin_socket", dir.path().join("admin.sock").display().to_string());
+    flags.insert(
+        "admin_socket",
+        dir.path().join("admin.sock").display().to_string(),
+    );
     flags.insert("public.url", "https://127.0.0.1".to_owned());
     for (key, value) in more {
         flags.insert(key, (*value).to_owned());
@@ -226,12 +240,18 @@ fn accept(token: &str, key: Option<&PrivateKey>) -> Request<Full<Bytes>> {
 }
 
 fn heartbeat() -> Request<Full<Bytes>> {
-    request(Method::POST, HEARTBEAT_PATH, &json!({ "platform_version": env!("CARGO_PKG_VERSION") }))
+    request(
+        Method::POST,
+        HEARTBEAT_PATH,
+        &json!({ "platform_version": env!("CARGO_PKG_VERSION") }),
+    )
 }
 
 /// The identity of an accept's answer.
 fn identity(answer: &Value, key: &PrivateKey) -> Arc<TlsIdentity> {
-    let pem = answer["data"]["federation_certificate"]["cert_pem"].as_str().unwrap();
+    let pem = answer["data"]["federation_certificate"]["cert_pem"]
+        .as_str()
+        .unwrap();
     let chain = CertificateChain::from_pem(pem).unwrap();
     Arc::new(TlsIdentity::new(&chain, key).unwrap())
 }

@@ -26,9 +26,14 @@ async fn a_satellite_joins_and_beats_through_tunnels_alone() {
     let dialled = bridge.dial(None).await.unwrap();
     let tunnel = dialled.tunnel.clone();
     let answer = driven(dialled.driver, async {
-        let ask = |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
+        let ask =
+            |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
         let refused = ask(heartbeat()).await.unwrap();
-        assert_eq!(refused.status(), 401, "a connection without a certificate accepts and no more");
+        assert_eq!(
+            refused.status(),
+            401,
+            "a connection without a certificate accepts and no more"
+        );
         ask(accept(&token, Some(&key))).await.unwrap()
     })
     .await;
@@ -39,7 +44,8 @@ async fn a_satellite_joins_and_beats_through_tunnels_alone() {
     assert!(dialled.welcome.unix_seconds > 0);
     let tunnel = dialled.tunnel.clone();
     driven(dialled.driver, async {
-        let ask = |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
+        let ask =
+            |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
         assert_eq!(ask(heartbeat()).await.unwrap().status(), 200);
         let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
         assert_eq!(row.status.as_str(), "active");
@@ -58,18 +64,26 @@ async fn operators_reach_the_satellite_through_its_tunnel() {
     let unknown = format!("/peers/shop-71{SERVICE_CATALOG_PATH}");
     let (status, unknown) = bridge.operator(Method::GET, &unknown, Value::Null).await;
     assert_eq!(status, 404);
-    assert!(unknown["error"].as_str().unwrap().contains("shop-17"), "{unknown}");
+    assert!(
+        unknown["error"].as_str().unwrap().contains("shop-17"),
+        "{unknown}"
+    );
 
     let dialled = bridge.dial(Some(identity)).await.unwrap();
     let tunnel = dialled.tunnel.clone();
     let satellite = async {
         let incoming = tunnel.accept_stream().await.unwrap();
         let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
-            assert!(request.headers().get("authorization").is_none(), "the operator's token left the bridge");
+            assert!(
+                request.headers().get("authorization").is_none(),
+                "the operator's token left the bridge"
+            );
             let body = json!({ "path": request.uri().path() }).to_string();
             Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(body))))
         });
-        tunnel_http::serve(incoming.accept().await.unwrap(), service).await.unwrap();
+        tunnel_http::serve(incoming.accept().await.unwrap(), service)
+            .await
+            .unwrap();
     };
     driven(dialled.driver, async {
         wait_until("the session is in", || bridge.running.links.get(peer).is_some()).await;
@@ -84,9 +98,14 @@ async fn the_newest_session_wins_and_the_old_one_is_told() {
     let bridge = TestBridge::start().await;
     let (peer, identity) = bridge.joined("shop-17").await;
     let old = bridge.dial(Some(Arc::clone(&identity))).await.unwrap();
-    wait_until("the first session is in", || bridge.running.links.get(peer).is_some()).await;
+    wait_until("the first session is in", || {
+        bridge.running.links.get(peer).is_some()
+    })
+    .await;
     let new = bridge.dial(Some(identity)).await.unwrap();
-    let reason = driven(new.driver, tokio::time::timeout(DEADLINE, old.driver.run())).await.unwrap();
+    let reason = driven(new.driver, tokio::time::timeout(DEADLINE, old.driver.run()))
+        .await
+        .unwrap();
     assert!(
         matches!(&reason, CloseReason::Goodbye(goodbye) if goodbye.reason == GoodbyeReason::Superseded),
         "{reason:?}"
@@ -107,14 +126,19 @@ async fn hundreds_of_reconnects_leave_nothing_behind() {
         let tunnels = bridge.running.supervisor.running();
         bridge.running.links.is_empty()
             && bridge.running.links.bootstrap_len() == 0
-            && !tunnels.iter().any(|task| task.starts_with("tunnel") && *task != "tunnel listener")
+            && !tunnels
+                .iter()
+                .any(|task| task.starts_with("tunnel") && *task != "tunnel listener")
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn suspended_and_revoked_peers_are_told_and_stay_out() {
-    for (verb, reason) in [("suspend", GoodbyeReason::Suspended), ("revoke", GoodbyeReason::Revoked)] {
+    for (verb, reason) in [
+        ("suspend", GoodbyeReason::Suspended),
+        ("revoke", GoodbyeReason::Revoked),
+    ] {
         let bridge = TestBridge::start().await;
         let (peer, identity) = bridge.joined("shop-17").await;
         let dialled = bridge.dial(Some(Arc::clone(&identity))).await.unwrap();
@@ -126,7 +150,10 @@ async fn suspended_and_revoked_peers_are_told_and_stay_out() {
         );
         assert_eq!(answer.0, 200, "{}", answer.1);
         let ended = ended.unwrap();
-        assert!(matches!(&ended, CloseReason::Goodbye(goodbye) if goodbye.reason == reason), "{ended:?}");
+        assert!(
+            matches!(&ended, CloseReason::Goodbye(goodbye) if goodbye.reason == reason),
+            "{ended:?}"
+        );
         match bridge.dial(Some(identity)).await.map(|_| ()) {
             Err(GreetingError::Refused(refused)) => {
                 assert_eq!(refused.code, RefusalCode::NotAdmitted);

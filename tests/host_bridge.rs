@@ -1,0 +1,129 @@
+//! The host-bridge's program as operators meet it: the command line with and without a
+//! daemon, and what it says when something is wrong.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::json;
+use support::{BridgeSite, fail, succeed, wait_for};
+
+#[test]
+fn init_shows_its_token_once_and_never_overwrites() {
+    let bridge = BridgeSite::init();
+    let registry = bridge.dir.path().join("state/registry.redb");
+    let before = std::fs::read(&registry).unwrap();
+    assert_eq!(
+        std::fs::metadata(&registry).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let token = bridge.operator_token.as_bytes();
+    assert!(
+        !before.windows(token.len()).any(|bytes| bytes == token),
+        "the operator token is in the registry"
+    );
+    let (code, said) = fail(&bridge.output(&["init"]));
+    assert_eq!(code, 1);
+    assert!(said.contains("already"), "{said}");
+    assert!(
+        std::fs::read(&registry).unwrap() == before,
+        "the registry was touched"
+    );
+}
+
+#[test]
+fn the_command_line_says_the_same_with_and_without_a_daemon() {
+    let bridge = BridgeSite::init();
+    let invited = bridge.invite("shop-17");
+    assert!(invited["join_code"].as_str().unwrap().starts_with("pnjoin1"));
+    let alone = bridge.json(&["peers", "show", "shop-17"]);
+    let daemon = bridge.run();
+    assert_eq!(bridge.json(&["peers", "show", "shop-17"])["id"], alone["id"]);
+    assert_eq!(bridge.json(&["status"])["daemon_running"], true);
+    let secret = bridge.invite("shop-18");
+    for shown_once in ["acceptance_token", "join_code"] {
+        let shown_once = secret[shown_once].as_str().unwrap();
+        assert!(!daemon.log_text().contains(shown_once), "a token is in the log");
+    }
+    let (code, said) = fail(&bridge.output(&["request", "shop-17", "/federation_api/service_catalog"]));
+    assert_eq!(code, 5);
+    assert!(said.contains("has not joined yet"), "{said}");
+    assert!(daemon.stop().success());
+    assert_eq!(bridge.json(&["status"])["daemon_running"], false);
+    succeed(&bridge.output(&["peers", "revoke", "shop-18", "--reason", "never came"]));
+    let table = succeed(&bridge.output(&["peers", "list"]));
+    assert!(table.contains("shop-17") && !table.contains("shop-18"), "{table}");
+    assert!(!table.contains('\u{1b}'), "colours without a terminal");
+    let (code, said) = fail(&bridge.output(&["peers", "show", "shop-71"]));
+    assert_eq!(code, 4);
+    assert!(said.contains("did you mean shop-17"), "{said}");
+}
+
+#[test]
+fn what_is_wrong_is_said_with_a_code() {
+    let bridge = BridgeSite::init();
+    let elsewhere = bridge.dir.path().join("elsewhere");
+    let nowhere = elsewhere.display().to_string();
+    let (code, said) = fail(&bridge.output(&["peers", "list", "--state-dir", &nowhere]));
+    assert_eq!(code, 3);
+    assert!(said.contains("init"), "{said}");
+    let (code, _) = fail(&bridge.output(&["run", "--state-dir", &nowhere]));
+    assert_eq!(code, 3);
+    assert!(!elsewhere.exists(), "looking made a state directory");
+    let (code, _) = fail(&bridge.output(&["peers", "show", "../x"]));
+    assert_eq!(code, 2);
+    let (code, _) = fail(&bridge.output(&["invite"]));
+    assert_eq!(code, 2);
+    let config = bridge.dir.path().join("bad.toml");
+    std::fs::write(&config, "[listen]\nhttp = \"[::]:1\"\n").unwrap();
+    let (code, said) = fail(&bridge.output(&["config", "check", "--config", &config.display().to_string()]));
+    assert_eq!(code, 2);
+    assert!(said.contains("listen.https"), "{said}");
+
+    let daemon = bridge.run();
+    let (code, said) = fail(&bridge.output(&["run"]));
+    assert_eq!(code, 1);
+    assert!(
+        said.contains(&daemon.id().to_string()),
+        "the holder is named: {said}"
+    );
+    let text = daemon.log_text();
+    assert!(
+        !text.contains(&bridge.operator_token),
+        "the log has the operator token"
+    );
+}
+
+#[test]
+fn operators_come_and_go() {
+    let bridge = BridgeSite::init();
+    let added = bridge.json(&["operators", "add", "second"]);
+    assert_eq!(added["operator_token"].as_str().unwrap().len(), 43);
+    succeed(&bridge.output(&["operators", "revoke", "admin"]));
+    let (code, said) = fail(&bridge.output(&["operators", "revoke", "second"]));
+    assert_eq!(code, 4);
+    assert!(said.contains("only operator"), "{said}");
+    assert_eq!(
+        bridge.json(&["operators", "list"])["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_socket_that_the_next_one_replaces() {
+    let bridge = BridgeSite::init();
+    bridge.run().kill();
+    assert!(bridge.dir.path().join("admin.sock").exists());
+    assert_eq!(bridge.json(&["status"])["daemon_running"], false);
+    let daemon = bridge.run();
+    wait_for("the daemon answers", || {
+        (bridge.json(&["status"])["daemon_running"] == json!(true)).then_some(())
+    });
+    assert!(daemon.stop().success());
+    assert!(!bridge.dir.path().join("admin.sock").exists());
+}
