@@ -34,7 +34,7 @@ fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {
     assert_eq!(satellite.status()["state"], "not_invited");
     let said = succeed(
         &satellite.join(
-            &bridge.json(&["token", "mint", "shop-17"])["join_code"]
+            bridge.json(&["token", "mint", "shop-17"])["join_code"]
                 .as_str()
                 .unwrap(),
         ),

@@ -42,7 +42,11 @@ fn the_command_line_says_the_same_with_and_without_a_daemon() {
     let daemon = bridge.run();
     assert_eq!(bridge.json(&["peers", "show", "shop-17"])["id"], alone["id"]);
     assert_eq!(bridge.json(&["status"])["daemon_running"], true);
-    bridge.invite("shop-18");
+    let secret = bridge.invite("shop-18");
+    for shown_once in ["acceptance_token", "join_code"] {
+        let shown_once = secret[shown_once].as_str().unwrap();
+        assert!(!daemon.log_text().contains(shown_once), "a token is in the log");
+    }
     let (code, said) = fail(&bridge.output(&["request", "shop-17", "/federation_api/service_catalog"]));
     assert_eq!(code, 5);
     assert!(said.contains("has not joined yet"), "{said}");

@@ -18,7 +18,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
-use super::admin_socket::{AdminSocket, AdminSocketError};
+use super::admin_socket;
 use super::federation_api::FederationApi;
 use super::http_listener::HttpsListener;
 use super::ingress::Ingress;
@@ -29,6 +29,7 @@ use super::server_identity::{self, ServerIdentityError};
 use super::settings::BridgeSettings;
 use crate::base::limit::error_chain;
 use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, TlsIdentity, server_config};
+use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::Clock;
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
@@ -183,12 +184,10 @@ impl Running {
             server_config(identity.clone(), clients, &[alpn], Arc::clone(&time))
         };
         let mut bound = Bound::default();
-        let mut listeners = Vec::new();
-        for &address in &settings.config.listen_https {
-            let listener = tcp_listener(address).map_err(|source| DaemonError::Https { address, source })?;
-            bound.https.extend(listener.local_addr());
-            listeners.push(listener);
-        }
+        let listeners = tcp_listeners(&settings.config.listen_https)?;
+        bound
+            .https
+            .extend(listeners.iter().filter_map(|listener| listener.local_addr().ok()));
         let mut endpoints = Vec::new();
         for &address in &settings.config.listen_quic {
             let quic = QuicSettings {
@@ -260,7 +259,7 @@ impl Running {
             let taking = Arc::clone(&ingress).run(endpoint.clone(), intake.clone());
             intake.spawn_essential("tunnel listener", taking);
         }
-        let serving = admin.run(operators, intake.clone(), work);
+        let serving = admin_socket::serve(admin, operators, intake.clone(), work);
         intake.spawn_essential("admin socket", async {
             serving.await;
             Ok::<_, Infallible>(())
@@ -324,10 +323,7 @@ impl Running {
 
     async fn stop(self, drain: Duration, force: impl Future<Output = ()>) -> Result<(), DaemonError> {
         info!(connected = self.links.len(), "the host-bridge stops");
-        let report = self.supervisor.shutdown(drain, force).await;
-        if !report.aborted.is_empty() {
-            warn!(tasks = ?report.aborted, "some requests were cut off");
-        }
+        self.supervisor.shutdown(drain, force).await.log();
         for endpoint in &self.endpoints {
             endpoint.close();
         }
@@ -382,6 +378,9 @@ async fn upkeep(
         if let Err(error) = registry.forget_stale_tokens(grace, now) {
             error!(error = %error_chain(&error), "spent tokens could not be forgotten");
         }
+        if let Err(error) = registry.archive_grants(now) {
+            error!(error = %error_chain(&error), "revoked grants could not be archived");
+        }
     })
     .await;
 }
@@ -402,6 +401,13 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     let mut ticks = tokio::time::interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
+}
+
+fn tcp_listeners(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, DaemonError> {
+    let listen = |&address: &SocketAddr| {
+        tcp_listener(address).map_err(|source| DaemonError::Https { address, source })
+    };
+    addresses.iter().map(listen).collect()
 }
 
 /// `[::]` takes IPv4 too, and stands for 0.0.0.0 on a machine without IPv6.

@@ -16,6 +16,7 @@ use super::registry::Registry;
 use super::session::Source;
 use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::foreign_text;
+use crate::contract::peer::PeerStatus;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
@@ -138,19 +139,18 @@ impl Ingress {
         let Some((certificate, peer)) = certificate.and_then(|shown| Some((shown, shown.peer?))) else {
             return Err(not_admitted("the certificate is no federation peer's"));
         };
-        match self.admissible(certificate, peer).await {
-            Ok(None) => Ok(Admitted { peer, certificate }),
-            Ok(Some(why)) => Err(not_admitted(&why)),
-            Err(busy) => Err(busy),
+        match self.objection(certificate, peer).await? {
+            None => Ok(Admitted { peer, certificate }),
+            Some((_, why)) => Err(not_admitted(&why)),
         }
     }
 
     /// Why the peer may not come in, if it may not.
-    async fn admissible(
+    async fn objection(
         &self,
         certificate: CallerCertificate,
         peer: PeerId,
-    ) -> Result<Option<String>, Refused> {
+    ) -> Result<Option<(GoodbyeReason, String)>, Refused> {
         let registry = Arc::clone(&self.registry);
         let row = tokio::task::spawn_blocking(move || registry.peer_by_id(peer)).await;
         let Ok(Ok(row)) = row else {
@@ -162,10 +162,17 @@ impl Ingress {
             ));
         };
         Ok(match row {
-            None => Some("the peer is not known here".to_owned()),
-            Some(row) if !may_connect(row.status) => Some(format!("the peer is {}", row.status)),
+            None => Some((GoodbyeReason::Revoked, "the peer is not known here".to_owned())),
+            Some(row) if !may_connect(row.status) => {
+                let reason = match row.status {
+                    PeerStatus::Revoked => GoodbyeReason::Revoked,
+                    _ => GoodbyeReason::Suspended,
+                };
+                Some((reason, format!("the peer is {}", row.status)))
+            }
             Some(row) if !is_enrolled(&row, certificate.key) => {
-                Some("another key has taken this peer's place; join again".to_owned())
+                let why = "another key has taken this peer's place; join again";
+                Some((GoodbyeReason::Superseded, why.to_owned()))
             }
             Some(_) => None,
         })
@@ -199,13 +206,10 @@ impl Ingress {
             match self.links.enter(peer, session, link) {
                 Ok(()) => {
                     info!(%address, agent = foreign_text(&hello.agent), "a satellite is connected");
-                    // Whoever was suspended since the handshake must not stay.
-                    if !matches!(self.admissible(certificate, peer).await, Ok(None)) {
-                        self.links.close(
-                            peer,
-                            GoodbyeReason::Suspended,
-                            "the peer may not connect any more",
-                        );
+                    // Whoever was suspended since the handshake must not stay. Where the registry
+                    // cannot be read, the next request finds out.
+                    if let Ok(Some((reason, why))) = self.objection(certificate, peer).await {
+                        self.links.close(peer, reason, &why);
                     }
                     self.serve(&tunnel, address, certificate).await;
                 }

@@ -84,3 +84,47 @@ impl BridgeSettings {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::process::config::loader::{ConfigFile, Flags};
+    use crate::process::environment::Environment;
+
+    fn settings(flags: &[(&'static str, &str)], told: PublicRecord) -> BridgeSettings {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let flags: Flags = flags
+            .iter()
+            .map(|(key, value)| (*key, (*value).to_owned()))
+            .collect();
+        let file = ConfigFile::Named(file.path().to_owned());
+        let (config, _) = HostBridgeConfig::load(&file, &flags, &Environment::default()).unwrap();
+        BridgeSettings::new(config, told)
+    }
+
+    #[test]
+    fn the_configuration_wins_over_what_init_was_told() {
+        let told = PublicRecord {
+            url: Some("https://told.example.com".parse().unwrap()),
+            bridges: vec!["told.example.com:9000".parse().unwrap()],
+            names: vec!["also.example.com".to_owned()],
+        };
+        let both = settings(&[("public.url", "https://set.example.com")], told.clone());
+        assert_eq!(both.our_endpoints()[0].url, "https://set.example.com");
+        assert_eq!(
+            both.server_names(),
+            ["also.example.com", "set.example.com", "told.example.com"]
+        );
+        let alone = settings(&[], told);
+        assert_eq!(alone.our_endpoints()[0].url, "https://told.example.com");
+        assert_eq!(alone.server_names(), ["also.example.com", "told.example.com"]);
+    }
+
+    #[test]
+    fn a_bridge_that_nobody_has_named_answers_at_home() {
+        let unnamed = settings(&[], PublicRecord::default());
+        assert_eq!(unnamed.server_names(), LOCAL_NAMES);
+        assert!(unnamed.our_endpoints().is_empty());
+    }
+}

@@ -34,7 +34,7 @@ pub enum AdminError {
         path: PathBuf,
     },
     /// The socket is somebody else's.
-    #[error("the daemon's socket {} does not let this user in; use sudo, or join the daemon's group", path.display())]
+    #[error("the daemon's socket {} does not let this user in; use sudo", path.display())]
     Denied {
         /// The socket.
         path: PathBuf,

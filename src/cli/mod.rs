@@ -2,6 +2,5 @@
 //! sockets and of the operator API.
 
 pub mod client;
-pub mod configuration;
 pub mod failure;
 pub mod output;

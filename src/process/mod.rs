@@ -2,6 +2,7 @@
 //! the only randomness, the supervisor that owns all tasks, signals, and the talk with the service
 //! manager. Knows nothing of peers, tunnels or stores.
 
+pub mod admin_socket;
 pub mod clock;
 pub mod config;
 pub mod entropy;

@@ -111,6 +111,15 @@ pub struct ShutdownReport {
     pub stuck: Vec<&'static str>,
 }
 
+impl ShutdownReport {
+    /// Tells the log what did not end by itself, if anything.
+    pub fn log(&self) {
+        if !(self.aborted.is_empty() && self.stuck.is_empty()) {
+            tracing::warn!(aborted = ?self.aborted, stuck = ?self.stuck, "not every task ended in time");
+        }
+    }
+}
+
 impl Supervisor {
     /// No tasks yet.
     #[allow(clippy::new_without_default, reason = "a supervisor is made on purpose, once")]
@@ -288,7 +297,7 @@ impl TaskScope {
 
     fn start(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         // Not `name`: JSON lines give that key to the span's own name.
-        let span = tracing::error_span!("task", task = name);
+        let span = tracing::error_span!(parent: None, "task", task = name);
         let Some(entry) = self.shared.enter(self.stage, name) else {
             tracing::debug!(name, "the shutdown is over; the task is not started");
             return;

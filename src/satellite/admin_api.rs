@@ -2,9 +2,6 @@
 //! Who may connect is decided by the socket's directory and by the caller's user id.
 
 use std::convert::Infallible;
-use std::io;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,8 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use thiserror::Error;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -28,6 +24,7 @@ use crate::contract::message::{failure_body, success_body};
 use crate::contract::peer::SpawnMode;
 use crate::contract::token::{AcceptanceToken, InvalidToken};
 use crate::machine::membership::{Operator, StoredInvitation};
+use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
 use crate::process::supervisor::TaskScope;
 
 /// Path of the status report.
@@ -85,127 +82,31 @@ impl JoinRequest {
     }
 }
 
-/// Why the admin socket cannot be opened.
-#[derive(Debug, Error)]
-pub enum AdminSocketError {
-    /// Another daemon answers there.
-    #[error("another daemon already answers at {path}; stop it, or give this one another admin_socket")]
-    InUse {
-        /// The socket.
-        path: PathBuf,
-    },
-    /// Something else is there.
-    #[error("{path} exists and is no socket; remove it, or set another admin_socket")]
-    NotASocket {
-        /// What is there.
-        path: PathBuf,
-    },
-    /// The directory or the socket cannot be made.
-    #[error(
-        "cannot open the admin socket {path}; check that its directory exists and belongs to the daemon's user"
-    )]
-    Io {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// The socket of a running daemon; its file goes when this is dropped.
-#[derive(Debug)]
-pub struct AdminSocket {
-    listener: UnixListener,
-    path: PathBuf,
-    /// The daemon's user, who is also the owner of the socket's file.
-    owner: u32,
-}
-
-impl AdminSocket {
-    /// Listens. A file that a dead daemon left behind is replaced.
-    pub async fn bind(path: &Path) -> Result<Self, AdminSocketError> {
-        let failed = |source| AdminSocketError::Io {
-            path: path.to_owned(),
-            source,
+/// Serves until the scope is cancelled.
+pub async fn serve(socket: AdminSocket, scope: TaskScope, handle: DriverHandle) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
         };
-        if let Some(directory) = path.parent()
-            && !directory.exists()
-        {
-            std::fs::create_dir_all(directory).map_err(failed)?;
-            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o750)).map_err(failed)?;
-        }
-        match std::fs::symlink_metadata(path) {
-            Ok(found) if !found.file_type().is_socket() => {
-                return Err(AdminSocketError::NotASocket {
-                    path: path.to_owned(),
-                });
-            }
-            Ok(_) if UnixStream::connect(path).await.is_ok() => {
-                return Err(AdminSocketError::InUse {
-                    path: path.to_owned(),
-                });
-            }
-            Ok(_) => std::fs::remove_file(path).map_err(failed)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
-        let owner = std::fs::metadata(path).map_err(failed)?.uid();
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-            owner,
-        })
-    }
-
-    /// Serves until the scope is cancelled.
-    pub async fn serve(self, scope: TaskScope, handle: DriverHandle) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
-            };
-            let stream = match self.listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of file descriptors: the next connection that ends frees one.
-                    tracing::warn!(%error, "admin connection not accepted");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            if !self.allows(&stream) {
-                tracing::warn!("admin connection of another user refused");
-                continue;
-            }
-            let handle = handle.clone();
-            scope.spawn_until_cancelled("admin connection", async move {
-                let _place = place;
-                serve_connection(stream, handle).await;
-            });
-        }
-    }
-
-    /// The daemon's own user and root.
-    fn allows(&self, stream: &UnixStream) -> bool {
-        stream
-            .peer_cred()
-            .is_ok_and(|caller| caller.uid() == 0 || caller.uid() == self.owner)
+        let (stream, caller) = socket.accept().await;
+        let handle = handle.clone();
+        scope.spawn_until_cancelled("admin connection", async move {
+            serve_connection(stream, caller, handle).await;
+            drop(place);
+        });
     }
 }
 
-impl Drop for AdminSocket {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-async fn serve_connection(stream: UnixStream, handle: DriverHandle) {
+async fn serve_connection(stream: UnixStream, caller: Caller, handle: DriverHandle) {
     let service = service_fn(move |request| {
         let handle = handle.clone();
-        async move { Ok::<_, Infallible>(answer(request, &handle).await) }
+        async move {
+            Ok::<_, Infallible>(match caller {
+                Caller::Admitted => answer(request, &handle).await,
+                Caller::Stranger => refuse(StatusCode::FORBIDDEN, STRANGER_REFUSED),
+            })
+        }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

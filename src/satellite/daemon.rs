@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::admin_api::{AdminSocket, AdminSocketError};
+use super::admin_api;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
 use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
@@ -16,6 +16,7 @@ use crate::machine::backoff::BackoffPolicy;
 use crate::machine::join::JoinState;
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
+use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::SatelliteConfig;
 use crate::process::entropy::{self, EntropyUnavailable};
@@ -80,7 +81,10 @@ pub async fn run(
         Ok::<(), std::convert::Infallible>(())
     });
     let intake = supervisor.scope(Stage::Intake);
-    intake.spawn_until_cancelled("admin socket", socket.serve(intake.clone(), handle.clone()));
+    intake.spawn_until_cancelled(
+        "admin socket",
+        admin_api::serve(socket, intake.clone(), handle.clone()),
+    );
     supervisor
         .scope(Stage::Base)
         .spawn_until_cancelled("service manager", keep_told(manager.clone(), handle.clone()));
@@ -110,7 +114,7 @@ pub async fn run(
         }
     };
     manager.stopping();
-    supervisor.shutdown(SHUTDOWN_GRACE, signals.stop()).await;
+    supervisor.shutdown(SHUTDOWN_GRACE, signals.stop()).await.log();
     match cause {
         StopCause::Requested => Ok(()),
         StopCause::Failed(failure) => Err(RunError::Task(failure)),

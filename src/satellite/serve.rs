@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 
 use hyper::service::service_fn;
+use tracing::{Instrument as _, Span};
 
 use super::driver::{News, Reporter};
 use super::federation_api::FederationApi;
@@ -19,14 +20,21 @@ use crate::wire::{GoodbyeReason, StreamKind};
 
 /// Starts serving a tunnel until it ends or the scope is cancelled. How many streams are served
 /// at once is bounded by the tunnel.
-pub(super) fn spawn(scope: &TaskScope, tunnel: Tunnel, api: FederationApi, clock: Clock, reporter: Reporter) {
-    let streams = scope.clone();
-    scope.spawn_until_cancelled("serve", async move {
+pub(super) fn spawn(
+    scope: &TaskScope,
+    tunnel: Tunnel,
+    api: FederationApi,
+    clock: Clock,
+    reporter: Reporter,
+    span: &Span,
+) {
+    let (streams, stream_span) = (scope.clone(), span.clone());
+    let serving = async move {
         loop {
             match tunnel.accept_stream().await {
                 Ok(stream) => {
-                    let (api, clock) = (api.clone(), clock.clone());
-                    streams.spawn_until_cancelled("stream", serve_stream(stream, api, clock));
+                    let serving = serve_stream(stream, api.clone(), clock.clone());
+                    streams.spawn_until_cancelled("stream", serving.instrument(stream_span.clone()));
                 }
                 Err(reason) => {
                     ended(&reason, &reporter).await;
@@ -34,7 +42,8 @@ pub(super) fn spawn(scope: &TaskScope, tunnel: Tunnel, api: FederationApi, clock
                 }
             }
         }
-    });
+    };
+    scope.spawn_until_cancelled("serve", serving.instrument(span.clone()));
 }
 
 async fn serve_stream(stream: IncomingStream, api: FederationApi, clock: Clock) {

@@ -1,6 +1,11 @@
 //! The command line of `powernode-host-bridge`. What a key of the configuration also sets goes
 //! through the configuration's own checks.
 
+#![allow(
+    clippy::doc_markdown,
+    reason = "clap shows these comments on the terminal as they stand"
+)]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

@@ -77,7 +77,7 @@ async fn in_process(
     } else {
         Registry::open(&file)
     }
-    .map_err(not_opened)?;
+    .map_err(|error| not_opened(&error))?;
     let public = registry.public().map_err(Failure::failed)?;
     let (_settings, settings) = watch::channel(BridgeSettings::new(config.clone(), public));
     let api = Arc::new(OperatorApi::new(

@@ -1,6 +1,8 @@
 //! The commands that are calls of the operator API: which call, and how its answer is shown.
 
 use http::Method;
+use powernode_satellite::base::limit::foreign_text;
+use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::bridge::operator_api::{
     ACCESS_GRANTS_PATH, CA_PATH, HEALTH_PATH, OPERATORS_PATH, PEER_PREFIX,
 };
@@ -45,7 +47,7 @@ impl Shell<'_> {
                 let minted = self
                     .post(&path, &json!({ "ttl_seconds": seconds(ttl.as_ref()) }))
                     .await?;
-                self.show(&minted, json, show::minted)
+                print_answer(&minted, json, show::minted)
             }
             Command::Grants { command } => self.grants(command).await,
             Command::Request { peer, path } => self.request(&peer, &path).await,
@@ -54,11 +56,11 @@ impl Shell<'_> {
                 command: CaCommand::Show { json },
             } => {
                 let authority = self.get(CA_PATH).await?;
-                self.show(&authority, json, show::authority)
+                print_answer(&authority, json, show::authority)
             }
             Command::Status { json } => {
                 let health = self.get(HEALTH_PATH).await?;
-                self.show(&health, json, show::health)
+                print_answer(&health, json, show::health)
             }
             // Those that are no calls were carried out before.
             Command::Init(_) | Command::Run | Command::Config { .. } | Command::Version => Ok(()),
@@ -79,7 +81,7 @@ impl Shell<'_> {
         let minted = self
             .post(&format!("{FEDERATION_PEERS_PATH}/invite"), &body)
             .await?;
-        self.show(&minted, invite.json, show::minted)
+        print_answer(&minted, invite.json, show::minted)
     }
 
     async fn peers(&self, command: PeersCommand) -> Result<(), Failure> {
@@ -87,13 +89,13 @@ impl Shell<'_> {
         match command {
             PeersCommand::List { all, json } => {
                 let peers = self.get(FEDERATION_PEERS_PATH).await?;
-                self.show(&peers, json, |peers, style, now| {
+                print_answer(&peers, json, |peers, style, now| {
                     show::peers(peers, all, style, now)
                 })
             }
             PeersCommand::Show { peer, json } => {
                 let peer = self.get(&of(&peer)?).await?;
-                self.show(&peer, json, show::peer)
+                print_answer(&peer, json, show::peer)
             }
             PeersCommand::Suspend { peer, reason } => {
                 let path = format!("{}/suspend", of(&peer)?);
@@ -117,7 +119,7 @@ impl Shell<'_> {
         match command {
             GrantsCommand::List { json } => {
                 let grants = self.get(ACCESS_GRANTS_PATH).await?;
-                self.show(&grants, json, show::grants)
+                print_answer(&grants, json, show::grants)
             }
             GrantsCommand::Create(create) => self.create_grant(&create).await,
             GrantsCommand::Revoke { grant, reason } => {
@@ -143,18 +145,18 @@ impl Shell<'_> {
             "ttl_seconds": seconds(create.ttl.as_ref()),
         });
         let created = self.post(ACCESS_GRANTS_PATH, &body).await?;
-        self.show(&created, create.json, show::created_grant)
+        print_answer(&created, create.json, show::created_grant)
     }
 
     async fn operators(&self, command: OperatorsCommand) -> Result<(), Failure> {
         match command {
             OperatorsCommand::Add { name, json } => {
                 let added = self.post(OPERATORS_PATH, &json!({ "name": name })).await?;
-                self.show(&added, json, show::added_operator)
+                print_answer(&added, json, show::added_operator)
             }
             OperatorsCommand::List { json } => {
                 let operators = self.get(OPERATORS_PATH).await?;
-                self.show(&operators, json, show::operators)
+                print_answer(&operators, json, show::operators)
             }
             OperatorsCommand::Revoke { operator } => {
                 let path = format!("{OPERATORS_PATH}/{}/revoke", segment(&operator)?);
@@ -194,19 +196,19 @@ impl Shell<'_> {
     async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
         call(self.config, Method::POST, path, Some(body)).await
     }
+}
 
-    fn show(
-        &self,
-        data: &Value,
-        json: bool,
-        render: impl FnOnce(&Value, Style, powernode_satellite::base::time::UnixTime) -> String,
-    ) -> Result<(), Failure> {
-        if json {
-            return print(&output::render_json(data));
-        }
-        let now = Clock::start(BUILD_TIME).trusted().now;
-        print(&render(data, Style::of_stdout(), now))
+/// Prints an answer, for a script or for a person.
+fn print_answer(
+    data: &Value,
+    json: bool,
+    render: impl FnOnce(&Value, Style, UnixTime) -> String,
+) -> Result<(), Failure> {
+    if json {
+        return print(&output::render_json(data));
     }
+    let now = Clock::start(BUILD_TIME).trusted().now;
+    print(&render(data, Style::of_stdout(), now))
 }
 
 fn seconds(ttl: Option<&HumaneDuration>) -> Option<u64> {
@@ -221,9 +223,6 @@ fn segment(text: &str) -> Result<&str, Failure> {
     }
     Err(Failure::new(
         Code::Usage,
-        format!(
-            "`{}` is neither an id nor a name",
-            powernode_satellite::base::limit::foreign_text(text)
-        ),
+        format!("`{}` is neither an id nor a name", foreign_text(text)),
     ))
 }

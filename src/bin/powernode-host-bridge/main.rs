@@ -14,7 +14,7 @@ use clap::Parser as _;
 
 use arguments::{Arguments, Command, ConfigCommand};
 use powernode_satellite::cli::failure::Failure;
-use powernode_satellite::cli::{configuration, output};
+use powernode_satellite::cli::output;
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use powernode_satellite::process::environment::Environment;
 
@@ -42,7 +42,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         } => print("the configuration is good\n"),
         Command::Config {
             command: ConfigCommand::Show,
-        } => print(&configuration::show(&settings)),
+        } => print(&settings.to_string()),
         Command::Version => Ok(()),
         other => commands::execute(&config, other),
     }

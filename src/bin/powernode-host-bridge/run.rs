@@ -26,7 +26,8 @@ pub fn run(
     let log = telemetry::init(&config.log.filter, config.log.format, environment).map_err(Failure::usage)?;
     entropy::check().map_err(Failure::failed)?;
     let service = ServiceManager::connect(environment).map_err(Failure::usage)?;
-    let registry = Registry::open(&config.state_dir.join(REGISTRY_FILE)).map_err(not_opened)?;
+    let registry =
+        Registry::open(&config.state_dir.join(REGISTRY_FILE)).map_err(|error| not_opened(&error))?;
     let public = registry.public().map_err(Failure::failed)?;
     let settings = BridgeSettings::new(config, public.clone());
     let environment = environment.clone();
@@ -59,10 +60,10 @@ pub fn run(
 }
 
 /// A registry that is not there has a code of its own.
-pub fn not_opened(error: OpenRegistryError) -> Failure {
+pub fn not_opened(error: &OpenRegistryError) -> Failure {
     let code = match error {
         OpenRegistryError::NotInitialised => Code::NotJoined,
         _ => Code::Failed,
     };
-    Failure::of(code, &error)
+    Failure::of(code, error)
 }

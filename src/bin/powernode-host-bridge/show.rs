@@ -185,12 +185,17 @@ pub fn health(health: &Value, style: Style, now: UnixTime) -> String {
         ),
     ];
     let mut out = render_pairs(&pairs, style);
-    let rows: Vec<&Value> = health["peers"].as_array().into_iter().flatten().collect();
-    if rows.is_empty() {
-        return out;
+    if health["peers"].as_array().is_some_and(|peers| !peers.is_empty()) {
+        out.push('\n');
+        out.push_str(&freshness(&health["peers"], now).render(style));
     }
+    out
+}
+
+/// Every peer and how fresh its heartbeat is.
+fn freshness(peers: &Value, now: UnixTime) -> Table {
     let mut table = Table::new(&["NAME", "STATUS", "HEARTBEAT", "FRESH"]);
-    for peer in rows {
+    for peer in peers.as_array().into_iter().flatten() {
         let fresh = if peer["heartbeat_fresh"] == true {
             Cell::toned("yes", Tone::Good)
         } else {
@@ -203,9 +208,7 @@ pub fn health(health: &Value, style: Style, now: UnixTime) -> String {
             fresh,
         ]);
     }
-    out.push('\n');
-    out.push_str(&table.render(style));
-    out
+    table
 }
 
 /// An allow-list of a grant.

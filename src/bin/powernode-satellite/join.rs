@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::Method;
 use powernode_satellite::cli::client::{AdminClient, AdminError};
+use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output;
 use powernode_satellite::contract::join_code::{InvalidJoinCode, JoinCode};
 use powernode_satellite::contract::token::{AcceptanceToken, InvalidToken};
@@ -20,8 +21,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::arguments::JoinArguments;
-use crate::failure::Failure;
-use crate::run::runtime;
+use crate::run::block_on;
 
 /// Most that is read from standard input or a code file, in bytes.
 const INPUT_MAX_BYTES: u64 = 8 * 1024;
@@ -60,27 +60,29 @@ enum Keeper {
 /// Joins.
 pub fn join(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<ExitCode, Failure> {
     let invitation = invitation(config, arguments)?;
-    let runtime = runtime()?;
-    let (keeper, outcome) = runtime.block_on(async {
+    let (keeper, outcome) = block_on(async {
         if let Some(outcome) = ask_daemon(config, &invitation, arguments.timeout.0).await {
             return (Keeper::Daemon, outcome);
         }
         let outcome = daemon::join_once(config, invitation, arguments.timeout.0).await;
         (Keeper::Nobody, outcome.map_err(Failure::failed))
-    });
+    })?;
     let outcome = outcome?;
     match outcome {
         JoinOutcome::Joined(report) => {
             output::print(&success(&report, keeper)).map_err(Failure::failed)?;
             Ok(ExitCode::SUCCESS)
         }
-        JoinOutcome::Refused(why) => Err(Failure::refused(why)),
-        JoinOutcome::TimedOut(last) => Err(Failure::unreachable(format!(
-            "no answer from the parent within {} s{}. The invitation is stored: `powernode-satellite run` keeps \
+        JoinOutcome::Refused(why) => Err(Failure::new(Code::Refused, why)),
+        JoinOutcome::TimedOut(last) => Err(Failure::new(
+            Code::Unreachable,
+            format!(
+                "no answer from the parent within {} s{}. The invitation is stored: `powernode-satellite run` keeps \
              trying, and a join with the same code goes on from here",
-            arguments.timeout.0.as_secs(),
-            last.map_or_else(String::new, |last| format!("; the last try: {last}")),
-        ))),
+                arguments.timeout.0.as_secs(),
+                last.map_or_else(String::new, |last| format!("; the last try: {last}")),
+            ),
+        )),
     }
 }
 
@@ -204,7 +206,7 @@ async fn ask_daemon(
         Err(error) => Some(Err(Failure::failed(error))),
         Ok(answer) => match answer.read() {
             Err(error) => Some(Err(Failure::failed(error))),
-            Ok(Err(refused)) => Some(Err(Failure::refused_here(refused.error))),
+            Ok(Err(refused)) => Some(Err(Failure::new(Code::Failed, refused.error))),
             Ok(Ok(_)) => Some(await_daemon(&client, timeout).await),
         },
     }
@@ -234,7 +236,7 @@ pub async fn status_of(client: &AdminClient) -> Result<StatusReport, Failure> {
         .map_err(Failure::failed)?;
     match answer.read() {
         Ok(Ok(data)) => serde_json::from_value(data).map_err(Failure::failed),
-        Ok(Err(refused)) => Err(Failure::refused_here(refused.error)),
+        Ok(Err(refused)) => Err(Failure::new(Code::Failed, refused.error)),
         Err(error) => Err(Failure::failed(error)),
     }
 }

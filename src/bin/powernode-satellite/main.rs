@@ -1,7 +1,6 @@
 //! Entry point of `powernode-satellite`: reads the command line, runs one command, ends with its code.
 
 mod arguments;
-mod failure;
 mod join;
 mod run;
 mod status;
@@ -12,8 +11,8 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use arguments::{Arguments, Command, ConfigCommand};
-use failure::Failure;
-use powernode_satellite::cli::{configuration, output};
+use powernode_satellite::cli::failure::Failure;
+use powernode_satellite::cli::output;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::process::environment::Environment;
 use zeroizing_alloc::ZeroAlloc;
@@ -28,7 +27,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match dispatch(arguments) {
         Ok(code) => code,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report("powernode-satellite"),
     }
 }
 
@@ -55,7 +54,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Config {
             command: ConfigCommand::Show,
         } => {
-            output::print(&configuration::show(&settings)).map_err(Failure::failed)?;
+            output::print(&settings.to_string()).map_err(Failure::failed)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Version => Ok(ExitCode::SUCCESS),

@@ -1,15 +1,15 @@
 //! `run`: the daemon.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::process::environment::Environment;
 use powernode_satellite::process::service_notify::ServiceManager;
 use powernode_satellite::process::telemetry;
 use powernode_satellite::satellite::daemon::{self, RunError};
-
-use crate::failure::Failure;
 
 /// Runs until a signal stops it.
 pub fn run(
@@ -32,18 +32,25 @@ pub fn run(
             None
         }
     });
-    let outcome = runtime()?.block_on(daemon::run(config, manager, reload));
-    match outcome {
+    match block_on(daemon::run(config, manager, reload))? {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error @ RunError::Invite(_)) => Err(Failure::usage(error)),
         Err(error) => Err(Failure::failed(error)),
     }
 }
 
-/// One thread: a satellite's work is waiting, and each thread more would cost memory on a small box.
-pub fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_current_thread()
+/// Time for what still blocks a thread when all work is done: a resolver without an answer waits
+/// for half a minute and has nothing to lose.
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
+
+/// Runs to the end on one thread: a satellite's work is waiting, and each thread more would cost
+/// memory on a small box.
+pub fn block_on<F: Future>(work: F) -> Result<F::Output, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(Failure::failed)
+        .map_err(Failure::failed)?;
+    let output = runtime.block_on(work);
+    runtime.shutdown_timeout(LEFT_BEHIND);
+    Ok(output)
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use http::Method;
 use powernode_satellite::cli::client::{AdminClient, AdminError};
+use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output::{self, Cell, Style, Tone, relative_time};
 use powernode_satellite::contract::peer::PeerStatus;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
@@ -15,12 +16,11 @@ use powernode_satellite::satellite::status::{
     CertificateReport, ClockReport, HeartbeatReport, LinkReport, StatusReport, StoreReport,
 };
 
-use crate::failure::Failure;
-use crate::run::runtime;
+use crate::run::block_on;
 
 /// Shows the status. 3 when this box has not joined.
 pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure> {
-    let report = runtime()?.block_on(report(config))?;
+    let report = block_on(report(config))??;
     if json {
         let value = serde_json::to_value(&report).map_err(Failure::failed)?;
         output::print(&output::render_json(&value)).map_err(Failure::failed)?;
@@ -30,13 +30,17 @@ pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
     if report.peer.is_some() {
         return Ok(ExitCode::SUCCESS);
     }
-    Err(Failure::not_joined(match &report.refusal {
-        Some(refusal) => refusal.clone(),
-        None if report.state == "not_invited" => {
-            "this box has not joined a parent; run `powernode-satellite join -` with a join code".to_owned()
-        }
-        None => "this box has not joined yet: the join is under way while the daemon runs".to_owned(),
-    }))
+    Err(Failure::new(
+        Code::NotJoined,
+        match &report.refusal {
+            Some(refusal) => refusal.clone(),
+            None if report.state == "not_invited" => {
+                "this box has not joined a parent; run `powernode-satellite join -` with a join code"
+                    .to_owned()
+            }
+            None => "this box has not joined yet: the join is under way while the daemon runs".to_owned(),
+        },
+    ))
 }
 
 async fn report(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
@@ -44,7 +48,7 @@ async fn report(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
     match client.call(Method::GET, STATUS_PATH, None).await {
         Ok(answer) => match answer.read() {
             Ok(Ok(data)) => serde_json::from_value(data).map_err(Failure::failed),
-            Ok(Err(refused)) => Err(Failure::refused_here(refused.error)),
+            Ok(Err(refused)) => Err(Failure::new(Code::Failed, refused.error)),
             Err(error) => Err(Failure::failed(error)),
         },
         Err(AdminError::NotRunning { .. }) => from_store(config),

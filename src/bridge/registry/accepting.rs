@@ -11,7 +11,7 @@ use super::record::{PEERS, PeerCertificate, PeerRecord, StoredTokenState, TOKENS
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::time::UnixTime;
 use crate::bridge::acceptance::{self, AcceptCall, AcceptDecision, AcceptRefusal, TokenOwner, TokenState};
-use crate::bridge::certificate_authority::csr_public_key_digest;
+use crate::bridge::certificate_authority::{IssuedCertificate, csr_public_key_digest};
 use crate::bridge::heartbeat::Declaration;
 use crate::contract::CONTRACT_VERSION;
 use crate::contract::message::{AcceptResponse, FederationCertificate, success_body};
@@ -62,7 +62,7 @@ impl Registry {
 
     fn enroll(
         &self,
-        w: &mut Writer,
+        w: &mut Writer<'_>,
         call: &AcceptCall,
         peer: &mut PeerRecord,
         status: PeerStatus,
@@ -77,28 +77,13 @@ impl Registry {
             ),
             Some(_) | None => None,
         };
-        let warnings = peer.declared.update(Declaration {
-            capabilities: call.capabilities.clone(),
-            endpoints: call.endpoints.clone(),
-            extension_slugs: call.extension_slugs.clone(),
-            ..Declaration::default()
-        });
+        // The peer's earlier tokens let nobody in any more: their keys are not this one.
+        let live = peer.live_token.take().map(|live| live.digest);
+        for earlier in [live, peer.used_token].into_iter().flatten() {
+            w.remove(&TOKENS, &earlier)?;
+        }
+        let warnings = accepted_row(peer, call, issued.as_ref(), status, now);
         let key = issued.as_ref().map(|issued| issued.public_key_digest);
-        peer.status = status;
-        peer.status_since = now;
-        peer.suspended_reason = None;
-        peer.contract_version_agreed = Some(CONTRACT_VERSION);
-        peer.signed_at = Some(now);
-        peer.last_handshake_at = platform.then_some(now);
-        peer.inbound_subject = issued.is_some().then(|| peer_subject(peer.id));
-        peer.certificates = issued
-            .iter()
-            .map(|issued| PeerCertificate {
-                serial: issued.serial.clone(),
-                not_after: issued.not_after,
-                key: issued.public_key_digest,
-            })
-            .collect();
         let response = AcceptResponse {
             peer_id: peer.id,
             status,
@@ -115,15 +100,6 @@ impl Registry {
             warnings,
         };
         let answer = success_body(&response).to_string().into_bytes();
-        // The peer's earlier tokens let nobody in any more: their keys are not this one.
-        for earlier in [peer.live_token.map(|live| live.digest), peer.used_token]
-            .into_iter()
-            .flatten()
-        {
-            w.remove(&TOKENS, &earlier)?;
-        }
-        peer.live_token = None;
-        peer.used_token = Some(call.token);
         let used = TokenRecord {
             peer: peer.id,
             state: StoredTokenState::Used {
@@ -171,6 +147,38 @@ impl Registry {
             Ok(forgotten)
         })
     }
+}
+
+/// What an accept changes in the peer's row; gives what was not taken of the declaration.
+fn accepted_row(
+    peer: &mut PeerRecord,
+    call: &AcceptCall,
+    issued: Option<&IssuedCertificate>,
+    status: PeerStatus,
+    now: UnixTime,
+) -> Vec<String> {
+    peer.status = status;
+    peer.status_since = now;
+    peer.suspended_reason = None;
+    peer.contract_version_agreed = Some(CONTRACT_VERSION);
+    peer.signed_at = Some(now);
+    peer.last_handshake_at = (peer.kind == PeerKind::Platform).then_some(now);
+    peer.inbound_subject = issued.is_some().then(|| peer_subject(peer.id));
+    peer.certificates = issued
+        .into_iter()
+        .map(|issued| PeerCertificate {
+            serial: issued.serial.clone(),
+            not_after: issued.not_after,
+            key: issued.public_key_digest,
+        })
+        .collect();
+    peer.used_token = Some(call.token);
+    peer.declared.update(Declaration {
+        capabilities: call.capabilities.clone(),
+        endpoints: call.endpoints.clone(),
+        extension_slugs: call.extension_slugs.clone(),
+        ..Declaration::default()
+    })
 }
 
 enum Verdict {

@@ -125,6 +125,28 @@ impl Registry {
         Ok(grants.into_iter().map(|(_, record)| record.grant).collect())
     }
 
+    /// Puts revoked grants whose time of keeping is over into the archive. How many there were.
+    pub fn archive_grants(&self, now: UnixTime) -> Result<usize, StoreError> {
+        let due: Vec<Grant> = self
+            .grants()?
+            .into_iter()
+            .filter(|grant| grant.clone().archive(now))
+            .collect();
+        if due.is_empty() {
+            return Ok(0);
+        }
+        self.db.write(|w| {
+            for grant in &due {
+                if let Some(mut record) = w.get(&GRANTS, &grant.id)?
+                    && record.grant.archive(now)
+                {
+                    w.put(&GRANTS, &grant.id, &record)?;
+                }
+            }
+            Ok(due.len())
+        })
+    }
+
     /// Ends a grant.
     pub fn revoke_grant(&self, asked: &str, reason: &str, now: UnixTime) -> Result<Grant, RegistryError> {
         let unknown = || RegistryError::UnknownGrant(foreign_text(asked));

@@ -444,7 +444,11 @@ fn a_resumed_peer_proves_itself_as_soon_as_it_is_back() {
             world.event(ChildEvent::RetryNow);
         }
     }
-    assert!(world.now.since(lost_at) <= Duration::from_secs(5), "{:?}", world.now.since(lost_at));
+    assert!(
+        world.now.since(lost_at) <= Duration::from_secs(5),
+        "{:?}",
+        world.now.since(lost_at)
+    );
 }
 
 #[test]

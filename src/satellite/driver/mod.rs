@@ -9,6 +9,7 @@ mod news;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tracing::{Instrument as _, Span};
 
 pub use handle::{Command, DriverHandle, DriverSettings, JoinCommandError, Stopping};
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
@@ -58,6 +59,8 @@ struct LiveLink {
     tunnel: Tunnel,
     target: DialTarget,
     since: UnixTime,
+    /// Peer and session, on every log line about this tunnel.
+    span: Span,
 }
 
 /// See the module's text.
@@ -173,7 +176,11 @@ impl Driver {
         match report.news {
             News::Event(event) => self.tell(event),
             News::Failed(event, why) => {
-                self.failures.note(&event, why);
+                let span = self
+                    .link
+                    .as_ref()
+                    .map_or_else(Span::none, |link| link.span.clone());
+                span.in_scope(|| self.failures.note(&event, why));
                 if matches!(event, ChildEvent::TunnelLost(_)) {
                     self.link = None;
                 }
@@ -377,10 +384,18 @@ impl Driver {
         if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
             tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
         }
-        tracing::info!(bridge = %target.address, host = %target.host, session = %welcome.session, agent = %welcome.agent, "tunnel up");
-        self.scope.spawn("tunnel", async move {
-            driver.run().await;
+        let peer = self
+            .machine
+            .membership()
+            .map(|membership| tracing::field::display(membership.peer_id));
+        let span = tracing::info_span!("tunnel", peer, session = %welcome.session);
+        span.in_scope(|| {
+            tracing::info!(bridge = %target.address, host = %target.host, agent = %welcome.agent, "tunnel up");
         });
+        let running = async move {
+            driver.run().await;
+        };
+        self.scope.spawn("tunnel", running.instrument(span.clone()));
         let api = FederationApi {
             ca_bundle_pem: self.ca_bundle(),
         };
@@ -390,6 +405,7 @@ impl Driver {
             api,
             self.clock.clone(),
             self.reporter(),
+            &span,
         );
         self.remember(&target);
         self.failures.link_is_up();
@@ -397,6 +413,7 @@ impl Driver {
             tunnel,
             target,
             since: self.clock.trusted().now,
+            span,
         });
         self.tell(ChildEvent::Connected);
     }

@@ -200,9 +200,14 @@ async fn operators_propose_mint_suspend_and_grant() {
         .await;
     assert_eq!(status, 404);
     assert!(near["error"].as_str().unwrap().contains("shop-17"));
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grants_and_tools_do_what_the_command_line_does() {
+    let bridge = TestBridge::start().await;
+    let (id, _) = bridge.invite("shop-17");
     let grant = json!({
-        "federation_peer_id": id, "remote_subject": "ops@example.com", "resource_kind": "node_instance",
+        "federation_peer_id": id.to_string(), "remote_subject": "ops@example.com", "resource_kind": "node_instance",
         "permission_scopes": ["read"], "node_instance_ids": [], "sdwan_network_ids": ["*"],
         "source_cidrs": ["192.0.2.0/24"],
     });

@@ -194,6 +194,9 @@ fn operators_and_grants_are_shown_once_and_revoked() {
         .revoke_grant(&grant.id.to_string(), "left the company", at(3))
         .unwrap();
     assert!(registry.revoke_grant("nonsense", "x", at(3)).is_err());
+    assert_eq!(registry.archive_grants(at(3 + 89 * 86_400)).unwrap(), 0);
+    assert_eq!(registry.archive_grants(at(3 + 90 * 86_400)).unwrap(), 1);
+    assert_eq!(registry.archive_grants(at(3 + 91 * 86_400)).unwrap(), 0);
 }
 
 #[test]
