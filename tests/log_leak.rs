@@ -40,7 +40,12 @@ impl Write for Captured {
 fn forms_of(key: &[u8]) -> Vec<String> {
     // The last 32 bytes of an Ed25519 key's PKCS#8 version 1 are its seed; in version 2 it comes earlier.
     let mut parts = vec![key.to_vec()];
-    parts.extend(key.windows(32).step_by(1).filter(|w| is_seed(key, w)).map(<[u8]>::to_vec));
+    parts.extend(
+        key.windows(32)
+            .step_by(1)
+            .filter(|w| is_seed(key, w))
+            .map(<[u8]>::to_vec),
+    );
     parts
         .iter()
         .flat_map(|part| {
@@ -105,7 +110,10 @@ async fn no_secret_of_a_satellites_life_is_in_its_log() {
         minted_at: NOW,
     };
     let text = code.encode().as_str().to_owned();
-    let joined = StoredInvitation::new(JoinCode::parse(text.clone()).unwrap().into_invitation(), operator());
+    let joined = StoredInvitation::new(
+        JoinCode::parse(text.clone()).unwrap().into_invitation(),
+        operator(),
+    );
     tracing::debug!(invitation = ?joined, "a careless line");
     let running = site.run().await;
     running.join(joined).await;
@@ -119,7 +127,10 @@ async fn no_secret_of_a_satellites_life_is_in_its_log() {
     let running = site.run().await;
     running
         .wait("renewed", |report| {
-            report.certificate.as_ref().is_some_and(|c| c.not_after > due.plus(DAY * 80) && c.renewal.is_none())
+            report
+                .certificate
+                .as_ref()
+                .is_some_and(|c| c.not_after > due.plus(DAY * 80) && c.renewal.is_none())
         })
         .await;
     running.stop().await;

@@ -211,7 +211,7 @@ impl Federation {
     /// The peers as `peers list` shows them.
     pub fn peers(&self) -> Vec<Value> {
         let listed = self.bridge_json(&["peers", "list", "--all"]);
-        listed
+        listed["data"]
             .as_array()
             .unwrap_or_else(|| panic!("not a list of peers: {listed}"))
             .clone()

@@ -62,7 +62,9 @@ async fn an_expired_server_certificate_is_refused_even_by_a_clock_in_doubt() {
     let site = board(DAY * 10);
     let running = site.run().await;
     running.join(invitation(&parent)).await;
-    let report = running.wait("waiting", |report| report.link.state == "waiting").await;
+    let report = running
+        .wait("waiting", |report| report.link.state == "waiting")
+        .await;
     let why = report.link.last_error.unwrap();
     assert!(why.contains("ended") || why.contains("expired"), "{why}");
     assert!(parent.book().greeted.is_empty());
@@ -78,7 +80,9 @@ async fn a_right_clock_does_not_believe_a_certificate_of_the_future() {
     let site = Site::new();
     let running = site.run().await;
     running.join(invitation(&parent)).await;
-    let report = running.wait("waiting", |report| report.link.state == "waiting").await;
+    let report = running
+        .wait("waiting", |report| report.link.state == "waiting")
+        .await;
     let why = report.link.last_error.unwrap();
     assert!(why.contains("clock"), "{why}");
     assert!(parent.book().greeted.is_empty());

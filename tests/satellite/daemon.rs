@@ -40,12 +40,17 @@ fn config(dir: &Path, more: &[(&'static str, &str)]) -> SatelliteConfig {
     }
     std::fs::write(dir.join("empty.toml"), "").unwrap();
     let file = ConfigFile::Named(dir.join("empty.toml"));
-    SatelliteConfig::load(&file, &flags, &Environment::default()).unwrap().0
+    SatelliteConfig::load(&file, &flags, &Environment::default())
+        .unwrap()
+        .0
 }
 
 /// A parent of today, with its CA in a file and a payload that names it.
 fn invited(dir: &Path) -> (ScriptedParent, String) {
-    let now = powernode_satellite::process::clock::Clock::start(crate::scripted_parent::NOW.minus(crate::scripted_parent::DAY * 9_999)).system();
+    let now = powernode_satellite::process::clock::Clock::start(
+        crate::scripted_parent::NOW.minus(crate::scripted_parent::DAY * 9_999),
+    )
+    .system();
     let parent = ScriptedParent::with(&Setup {
         now,
         certified_at: now,
@@ -98,14 +103,19 @@ async fn a_payload_is_found_and_a_term_takes_leave() {
     })
     .await;
     parent
-        .wait("the goodbye", |book| book.said_goodbye(GoodbyeReason::ShuttingDown).then_some(()))
+        .wait("the goodbye", |book| {
+            book.said_goodbye(GoodbyeReason::ShuttingDown).then_some(())
+        })
         .await;
     assert!(!config.admin_socket.exists());
     let (loaded, _) = MembershipStore::peek(&config.state_dir).unwrap();
     assert_eq!(loaded.state.unwrap().name(), "joined");
     // The payload is still there; a member does not look at it.
     let dials = parent.book().greeted.len();
-    run_until(config, &parent, "the next tunnel", |book| (book.greeted.len() > dials).then_some(())).await;
+    run_until(config, &parent, "the next tunnel", |book| {
+        (book.greeted.len() > dials).then_some(())
+    })
+    .await;
     assert_eq!(parent.book().count(ACCEPT_PATH), 1);
 }
 
@@ -140,7 +150,10 @@ async fn a_refused_token_is_not_tried_at_every_start() {
     let second = payload.replace(TOKEN, crate::scripted_parent::SECOND_TOKEN);
     std::fs::write(dir.path().join("payload.json"), second).unwrap();
     parent.mint(crate::scripted_parent::SECOND_TOKEN);
-    run_until(config, &parent, "a heartbeat", |book| (!book.heartbeats().is_empty()).then_some(())).await;
+    run_until(config, &parent, "a heartbeat", |book| {
+        (!book.heartbeats().is_empty()).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -170,7 +183,10 @@ async fn a_second_daemon_is_told_of_the_first() {
         &[("admin_socket", dir.path().join("other.sock").to_str().unwrap())],
     );
     let contest = async {
-        while tokio::net::UnixStream::connect(&first.admin_socket).await.is_err() {
+        while tokio::net::UnixStream::connect(&first.admin_socket)
+            .await
+            .is_err()
+        {
             tokio::task::yield_now().await;
         }
         let error = run(second).await.unwrap_err();

@@ -60,7 +60,12 @@ async fn a_platform_that_forgets_costs_a_token_but_not_the_key() {
     let running = site.run().await;
     running.join(invitation(&parent)).await;
     let why = running.refusal().await;
-    for words in ["lost", "counted the token as used", "mint a new token", "key of this box is kept"] {
+    for words in [
+        "lost",
+        "counted the token as used",
+        "mint a new token",
+        "key of this box is kept",
+    ] {
         assert!(why.contains(words), "{words}: {why}");
     }
     running.stop().await;
@@ -98,7 +103,11 @@ async fn a_parent_that_remembers_makes_one_peer_of_any_number_of_lost_answers() 
     running.wait("joined", |report| report.state == "joined").await;
     let book = parent.book();
     assert_eq!((book.peers_made, book.count(ACCEPT_PATH)), (1, 4));
-    assert!(book.accepts().iter().all(|seen| seen.body == book.accepts()[0].body));
+    assert!(
+        book.accepts()
+            .iter()
+            .all(|seen| seen.body == book.accepts()[0].body)
+    );
 }
 
 #[tokio::test]
@@ -108,7 +117,9 @@ async fn a_power_cut_while_the_answer_is_awaited_is_followed_by_the_same_request
     let site = Site::new();
     let running = site.run().await;
     running.join(invitation(&parent)).await;
-    parent.wait("an accept", |book| (book.count(ACCEPT_PATH) == 1).then_some(())).await;
+    parent
+        .wait("an accept", |book| (book.count(ACCEPT_PATH) == 1).then_some(()))
+        .await;
     running.vanish().await;
     assert!(matches!(site.state().await, JoinState::Sent { .. }));
     let running = site.run().await;
@@ -124,7 +135,9 @@ async fn the_same_code_pasted_again_changes_nothing_of_a_join_under_way() {
     let site = Site::new();
     let running = site.run().await;
     running.join(invitation(&parent)).await;
-    parent.wait("an accept", |book| (book.count(ACCEPT_PATH) == 1).then_some(())).await;
+    parent
+        .wait("an accept", |book| (book.count(ACCEPT_PATH) == 1).then_some(()))
+        .await;
     running.join(invitation(&parent)).await;
     running.vanish().await;
     let state = site.state().await;
@@ -138,7 +151,10 @@ async fn the_same_code_pasted_again_changes_nothing_of_a_join_under_way() {
 #[tokio::test]
 async fn an_accept_without_a_certificate_is_refused_with_the_parents_warning() {
     let mut data = accept_data(NOW, &json!(null));
-    data["warnings"] = json!(["federation_csr_signing_failed: no CA\u{1b}[2J", "x".repeat(100_000)]);
+    data["warnings"] = json!([
+        "federation_csr_signing_failed: no CA\u{1b}[2J",
+        "x".repeat(100_000)
+    ]);
     let answer = json!({ "success": true, "data": data });
     let (why, state) = refusal_after(Answer::json(200, &answer)).await;
     assert!(why.contains("federation_csr_signing_failed: no CA"), "{why}");
@@ -194,15 +210,27 @@ async fn a_parent_in_trouble_is_asked_again_and_not_before_it_said() {
     let site = Site::new();
     let running = site.run().await;
     running.join(invitation(&parent)).await;
-    parent.wait("two accepts", |book| (book.count(ACCEPT_PATH) == 2).then_some(())).await;
+    parent
+        .wait("two accepts", |book| (book.count(ACCEPT_PATH) == 2).then_some(()))
+        .await;
     running
         .wait("the failure is shown", |report| {
-            report.link.last_error.as_ref().is_some_and(|why| why.contains("503"))
+            report
+                .link
+                .last_error
+                .as_ref()
+                .is_some_and(|why| why.contains("503"))
         })
         .await;
-    assert!(running.report().headline().contains("503"), "{}", running.report().headline());
+    assert!(
+        running.report().headline().contains("503"),
+        "{}",
+        running.report().headline()
+    );
     let told = std::time::Duration::from_secs(1);
-    let early = parent.wait("a third accept", |book| (book.count(ACCEPT_PATH) == 3).then_some(()));
+    let early = parent.wait("a third accept", |book| {
+        (book.count(ACCEPT_PATH) == 3).then_some(())
+    });
     assert!(
         tokio::time::timeout(told * 9 / 10, early).await.is_err(),
         "came back before it was told to"
@@ -237,7 +265,11 @@ async fn what_is_no_powernode_parent_is_told_so() {
     for answer in [
         Answer::text(200, "<html>It works!</html>"),
         Answer::text(404, "<html>not found</html>"),
-        Answer::Http(302, vec![("location", "https://login.example.com/".to_owned())], Vec::new()),
+        Answer::Http(
+            302,
+            vec![("location", "https://login.example.com/".to_owned())],
+            Vec::new(),
+        ),
         Answer::text(200, "{}"),
     ] {
         let (why, _) = refusal_after(answer).await;
@@ -266,7 +298,10 @@ async fn a_wrong_token_and_a_spent_one_are_told_apart() {
 #[tokio::test]
 async fn a_short_run_for_join_tells_this_joins_outcome() {
     let parent = ScriptedParent::start();
-    parent.next(ACCEPT_PATH, Answer::failure(422, "accept transition failed: suspended"));
+    parent.next(
+        ACCEPT_PATH,
+        Answer::failure(422, "accept transition failed: suspended"),
+    );
     let site = Site::new();
     let running = site.run().await;
     running.join(invitation(&parent)).await;

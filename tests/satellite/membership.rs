@@ -24,11 +24,17 @@ async fn what_the_parent_tells_is_shown_and_survives_a_restart() {
     let running = site.run().await;
     let report = running
         .wait("the parent's word is shown", |report| {
-            report.peer.as_ref().is_some_and(|peer| peer.status == PeerStatus::Degraded)
+            report
+                .peer
+                .as_ref()
+                .is_some_and(|peer| peer.status == PeerStatus::Degraded)
         })
         .await;
     let told = |report: &powernode_satellite::satellite::status::StatusReport| {
-        assert_eq!(report.heartbeat.our_endpoints[0].url, "https://parent.example.com");
+        assert_eq!(
+            report.heartbeat.our_endpoints[0].url,
+            "https://parent.example.com"
+        );
         let schema = report.heartbeat.schema_compatibility.clone().unwrap();
         assert_eq!(schema.status, "incompatible");
         assert_eq!(schema.notes.as_deref(), Some("too  old"));
@@ -52,7 +58,9 @@ async fn a_flood_of_endpoints_is_cut() {
     parent.book().heartbeat = json!({ "status": "active", "our_endpoints": vec![endpoint; 200] });
     let running = site.run().await;
     let report = running
-        .wait("endpoints are shown", |report| !report.heartbeat.our_endpoints.is_empty())
+        .wait("endpoints are shown", |report| {
+            !report.heartbeat.our_endpoints.is_empty()
+        })
         .await;
     let bytes: usize = report.heartbeat.our_endpoints.iter().map(|e| e.url.len()).sum();
     assert!(bytes < 16 * 1024, "{bytes}");
@@ -65,13 +73,24 @@ async fn the_parents_time_is_adopted() {
     let later = NOW.plus(DAY * 3);
     parent.book().heartbeat["last_heartbeat_at"] = json!(later.to_string());
     let running = site.run().await;
-    let report = running.wait("the time is adopted", |report| report.clock.trusted >= later).await;
-    assert!(report.clock.doubt.unwrap().contains("earlier than the last time seen from the parent"));
+    let report = running
+        .wait("the time is adopted", |report| report.clock.trusted >= later)
+        .await;
+    assert!(
+        report
+            .clock
+            .doubt
+            .unwrap()
+            .contains("earlier than the last time seen from the parent")
+    );
     running.stop().await;
     let (store, loaded) = site.open().await.unwrap();
     assert!(loaded.facts.seen_from_parent.unwrap() >= later);
     let running = site.run_on(store, loaded);
-    assert!(running.report().clock.trusted >= later, "known at once after a restart");
+    assert!(
+        running.report().clock.trusted >= later,
+        "known at once after a restart"
+    );
 }
 
 #[tokio::test]
@@ -85,15 +104,35 @@ async fn a_refused_heartbeat_is_shown_and_not_repeated_at_once() {
     );
     let running = site.run().await;
     let report = running
-        .wait("the failure is shown", |report| report.heartbeat.last_error.is_some())
+        .wait("the failure is shown", |report| {
+            report.heartbeat.last_error.is_some()
+        })
         .await;
-    assert!(report.heartbeat.last_error.as_ref().unwrap().contains("No reachable FederationPeer"));
+    assert!(
+        report
+            .heartbeat
+            .last_error
+            .as_ref()
+            .unwrap()
+            .contains("No reachable FederationPeer")
+    );
     assert_eq!(report.link.state, "connected");
-    assert!(report.headline().contains("No reachable FederationPeer"), "{}", report.headline());
-    assert!(!report.is_active(), "a parent that refuses does not count this box as active");
+    assert!(
+        report.headline().contains("No reachable FederationPeer"),
+        "{}",
+        report.headline()
+    );
+    assert!(
+        !report.is_active(),
+        "a parent that refuses does not count this box as active"
+    );
     // Nor after an operator's nudge, sooner than the least distance.
     running.handle.reload(site.settings.clone()).await.unwrap();
-    running.wait("a later report", |later| later.generated_at >= report.generated_at).await;
+    running
+        .wait("a later report", |later| {
+            later.generated_at >= report.generated_at
+        })
+        .await;
     assert_eq!(parent.book().count(HEARTBEAT_PATH), before + 1);
 }
 
@@ -102,17 +141,31 @@ async fn answers_that_are_none_harm_nothing() {
     let parent = ScriptedParent::start();
     let site = Site::joined(&parent).await;
     for (answer, words) in [
-        (Answer::Http(302, vec![("location", "/login".to_owned())], Vec::new()), "302"),
+        (
+            Answer::Http(302, vec![("location", "/login".to_owned())], Vec::new()),
+            "302",
+        ),
         (Answer::text(200, "garbage"), "not JSON"),
         (Answer::text(200, &" ".repeat(300_000)), "longer than"),
-        (Answer::json(200, &json!({ "data": { "status": "happy" } })), "happy"),
-        (Answer::failure(500, "Something went wrong"), "Something went wrong"),
-        (Answer::Http(200, vec![("x", "y".repeat(40_000))], Vec::new()), "head"),
+        (
+            Answer::json(200, &json!({ "data": { "status": "happy" } })),
+            "happy",
+        ),
+        (
+            Answer::failure(500, "Something went wrong"),
+            "Something went wrong",
+        ),
+        (
+            Answer::Http(200, vec![("x", "y".repeat(40_000))], Vec::new()),
+            "head",
+        ),
     ] {
         parent.next(HEARTBEAT_PATH, answer);
         let running = site.run().await;
         let report = running
-            .wait("the failure is shown", |report| report.heartbeat.last_error.is_some())
+            .wait("the failure is shown", |report| {
+                report.heartbeat.last_error.is_some()
+            })
             .await;
         let why = report.heartbeat.last_error.unwrap();
         assert!(why.contains(words), "{words}: {why}");
@@ -121,7 +174,9 @@ async fn answers_that_are_none_harm_nothing() {
         assert!(matches!(site.state().await, JoinState::Joined(_)));
     }
     let running = site.run().await;
-    running.wait("well again", |report| report.heartbeat.last_error.is_none()).await;
+    running
+        .wait("well again", |report| report.heartbeat.last_error.is_none())
+        .await;
 }
 
 #[tokio::test]
@@ -135,11 +190,16 @@ async fn the_configured_operator_is_told_and_shown() {
     });
     let running = site.run().await;
     parent
-        .wait("a heartbeat", |book| (book.count(HEARTBEAT_PATH) > before).then_some(()))
+        .wait("a heartbeat", |book| {
+            (book.count(HEARTBEAT_PATH) > before).then_some(())
+        })
         .await;
     let told = parent.book().heartbeats().last().unwrap().body["capabilities"]["disclosure"].clone();
     assert_eq!(told["operator_contact"], "night@example.com");
-    assert_eq!(running.report().peer.unwrap().operator_contact, "night@example.com");
+    assert_eq!(
+        running.report().peer.unwrap().operator_contact,
+        "night@example.com"
+    );
 }
 
 #[tokio::test]
@@ -147,12 +207,19 @@ async fn suspended_is_shown_and_revoked_is_the_end() {
     let parent = ScriptedParent::start();
     let site = Site::joined(&parent).await;
     let running = site.run().await;
-    running.wait("connected", |report| report.link.state == "connected").await;
-    parent.wait("a tunnel", |book| (!book.greeted.is_empty()).then_some(())).await;
+    running
+        .wait("connected", |report| report.link.state == "connected")
+        .await;
+    parent
+        .wait("a tunnel", |book| (!book.greeted.is_empty()).then_some(()))
+        .await;
     parent.say_goodbye(GoodbyeReason::Suspended, 0).await;
     running
         .wait("suspended", |report| {
-            report.peer.as_ref().is_some_and(|peer| peer.status == PeerStatus::Suspended)
+            report
+                .peer
+                .as_ref()
+                .is_some_and(|peer| peer.status == PeerStatus::Suspended)
         })
         .await;
     // It asks again, and the parent takes it again.
@@ -174,13 +241,17 @@ async fn a_stop_says_goodbye_and_leaves_nothing_behind() {
     let parent = ScriptedParent::start();
     let site = Site::joined(&parent).await;
     let running = site.run().await;
-    running.wait("connected", |report| report.link.state == "connected").await;
+    running
+        .wait("connected", |report| report.link.state == "connected")
+        .await;
     assert!(running.tasks().contains(&"driver"));
     parent.book().ended.clear();
     let report = running.stop().await;
     assert!(!report.forced);
     parent
-        .wait("the goodbye", |book| book.said_goodbye(GoodbyeReason::ShuttingDown).then_some(()))
+        .wait("the goodbye", |book| {
+            book.said_goodbye(GoodbyeReason::ShuttingDown).then_some(())
+        })
         .await;
 }
 
@@ -195,5 +266,7 @@ async fn times_before_the_epoch_and_after_all_calendars_harm_nothing() {
     assert!(report.certificate.unwrap().standing == "valid");
     site.wall.set(UnixTime::from_seconds(-5));
     running.handle.reload(site.settings.clone()).await.unwrap();
-    running.wait("a doubt", |report| report.clock.doubt.is_some()).await;
+    running
+        .wait("a doubt", |report| report.clock.doubt.is_some())
+        .await;
 }

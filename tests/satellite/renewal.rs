@@ -37,7 +37,10 @@ async fn a_new_key_is_certified_proven_and_then_kept() {
     let running = site.run().await;
     let report = running
         .wait("renewed", |report| {
-            report.certificate.as_ref().is_some_and(|c| c.not_after > old.identity.certificate.not_after && c.renewal.is_none())
+            report
+                .certificate
+                .as_ref()
+                .is_some_and(|c| c.not_after > old.identity.certificate.not_after && c.renewal.is_none())
         })
         .await;
     assert_eq!(report.certificate.as_ref().unwrap().standing, "valid");
@@ -52,7 +55,11 @@ async fn a_new_key_is_certified_proven_and_then_kept() {
         Some(&old.identity.certificate.serial),
         "asked for over the old one"
     );
-    assert_eq!(serial(&book), new.identity.certificate.serial, "proven by a heartbeat");
+    assert_eq!(
+        serial(&book),
+        new.identity.certificate.serial,
+        "proven by a heartbeat"
+    );
     assert_eq!(book.refreshes().len(), 1);
 }
 
@@ -64,7 +71,10 @@ async fn a_refresh_that_fails_leaves_the_old_one_in_use_and_says_so() {
     let running = site.run().await;
     let report = running
         .wait("the failure is shown", |report| {
-            report.certificate.as_ref().is_some_and(|c| c.renewal_error.is_some())
+            report
+                .certificate
+                .as_ref()
+                .is_some_and(|c| c.renewal_error.is_some())
         })
         .await;
     let certificate = report.certificate.unwrap();
@@ -83,19 +93,29 @@ async fn a_certificate_for_a_foreign_key_is_not_taken() {
         Answer::Data(Box::new(|book, _| {
             let foreign = powernode_satellite::identity::key::PrivateKey::generate().unwrap();
             let authority = std::sync::Arc::clone(&book.authority);
-            book.certificate(&authority, &foreign.csr_pem("x").unwrap(), crate::scripted_parent::PEER)
+            book.certificate(
+                &authority,
+                &foreign.csr_pem("x").unwrap(),
+                crate::scripted_parent::PEER,
+            )
         })),
     );
     let running = site.run().await;
     let report = running
         .wait("the failure is shown", |report| {
-            report.certificate.as_ref().is_some_and(|c| c.renewal_error.is_some())
+            report
+                .certificate
+                .as_ref()
+                .is_some_and(|c| c.renewal_error.is_some())
         })
         .await;
     let why = report.certificate.unwrap().renewal_error.unwrap();
     assert!(why.contains("another key"), "{why}");
     running.stop().await;
-    assert_eq!(membership(&site).await.identity.certificate, old.identity.certificate);
+    assert_eq!(
+        membership(&site).await.identity.certificate,
+        old.identity.certificate
+    );
 }
 
 /// Serial numbers count from 1: the join's certificate has the first, the renewal's the second.
@@ -119,7 +139,11 @@ async fn a_new_certificate_that_is_not_admitted_gives_way_to_the_old_one() {
     let running = site.run().await;
     parent
         .wait("the new one is refused", |book| {
-            let tries = book.greeted.iter().filter(|s| s.as_ref() == Some(&second_serial())).count();
+            let tries = book
+                .greeted
+                .iter()
+                .filter(|s| s.as_ref() == Some(&second_serial()))
+                .count();
             (tries >= CANDIDATE_DIALS_MAX as usize).then_some(())
         })
         .await;
@@ -144,13 +168,23 @@ async fn a_new_certificate_whose_heartbeats_are_refused_is_not_kept_for_ever() {
     let (site, old) = due(&parent).await;
     let running = site.run().await;
     parent
-        .wait("the renewal is asked for", |book| (!book.refreshes().is_empty()).then_some(()))
+        .wait("the renewal is asked for", |book| {
+            (!book.refreshes().is_empty()).then_some(())
+        })
         .await;
-    parent.next(HEARTBEAT_PATH, Answer::failure(401, "Client certificate not issued by this peer's CA"));
+    parent.next(
+        HEARTBEAT_PATH,
+        Answer::failure(401, "Client certificate not issued by this peer's CA"),
+    );
     let report = running
-        .wait("the refusal is shown", |report| report.heartbeat.last_error.is_some())
+        .wait("the refusal is shown", |report| {
+            report.heartbeat.last_error.is_some()
+        })
         .await;
-    assert_eq!(report.certificate.unwrap().serial, old.identity.certificate.serial);
+    assert_eq!(
+        report.certificate.unwrap().serial,
+        old.identity.certificate.serial
+    );
 }
 
 /// Runs until the parent has seen `until`, cuts the power, and gives the state that the store has.
@@ -165,9 +199,10 @@ async fn finishes(site: &Site, old: &Membership) {
     let running = site.run().await;
     running
         .wait("renewed", |report| {
-            report.certificate.as_ref().is_some_and(|c| {
-                c.renewal.is_none() && c.not_after > old.identity.certificate.not_after
-            })
+            report
+                .certificate
+                .as_ref()
+                .is_some_and(|c| c.renewal.is_none() && c.not_after > old.identity.certificate.not_after)
         })
         .await;
     running.wait("active", |report| report.is_active()).await;
@@ -179,11 +214,22 @@ async fn a_power_cut_before_the_new_certificate_came_is_followed_by_the_same_req
     let parent = ScriptedParent::start();
     let (site, old) = due(&parent).await;
     parent.next(CERTIFICATE_REFRESH_PATH, Answer::Never);
-    let at = cut(&site, &parent, |book| (!book.refreshes().is_empty()).then_some(())).await;
-    assert!(matches!(at.candidate, Some(Candidate::Requested(_))), "{:?}", at.candidate);
+    let at = cut(&site, &parent, |book| {
+        (!book.refreshes().is_empty()).then_some(())
+    })
+    .await;
+    assert!(
+        matches!(at.candidate, Some(Candidate::Requested(_))),
+        "{:?}",
+        at.candidate
+    );
     finishes(&site, &old).await;
     let book = parent.book();
-    let csrs: Vec<&Value> = book.refreshes().iter().map(|seen| &seen.body["csr_pem"]).collect();
+    let csrs: Vec<&Value> = book
+        .refreshes()
+        .iter()
+        .map(|seen| &seen.body["csr_pem"])
+        .collect();
     assert_eq!(csrs.len(), 2);
     assert_eq!(csrs[0], csrs[1]);
 }
@@ -196,12 +242,17 @@ async fn a_power_cut_before_the_new_certificate_is_proven_goes_on_proving_it() {
     let beats = parent.book().count(HEARTBEAT_PATH);
     let running = site.run().await;
     parent
-        .wait("the first heartbeat", |book| (book.count(HEARTBEAT_PATH) > beats).then_some(()))
+        .wait("the first heartbeat", |book| {
+            (book.count(HEARTBEAT_PATH) > beats).then_some(())
+        })
         .await;
     parent.next(HEARTBEAT_PATH, Answer::Never);
     parent
         .wait("a dial with the new one", |book| {
-            book.heartbeats().iter().any(|s| s.serial == Some(second_serial())).then_some(())
+            book.heartbeats()
+                .iter()
+                .any(|s| s.serial == Some(second_serial()))
+                .then_some(())
         })
         .await;
     running.vanish().await;
@@ -222,15 +273,16 @@ async fn a_certificate_that_runs_out_is_shown_as_such() {
     let parent = ScriptedParent::start();
     let site = Site::joined(&parent).await;
     let end = NOW.plus(DAY * 90);
-    for (now, standing) in [
-        (end.minus(DAY * 3), "expires soon"),
-        (end.plus(DAY), "expired"),
-    ] {
+    for (now, standing) in [(end.minus(DAY * 3), "expires soon"), (end.plus(DAY), "expired")] {
         site.wall.set(now);
         let (store, loaded) = site.open().await.unwrap();
         let running = site.run_on(store, loaded);
         assert_eq!(running.report().certificate.unwrap().standing, standing);
-        assert!(running.report().headline().contains(standing), "{}", running.report().headline());
+        assert!(
+            running.report().headline().contains(standing),
+            "{}",
+            running.report().headline()
+        );
         running.vanish().await;
     }
 }

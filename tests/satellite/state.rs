@@ -2,10 +2,10 @@
 
 use std::fs;
 
+use powernode_satellite::base::limit::error_chain;
 use powernode_satellite::contract::ACCEPT_PATH;
 use powernode_satellite::machine::join::JoinState;
-use powernode_satellite::satellite::membership_store::{COPY_FILE, MembershipStore, STORE_FILE, SCHEMA};
-use powernode_satellite::base::limit::error_chain;
+use powernode_satellite::satellite::membership_store::{COPY_FILE, MembershipStore, SCHEMA, STORE_FILE};
 use powernode_satellite::store::database::Database;
 
 use crate::scripted_parent::site::{Site, invitation};
@@ -27,7 +27,11 @@ async fn a_broken_store_is_replaced_from_the_second_copy_and_said() {
             None => fs::remove_file(&path).unwrap(),
         }
         let (peeked, _) = MembershipStore::peek(site.path()).unwrap();
-        assert!(matches!(peeked.state, Some(JoinState::Joined(_))), "{words}: {:?}", peeked.state);
+        assert!(
+            matches!(peeked.state, Some(JoinState::Joined(_))),
+            "{words}: {:?}",
+            peeked.state
+        );
         assert!(peeked.recovered.is_some(), "{words}");
         let running = site.run().await;
         let report = running.wait("active", |report| report.is_active()).await;
@@ -76,7 +80,12 @@ async fn both_broken_is_an_error_that_says_so_and_destroys_nothing() {
     fs::write(&copy, b"garbage").unwrap();
     let error = MembershipStore::open(site.path()).unwrap_err();
     let said = error_chain(&error);
-    for words in ["second copy", "damaged", site.path().to_str().unwrap(), "join again"] {
+    for words in [
+        "second copy",
+        "damaged",
+        site.path().to_str().unwrap(),
+        "join again",
+    ] {
         assert!(said.contains(words), "{words}: {said}");
     }
     assert_eq!(fs::read(&copy).unwrap(), b"garbage");
@@ -87,7 +96,10 @@ async fn both_broken_is_an_error_that_says_so_and_destroys_nothing() {
     let (_store, loaded) = site.open().await.unwrap();
     assert!(loaded.state.is_none());
     let said = loaded.recovered.unwrap();
-    assert!(said.contains("gone") && said.contains("damaged") && said.contains("join"), "{said}");
+    assert!(
+        said.contains("gone") && said.contains("damaged") && said.contains("join"),
+        "{said}"
+    );
 }
 
 #[tokio::test]
@@ -117,7 +129,10 @@ async fn what_cannot_be_written_is_tried_again_and_nothing_goes_on_before() {
     let report = running.wait("joined", |report| report.state == "joined").await;
     assert_eq!(report.store.last_error, None);
     running.stop().await;
-    assert_eq!((parent.book().peers_made, parent.book().count(ACCEPT_PATH)), (1, 2));
+    assert_eq!(
+        (parent.book().peers_made, parent.book().count(ACCEPT_PATH)),
+        (1, 2)
+    );
 }
 
 /// A directory on a file system of its own that is small enough to fill; `None`, loudly, without
@@ -146,7 +161,11 @@ impl SmallDisk {
 
     fn fill(&self) {
         let chunk = vec![1u8; 4_096];
-        let mut file = fs::File::options().append(true).create(true).open(self.ballast()).unwrap();
+        let mut file = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.ballast())
+            .unwrap();
         while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
     }
 
@@ -157,7 +176,10 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
     }
 }
 

@@ -75,7 +75,11 @@ impl Answer {
 
     pub fn busy(status: u16, retry_after_seconds: u64) -> Self {
         let retry = vec![("retry-after", retry_after_seconds.to_string())];
-        Self::Http(status, retry, failure_body("later", None).to_string().into_bytes())
+        Self::Http(
+            status,
+            retry,
+            failure_body("later", None).to_string().into_bytes(),
+        )
     }
 
     pub fn text(status: u16, body: &str) -> Self {
@@ -125,7 +129,10 @@ impl Book {
     }
 
     pub fn heartbeats(&self) -> Vec<&Seen> {
-        self.seen.iter().filter(|seen| seen.path == HEARTBEAT_PATH).collect()
+        self.seen
+            .iter()
+            .filter(|seen| seen.path == HEARTBEAT_PATH)
+            .collect()
     }
 
     pub fn refreshes(&self) -> Vec<&Seen> {
@@ -307,7 +314,10 @@ impl ScriptedParent {
         let tasks = scope.clone();
         scope.spawn_until_cancelled("listen", async move {
             while let Some(incoming) = endpoint.accept().await {
-                tasks.spawn_until_cancelled("connection", connection(incoming, Arc::clone(&shared), tasks.clone()));
+                tasks.spawn_until_cancelled(
+                    "connection",
+                    connection(incoming, Arc::clone(&shared), tasks.clone()),
+                );
             }
         });
         parent
