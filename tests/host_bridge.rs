@@ -105,7 +105,13 @@ fn operators_come_and_go() {
     let (code, said) = fail(&bridge.output(&["operators", "revoke", "second"]));
     assert_eq!(code, 4);
     assert!(said.contains("only operator"), "{said}");
-    assert_eq!(bridge.json(&["operators", "list"]).as_array().unwrap().len(), 1);
+    assert_eq!(
+        bridge.json(&["operators", "list"])["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
 }
 
 #[test]

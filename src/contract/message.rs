@@ -82,8 +82,7 @@ pub struct FederationCertificate {
     pub not_after: UnixTime,
 }
 
-/// `data` of an accept's answer, as far as a satellite uses it. It is also part of a stored record,
-/// in an encoding that has no names: no field may be left out when it is written.
+/// `data` of an accept's answer, as far as a satellite uses it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptResponse {
     /// The parent's id for this peering.
@@ -103,10 +102,10 @@ pub struct AcceptResponse {
     #[serde(default, with = "rfc3339::option")]
     pub handshake_at: Option<UnixTime>,
     /// Absent when the CSR was not signed.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub federation_certificate: Option<FederationCertificate>,
     /// Soft steps that failed on the parent.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
 

@@ -250,6 +250,7 @@ impl MembershipStore {
             directory: self.directory.display().to_string(),
             size_bytes: self.database.size_bytes(),
             recovered,
+            last_error: None,
         }
     }
 

@@ -118,6 +118,9 @@ pub struct CertificateReport {
     pub renew_at: UnixTime,
     /// A renewal under way: `requested` or `proving`.
     pub renewal: Option<String>,
+    /// The last failure of the renewal under way, in words.
+    #[serde(default)]
+    pub renewal_error: Option<String>,
 }
 
 /// The time in use.
@@ -142,6 +145,9 @@ pub struct StoreReport {
     pub size_bytes: u64,
     /// Set when the store was damaged and the second copy of the identity was used.
     pub recovered: Option<String>,
+    /// Why the last write failed, in words, until one succeeds.
+    #[serde(default)]
+    pub last_error: Option<String>,
 }
 
 impl StatusReport {
@@ -246,6 +252,7 @@ impl CertificateReport {
                 Candidate::Requested(_) => "requested".to_owned(),
                 Candidate::Issued(_) => "proving".to_owned(),
             }),
+            renewal_error: None,
         }
     }
 }

@@ -205,7 +205,9 @@ fn print_answer(
     render: impl FnOnce(&Value, Style, UnixTime) -> String,
 ) -> Result<(), Failure> {
     if json {
-        return print(&output::render_json(data));
+        // A list looks as it does over HTTPS, so that one filter, `.data[]`, reads both.
+        let list = data.is_array().then(|| json!({ "data": data }));
+        return print(&output::render_json(list.as_ref().unwrap_or(data)));
     }
     let now = Clock::start(BUILD_TIME).trusted().now;
     print(&render(data, Style::of_stdout(), now))

@@ -71,8 +71,13 @@ pub fn peers(peers: &Value, all: bool, style: Style, now: UnixTime) -> String {
             note(peer, now).into(),
         ]);
     }
-    if shown == 0 {
-        return "no peers yet; `powernode-host-bridge invite --name NAME` invites the first\n".to_owned();
+    let hidden = peers.as_array().map_or(0, Vec::len) - shown;
+    match (shown, hidden) {
+        (0, 0) => {
+            return "no peers yet; `powernode-host-bridge invite --name NAME` invites the first\n".to_owned();
+        }
+        (0, _) => return format!("no peers but {hidden} revoked, which --all shows\n"),
+        _ => {}
     }
     table.render(style)
 }

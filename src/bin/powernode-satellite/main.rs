@@ -5,6 +5,7 @@ mod join;
 mod run;
 mod status;
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -14,6 +15,13 @@ use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::process::environment::Environment;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes every piece of memory as it is freed. An acceptance token passes through buffers of the HTTP
+/// and QUIC libraries, which copy it and know nothing of secrets: without this it would be read in a
+/// core file long after it is used up.
+#[global_allocator]
+static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -82,6 +82,7 @@ fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
         directory: config.state_dir.display().to_string(),
         size_bytes,
         recovered: loaded.recovered,
+        last_error: None,
     };
     Ok(StatusReport::of_state(
         loaded.state.as_ref(),

@@ -322,7 +322,8 @@ impl ChildMachine {
                 // A candidate is proven by a heartbeat, and a peering that was not active becomes it
                 // by one: neither should wait for its minute.
                 let active = self.membership().is_some_and(|m| m.status == PeerStatus::Active);
-                if choice == IdentityChoice::Candidate || !active {
+                let prove = choice == IdentityChoice::Candidate || !active;
+                if prove && !self.heartbeat.is_in_flight() {
                     self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now);
                 }
                 self.renewal_event(RenewalEvent::LinkUp(choice), now, wall);

@@ -452,6 +452,23 @@ fn a_resumed_peer_proves_itself_as_soon_as_it_is_back() {
 }
 
 #[test]
+fn a_new_members_first_heartbeat_is_followed_by_one_a_minute_later() {
+    let mut world = World::new(true);
+    while !is_joined(&world) {
+        world.step(Fate::Succeeds);
+    }
+    let (heartbeats, joined_at) = (world.heartbeats, world.now);
+    while world.heartbeats == heartbeats {
+        world.step(Fate::Succeeds);
+    }
+    assert!(
+        world.now.since(joined_at) >= Duration::from_secs(55),
+        "{:?}",
+        world.now.since(joined_at)
+    );
+}
+
+#[test]
 fn an_answer_without_a_certificate_is_a_failed_join() {
     let mut world = World::new(true);
     let response = AcceptResponse {
