@@ -28,6 +28,7 @@ pub static SCHEMA: Schema = Schema {
     name: "powernode-satellite",
     version: 1,
     migrations: &[],
+    sealed: &[MEMBERSHIP.name()],
 };
 
 const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
