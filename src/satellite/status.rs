@@ -143,6 +143,9 @@ pub struct StoreReport {
     pub directory: String,
     /// Size of the store file in bytes.
     pub size_bytes: u64,
+    /// Whether the private keys in it are sealed with a state key.
+    #[serde(default)]
+    pub sealed: bool,
     /// Set when the store was damaged and the second copy of the identity was used.
     pub recovered: Option<String>,
     /// Why the last write failed, in words, until one succeeds.

@@ -27,7 +27,7 @@ async fn a_broken_store_is_replaced_from_the_second_copy_and_said() {
             Some(bytes) => fs::write(&path, bytes).unwrap(),
             None => fs::remove_file(&path).unwrap(),
         }
-        let (peeked, _) = MembershipStore::peek(site.path()).unwrap();
+        let (peeked, _) = MembershipStore::peek(site.path(), None).unwrap();
         assert!(
             matches!(peeked.state, Some(JoinState::Joined(_))),
             "{words}: {:?}",
@@ -50,7 +50,7 @@ async fn a_power_cut_in_the_middle_of_the_recovery_loses_nothing() {
     fs::remove_file(site.path().join(STORE_FILE)).unwrap();
     // As if the power went after the new store was made and before it was filled.
     drop(Database::open(&site.path().join(STORE_FILE), &SCHEMA).unwrap());
-    let (peeked, _) = MembershipStore::peek(site.path()).unwrap();
+    let (peeked, _) = MembershipStore::peek(site.path(), None).unwrap();
     assert!(matches!(peeked.state, Some(JoinState::Joined(_))));
     let (_store, loaded) = site.open().await.unwrap();
     assert!(matches!(loaded.state, Some(JoinState::Joined(_))));
@@ -79,7 +79,7 @@ async fn both_broken_is_an_error_that_says_so_and_destroys_nothing() {
     let (store, copy) = (site.path().join(STORE_FILE), site.path().join(COPY_FILE));
     fs::write(&store, vec![0xa5; 8_192]).unwrap();
     fs::write(&copy, b"garbage").unwrap();
-    let error = MembershipStore::open(site.path()).unwrap_err();
+    let error = MembershipStore::open(site.path(), None).unwrap_err();
     let said = error_chain(&error);
     for words in [
         "second copy",

@@ -47,7 +47,7 @@ impl Site {
     pub async fn open(&self) -> Result<(MembershipStore, Loaded), OpenStateError> {
         let opened = async {
             loop {
-                match MembershipStore::open(self.path()) {
+                match MembershipStore::open(self.path(), None) {
                     Err(OpenStateError::Open { source, .. }) if source.is_held() => {
                         tokio::task::yield_now().await;
                     }

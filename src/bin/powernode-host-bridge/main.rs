@@ -7,12 +7,13 @@ mod commands;
 mod init;
 mod run;
 mod show;
+mod state_key;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use arguments::{Arguments, Command, ConfigCommand};
+use arguments::{Arguments, Command, ConfigCommand, StateKeyCommand};
 use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
@@ -37,6 +38,9 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Init(init) => init::init(&config, &init),
         Command::Run => run::run(config, &environment, (file, flags)),
+        Command::StateKey {
+            command: StateKeyCommand::Unseal,
+        } => state_key::unseal(&config),
         Command::Config {
             command: ConfigCommand::Check,
         } => print("the configuration is good\n"),

@@ -34,8 +34,15 @@ pub fn run(
     });
     match block_on(daemon::run(config, manager, reload))? {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error @ RunError::Invite(_)) => Err(Failure::usage(error)),
-        Err(error) => Err(Failure::failed(error)),
+        Err(error) => Err(not_run(error)),
+    }
+}
+
+/// What only an operator can mend has a code of its own: the service manager does not try again.
+pub fn not_run(error: RunError) -> Failure {
+    match error {
+        RunError::Invite(_) | RunError::StateKey(_) => Failure::usage(error),
+        error => Failure::failed(error),
     }
 }
 

@@ -15,6 +15,7 @@ use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
     CertificateReport, ClockReport, HeartbeatReport, LinkReport, StatusReport, StoreReport,
 };
+use powernode_satellite::store::state_key::StateKey;
 
 use crate::run::block_on;
 
@@ -57,7 +58,9 @@ async fn report(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
 }
 
 fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
-    let (loaded, size_bytes) = MembershipStore::peek(&config.state_dir).map_err(Failure::failed)?;
+    let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
+    let (loaded, size_bytes) =
+        MembershipStore::peek(&config.state_dir, key.as_ref()).map_err(Failure::failed)?;
     let clock = Clock::start(BUILD_TIME);
     if let Some(seen) = loaded.facts.seen_from_parent {
         clock.restore_parent_time(seen);
@@ -81,6 +84,7 @@ fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
     let store = StoreReport {
         directory: config.state_dir.display().to_string(),
         size_bytes,
+        sealed: loaded.sealed,
         recovered: loaded.recovered,
         last_error: None,
     };
@@ -165,6 +169,10 @@ fn upkeep(report: &StatusReport) -> Vec<Line> {
         ),
         ("clock", toned(report.clock.doubt.as_ref(), Tone::Warn)),
         ("state", Some(kept.into())),
+        (
+            "private keys",
+            (store.size_bytes > 0).then(|| output::sealing(store.sealed).into()),
+        ),
         ("recovered", toned(store.recovered.as_ref(), Tone::Warn)),
         ("write failure", toned(store.last_error.as_ref(), Tone::Bad)),
     ]

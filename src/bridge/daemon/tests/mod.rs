@@ -57,7 +57,7 @@ impl TestBridge {
     async fn start_with(more: &[(&'static str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let now = Clock::start(BUILD_TIME).trusted().now;
-        let registry = Registry::create(&dir.path().join("registry.redb"), "Test CA", now).unwrap();
+        let registry = Registry::create(&dir.path().join("registry.redb"), None, "Test CA", now).unwrap();
         let operator_token = registry.add_operator("admin", now).unwrap().token;
         let operator_token = operator_token.expose_text().unwrap().to_owned();
         Self {
@@ -70,7 +70,7 @@ impl TestBridge {
     /// The same bridge after a restart.
     async fn restart(self) -> Self {
         self.running.stop(DEADLINE, std::future::pending()).await.unwrap();
-        let registry = Registry::open(&self.dir.path().join("registry.redb")).unwrap();
+        let registry = Registry::open(&self.dir.path().join("registry.redb"), None).unwrap();
         Self {
             running: run_registry(registry, &self.dir, &[]).await,
             ..self
