@@ -70,6 +70,33 @@ pub struct Loaded {
     pub recovered: Option<String>,
 }
 
+impl Loaded {
+    /// The latest time that has certainly come: seen from the parent, told by its invitation, or
+    /// signed by it.
+    pub fn latest_known_time(&self) -> Option<UnixTime> {
+        let state = self.state.as_ref();
+        let minted = state.and_then(JoinState::invitation).and_then(|i| i.minted_at);
+        let signed = state
+            .and_then(JoinState::membership)
+            .map(|m| m.identity.not_before);
+        self.facts.seen_from_parent.max(minted).max(signed)
+    }
+
+    const fn nothing() -> Self {
+        Self {
+            state: None,
+            facts: Facts {
+                last_acknowledged_at: None,
+                seen_from_parent: None,
+                our_endpoints: Vec::new(),
+                schema_compatibility: None,
+                good_addresses: Vec::new(),
+            },
+            recovered: None,
+        }
+    }
+}
+
 /// Why the state cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenStateError {
@@ -79,6 +106,18 @@ pub enum OpenStateError {
         /// The state directory.
         directory: PathBuf,
         /// Why.
+        #[source]
+        source: OpenError,
+    },
+    /// Both are of no use.
+    #[error(
+        "the satellite's state in {directory} is damaged, and so is its second copy or there is none; nothing was \
+         changed. Restore the directory from a backup, or move it away and join again with a new invitation"
+    )]
+    Lost {
+        /// The state directory.
+        directory: PathBuf,
+        /// What is wrong with the store.
         #[source]
         source: OpenError,
     },
@@ -141,38 +180,36 @@ impl MembershipStore {
         match Database::open(&path, &SCHEMA) {
             Ok(database) => {
                 let loaded = read(&database, directory)?;
-                let store = Self {
-                    database,
-                    directory: directory.to_owned(),
-                };
-                if gone && loaded.state.is_none() {
-                    return store.recover(loaded, "the store was gone");
+                let store = Self::of(database, directory);
+                if loaded.state.is_some() {
+                    store.mend_copy(loaded.state.as_ref());
+                    return Ok((store, loaded));
                 }
-                store.mend_copy(loaded.state.as_ref());
-                Ok((store, loaded))
+                // Also after a power cut between the making of a new store and its filling.
+                let what = if gone {
+                    "the store was gone"
+                } else {
+                    "the store was empty"
+                };
+                store.recover(loaded, what)
             }
-            Err(source) if source.is_damaged() && matches!(read_copy(directory)?, Copied::State(_)) => {
+            Err(source) if source.is_damaged() => {
                 let open_failed = |source| OpenStateError::Open {
                     directory: directory.to_owned(),
                     source,
+                };
+                let Copied::State(_) = read_copy(directory)? else {
+                    return Err(OpenStateError::Lost {
+                        directory: directory.to_owned(),
+                        source,
+                    });
                 };
                 let what = error_chain(&source);
                 let aside = Database::set_aside(&path).map_err(open_failed)?;
                 tracing::error!(reason = %what, aside = %aside.display(), "the store is damaged; using the second copy");
                 let database = Database::open(&path, &SCHEMA).map_err(open_failed)?;
-                let store = Self {
-                    database,
-                    directory: directory.to_owned(),
-                };
-                let empty = Loaded {
-                    state: None,
-                    facts: Facts::default(),
-                    recovered: None,
-                };
-                store.recover(
-                    empty,
-                    &format!("the store was damaged and is kept as {}", aside.display()),
-                )
+                let what = format!("the store was damaged and is kept as {}", aside.display());
+                Self::of(database, directory).recover(Loaded::nothing(), &what)
             }
             Err(source) => Err(OpenStateError::Open {
                 directory: directory.to_owned(),
@@ -181,39 +218,44 @@ impl MembershipStore {
         }
     }
 
+    fn of(database: Database, directory: &Path) -> Self {
+        Self {
+            database,
+            directory: directory.to_owned(),
+        }
+    }
+
     /// Reads the state without writing, for commands while no daemon runs. Blocking.
     pub fn peek(directory: &Path) -> Result<(Loaded, u64), OpenStateError> {
-        let path = directory.join(STORE_FILE);
-        let empty = Loaded {
-            state: None,
-            facts: Facts::default(),
-            recovered: None,
-        };
-        match Database::open_read_only(&path, &SCHEMA) {
-            Ok(database) => Ok((read(&database, directory)?, database.size_bytes())),
-            Err(OpenError::Missing { .. }) => Ok((empty, 0)),
-            Err(source) if source.is_damaged() => match read_copy(directory)? {
-                Copied::State(state) => {
-                    let recovered = Some("the store is damaged; this is from the second copy".to_owned());
-                    Ok((
-                        Loaded {
-                            state: Some(*state),
-                            recovered,
-                            ..empty
-                        },
-                        0,
-                    ))
-                }
-                Copied::Nothing | Copied::Damaged => Err(OpenStateError::Open {
+        let (mut loaded, size, what) = match Database::open_read_only(&directory.join(STORE_FILE), &SCHEMA) {
+            Ok(database) => {
+                let loaded = read(&database, directory)?;
+                (loaded, database.size_bytes(), "the store is empty")
+            }
+            Err(OpenError::Missing { .. }) => (Loaded::nothing(), 0, "the store is gone"),
+            Err(source) if source.is_damaged() => {
+                let Copied::State(_) = read_copy(directory)? else {
+                    return Err(OpenStateError::Lost {
+                        directory: directory.to_owned(),
+                        source,
+                    });
+                };
+                (Loaded::nothing(), 0, "the store is damaged")
+            }
+            Err(source) => {
+                return Err(OpenStateError::Open {
                     directory: directory.to_owned(),
                     source,
-                }),
-            },
-            Err(source) => Err(OpenStateError::Open {
-                directory: directory.to_owned(),
-                source,
-            }),
+                });
+            }
+        };
+        if loaded.state.is_none()
+            && let Copied::State(state) = read_copy(directory)?
+        {
+            loaded.state = Some(*state);
+            loaded.recovered = Some(format!("{what}; this is from the second copy"));
         }
+        Ok((loaded, size))
     }
 
     /// Makes a state durable: first the store, then the second copy.
@@ -256,20 +298,25 @@ impl MembershipStore {
 
     /// Fills an empty store from the second copy, where there is one.
     fn recover(self, mut loaded: Loaded, what: &str) -> Result<(Self, Loaded), OpenStateError> {
-        if let Copied::State(state) = read_copy(&self.directory)? {
-            let stored = StoredState((*state).clone());
-            self.database
-                .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
-                .map_err(|source| OpenStateError::Read {
-                    directory: self.directory.clone(),
-                    source,
-                })?;
-            tracing::warn!("{what}; the membership was restored from the second copy");
-            loaded.state = Some(*state);
-            loaded.recovered = Some(format!(
-                "{what}; the membership was restored from the second copy"
-            ));
-        }
+        let said = match read_copy(&self.directory)? {
+            Copied::Nothing => return Ok((self, loaded)),
+            Copied::State(state) => {
+                let stored = StoredState((*state).clone());
+                self.database
+                    .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
+                    .map_err(|source| OpenStateError::Read {
+                        directory: self.directory.clone(),
+                        source,
+                    })?;
+                loaded.state = Some(*state);
+                format!("{what}; the membership was restored from the second copy")
+            }
+            Copied::Damaged => format!(
+                "{what} and the second copy is damaged: if this box had joined, it has to join again with a new invitation"
+            ),
+        };
+        tracing::warn!("{said}");
+        loaded.recovered = Some(said);
         Ok((self, loaded))
     }
 
