@@ -163,6 +163,13 @@ impl CertificateFacts {
             fingerprint: CaFingerprint::of_der(der),
         })
     }
+
+    /// The first certificate of a PEM text.
+    pub fn of_pem(text: &str) -> Result<Self, PemError> {
+        let certificates = read_pem(text, CHAIN_PEM_MAX_BYTES, CHAIN_MAX_CERTIFICATES)?;
+        let first = certificates.first().ok_or(PemError::Empty)?;
+        Self::of_der(first).map_err(|_| PemError::Unreadable { position: 1 })
+    }
 }
 
 fn only_common_name(name: &X509Name<'_>) -> Option<String> {
