@@ -46,6 +46,10 @@ impl Failures {
                 tracing::warn!(reason = %why, "tunnel lost");
                 self.link = Some(why);
             }
+            ChildEvent::StatusTold(status) => {
+                tracing::error!(reason = %why, "the parent counts this satellite as {status}");
+                self.link = Some(why);
+            }
             _ => {
                 if self.link.as_ref() != Some(&why) {
                     tracing::warn!(reason = %why, "no tunnel; trying again");

@@ -229,6 +229,8 @@ async fn suspended_is_shown_and_revoked_is_the_end() {
     let report = running.wait("off", |report| report.link.state == "off").await;
     assert_eq!(report.peer.as_ref().unwrap().status, PeerStatus::Revoked);
     assert!(report.headline().contains("revoked"), "{}", report.headline());
+    let why = report.link.last_error.unwrap_or_default();
+    assert!(why.contains("Revoked"), "what the parent said is lost: {why}");
     running.stop().await;
     let dials = parent.book().greeted.len();
     let running = site.run().await;

@@ -117,7 +117,7 @@ pub enum RegistryError {
     OperatorNameTaken(String),
     /// Not a name.
     #[error(
-        "`{0}` cannot be a name; use 1 to 63 letters, digits, `-`, `_` or `.`, beginning with a letter or digit"
+        "`{0}` cannot be a name; use 1 to 63 letters, digits, `-`, `_` or `.`, beginning with a letter or digit, and not the form of an id"
     )]
     InvalidName(String),
     /// A field that is too long or empty.

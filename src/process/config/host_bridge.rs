@@ -13,6 +13,7 @@ use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings}
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::base::limit::foreign_text;
 use crate::contract::invitation::{BRIDGES_MAX, HostPort, ParentUrl};
+use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
 use crate::process::environment::Environment;
 use crate::process::telemetry::{LogFilter, LogFormat};
 
@@ -451,7 +452,7 @@ static STALE_AFTER: Key<Duration> = Key {
 
 static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     path: "tunnel.keepalive",
-    form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(120)),
+    form: &DurationBetween(MIN_KEEPALIVE, MAX_KEEPALIVE),
     default: Fallback::Value("20s"),
     doc: "Longest silence on an idle tunnel. Routers forget idle UDP flows after 30 s and more.",
     discreet: false,

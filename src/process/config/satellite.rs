@@ -7,6 +7,7 @@ use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, Lis
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
+use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
 use crate::process::environment::Environment;
 use crate::process::telemetry::{LogFilter, LogFormat};
 
@@ -360,7 +361,7 @@ static PAYLOAD_FILE: Key<PathBuf> = Key {
 
 static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     path: "tunnel.keepalive",
-    form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(120)),
+    form: &DurationBetween(MIN_KEEPALIVE, MAX_KEEPALIVE),
     default: Fallback::Value("20s"),
     doc: "Longest silence on an idle tunnel; the smaller of this and the host-bridge's wish holds. Routers forget\nidle UDP flows after 30 s and more.",
     discreet: false,

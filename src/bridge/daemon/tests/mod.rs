@@ -36,6 +36,7 @@ use crate::process::config::loader::{ConfigFile, Flags};
 use crate::process::environment::Environment;
 use crate::tunnel::greeting::GreetingError;
 use crate::tunnel::http as tunnel_http;
+use crate::tunnel::transport::Transport;
 use crate::tunnel::{Tunnel, TunnelDriver, TunnelSettings};
 use crate::wire::{Hello, TUNNEL_VERSION, Welcome};
 
@@ -160,7 +161,8 @@ impl TestBridge {
     }
 
     /// Dials a tunnel and greets.
-    async fn dial(&self, identity: Option<Arc<TlsIdentity>>) -> Result<Dialled, GreetingError> {
+    /// A connection that has not greeted.
+    async fn connect(&self, identity: Option<Arc<TlsIdentity>>) -> (QuicEndpoint, Arc<dyn Transport>) {
         let endpoint = QuicEndpoint::client(QuicSettings::default()).unwrap();
         let address = self.running.bound.quic[0];
         let failures = FailureRecord::default();
@@ -168,6 +170,11 @@ impl TestBridge {
             .dial(address, "127.0.0.1", self.client_tls(identity), &failures)
             .await
             .unwrap();
+        (endpoint, transport)
+    }
+
+    async fn dial(&self, identity: Option<Arc<TlsIdentity>>) -> Result<Dialled, GreetingError> {
+        let (endpoint, transport) = self.connect(identity).await;
         let hello = Hello {
             version: TUNNEL_VERSION,
             agent: "test/1".to_owned(),
