@@ -77,6 +77,11 @@ impl Backoff {
         self.failures = 0;
     }
 
+    /// Other ceilings from the next delay on.
+    pub const fn set_policy(&mut self, policy: BackoffPolicy) {
+        self.policy = policy;
+    }
+
     /// Failures since the last reset.
     pub const fn failures(&self) -> u32 {
         self.failures

@@ -308,6 +308,11 @@ impl JoinMachine {
         machine
     }
 
+    /// Other delays from the next one on.
+    pub const fn set_policy(&mut self, policy: BackoffPolicy) {
+        self.backoff.set_policy(policy);
+    }
+
     /// What is durable.
     pub const fn state(&self) -> &JoinState {
         &self.state

@@ -9,6 +9,7 @@ mod run;
 mod show;
 mod state_key;
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -18,6 +19,12 @@ use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use powernode_satellite::process::environment::Environment;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes every piece of memory as it is freed: tokens pass through buffers of the HTTP and QUIC
+/// libraries, which copy them and know nothing of secrets.
+#[global_allocator]
+static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 const PROGRAM: &str = "powernode-host-bridge";
 

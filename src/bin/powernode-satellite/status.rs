@@ -39,7 +39,9 @@ pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
                 "this box has not joined a parent; run `powernode-satellite join -` with a join code"
                     .to_owned()
             }
-            None => "this box has not joined yet: the join is under way while the daemon runs".to_owned(),
+            None if report.daemon_running => "this box has not joined yet: the join is under way".to_owned(),
+            None => "this box has not joined yet: the join goes on when `powernode-satellite run` is started"
+                .to_owned(),
         },
     ))
 }
@@ -183,10 +185,10 @@ fn toned(text: Option<&String>, tone: Tone) -> Option<Cell> {
 }
 
 fn state(report: &StatusReport) -> Cell {
-    let running = if report.daemon_running {
-        ""
-    } else {
-        " (not running)"
+    let running = match (report.daemon_running, report.link.state.as_str()) {
+        (false, _) => " (not running)",
+        (true, "connected" | "off") => "",
+        (true, _) => " (not connected)",
     };
     match &report.peer {
         Some(peer) => {

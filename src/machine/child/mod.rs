@@ -99,6 +99,15 @@ impl ChildMachine {
         machine
     }
 
+    /// Other reconnect delays from the next one on.
+    pub fn set_policy(&mut self, policy: BackoffPolicy) {
+        self.policy = policy;
+        self.reconnect.set_policy(policy);
+        if let Phase::Joining { machine, .. } = &mut self.phase {
+            machine.set_policy(policy);
+        }
+    }
+
     /// The state as it should be in the store; `None` when never invited.
     pub fn state(&self) -> Option<&JoinState> {
         match &self.phase {

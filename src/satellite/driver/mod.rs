@@ -211,6 +211,7 @@ impl Driver {
             }
             Command::Reload(settings) => {
                 self.settings = *settings;
+                self.machine.set_policy(self.settings.backoff);
                 self.tell(ChildEvent::ContentChanged);
                 self.tell(ChildEvent::RetryNow);
             }
