@@ -19,6 +19,7 @@ use powernode_satellite::contract::join_code::JoinCode;
 use powernode_satellite::contract::token::AcceptanceToken;
 use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::machine::membership::StoredInvitation;
+use powernode_satellite::satellite::status::StatusReport;
 use scripted_parent::site::{Site, invitation, operator};
 use scripted_parent::{Answer, DAY, NOW, SECOND_TOKEN, ScriptedParent, TOKEN};
 
@@ -117,7 +118,7 @@ async fn no_secret_of_a_satellites_life_is_in_its_log() {
     tracing::debug!(invitation = ?joined, "a careless line");
     let running = site.run().await;
     running.join(joined).await;
-    running.wait("active", |report| report.is_active()).await;
+    running.wait("active", StatusReport::is_active).await;
     running.stop().await;
     tracing::debug!(state = ?site.state().await, "another");
 

@@ -131,7 +131,7 @@ impl Session {
 fn member(bridge: &BridgeSite, name: &str) -> Credentials {
     let site = SatelliteSite::new();
     succeed(&site.join(&bridge.join_code(name)));
-    let (loaded, _) = MembershipStore::peek(&site.state_dir()).unwrap();
+    let (loaded, _) = MembershipStore::peek(&site.state_dir(), None).unwrap();
     let state = loaded.state.unwrap();
     Credentials {
         trust: state.parent().trust.clone(),

@@ -21,9 +21,9 @@ use crate::machine::membership::{Parent, StoredIdentity};
 use crate::machine::reconnect::{DialTarget, Setback, TARGETS_MAX};
 use crate::process::clock::Clock;
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
-use crate::tunnel::transport::{Outlook, Transport, TransportClosed};
+use crate::tunnel::transport::{Outlook, Side, Transport, TransportClosed};
 use crate::tunnel::{GreetingError, Tunnel, TunnelDriver, TunnelSettings};
-use crate::wire::{Hello, TUNNEL_ALPN, TUNNEL_VERSION, Welcome};
+use crate::wire::{Hello, RefusalCode, TUNNEL_ALPN, TUNNEL_VERSION, Welcome};
 
 /// Time for handshake and greeting together. A satellite link and a loaded bridge need about
 /// two seconds; longer than this is a dead address.
@@ -118,6 +118,44 @@ pub enum IdentityError {
 }
 
 impl DialError {
+    /// Whether the other side answered and did not take what this box presented.
+    pub fn refuses_identity(&self) -> bool {
+        let by_tls = |closed: &TransportClosed| {
+            matches!(
+                closed,
+                TransportClosed::Tls {
+                    found_by: Side::Theirs,
+                    ..
+                }
+            )
+        };
+        match self {
+            Self::Connect {
+                source: quic::DialError::Closed { reason, .. },
+                ..
+            } => by_tls(reason),
+            Self::Greeting {
+                source: GreetingError::Refused(refused),
+                ..
+            } => matches!(
+                refused.code,
+                RefusalCode::NotAdmitted | RefusalCode::CertificateRequired
+            ),
+            // A server looks at a certificate after the dialer has taken the handshake for done.
+            Self::Greeting {
+                source: GreetingError::Transport(closed),
+                ..
+            } => by_tls(closed),
+            Self::Identity(_) => true,
+            Self::Tls(_)
+            | Self::Socket(_)
+            | Self::Connect { .. }
+            | Self::Greeting { .. }
+            | Self::NoRoute { .. }
+            | Self::TimedOut { .. } => false,
+        }
+    }
+
     /// What the next try depends on.
     pub fn setback(&self) -> Setback {
         match self {
@@ -165,17 +203,15 @@ pub async fn resolve(parent: &Parent, remembered: &[DialTarget]) -> Vec<DialTarg
             Err(_) => tracing::debug!(bridge = %bridge, "resolver too slow"),
         }
     }
-    let hosts: Vec<String> = parent
-        .dial_addresses()
-        .iter()
-        .map(|bridge| bridge.host().to_owned())
-        .collect();
-    targets.extend(
-        remembered
+    // An address of a bridge that was named before, or of another port, is none of the parent's now.
+    let bridges = parent.dial_addresses();
+    let still_named = |target: &&DialTarget| {
+        bridges
             .iter()
-            .filter(|target| hosts.contains(&target.host))
-            .cloned(),
-    );
+            .any(|bridge| bridge.host() == target.host && bridge.port() == target.address.port())
+    };
+    let remembered: Vec<DialTarget> = remembered.iter().filter(still_named).cloned().collect();
+    targets.extend(remembered.iter().cloned());
     let mut unique: Vec<DialTarget> = Vec::new();
     for target in targets {
         if !unique.contains(&target) {

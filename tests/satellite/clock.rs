@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::process::clock::PARENT_TIME_TRUST_MAX;
+use powernode_satellite::satellite::status::StatusReport;
 
 use crate::scripted_parent::site::{Site, invitation};
 use crate::scripted_parent::{DAY, NOW, ScriptedParent, Setup};
@@ -24,7 +25,7 @@ async fn a_board_in_1970_joins_and_shows_the_doubt() {
     let doubt = running.report().clock.doubt.unwrap();
     assert!(doubt.contains("build"), "{doubt}");
     running.join(invitation(&parent)).await;
-    let report = running.wait("active", |report| report.is_active()).await;
+    let report = running.wait("active", StatusReport::is_active).await;
     let doubt = report.clock.doubt.unwrap();
     assert!(doubt.contains("last time seen from the parent"), "{doubt}");
     assert!(report.clock.trusted >= NOW);
@@ -33,7 +34,7 @@ async fn a_board_in_1970_joins_and_shows_the_doubt() {
     // The next boot in 1970 knows better from the start.
     let running = site.run().await;
     assert!(running.report().clock.trusted >= NOW);
-    running.wait("active", |report| report.is_active()).await;
+    running.wait("active", StatusReport::is_active).await;
 }
 
 #[tokio::test]
@@ -42,12 +43,12 @@ async fn a_board_with_an_image_of_years_ago_joins_too() {
     let site = board(PARENT_TIME_TRUST_MAX * 2);
     let running = site.run().await;
     running.join(invitation(&parent)).await;
-    let report = running.wait("active", |report| report.is_active()).await;
+    let report = running.wait("active", StatusReport::is_active).await;
     assert!(report.clock.trusted >= NOW, "{}", report.clock.trusted);
     assert_eq!(report.certificate.unwrap().standing, "valid");
     running.vanish().await;
     let running = site.run().await;
-    let report = running.wait("active", |report| report.is_active()).await;
+    let report = running.wait("active", StatusReport::is_active).await;
     assert_eq!(report.certificate.unwrap().standing, "valid");
 }
 

@@ -108,7 +108,7 @@ async fn a_payload_is_found_and_a_term_takes_leave() {
         })
         .await;
     assert!(!config.admin_socket.exists());
-    let (loaded, _) = MembershipStore::peek(&config.state_dir).unwrap();
+    let (loaded, _) = MembershipStore::peek(&config.state_dir, None).unwrap();
     assert_eq!(loaded.state.unwrap().name(), "joined");
     // The payload is still there; a member does not look at it.
     let dials = parent.book().greeted.len();
@@ -130,7 +130,7 @@ async fn a_refused_token_is_not_tried_at_every_start() {
         book.said_goodbye(GoodbyeReason::Done).then_some(())
     })
     .await;
-    let (loaded, _) = MembershipStore::peek(&config.state_dir).unwrap();
+    let (loaded, _) = MembershipStore::peek(&config.state_dir, None).unwrap();
     assert_eq!(loaded.state.unwrap().name(), "refused");
 
     // The next start leaves it alone, until there is a new one.

@@ -6,6 +6,7 @@ use powernode_satellite::identity::key::PrivateKey;
 use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::machine::membership::JoinRefusal;
 use powernode_satellite::satellite::daemon;
+use powernode_satellite::satellite::status::StatusReport;
 use serde_json::json;
 
 use crate::scripted_parent::site::{Site, invitation, invitation_with};
@@ -33,7 +34,7 @@ async fn a_join_sends_what_the_contract_says() {
     let site = Site::new();
     let running = site.run().await;
     running.join(invitation(&parent)).await;
-    let report = running.wait("active", |report| report.is_active()).await;
+    let report = running.wait("active", StatusReport::is_active).await;
     assert_eq!(report.peer.unwrap().id.to_string(), PEER);
     let book = parent.book();
     let accept = book.accepts()[0];

@@ -7,6 +7,7 @@ use http_body_util::Full;
 use powernode_satellite::base::id::TraceId;
 use powernode_satellite::contract::SERVICE_CATALOG_PATH;
 use powernode_satellite::process::clock::Clock;
+use powernode_satellite::satellite::status::StatusReport;
 use powernode_satellite::tunnel::http::{HttpLimits, request};
 use powernode_satellite::wire::{GoodbyeReason, RefusalCode, Refused};
 
@@ -204,7 +205,7 @@ async fn the_parent_is_answered_through_the_tunnel_and_breaks_nothing() {
     let site = Site::new();
     let running = site.run().await;
     running.join(invitation(&parent)).await;
-    running.wait("active", |report| report.is_active()).await;
+    running.wait("active", StatusReport::is_active).await;
     let tunnel = parent.tunnel();
     for (path, status) in [(SERVICE_CATALOG_PATH, 200), ("/nothing", 404)] {
         let asked = http::Request::get(path).body(Full::default()).unwrap();

@@ -5,6 +5,7 @@ use powernode_satellite::contract::HEARTBEAT_PATH;
 use powernode_satellite::contract::peer::PeerStatus;
 use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::machine::membership::Operator;
+use powernode_satellite::satellite::status::StatusReport;
 use powernode_satellite::wire::GoodbyeReason;
 use serde_json::json;
 
@@ -30,7 +31,7 @@ async fn what_the_parent_tells_is_shown_and_survives_a_restart() {
                 .is_some_and(|peer| peer.status == PeerStatus::Degraded)
         })
         .await;
-    let told = |report: &powernode_satellite::satellite::status::StatusReport| {
+    let told = |report: &StatusReport| {
         assert_eq!(
             report.heartbeat.our_endpoints[0].url,
             "https://parent.example.com"
@@ -223,11 +224,13 @@ async fn suspended_is_shown_and_revoked_is_the_end() {
         })
         .await;
     // It asks again, and the parent takes it again.
-    running.wait("active again", |report| report.is_active()).await;
+    running.wait("active again", StatusReport::is_active).await;
     parent.say_goodbye(GoodbyeReason::Revoked, 0).await;
     let report = running.wait("off", |report| report.link.state == "off").await;
     assert_eq!(report.peer.as_ref().unwrap().status, PeerStatus::Revoked);
     assert!(report.headline().contains("revoked"), "{}", report.headline());
+    let why = report.link.last_error.unwrap_or_default();
+    assert!(why.contains("Revoked"), "what the parent said is lost: {why}");
     running.stop().await;
     let dials = parent.book().greeted.len();
     let running = site.run().await;
@@ -261,7 +264,7 @@ async fn times_before_the_epoch_and_after_all_calendars_harm_nothing() {
     let site = Site::joined(&parent).await;
     parent.book().heartbeat["last_heartbeat_at"] = json!("9999-12-31T23:59:59Z");
     let running = site.run().await;
-    let report = running.wait("acknowledged", |report| report.is_active()).await;
+    let report = running.wait("acknowledged", StatusReport::is_active).await;
     assert!(report.clock.trusted < NOW.plus(DAY), "{}", report.clock.trusted);
     assert!(report.certificate.unwrap().standing == "valid");
     site.wall.set(UnixTime::from_seconds(-5));

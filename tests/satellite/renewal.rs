@@ -3,7 +3,8 @@
 use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::contract::{CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH};
 use powernode_satellite::machine::membership::{Candidate, Membership};
-use powernode_satellite::machine::renewal::CANDIDATE_DIALS_MAX;
+use powernode_satellite::machine::renewal::CANDIDATE_REFUSALS_MAX;
+use powernode_satellite::satellite::status::StatusReport;
 use powernode_satellite::wire::{RefusalCode, Refused};
 use serde_json::Value;
 
@@ -81,7 +82,7 @@ async fn a_refresh_that_fails_leaves_the_old_one_in_use_and_says_so() {
     assert!(certificate.renewal_error.unwrap().contains("the CA is away"));
     assert_eq!(certificate.serial, old.identity.certificate.serial);
     assert_eq!(certificate.renewal.as_deref(), Some("requested"));
-    running.wait("still active", |report| report.is_active()).await;
+    running.wait("still active", StatusReport::is_active).await;
 }
 
 #[tokio::test]
@@ -119,10 +120,8 @@ async fn a_certificate_for_a_foreign_key_is_not_taken() {
 }
 
 /// Serial numbers count from 1: the join's certificate has the first, the renewal's the second.
-const SECOND_SERIAL: [u8; 16] = [2; 16];
-
 fn second_serial() -> String {
-    data_encoding::HEXUPPER.encode(&SECOND_SERIAL)
+    format!("42{}", "02".repeat(15))
 }
 
 #[tokio::test]
@@ -144,7 +143,7 @@ async fn a_new_certificate_that_is_not_admitted_gives_way_to_the_old_one() {
                 .iter()
                 .filter(|s| s.as_ref() == Some(&second_serial()))
                 .count();
-            (tries >= CANDIDATE_DIALS_MAX as usize).then_some(())
+            (tries >= CANDIDATE_REFUSALS_MAX as usize).then_some(())
         })
         .await;
     running
@@ -163,13 +162,14 @@ async fn a_new_certificate_that_is_not_admitted_gives_way_to_the_old_one() {
 }
 
 #[tokio::test]
-async fn a_new_certificate_whose_heartbeats_are_refused_is_not_kept_for_ever() {
+async fn a_new_certificate_whose_heartbeat_is_refused_does_not_replace_the_old_one() {
     let parent = ScriptedParent::start();
     let (site, old) = due(&parent).await;
+    let beats = parent.book().count(HEARTBEAT_PATH);
     let running = site.run().await;
     parent
-        .wait("the renewal is asked for", |book| {
-            (!book.refreshes().is_empty()).then_some(())
+        .wait("the old tunnel has done its part", |book| {
+            (!book.refreshes().is_empty() && book.count(HEARTBEAT_PATH) > beats).then_some(())
         })
         .await;
     parent.next(
@@ -181,10 +181,10 @@ async fn a_new_certificate_whose_heartbeats_are_refused_is_not_kept_for_ever() {
             report.heartbeat.last_error.is_some()
         })
         .await;
-    assert_eq!(
-        report.certificate.unwrap().serial,
-        old.identity.certificate.serial
-    );
+    let certificate = report.certificate.unwrap();
+    assert_eq!(certificate.serial, old.identity.certificate.serial);
+    assert_eq!(certificate.renewal.as_deref(), Some("proving"));
+    assert_eq!(serial(&parent.book()), second_serial());
 }
 
 /// Runs until the parent has seen `until`, cuts the power, and gives the state that the store has.
@@ -205,7 +205,7 @@ async fn finishes(site: &Site, old: &Membership) {
                 .is_some_and(|c| c.renewal.is_none() && c.not_after > old.identity.certificate.not_after)
         })
         .await;
-    running.wait("active", |report| report.is_active()).await;
+    running.wait("active", StatusReport::is_active).await;
     running.stop().await;
 }
 
@@ -238,32 +238,26 @@ async fn a_power_cut_before_the_new_certificate_came_is_followed_by_the_same_req
 async fn a_power_cut_before_the_new_certificate_is_proven_goes_on_proving_it() {
     let parent = ScriptedParent::start();
     let (site, old) = due(&parent).await;
-    // The old tunnel's heartbeat, and the new tunnel's that would prove it.
     let beats = parent.book().count(HEARTBEAT_PATH);
     let running = site.run().await;
     parent
-        .wait("the first heartbeat", |book| {
-            (book.count(HEARTBEAT_PATH) > beats).then_some(())
+        .wait("the old tunnel has done its part", |book| {
+            (!book.refreshes().is_empty() && book.count(HEARTBEAT_PATH) > beats).then_some(())
         })
         .await;
     parent.next(HEARTBEAT_PATH, Answer::Never);
     parent
-        .wait("a dial with the new one", |book| {
-            book.heartbeats()
-                .iter()
-                .any(|s| s.serial == Some(second_serial()))
-                .then_some(())
+        .wait("the heartbeat that would prove it", |book| {
+            (serial(book) == second_serial()).then_some(())
         })
         .await;
     running.vanish().await;
     let at = membership(&site).await;
-    if let Some(Candidate::Issued(candidate)) = &at.candidate {
-        assert_eq!(at.identity.certificate, old.identity.certificate);
-        assert_eq!(candidate.certificate.serial, second_serial());
-    } else {
-        // The heartbeat that was held was still the old tunnel's.
-        assert_eq!(at.identity.certificate.serial, second_serial());
-    }
+    let Some(Candidate::Issued(candidate)) = &at.candidate else {
+        panic!("{:?}", at.candidate);
+    };
+    assert_eq!(at.identity.certificate, old.identity.certificate);
+    assert_eq!(candidate.certificate.serial, second_serial());
     finishes(&site, &old).await;
     assert_eq!(parent.book().refreshes().len(), 1, "no second certificate");
 }

@@ -6,6 +6,7 @@ use powernode_satellite::base::limit::error_chain;
 use powernode_satellite::contract::ACCEPT_PATH;
 use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::satellite::membership_store::{COPY_FILE, MembershipStore, SCHEMA, STORE_FILE};
+use powernode_satellite::satellite::status::StatusReport;
 use powernode_satellite::store::database::Database;
 
 use crate::scripted_parent::site::{Site, invitation};
@@ -26,7 +27,7 @@ async fn a_broken_store_is_replaced_from_the_second_copy_and_said() {
             Some(bytes) => fs::write(&path, bytes).unwrap(),
             None => fs::remove_file(&path).unwrap(),
         }
-        let (peeked, _) = MembershipStore::peek(site.path()).unwrap();
+        let (peeked, _) = MembershipStore::peek(site.path(), None).unwrap();
         assert!(
             matches!(peeked.state, Some(JoinState::Joined(_))),
             "{words}: {:?}",
@@ -34,7 +35,7 @@ async fn a_broken_store_is_replaced_from_the_second_copy_and_said() {
         );
         assert!(peeked.recovered.is_some(), "{words}");
         let running = site.run().await;
-        let report = running.wait("active", |report| report.is_active()).await;
+        let report = running.wait("active", StatusReport::is_active).await;
         let said = report.store.recovered.unwrap();
         assert!(said.contains(words) && said.contains("second copy"), "{said}");
         running.stop().await;
@@ -49,7 +50,7 @@ async fn a_power_cut_in_the_middle_of_the_recovery_loses_nothing() {
     fs::remove_file(site.path().join(STORE_FILE)).unwrap();
     // As if the power went after the new store was made and before it was filled.
     drop(Database::open(&site.path().join(STORE_FILE), &SCHEMA).unwrap());
-    let (peeked, _) = MembershipStore::peek(site.path()).unwrap();
+    let (peeked, _) = MembershipStore::peek(site.path(), None).unwrap();
     assert!(matches!(peeked.state, Some(JoinState::Joined(_))));
     let (_store, loaded) = site.open().await.unwrap();
     assert!(matches!(loaded.state, Some(JoinState::Joined(_))));
@@ -78,7 +79,7 @@ async fn both_broken_is_an_error_that_says_so_and_destroys_nothing() {
     let (store, copy) = (site.path().join(STORE_FILE), site.path().join(COPY_FILE));
     fs::write(&store, vec![0xa5; 8_192]).unwrap();
     fs::write(&copy, b"garbage").unwrap();
-    let error = MembershipStore::open(site.path()).unwrap_err();
+    let error = MembershipStore::open(site.path(), None).unwrap_err();
     let said = error_chain(&error);
     for words in [
         "second copy",
@@ -129,10 +130,8 @@ async fn what_cannot_be_written_is_tried_again_and_nothing_goes_on_before() {
     let report = running.wait("joined", |report| report.state == "joined").await;
     assert_eq!(report.store.last_error, None);
     running.stop().await;
-    assert_eq!(
-        (parent.book().peers_made, parent.book().count(ACCEPT_PATH)),
-        (1, 2)
-    );
+    let book = parent.book();
+    assert_eq!((book.peers_made, book.count(ACCEPT_PATH)), (1, 2));
 }
 
 /// A directory on a file system of its own that is small enough to fill; `None`, loudly, without

@@ -42,7 +42,7 @@ pub const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
 pub const DAY: Duration = Duration::from_secs(86_400);
 
 /// Patience of every wait; a test that passes never waits this long.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The peer that this parent knows.
 pub const PEER: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
@@ -50,12 +50,15 @@ pub const PEER: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
 pub const TOKEN: &str = "61qtu9mI5goi86W0l4Nd7cFGfENZhwk0O8sFnmGfkMk";
 pub const SECOND_TOKEN: &str = "Zk2t19bMqw0d8Yx3rJf5uVhTn7sLpAeCgRiOoWbXyEQ";
 
+/// Makes an answer's `data` of the request's body.
+pub type MakeData = Box<dyn FnOnce(&mut Book, &Value) -> Value + Send>;
+
 /// One scripted answer.
 pub enum Answer {
     /// Status, headers, body.
     Http(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// 200 with the `data` that is made of the request.
-    Data(Box<dyn FnOnce(&mut Book, &Value) -> Value + Send>),
+    Data(MakeData),
     /// Does what is usual, and then the tunnel breaks.
     DoneAndLost,
     /// The tunnel breaks before anything is done.
@@ -245,8 +248,7 @@ pub struct ScriptedParent {
     wall: ManualWallClock,
     pub address: SocketAddr,
     pub fingerprint: CaFingerprint,
-    _endpoint: QuicEndpoint,
-    _supervisor: Supervisor,
+    endpoint: QuicEndpoint,
 }
 
 impl ScriptedParent {
@@ -306,11 +308,10 @@ impl ScriptedParent {
             wall,
             address: endpoint.local_address().unwrap(),
             fingerprint: authority.fingerprint(),
-            _endpoint: endpoint.clone(),
+            endpoint: endpoint.clone(),
             shared: Arc::clone(&shared),
-            _supervisor: supervisor,
         };
-        let scope = parent._supervisor.scope(Stage::Work);
+        let scope = supervisor.scope(Stage::Work);
         let tasks = scope.clone();
         scope.spawn_until_cancelled("listen", async move {
             while let Some(incoming) = endpoint.accept().await {
@@ -402,10 +403,17 @@ impl ScriptedParent {
                 changed.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(DEADLINE, found).await {
-            Ok(found) => found,
-            Err(_) => panic!("gave up waiting until {what}; seen: {:?}", self.book().seen),
+        if let Ok(found) = tokio::time::timeout(DEADLINE, found).await {
+            return found;
         }
+        panic!("gave up waiting until {what}; seen: {:?}", self.book().seen)
+    }
+}
+
+impl Drop for ScriptedParent {
+    /// Its tasks end with their connections.
+    fn drop(&mut self) {
+        self.endpoint.close();
     }
 }
 

@@ -47,7 +47,7 @@ impl Site {
     pub async fn open(&self) -> Result<(MembershipStore, Loaded), OpenStateError> {
         let opened = async {
             loop {
-                match MembershipStore::open(self.path()) {
+                match MembershipStore::open(self.path(), None) {
                     Err(OpenStateError::Open { source, .. }) if source.is_held() => {
                         tokio::task::yield_now().await;
                     }
@@ -145,10 +145,10 @@ impl Running {
     pub async fn wait(&self, what: &str, mut is: impl FnMut(&StatusReport) -> bool) -> StatusReport {
         let mut status = self.handle.status.clone();
         let found = status.wait_for(|report| is(report));
-        match tokio::time::timeout(DEADLINE, found).await {
-            Ok(report) => report.unwrap().clone(),
-            Err(_) => panic!("gave up waiting until {what}: {:#?}", self.report()),
+        if let Ok(report) = tokio::time::timeout(DEADLINE, found).await {
+            return report.unwrap().clone();
         }
+        panic!("gave up waiting until {what}: {:#?}", self.report())
     }
 
     /// Waits for the refusal and gives its text.

@@ -3,6 +3,7 @@
 mod arguments;
 mod join;
 mod run;
+mod state_key;
 mod status;
 
 use std::alloc::System;
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use arguments::{Arguments, Command, ConfigCommand};
+use arguments::{Arguments, Command, ConfigCommand, StateKeyCommand};
 use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
@@ -45,6 +46,9 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run => run::run(config, &environment, (file, flags)),
         Command::Join(join) => join::join(&config, &join),
         Command::Status { json } => status::status(&config, json),
+        Command::StateKey {
+            command: StateKeyCommand::Unseal,
+        } => state_key::unseal(&config),
         Command::Config {
             command: ConfigCommand::Check,
         } => {

@@ -15,6 +15,8 @@ use crate::contract::token::TokenDigest;
 use crate::machine::membership::{JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity};
 use crate::machine::reconnect::{DialTarget, Setback};
 
+mod refused;
+
 const START: UnixTime = UnixTime::from_seconds(1_800_000_000);
 const LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 
@@ -115,7 +117,7 @@ impl World {
     fn new(repeats_answer: bool) -> Self {
         let mut world = Self {
             durable: None,
-            machine: ChildMachine::new(None, BackoffPolicy::default(), 5),
+            machine: ChildMachine::new(None, BackoffPolicy::default(), 5, Moment::START, START),
             under_way: VecDeque::new(),
             parent: ParentModel {
                 repeats_answer,
@@ -139,7 +141,13 @@ impl World {
     fn restart(&mut self) {
         self.under_way.clear();
         self.connected_as = None;
-        self.machine = ChildMachine::new(self.durable.clone(), BackoffPolicy::default(), 5);
+        self.machine = ChildMachine::new(
+            self.durable.clone(),
+            BackoffPolicy::default(),
+            5,
+            self.now,
+            self.wall(),
+        );
         self.collect();
     }
 
