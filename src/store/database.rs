@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 
-use super::backend::{FileBytes, Written};
+use super::backend::{FileBytes, MemoryBytes, Written};
 use super::file::{self, Draft, Lock};
 use super::generation::{Generation, Purpose};
 
@@ -61,6 +61,16 @@ impl Database {
         };
         let file = file::open_locked(path, Lock::Shared)?.ok_or_else(missing)?;
         let generation = Generation::examined(path, Box::new(FileBytes(Arc::new(file))), schema)?;
+        generation.prepare(path, schema)?;
+        Ok(Self::assemble(path, generation, Access::Read))
+    }
+
+    /// Opens a copy, in memory, of the store at `path` as it is now, whoever has it open and without
+    /// asking them. A copy that was taken in the middle of a write may count as damaged: take
+    /// another. Nothing in it changes when the store does.
+    pub fn open_snapshot(path: &Path, schema: &'static Schema) -> Result<Self, OpenError> {
+        let bytes = Box::new(MemoryBytes::copy_of(path)?);
+        let generation = Generation::examined(path, bytes, schema)?;
         generation.prepare(path, schema)?;
         Ok(Self::assemble(path, generation, Access::Read))
     }
