@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -108,6 +108,7 @@ impl Draft {
                     }
                     let io_error = |error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error);
                     begun.file.set_len(0).map_err(io_error)?;
+                    give_to_owner(&begun.file, path).map_err(io_error)?;
                     begun
                         .file
                         .set_permissions(Permissions::from_mode(FILE_MODE))
@@ -162,6 +163,17 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// Gives a new file to the owner of its directory. An administrator's command may make or replace
+/// a file while the daemon, which runs as a user of its own, is stopped: the daemon must be able to
+/// open it. Only root can give files away, and only root need.
+pub(super) fn give_to_owner(file: &File, path: &Path) -> io::Result<()> {
+    let (mine, owner) = (file.metadata()?, fs::metadata(directory(path))?);
+    if mine.uid() != 0 || owner.uid() == 0 {
+        return Ok(());
+    }
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// Makes the names in the directory of `path` durable.
