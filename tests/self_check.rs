@@ -14,6 +14,7 @@ static LATER: Schema = Schema {
     name: SCHEMA.name,
     version: SCHEMA.version + 1,
     migrations: &[|_| Ok(())],
+    sealed: SCHEMA.sealed,
 };
 
 fn verdict(satellite: &SatelliteSite) -> Value {

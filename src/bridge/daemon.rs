@@ -301,13 +301,12 @@ impl Running {
 
     /// Takes over what may change while the bridge runs.
     async fn apply(&self, new: BridgeSettings) {
-        let old = self.settings.borrow().clone();
-        if old.config.listen_https != new.config.listen_https
-            || old.config.listen_quic != new.config.listen_quic
-            || old.config.admin_socket != new.config.admin_socket
-            || old.config.state_dir != new.config.state_dir
-        {
-            warn!("listen.*, admin_socket and state_dir take effect at the next start");
+        let waiting = self.settings.borrow().awaiting_restart(&new);
+        if !waiting.is_empty() {
+            warn!(
+                keys = waiting.join(", "),
+                "these changes take effect at the next start"
+            );
         }
         self.links.set_limits(new.limits());
         self.settings.send_replace(new);

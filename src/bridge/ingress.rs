@@ -11,7 +11,7 @@ use hyper::service::service_fn;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolled, may_connect};
-use super::links::{Link, Links};
+use super::links::{Link, Links, SessionGuard};
 use super::registry::Registry;
 use super::session::Source;
 use crate::base::id::{PeerId, SessionId};
@@ -20,8 +20,8 @@ use crate::contract::peer::PeerStatus;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
+use crate::tunnel::TunnelDriver;
 use crate::tunnel::connection::{Tunnel, TunnelSettings};
-use crate::tunnel::greeting::GreetingError;
 use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
@@ -107,9 +107,10 @@ impl Ingress {
 
     async fn connection(self: Arc<Self>, incoming: IncomingConnection) {
         let address = incoming.remote_address();
-        match incoming.handshake().await {
-            Ok(transport) => self.take(transport).await,
-            Err(reason) => debug!(%address, %reason, "a handshake failed"),
+        match self.unless_stopping(incoming.handshake()).await {
+            Some(Ok(transport)) => self.take(transport).await,
+            Some(Err(reason)) => debug!(%address, %reason, "a handshake failed"),
+            None => {}
         }
     }
 
@@ -190,12 +191,9 @@ impl Ingress {
             Ok(()) => Ok(self.welcome(session, address)),
             Err(full) => Err(refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)),
         };
-        let settings = self.tunnel_settings();
-        let (tunnel, hello, driver) =
-            match Tunnel::accept(transport, settings, self.clock.clone(), decide).await {
-                Ok(taken) => taken,
-                Err(error) => return log_greeting(address, &error),
-            };
+        let Some((tunnel, hello, driver)) = self.greet(transport, decide).await else {
+            return;
+        };
         let link = Link {
             tunnel: tunnel.clone(),
             since: self.clock.trusted().now,
@@ -204,23 +202,25 @@ impl Ingress {
         };
         let served = async {
             match self.links.enter(peer, session, link) {
-                Ok(()) => {
+                Ok(place) => {
                     info!(%address, agent = foreign_text(&hello.agent), "a satellite is connected");
                     // Whoever was suspended since the handshake must not stay. Where the registry
                     // cannot be read, the next request finds out.
                     if let Ok(Some((reason, why))) = self.objection(certificate, peer).await {
-                        self.links.close(peer, reason, &why);
+                        place.close(reason, &why);
                     }
                     self.serve(&tunnel, address, certificate).await;
+                    Some(place)
                 }
                 Err(full) => {
                     let goodbye = goodbye(GoodbyeReason::LimitExceeded, &full.to_string(), BUSY_RETRY);
                     tunnel.close(goodbye).await;
+                    None
                 }
             }
         };
-        let (reason, ()) = tokio::join!(driver.run(), served);
-        let live = self.links.leave(peer, session);
+        let (reason, place) = tokio::join!(driver.run(), served);
+        let live = place.is_some_and(SessionGuard::leave);
         info!(%reason, live, "a satellite's tunnel has ended");
     }
 
@@ -303,11 +303,8 @@ impl Ingress {
         };
         let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
         let decide = |_: &Hello| Ok(self.welcome(session, address));
-        let settings = self.tunnel_settings();
-        let (tunnel, _, driver) = match Tunnel::accept(transport, settings, self.clock.clone(), decide).await
-        {
-            Ok(taken) => taken,
-            Err(error) => return log_greeting(address, &error),
+        let Some((tunnel, _, driver)) = self.greet(transport, decide).await else {
+            return;
         };
         let caller = Caller {
             source: address.ip(),
@@ -339,20 +336,37 @@ impl Ingress {
     }
 
     async fn decline(&self, transport: Arc<dyn Transport>, refused: Refused) {
+        self.greet(transport, |_| Err(refused)).await;
+    }
+
+    /// The greeting, unless it comes to nothing or the bridge stops before it is done.
+    async fn greet(
+        &self,
+        transport: Arc<dyn Transport>,
+        decide: impl FnOnce(&Hello) -> Result<Welcome, Refused>,
+    ) -> Option<(Tunnel, Hello, TunnelDriver)> {
         let address = transport.remote_address();
-        let declined = Tunnel::accept(transport, self.tunnel_settings(), self.clock.clone(), |_| {
-            Err(refused)
-        })
-        .await;
-        if let Err(error) = declined {
-            log_greeting(address, &error);
+        let settings = TunnelSettings {
+            max_streams: self.settings.max_streams,
+            ..TunnelSettings::default()
+        };
+        let greeted = Tunnel::accept(transport, settings, self.clock.clone(), decide);
+        match self.unless_stopping(greeted).await? {
+            Ok(taken) => Some(taken),
+            Err(error) => {
+                debug!(%address, %error, "a greeting came to nothing");
+                None
+            }
         }
     }
 
-    fn tunnel_settings(&self) -> TunnelSettings {
-        TunnelSettings {
-            max_streams: self.settings.max_streams,
-            ..TunnelSettings::default()
+    /// What nobody is promised yet is given up when the bridge stops: a dialer that has fallen
+    /// silent must not hold the stop up.
+    async fn unless_stopping<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.work.cancelled() => None,
         }
     }
 
@@ -371,10 +385,6 @@ impl Ingress {
 
 /// How this program calls itself to satellites.
 const AGENT: &str = concat!("powernode-host-bridge/", env!("CARGO_PKG_VERSION"));
-
-fn log_greeting(address: SocketAddr, error: &GreetingError) {
-    debug!(%address, %error, "a greeting came to nothing");
-}
 
 fn refused(code: RefusalCode, message: &str, after: Duration) -> Refused {
     Refused {

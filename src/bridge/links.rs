@@ -53,8 +53,9 @@ impl Links {
         self.table().check(peer)
     }
 
-    /// Takes a peer's newest tunnel; the one that it replaces is told and closed.
-    pub fn enter(&self, peer: PeerId, session: SessionId, link: Link) -> Result<(), Full> {
+    /// Takes a peer's newest tunnel; the one that it replaces is told and closed. Its row goes with
+    /// the guard, however the session's task ends.
+    pub fn enter(&self, peer: PeerId, session: SessionId, link: Link) -> Result<SessionGuard<'_>, Full> {
         let replaced = self.table().enter(peer, Session { id: session, link })?;
         if let Some(replaced) = replaced {
             let goodbye = goodbye(
@@ -63,12 +64,11 @@ impl Links {
             );
             self.say(replaced.link.tunnel, goodbye);
         }
-        Ok(())
-    }
-
-    /// The tunnel has ended. Whether it was the peer's live one.
-    pub fn leave(&self, peer: PeerId, session: SessionId) -> bool {
-        self.table().leave(peer, session)
+        Ok(SessionGuard {
+            links: self,
+            peer,
+            session,
+        })
     }
 
     /// Ends a peer's tunnel for a reason, where there is one.
@@ -116,6 +116,10 @@ impl Links {
         Ok(BootstrapGuard { links: self, place })
     }
 
+    fn leave(&self, peer: PeerId, session: SessionId) -> bool {
+        self.table().leave(peer, session)
+    }
+
     fn say(&self, tunnel: Tunnel, goodbye: Goodbye) {
         self.goodbyes
             .spawn("goodbye", async move { tunnel.close(goodbye).await });
@@ -124,6 +128,36 @@ impl Links {
     fn table(&self) -> MutexGuard<'_, SessionTable<Link>> {
         // Each change of the table is complete before anything that could panic.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session's row among the live ones.
+#[derive(Debug)]
+pub struct SessionGuard<'a> {
+    links: &'a Links,
+    peer: PeerId,
+    session: SessionId,
+}
+
+impl SessionGuard<'_> {
+    /// Ends this session for a reason, unless a newer one of the peer's has replaced it already.
+    pub fn close(&self, reason: GoodbyeReason, message: &str) {
+        let removed = self.links.table().remove_session(self.peer, self.session);
+        if let Some(removed) = removed {
+            self.links.say(removed.link.tunnel, goodbye(reason, message));
+        }
+    }
+
+    /// The tunnel has ended. Whether it was the peer's live one.
+    pub fn leave(self) -> bool {
+        self.links.leave(self.peer, self.session)
+    }
+}
+
+impl Drop for SessionGuard<'_> {
+    fn drop(&mut self) {
+        // Without effect after `leave`.
+        self.links.leave(self.peer, self.session);
     }
 }
 

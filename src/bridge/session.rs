@@ -114,16 +114,22 @@ impl<H> SessionTable<H> {
     /// The session's connection is gone. Whether it was the peer's live one: a replaced session
     /// ends later than its successor begins.
     pub fn leave(&mut self, peer: PeerId, session: SessionId) -> bool {
-        let live = self.sessions.get(&peer).is_some_and(|live| live.id == session);
-        if live {
-            self.sessions.remove(&peer);
-        }
-        live
+        self.remove_session(peer, session).is_some()
     }
 
     /// Hands out a peer's session, to be closed: the peer was suspended or revoked.
     pub fn remove(&mut self, peer: PeerId) -> Option<Session<H>> {
         self.sessions.remove(&peer)
+    }
+
+    /// The same, if it is this one: what speaks against one session does not speak against its
+    /// successor.
+    pub fn remove_session(&mut self, peer: PeerId, session: SessionId) -> Option<Session<H>> {
+        self.sessions
+            .get(&peer)
+            .is_some_and(|live| live.id == session)
+            .then(|| self.sessions.remove(&peer))
+            .flatten()
     }
 
     /// A peer's live session.
@@ -208,6 +214,18 @@ mod tests {
         assert!(!table.leave(peer(1), old.id));
         assert_eq!(table.get(peer(1)).map(|live| live.link), Some(2));
         assert!(table.leave(peer(1), session(2).id));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn an_objection_to_one_session_leaves_its_successor() {
+        let mut table = SessionTable::new(LIMITS);
+        table.enter(peer(1), session(1)).unwrap();
+        table.enter(peer(1), session(2)).unwrap();
+        assert_eq!(table.remove_session(peer(1), session(1).id), None);
+        assert_eq!(table.len(), 1);
+        let removed = table.remove_session(peer(1), session(2).id);
+        assert_eq!(removed.map(|removed| removed.link), Some(2));
         assert!(table.is_empty());
     }
 

@@ -75,6 +75,33 @@ impl BridgeSettings {
         }
     }
 
+    /// Keys whose value differs in newer settings and takes effect at the next start only: what
+    /// listeners, tunnels and the shutdown were set up with.
+    pub fn awaiting_restart(&self, newer: &Self) -> Vec<&'static str> {
+        let (old, new) = (&self.config, &newer.config);
+        let changed = [
+            ("state_dir", old.state_dir != new.state_dir),
+            ("admin_socket", old.admin_socket != new.admin_socket),
+            ("listen.https", old.listen_https != new.listen_https),
+            ("listen.quic", old.listen_quic != new.listen_quic),
+            (
+                "limits.https_connections",
+                old.limits.https_connections != new.limits.https_connections,
+            ),
+            (
+                "limits.streams_per_session",
+                old.limits.streams_per_session != new.limits.streams_per_session,
+            ),
+            ("tunnel.keepalive", old.tunnel_keepalive != new.tunnel_keepalive),
+            ("shutdown.drain", old.drain != new.drain),
+            ("log.format", old.log.format != new.log.format),
+        ];
+        changed
+            .into_iter()
+            .filter_map(|(key, differs)| differs.then_some(key))
+            .collect()
+    }
+
     /// For tunnels as they come in.
     pub const fn ingress(&self) -> IngressSettings {
         IngressSettings {
@@ -119,6 +146,26 @@ mod tests {
         let alone = settings(&[], told);
         assert_eq!(alone.our_endpoints()[0].url, "https://told.example.com");
         assert_eq!(alone.server_names(), ["also.example.com", "told.example.com"]);
+    }
+
+    #[test]
+    fn what_a_reload_cannot_change_is_named() {
+        let old = settings(&[], PublicRecord::default());
+        let later = [
+            ("tunnel.keepalive", "10s"),
+            ("shutdown.drain", "1s"),
+            ("limits.streams_per_session", "8"),
+            ("limits.https_connections", "8"),
+            ("log.format", "json"),
+            ("listen.quic", "[::]:9000"),
+        ];
+        for change in later {
+            let new = settings(&[change], PublicRecord::default());
+            assert_eq!(old.awaiting_restart(&new), [change.0]);
+        }
+        let at_once = [("limits.sessions", "8"), ("heartbeat.stale_after", "10m")];
+        let new = settings(&at_once, PublicRecord::default());
+        assert!(old.awaiting_restart(&new).is_empty());
     }
 
     #[test]

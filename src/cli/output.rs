@@ -230,6 +230,29 @@ pub fn relative_time_of(value: &Value, now: UnixTime) -> String {
     }
 }
 
+/// What a command says that needs the state key and finds none.
+pub const NO_STATE_KEY: &str =
+    "there is no state key; name its file with --state-key-file, the one that the state is sealed with";
+
+/// What was done to a state whose seals were to be taken off.
+pub const fn unsealed(was_sealed: bool) -> &'static str {
+    if was_sealed {
+        "the state is not sealed any more\nTake the key away before the next start, or put a new one in its place: \
+         with a key it is sealed again.\n"
+    } else {
+        "the state was not sealed; nothing was changed\n"
+    }
+}
+
+/// Whether private keys are sealed, in words.
+pub const fn sealing(sealed: bool) -> &'static str {
+    if sealed {
+        "sealed with the state key"
+    } else {
+        "not sealed"
+    }
+}
+
 /// Indented JSON and a line feed, for `--json`.
 pub fn render_json(value: &Value) -> String {
     format!("{value:#}\n")

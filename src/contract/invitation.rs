@@ -431,6 +431,11 @@ pub enum PayloadError {
 impl RawSpawnPayload {
     /// Reads the payload file's JSON. Unknown keys are left alone: the file is the platform's.
     pub fn from_json(text: &[u8]) -> Result<Self, PayloadError> {
+        // A list would be taken for the values in their order.
+        if text.trim_ascii_start().starts_with(b"[") {
+            let error = serde::de::Error::invalid_type(serde::de::Unexpected::Seq, &"an object");
+            return Err(PayloadError::Json(error));
+        }
         serde_json::from_slice(text).map_err(PayloadError::Json)
     }
 
@@ -519,6 +524,16 @@ mod tests {
             "https://p?x=1",
         ] {
             assert!(bad.parse::<ParentUrl>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_payload_that_is_a_list_is_refused() {
+        for list in [&b"[]"[..], b" [\"https://parent.example.com\", \"token\"]"] {
+            assert!(matches!(
+                RawSpawnPayload::from_json(list),
+                Err(PayloadError::Json(_))
+            ));
         }
     }
 

@@ -18,7 +18,6 @@ use super::tls_failure::{TlsFailure, explain_tls_failure, to_pki};
 use crate::base::id::PublicKeyDigest;
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{CaFingerprint, ParentTrust};
-use crate::contract::message::FederationCertificate;
 
 /// How far this box's clock may lag behind the begin of a fresh certificate. Parents sign with
 /// their own clock and may not backdate; five minutes is what Kerberos and most authorities
@@ -67,19 +66,6 @@ pub struct VerifiedCertificate {
     pub chain: CertificateChain,
     /// The authorities to trust from now on.
     pub anchors: Anchors,
-}
-
-impl VerifiedCertificate {
-    /// In the form that records keep: `cert_pem` is the chain to show, `ca_chain_pem` the anchors,
-    /// as [`CertificateChain::from_pem`] and [`Anchors::from_pem`] read them again.
-    pub fn to_record(&self) -> FederationCertificate {
-        FederationCertificate {
-            cert_pem: self.chain.to_pem(),
-            ca_chain_pem: self.anchors.to_pem(),
-            serial: self.chain.facts().serial_hex.clone(),
-            not_after: self.chain.facts().not_after,
-        }
-    }
 }
 
 /// Why an issued certificate is not kept.

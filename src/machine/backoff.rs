@@ -58,11 +58,12 @@ impl Backoff {
     }
 
     /// The delay when the other side said when to come back: never earlier, and spread over as
-    /// much again (at most the policy's ceiling) so that all who were told the same do not come at once.
+    /// much again (at most the policy's ceiling) so that all who were told the same do not come at
+    /// once. One that says "at once" each time meets the ordinary backoff.
     pub fn delay_after(&mut self, retry_after: Duration) -> Duration {
         let told = retry_after.min(RETRY_AFTER_MAX);
-        self.failures = self.failures.saturating_add(1);
-        told + self.draw.up_to(told.min(self.policy.max))
+        let own = self.next_delay();
+        (told + self.draw.up_to(told.min(self.policy.max))).max(own)
     }
 
     /// The delay after a refusal that time alone will not lift: the whole ceiling, half of it drawn.
@@ -74,6 +75,11 @@ impl Backoff {
     /// Things have gone well for long enough.
     pub const fn reset(&mut self) {
         self.failures = 0;
+    }
+
+    /// Other ceilings from the next delay on.
+    pub const fn set_policy(&mut self, policy: BackoffPolicy) {
+        self.policy = policy;
     }
 
     /// Failures since the last reset.
@@ -123,7 +129,7 @@ mod tests {
         fn a_told_delay_is_obeyed_but_bounded(seed: u64, seconds in 0u64..1_000_000) {
             let delay = Backoff::new(BackoffPolicy::default(), seed).delay_after(Duration::from_secs(seconds));
             let told = Duration::from_secs(seconds).min(RETRY_AFTER_MAX);
-            prop_assert!(delay >= told && delay <= told + RECONNECT_MAX);
+            prop_assert!(delay >= told.max(DELAY_FLOOR) && delay <= told + RECONNECT_MAX);
         }
     }
 

@@ -66,6 +66,11 @@ impl HeartbeatMachine {
         self.last_acknowledged
     }
 
+    /// Whether one was sent whose outcome is not known.
+    pub const fn is_in_flight(&self) -> bool {
+        self.in_flight
+    }
+
     /// Heartbeats without acknowledgement since the last good one.
     pub const fn consecutive_failures(&self) -> u32 {
         self.consecutive_failures

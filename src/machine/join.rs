@@ -14,9 +14,13 @@ use super::backoff::{Backoff, BackoffPolicy};
 use super::membership::{
     AcceptedAnswer, JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
 };
+use crate::base::limit::foreign_text;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
 use crate::contract::token::TokenDigest;
+
+/// Most warnings of an accept that are kept and shown: the published parent has four soft steps.
+const WARNINGS_MAX: usize = 8;
 
 /// How far a join has come: the record in the store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -129,16 +133,38 @@ impl JoinState {
     }
 
     /// The state from which a new invitation starts. A key that was made for an earlier try with
-    /// the same parent is kept, so a parent that knows it recognises the box.
+    /// the same parent is kept, so a parent that knows it recognises the box; and that a token may
+    /// have been used stays known when the same one is given again.
     pub fn invited(invitation: StoredInvitation, previous: Option<&Self>) -> Self {
+        let same_parent = previous.is_some_and(|state| state.parent().url == invitation.parent.url);
         let kept = match previous {
-            Some(Self::Refused {
-                parent,
-                key: Some(key),
-                ..
-            }) if parent.url == invitation.parent.url => Some(key),
-            Some(Self::KeyReady { key, .. } | Self::Sent { key, .. }) => Some(key),
-            _ => None,
+            Some(Self::Sent {
+                invitation: sent,
+                key,
+                first_sent_at,
+            }) if sent.is_same(&invitation) => {
+                return Self::Sent {
+                    invitation,
+                    key: key.clone(),
+                    first_sent_at: *first_sent_at,
+                };
+            }
+            Some(
+                Self::KeyReady { key, .. }
+                | Self::Sent { key, .. }
+                | Self::Accepted { key, .. }
+                | Self::Refused { key: Some(key), .. },
+            ) if same_parent => Some(key),
+            Some(
+                Self::Invited(_)
+                | Self::KeyReady { .. }
+                | Self::Sent { .. }
+                | Self::Accepted { .. }
+                | Self::Enrolled(_)
+                | Self::Joined(_)
+                | Self::Refused { .. },
+            )
+            | None => None,
         };
         match kept {
             Some(key) => Self::KeyReady {
@@ -148,6 +174,31 @@ impl JoinState {
             None => Self::Invited(invitation),
         }
     }
+
+    /// Whether a join with this very invitation is under way. With a used-up token it is the same
+    /// join whatever else the invitation says: nothing but the answer's check is left to be done.
+    pub fn is_under_way(&self, invitation: &StoredInvitation) -> bool {
+        match self {
+            Self::Invited(mine)
+            | Self::KeyReady { invitation: mine, .. }
+            | Self::Sent { invitation: mine, .. } => {
+                mine.is_same(invitation)
+                    && mine.parent == invitation.parent
+                    && mine.operator == invitation.operator
+            }
+            Self::Accepted { invitation: mine, .. } => mine.is_same(invitation),
+            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } => false,
+        }
+    }
+}
+
+/// A parent's warnings as they may be stored, logged and shown: few, short, each on one line.
+pub fn shown_warnings(warnings: &[String]) -> Vec<String> {
+    warnings
+        .iter()
+        .take(WARNINGS_MAX)
+        .map(|warning| foreign_text(warning))
+        .collect()
 }
 
 /// What the machine is told.
@@ -171,6 +222,8 @@ pub enum JoinEvent {
     Unusable(String),
     /// No answer came: the request may or may not have arrived.
     AnswerLost,
+    /// The request did not leave the box.
+    NotSent,
     /// The certificate of the answer is good.
     CertificateVerified {
         /// Begin of its validity.
@@ -255,6 +308,11 @@ impl JoinMachine {
         machine
     }
 
+    /// Other delays from the next one on.
+    pub const fn set_policy(&mut self, policy: BackoffPolicy) {
+        self.backoff.set_policy(policy);
+    }
+
     /// What is durable.
     pub const fn state(&self) -> &JoinState {
         &self.state
@@ -323,6 +381,11 @@ impl JoinMachine {
             JoinEvent::AnswerLost => {
                 if self.waiting == Waiting::Answer {
                     self.lost(now);
+                }
+            }
+            JoinEvent::NotSent => {
+                if self.waiting == Waiting::Answer {
+                    self.waiting = Waiting::Until(now.plus(self.backoff.next_delay()));
                 }
             }
             JoinEvent::CertificateVerified {
@@ -443,7 +506,7 @@ impl JoinMachine {
         let Some(certificate) = response.federation_certificate else {
             self.refuse(
                 JoinRefusal::NoCertificate {
-                    warnings: response.warnings,
+                    warnings: shown_warnings(&response.warnings),
                 },
                 wall,
             );
@@ -478,6 +541,8 @@ impl JoinMachine {
             401 if self.answer_lost => self.refuse(JoinRefusal::TokenSpent { message }, wall),
             401 => self.refuse(JoinRefusal::TokenRejected { message }, wall),
             408 | 425 | 429 | 500..=599 => {
+                // A gateway that gave up, or a parent that broke, may have used the token first.
+                self.answer_lost |= matches!(http_status, 500 | 502 | 504);
                 let delay = match retry_after {
                     Some(told) => self.backoff.delay_after(told),
                     None => self.backoff.next_delay(),

@@ -244,6 +244,11 @@ impl fmt::Display for JoinRefusal {
                  `powernode-satellite join` with it; the key of this box is kept",
                 quoted(message)
             ),
+            Self::Rejected { http_status, message } if message.is_empty() => write!(
+                f,
+                "the join was answered with HTTP {http_status} and no reason; what answered is perhaps no Powernode \
+                 parent. Check the parent URL and the bridge address, then run `powernode-satellite join` again"
+            ),
             Self::Rejected { http_status, message } => write!(
                 f,
                 "the parent refused the join with HTTP {http_status}{}. Ask the parent's operator what this peer's \
@@ -264,7 +269,8 @@ impl fmt::Display for JoinRefusal {
             ),
             Self::UnusableAnswer { why } => write!(
                 f,
-                "what answered is perhaps no Powernode parent: {why}. Check the parent URL and the bridge address"
+                "what answered is perhaps no Powernode parent: {why}. Check the parent URL and the bridge address, then \
+                 run `powernode-satellite join` again; the key of this box is kept"
             ),
         }
     }

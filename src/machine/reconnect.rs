@@ -108,6 +108,11 @@ impl ReconnectMachine {
         }
     }
 
+    /// Other delays from the next one on.
+    pub const fn set_policy(&mut self, policy: BackoffPolicy) {
+        self.backoff.set_policy(policy);
+    }
+
     /// Where it stands.
     pub const fn state(&self) -> &LinkState {
         &self.state

@@ -17,8 +17,9 @@ pub const RENEW_AT_PERCENT: u32 = 75;
 pub const EXPIRY_WARNING: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// The wall clock may jump (time arrives from the network after boot), so it is looked at this often.
 pub const CLOCK_CHECK: Duration = Duration::from_secs(3_600);
-/// A new certificate that has not carried a heartbeat after this many failed dials is given up.
-pub const CANDIDATE_DIALS_MAX: u32 = 3;
+/// A new certificate that the parent has refused so often, without a heartbeat between, is given up.
+/// More than one, because a parent may be slow to learn of what it has just issued.
+pub const CANDIDATE_REFUSALS_MAX: u32 = 3;
 
 /// Delays between tries: minutes, because weeks of lifetime remain when renewal starts.
 const RETRY: BackoffPolicy = BackoffPolicy {
@@ -92,8 +93,8 @@ pub enum RenewalEvent {
     LinkUp(IdentityChoice),
     /// No tunnel is up.
     LinkDown,
-    /// A dial with the candidate failed.
-    CandidateDialFailed,
+    /// The parent did not take the candidate: it refused a dial or a heartbeat with it.
+    CandidateRefused,
     /// A heartbeat was acknowledged over a tunnel of this identity.
     HeartbeatAcknowledged(IdentityChoice),
     /// The last `GenerateKey` is done.
@@ -139,10 +140,7 @@ enum State {
     /// The new certificate is being stored.
     StoringIssued(StoredIdentity),
     /// Tunnels present the new certificate until a heartbeat proves it.
-    Proving {
-        identity: StoredIdentity,
-        failed_dials: u32,
-    },
+    Proving { identity: StoredIdentity, refusals: u32 },
     /// The new identity is becoming the membership's.
     Committing(StoredIdentity),
     /// The candidate is being dropped.
@@ -171,7 +169,7 @@ impl RenewalMachine {
             Some(Candidate::Requested(key)) => State::Ready(key),
             Some(Candidate::Issued(identity)) => State::Proving {
                 identity,
-                failed_dials: 0,
+                refusals: 0,
             },
         };
         Self {
@@ -205,7 +203,9 @@ impl RenewalMachine {
         match event {
             RenewalEvent::LinkUp(choice) => {
                 self.link = Some(choice);
-                if std::mem::take(&mut self.waits_for_link) {
+                // A parent that is reached has told the time: an idle machine looks again, too.
+                let idle = matches!(self.state, State::Idle) && self.backoff.failures() == 0;
+                if std::mem::take(&mut self.waits_for_link) || idle {
                     self.wake = Some(now);
                 }
             }
@@ -216,10 +216,10 @@ impl RenewalMachine {
                     self.wake = Some(now.plus(self.backoff.next_delay()));
                 }
             }
-            RenewalEvent::CandidateDialFailed => {
-                if let State::Proving { failed_dials, .. } = &mut self.state {
-                    *failed_dials += 1;
-                    if *failed_dials >= CANDIDATE_DIALS_MAX {
+            RenewalEvent::CandidateRefused => {
+                if let State::Proving { refusals, .. } = &mut self.state {
+                    *refusals += 1;
+                    if *refusals >= CANDIDATE_REFUSALS_MAX {
                         self.drop_candidate();
                     }
                 }
@@ -277,7 +277,7 @@ impl RenewalMachine {
             State::StoringIssued(identity) => {
                 self.state = State::Proving {
                     identity,
-                    failed_dials: 0,
+                    refusals: 0,
                 }
             }
             State::Committing(identity) => {
@@ -286,7 +286,8 @@ impl RenewalMachine {
                 self.backoff.reset();
                 self.wake = Some(now);
             }
-            State::Dropping => self.wake = Some(now.plus(self.backoff.next_delay())),
+            // Another key and certificate will fare no better in a minute.
+            State::Dropping => self.wake = Some(now.plus(self.backoff.patient_delay())),
             other @ (State::Idle
             | State::WantKey
             | State::Ready(_)
@@ -442,8 +443,8 @@ mod tests {
         let candidate = Candidate::Issued(identity("new", 75, 165));
         let mut machine = RenewalMachine::new(&identity("old", 0, 100), Some(candidate), 1);
         assert_eq!(machine.identity_choice(), IdentityChoice::Candidate);
-        for _ in 0..CANDIDATE_DIALS_MAX {
-            machine.handle_event(RenewalEvent::CandidateDialFailed, at(1), wall(76));
+        for _ in 0..CANDIDATE_REFUSALS_MAX {
+            machine.handle_event(RenewalEvent::CandidateRefused, at(1), wall(76));
         }
         assert!(matches!(machine.poll_action(), Some(RenewalAction::Store(None))));
         assert_eq!(machine.identity_choice(), IdentityChoice::Current);

@@ -33,6 +33,10 @@ use crate::base::limit::foreign_text;
 /// The crate's own target, for which a filter without a target is meant.
 const OWN_TARGET: &str = "powernode_satellite";
 
+/// Its warnings tell of every address that a box without network cannot send to, once per dial. The
+/// satellite says that itself, once per outage; here it stays silent below errors unless named.
+const UDP_TARGET: &str = "quinn_udp";
+
 /// Longest filter, in characters: some twenty targets.
 const FILTER_MAX_CHARS: usize = 1_000;
 
@@ -160,6 +164,7 @@ impl FromStr for LogFilter {
         let targets = Targets::new()
             .with_default(own.min(LevelFilter::WARN))
             .with_target(OWN_TARGET, own)
+            .with_target(UDP_TARGET, own.min(LevelFilter::ERROR))
             .with_targets(named);
         Ok(Self {
             text: text.to_owned(),
@@ -314,6 +319,8 @@ mod tests {
             !enabled("error", "quinn", Level::WARN),
             "not louder than this program"
         );
+        assert!(!enabled("debug", "quinn_udp", Level::WARN));
+        assert!(enabled("info,quinn_udp=warn", "quinn_udp", Level::WARN));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! The satellite as a daemon, and as the short run behind `join`: opens the state, starts the driver
 //! under a supervisor, talks to the service manager, and stops in order.
 
-use std::path::Path;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -23,6 +22,7 @@ use crate::process::entropy::{self, EntropyUnavailable};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor};
+use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
 
 /// Time for goodbyes and the last write. Well below the service manager's 90 s.
@@ -37,6 +37,9 @@ pub enum RunError {
     /// No randomness.
     #[error(transparent)]
     Entropy(#[from] EntropyUnavailable),
+    /// The key of the state.
+    #[error(transparent)]
+    StateKey(#[from] StateKeyError),
     /// The state.
     #[error(transparent)]
     State(#[from] OpenStateError),
@@ -68,7 +71,7 @@ pub async fn run(
 ) -> Result<(), RunError> {
     entropy::check()?;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
-    let (store, loaded) = open(&config.state_dir).await?;
+    let (store, loaded) = open(&config).await?;
     let invitation = wanted_invitation(&config, &loaded).await?;
     let socket = AdminSocket::bind(&config.admin_socket).await?;
 
@@ -140,7 +143,7 @@ pub async fn join_once(
     timeout: Duration,
 ) -> Result<JoinOutcome, RunError> {
     entropy::check()?;
-    let (store, loaded) = open(&config.state_dir).await?;
+    let (store, loaded) = open(config).await?;
     let supervisor = Supervisor::new();
     let work = supervisor.scope(Stage::Work);
     let (driver, handle) = Driver::new(
@@ -188,9 +191,13 @@ pub fn outcome_of(report: &StatusReport) -> Option<JoinOutcome> {
     }
 }
 
-async fn open(directory: &Path) -> Result<(MembershipStore, Loaded), OpenStateError> {
-    let directory = directory.to_owned();
-    blocking(move || MembershipStore::open(&directory)).await
+async fn open(config: &SatelliteConfig) -> Result<(MembershipStore, Loaded), RunError> {
+    let (directory, key_file) = (config.state_dir.clone(), config.state_key.clone());
+    blocking(move || {
+        let key = StateKey::read(&key_file)?;
+        Ok(MembershipStore::open(&directory, key.as_ref())?)
+    })
+    .await
 }
 
 /// The invitation to follow at the start: none for a member, none that was refused before.

@@ -2,18 +2,19 @@
 //! what came back, and reports one outcome. Also the checks that need keys and certificates.
 
 use crate::base::limit::error_chain;
-use crate::base::time::UnixTime;
+use crate::base::time::{TrustedTime, UnixTime};
 use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate};
 use crate::identity::anchors::Anchors;
-use crate::identity::certificate::peer_subject;
+use crate::identity::certificate::{CertificateFacts, peer_subject};
 use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
 use crate::identity::key::PrivateKey;
 use crate::machine::child::ChildEvent;
-use crate::machine::join::JoinEvent;
+use crate::machine::join::{JoinEvent, shown_warnings};
 use crate::machine::membership::{
     AcceptedAnswer, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
 };
 use crate::tunnel::Tunnel;
+use crate::tunnel::http::HttpOverTunnelError;
 
 use super::driver::{News, Reporter};
 use super::parent_client::{self, ExchangeError};
@@ -38,15 +39,25 @@ pub(super) async fn accept(
 ) {
     let news = match parent_client::accept(&tunnel, &invitation, &csr_pem).await {
         Ok(ContractAnswer::Data(response)) => {
+            for warning in shown_warnings(&response.warnings) {
+                tracing::warn!(%warning, "the parent accepted this satellite with a warning");
+            }
             News::Event(ChildEvent::Join(JoinEvent::Answered(Box::new(response))))
         }
         Ok(ContractAnswer::Failure(failure)) => {
             let why = failure_text("accept", &failure);
             News::Failed(ChildEvent::Join(JoinEvent::Failed(failure)), why)
         }
-        Err(error @ ExchangeError::Lost(_)) => {
-            News::Failed(ChildEvent::Join(JoinEvent::AnswerLost), error_chain(&error))
+        Err(error @ ExchangeError::Lost(HttpOverTunnelError::Open(_) | HttpOverTunnelError::Refused(_))) => {
+            News::Failed(ChildEvent::Join(JoinEvent::NotSent), error_chain(&error))
         }
+        Err(
+            error @ ExchangeError::Lost(
+                HttpOverTunnelError::TimedOut { .. }
+                | HttpOverTunnelError::Exchange(_)
+                | HttpOverTunnelError::Body(_),
+            ),
+        ) => News::Failed(ChildEvent::Join(JoinEvent::AnswerLost), error_chain(&error)),
         Err(error) => {
             let why = error_chain(&error);
             News::Failed(ChildEvent::Join(JoinEvent::Unusable(why.clone())), why)
@@ -77,13 +88,15 @@ pub(super) async fn refresh(
     reporter: Reporter,
     membership: Membership,
     key: KeyMaterial,
-    now: UnixTime,
+    time: TrustedTime,
 ) {
     let news = match parent_client::refresh(&tunnel, &membership.parent, &key.csr_pem).await {
-        Ok(ContractAnswer::Data(certificate)) => match verify_refresh(&membership, &certificate, &key, now) {
-            Ok(identity) => News::Event(ChildEvent::RefreshIssued(identity)),
-            Err(why) => News::Failed(ChildEvent::RefreshFailed, why),
-        },
+        Ok(ContractAnswer::Data(certificate)) => {
+            match verify_refresh(&membership, &certificate, &key, time) {
+                Ok(identity) => News::Event(ChildEvent::RefreshIssued(identity)),
+                Err(why) => News::Failed(ChildEvent::RefreshFailed, why),
+            }
+        }
         Ok(ContractAnswer::Failure(failure)) => News::Failed(
             ChildEvent::RefreshFailed,
             failure_text("certificate renewal", &failure),
@@ -98,7 +111,7 @@ pub(super) fn verify_accept(
     parent: &Parent,
     answer: &AcceptedAnswer,
     key: &KeyMaterial,
-    now: UnixTime,
+    time: TrustedTime,
 ) -> JoinEvent {
     let subject_cn = peer_subject(answer.peer_id);
     let outcome = verify(
@@ -106,7 +119,7 @@ pub(super) fn verify_accept(
         &subject_cn,
         key,
         IssuerTrust::from(&parent.trust),
-        now,
+        time,
     );
     match outcome {
         Ok(StoredIdentity {
@@ -125,7 +138,7 @@ fn verify_refresh(
     membership: &Membership,
     certificate: &FederationCertificate,
     key: &KeyMaterial,
-    now: UnixTime,
+    time: TrustedTime,
 ) -> Result<StoredIdentity, String> {
     let known =
         Anchors::from_pem(&membership.identity.certificate.ca_chain_pem).map_err(|e| error_chain(&e))?;
@@ -134,7 +147,7 @@ fn verify_refresh(
         &peer_subject(membership.peer_id),
         key,
         IssuerTrust::Known(&known),
-        now,
+        time,
     )
 }
 
@@ -143,14 +156,14 @@ fn verify(
     subject_cn: &str,
     key: &KeyMaterial,
     trust: IssuerTrust<'_>,
-    now: UnixTime,
+    time: TrustedTime,
 ) -> Result<StoredIdentity, String> {
     let private = PrivateKey::from_pkcs8(key.pkcs8.clone()).map_err(|error| error_chain(&error))?;
     let expected = ExpectedCertificate {
         subject_cn,
         key: private.public_key_digest(),
         trust,
-        now,
+        now: time_for(certificate, time),
     };
     let verified = verify_issued(&certificate.cert_pem, &certificate.ca_chain_pem, &expected)
         .map_err(|error| error_chain(&error))?;
@@ -165,6 +178,15 @@ fn verify(
             not_after: facts.not_after,
         },
     })
+}
+
+/// As in a handshake: while the clock is in doubt, the begin of a certificate proves no less about
+/// the time than the clock does; its end is checked as ever.
+fn time_for(certificate: &FederationCertificate, time: TrustedTime) -> UnixTime {
+    match (time.doubt, CertificateFacts::of_pem(&certificate.cert_pem)) {
+        (Some(_), Ok(facts)) => time.now.max(facts.not_before),
+        _ => time.now,
+    }
 }
 
 fn failure_text(what: &str, failure: &ContractFailure) -> String {

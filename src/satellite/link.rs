@@ -1,7 +1,7 @@
 //! One attempt at a tunnel: resolve the parent's names, shake hands, greet. Which address is tried
 //! when is the machine's decision; here a single dial succeeds or fails with a reason.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +21,9 @@ use crate::machine::membership::{Parent, StoredIdentity};
 use crate::machine::reconnect::{DialTarget, Setback, TARGETS_MAX};
 use crate::process::clock::Clock;
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
-use crate::tunnel::transport::{Outlook, Transport, TransportClosed};
+use crate::tunnel::transport::{Outlook, Side, Transport, TransportClosed};
 use crate::tunnel::{GreetingError, Tunnel, TunnelDriver, TunnelSettings};
-use crate::wire::{Hello, TUNNEL_ALPN, TUNNEL_VERSION, Welcome};
+use crate::wire::{Hello, RefusalCode, TUNNEL_ALPN, TUNNEL_VERSION, Welcome};
 
 /// Time for handshake and greeting together. A satellite link and a loaded bridge need about
 /// two seconds; longer than this is a dead address.
@@ -56,6 +56,17 @@ pub enum DialError {
     /// No socket can be had on this box.
     #[error("cannot open a UDP socket")]
     Socket(#[source] quic::BindError),
+    /// This box cannot send there at all.
+    #[error("this box has no route to {address} of the host-bridge {host}; check its network")]
+    NoRoute {
+        /// Whom.
+        host: String,
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// Nothing answered, or the connection failed.
     #[error("no connection to the host-bridge {host}")]
     Connect {
@@ -107,11 +118,51 @@ pub enum IdentityError {
 }
 
 impl DialError {
+    /// Whether the other side answered and did not take what this box presented.
+    pub fn refuses_identity(&self) -> bool {
+        let by_tls = |closed: &TransportClosed| {
+            matches!(
+                closed,
+                TransportClosed::Tls {
+                    found_by: Side::Theirs,
+                    ..
+                }
+            )
+        };
+        match self {
+            Self::Connect {
+                source: quic::DialError::Closed { reason, .. },
+                ..
+            } => by_tls(reason),
+            Self::Greeting {
+                source: GreetingError::Refused(refused),
+                ..
+            } => matches!(
+                refused.code,
+                RefusalCode::NotAdmitted | RefusalCode::CertificateRequired
+            ),
+            // A server looks at a certificate after the dialer has taken the handshake for done.
+            Self::Greeting {
+                source: GreetingError::Transport(closed),
+                ..
+            } => by_tls(closed),
+            Self::Identity(_) => true,
+            Self::Tls(_)
+            | Self::Socket(_)
+            | Self::Connect { .. }
+            | Self::Greeting { .. }
+            | Self::NoRoute { .. }
+            | Self::TimedOut { .. } => false,
+        }
+    }
+
     /// What the next try depends on.
     pub fn setback(&self) -> Setback {
         match self {
             Self::Identity(_) => Setback::Persistent,
-            Self::Tls(_) | Self::Socket(_) | Self::TimedOut { .. } => Setback::Transient,
+            Self::Tls(_) | Self::Socket(_) | Self::NoRoute { .. } | Self::TimedOut { .. } => {
+                Setback::Transient
+            }
             Self::Connect { source, .. } => match source.outlook() {
                 Outlook::Permanent => Setback::Persistent,
                 Outlook::Retryable => Setback::Transient,
@@ -152,17 +203,15 @@ pub async fn resolve(parent: &Parent, remembered: &[DialTarget]) -> Vec<DialTarg
             Err(_) => tracing::debug!(bridge = %bridge, "resolver too slow"),
         }
     }
-    let hosts: Vec<String> = parent
-        .dial_addresses()
-        .iter()
-        .map(|bridge| bridge.host().to_owned())
-        .collect();
-    targets.extend(
-        remembered
+    // An address of a bridge that was named before, or of another port, is none of the parent's now.
+    let bridges = parent.dial_addresses();
+    let still_named = |target: &&DialTarget| {
+        bridges
             .iter()
-            .filter(|target| hosts.contains(&target.host))
-            .cloned(),
-    );
+            .any(|bridge| bridge.host() == target.host && bridge.port() == target.address.port())
+    };
+    let remembered: Vec<DialTarget> = remembered.iter().filter(still_named).cloned().collect();
+    targets.extend(remembered.iter().cloned());
     let mut unique: Vec<DialTarget> = Vec::new();
     for target in targets {
         if !unique.contains(&target) {
@@ -201,6 +250,11 @@ async fn dial_unbounded(
     settings: TunnelSettings,
     clock: Clock,
 ) -> Result<Established, DialError> {
+    check_route(target.address).map_err(|source| DialError::NoRoute {
+        host: target.host.clone(),
+        address: target.address,
+        source,
+    })?;
     let time = certificate_time(&clock);
     let transport = match connect(target, credentials.clone(), time).await {
         Err(error) => match time_for_doubtful_clock(&error, &clock) {
@@ -244,6 +298,17 @@ async fn connect(
             host: target.host.clone(),
             source,
         })
+}
+
+/// Whether the system would send to an address at all. QUIC takes an absent route for loss and would
+/// wait its whole time: for each IPv6 address of the parent, on a box that has IPv4 alone. Connecting
+/// a UDP socket sends nothing.
+fn check_route(address: SocketAddr) -> std::io::Result<()> {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0))?.connect(address)
 }
 
 /// A board that has lost its clock may be older than the bridge's certificate and would never get
@@ -319,4 +384,18 @@ fn identity_parts(stored: &StoredIdentity) -> Result<(Anchors, TlsIdentity), Ide
 /// The parent's time in a welcome.
 pub fn welcome_time(welcome: &Welcome) -> UnixTime {
     UnixTime::from_seconds(welcome.unix_seconds)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_nothing_can_be_sent_to_is_known_at_once() {
+        // Broadcast is refused to an ordinary socket whatever the routes are.
+        assert!(check_route((Ipv4Addr::BROADCAST, 1).into()).is_err());
+        let listening = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        check_route(listening.local_addr().unwrap()).unwrap();
+    }
 }

@@ -18,6 +18,8 @@ use crate::machine::join::JoinState;
 use crate::store::copy::{self, Copy as SecondCopy, CopyError};
 use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
 use crate::store::record::{self, Only, Record, RecordError};
+use crate::store::seal::{self, SealError};
+use crate::store::state_key::StateKey;
 
 pub use examination::{CopyStanding, Examination};
 
@@ -32,6 +34,7 @@ pub static SCHEMA: Schema = Schema {
     name: "powernode-satellite",
     version: 1,
     migrations: &[],
+    sealed: &[MEMBERSHIP.name()],
 };
 
 const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
@@ -70,8 +73,38 @@ pub struct Loaded {
     pub state: Option<JoinState>,
     /// The facts, or none.
     pub facts: Facts,
+    /// Whether the store's secrets are sealed with a state key.
+    pub sealed: bool,
     /// Set when the store was damaged and the second copy was used: what happened, in words.
     pub recovered: Option<String>,
+}
+
+impl Loaded {
+    /// The latest time that has certainly come: seen from the parent, told by its invitation, or
+    /// signed by it.
+    pub fn latest_known_time(&self) -> Option<UnixTime> {
+        let state = self.state.as_ref();
+        let minted = state.and_then(JoinState::invitation).and_then(|i| i.minted_at);
+        let signed = state
+            .and_then(JoinState::membership)
+            .map(|m| m.identity.not_before);
+        self.facts.seen_from_parent.max(minted).max(signed)
+    }
+
+    const fn nothing(sealed: bool) -> Self {
+        Self {
+            state: None,
+            facts: Facts {
+                last_acknowledged_at: None,
+                seen_from_parent: None,
+                our_endpoints: Vec::new(),
+                schema_compatibility: None,
+                good_addresses: Vec::new(),
+            },
+            sealed,
+            recovered: None,
+        }
+    }
 }
 
 /// Why the state cannot be opened.
@@ -83,6 +116,18 @@ pub enum OpenStateError {
         /// The state directory.
         directory: PathBuf,
         /// Why.
+        #[source]
+        source: OpenError,
+    },
+    /// Both are of no use.
+    #[error(
+        "the satellite's state in {directory} is damaged, and so is its second copy or there is none; nothing was \
+         changed. Restore the directory from a backup, or move it away and join again with a new invitation"
+    )]
+    Lost {
+        /// The state directory.
+        directory: PathBuf,
+        /// What is wrong with the store.
         #[source]
         source: OpenError,
     },
@@ -104,6 +149,15 @@ pub enum OpenStateError {
         #[source]
         source: CopyError,
     },
+    /// The second copy is whole and sealed, and does not open.
+    #[error("the second copy of the satellite's state in {directory} cannot be used")]
+    CopySeal {
+        /// The state directory.
+        directory: PathBuf,
+        /// Why, and what to do.
+        #[source]
+        source: SealError,
+    },
     /// The second copy is whole but was written by another version.
     #[error("the second copy of the satellite's state in {directory} cannot be used")]
     CopyRecord {
@@ -124,6 +178,9 @@ pub enum SaveStateError {
     /// It cannot be encoded.
     #[error("the membership cannot be encoded")]
     Encode(#[source] RecordError),
+    /// The second copy cannot be sealed: the store has the new state, the copy the one before.
+    #[error("the second copy of the membership could not be sealed")]
+    Seal(#[source] SealError),
     /// The second copy: the store has the new state, the copy the one before.
     #[error("the second copy of the membership could not be written")]
     Copy(#[source] CopyError),
@@ -134,49 +191,49 @@ pub enum SaveStateError {
 pub struct MembershipStore {
     database: Database,
     directory: PathBuf,
+    key: Option<StateKey>,
 }
 
 impl MembershipStore {
-    /// Opens or creates the state. When the store is damaged or gone and the second copy is whole, a
-    /// damaged store is set aside and a new one is written from the copy. Blocking.
-    pub fn open(directory: &Path) -> Result<(Self, Loaded), OpenStateError> {
+    /// Opens or creates the state, under a state key where there is one. When the store is damaged
+    /// or gone and the second copy is whole, a damaged store is set aside and a new one is written
+    /// from the copy. Blocking.
+    pub fn open(directory: &Path, key: Option<&StateKey>) -> Result<(Self, Loaded), OpenStateError> {
         let path = directory.join(STORE_FILE);
         let gone = !path.exists();
-        match Database::open(&path, &SCHEMA) {
+        match Database::open_under(key, &path, &SCHEMA) {
             Ok(database) => {
                 let loaded = read(&database, directory)?;
-                let store = Self {
-                    database,
-                    directory: directory.to_owned(),
-                };
-                if gone && loaded.state.is_none() {
-                    return store.recover(loaded, "the store was gone");
+                let store = Self::of(database, directory, key);
+                if loaded.state.is_some() {
+                    store.mend_copy(loaded.state.as_ref());
+                    return Ok((store, loaded));
                 }
-                store.mend_copy(loaded.state.as_ref());
-                Ok((store, loaded))
+                // Also after a power cut between the making of a new store and its filling.
+                let what = if gone {
+                    "the store was gone"
+                } else {
+                    "the store was empty"
+                };
+                store.recover(loaded, what)
             }
-            Err(source) if source.is_damaged() && matches!(read_copy(directory)?, Copied::State(_)) => {
+            Err(source) if source.is_damaged() => {
                 let open_failed = |source| OpenStateError::Open {
                     directory: directory.to_owned(),
                     source,
                 };
+                let Copied::State(_) = read_copy(directory, key)? else {
+                    return Err(OpenStateError::Lost {
+                        directory: directory.to_owned(),
+                        source,
+                    });
+                };
                 let what = error_chain(&source);
                 let aside = Database::set_aside(&path).map_err(open_failed)?;
                 tracing::error!(reason = %what, aside = %aside.display(), "the store is damaged; using the second copy");
-                let database = Database::open(&path, &SCHEMA).map_err(open_failed)?;
-                let store = Self {
-                    database,
-                    directory: directory.to_owned(),
-                };
-                let empty = Loaded {
-                    state: None,
-                    facts: Facts::default(),
-                    recovered: None,
-                };
-                store.recover(
-                    empty,
-                    &format!("the store was damaged and is kept as {}", aside.display()),
-                )
+                let database = Database::open_under(key, &path, &SCHEMA).map_err(open_failed)?;
+                let what = format!("the store was damaged and is kept as {}", aside.display());
+                Self::of(database, directory, key).recover(Loaded::nothing(key.is_some()), &what)
             }
             Err(source) => Err(OpenStateError::Open {
                 directory: directory.to_owned(),
@@ -185,39 +242,59 @@ impl MembershipStore {
         }
     }
 
+    fn of(database: Database, directory: &Path, key: Option<&StateKey>) -> Self {
+        Self {
+            database,
+            directory: directory.to_owned(),
+            key: key.cloned(),
+        }
+    }
+
     /// Reads the state without writing, for commands while no daemon runs. Blocking.
-    pub fn peek(directory: &Path) -> Result<(Loaded, u64), OpenStateError> {
-        let path = directory.join(STORE_FILE);
-        let empty = Loaded {
-            state: None,
-            facts: Facts::default(),
-            recovered: None,
-        };
-        match Database::open_read_only(&path, &SCHEMA) {
-            Ok(database) => Ok((read(&database, directory)?, database.size_bytes())),
-            Err(OpenError::Missing { .. }) => Ok((empty, 0)),
-            Err(source) if source.is_damaged() => match read_copy(directory)? {
-                Copied::State(state) => {
-                    let recovered = Some("the store is damaged; this is from the second copy".to_owned());
-                    Ok((
-                        Loaded {
-                            state: Some(*state),
-                            recovered,
-                            ..empty
-                        },
-                        0,
-                    ))
+    pub fn peek(directory: &Path, key: Option<&StateKey>) -> Result<(Loaded, u64), OpenStateError> {
+        let (mut loaded, size, what) =
+            match Database::open_read_only_under(key, &directory.join(STORE_FILE), &SCHEMA) {
+                Ok(database) => {
+                    let loaded = read(&database, directory)?;
+                    (loaded, database.size_bytes(), "the store is empty")
                 }
-                Copied::Nothing | Copied::Damaged => Err(OpenStateError::Open {
-                    directory: directory.to_owned(),
-                    source,
-                }),
-            },
-            Err(source) => Err(OpenStateError::Open {
+                Err(OpenError::Missing { .. }) => (Loaded::nothing(false), 0, "the store is gone"),
+                Err(source) if source.is_damaged() => {
+                    let Copied::State(_) = read_copy(directory, key)? else {
+                        return Err(OpenStateError::Lost {
+                            directory: directory.to_owned(),
+                            source,
+                        });
+                    };
+                    (Loaded::nothing(false), 0, "the store is damaged")
+                }
+                Err(source) => {
+                    return Err(OpenStateError::Open {
+                        directory: directory.to_owned(),
+                        source,
+                    });
+                }
+            };
+        if loaded.state.is_none()
+            && let Copied::State(state) = read_copy(directory, key)?
+        {
+            loaded.state = Some(*state);
+            loaded.recovered = Some(format!("{what}; this is from the second copy"));
+        }
+        Ok((loaded, size))
+    }
+
+    /// Takes the seals off the store and its second copy. `false` when the store had none. Blocking.
+    pub fn unseal(directory: &Path, key: &StateKey) -> Result<bool, OpenStateError> {
+        let unsealed = Database::unseal(key, &directory.join(STORE_FILE), &SCHEMA).map_err(|source| {
+            OpenStateError::Open {
                 directory: directory.to_owned(),
                 source,
-            }),
-        }
+            }
+        })?;
+        // Writes the copy anew, which is not what the store has.
+        Self::open(directory, None)?;
+        Ok(unsealed)
     }
 
     /// Makes a state durable: first the store, then the second copy.
@@ -232,7 +309,7 @@ impl MembershipStore {
         self.database
             .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
             .map_err(SaveStateError::Store)?;
-        self.write_copy(&stored)
+        self.write_copy(&stored, copy::write)
     }
 
     /// Makes the facts durable.
@@ -253,49 +330,78 @@ impl MembershipStore {
         StoreReport {
             directory: self.directory.display().to_string(),
             size_bytes: self.database.size_bytes(),
+            sealed: self.database.is_sealed(),
             recovered,
+            last_error: None,
         }
     }
 
     /// Fills an empty store from the second copy, where there is one.
     fn recover(self, mut loaded: Loaded, what: &str) -> Result<(Self, Loaded), OpenStateError> {
-        if let Copied::State(state) = read_copy(&self.directory)? {
-            let stored = StoredState((*state).clone());
-            self.database
-                .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
-                .map_err(|source| OpenStateError::Read {
-                    directory: self.directory.clone(),
-                    source,
-                })?;
-            tracing::warn!("{what}; the membership was restored from the second copy");
-            loaded.state = Some(*state);
-            loaded.recovered = Some(format!(
-                "{what}; the membership was restored from the second copy"
-            ));
-        }
+        let said = match read_copy(&self.directory, self.key.as_ref())? {
+            Copied::Nothing => return Ok((self, loaded)),
+            Copied::State(state) => {
+                let stored = StoredState((*state).clone());
+                self.database
+                    .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
+                    .map_err(|source| OpenStateError::Read {
+                        directory: self.directory.clone(),
+                        source,
+                    })?;
+                self.mend_copy(Some(&state));
+                loaded.state = Some(*state);
+                format!("{what}; the membership was restored from the second copy")
+            }
+            Copied::Damaged => format!(
+                "{what} and the second copy is damaged: if this box had joined, it has to join again with a new invitation"
+            ),
+        };
+        tracing::warn!("{said}");
+        loaded.recovered = Some(said);
         Ok((self, loaded))
     }
 
-    /// The store is whole: a second copy that is missing, damaged or older is written anew.
+    /// The store is whole: a second copy that is missing, damaged, older or in another form (sealed or
+    /// not) is written anew.
     fn mend_copy(&self, state: Option<&JoinState>) {
         let Some(state) = state else { return };
         let stored = StoredState(state.clone());
-        let same = match (
-            copy::read(&self.directory.join(COPY_FILE)),
-            record::encode(&stored),
-        ) {
-            (Ok(SecondCopy::Whole(copied)), Ok(mine)) => copied.matches(&Secret::new(mine.to_vec())),
+        let copied = match copy::read(&self.directory.join(COPY_FILE)) {
+            Ok(SecondCopy::Whole(copied)) => Some(copied),
+            _ => None,
+        };
+        let bare = copied
+            .as_ref()
+            .is_some_and(|copied| !seal::is_sealed(copied.expose()));
+        let same = match (&copied, record::encode(&stored)) {
+            (Some(copied), Ok(mine)) if bare != self.key.is_some() => {
+                seal::open_copy(&SCHEMA, self.key.as_ref(), copied)
+                    .is_ok_and(|content| content.matches(&Secret::new(mine.to_vec())))
+            }
             _ => false,
         };
-        if !same && let Err(error) = self.write_copy(&stored) {
+        if same {
+            return;
+        }
+        // What a copy from before the key holds must not stay behind on the disk.
+        let write = match (bare, &self.key) {
+            (true, Some(_)) => copy::write_and_erase,
+            _ => copy::write,
+        };
+        if let Err(error) = self.write_copy(&stored, write) {
             tracing::warn!(error = %error_chain(&error), "the second copy could not be mended");
         }
     }
 
-    fn write_copy(&self, stored: &StoredState) -> Result<(), SaveStateError> {
+    fn write_copy(
+        &self,
+        stored: &StoredState,
+        write: fn(&Path, &Secret) -> Result<(), CopyError>,
+    ) -> Result<(), SaveStateError> {
         let bytes = record::encode(stored).map_err(SaveStateError::Encode)?;
-        copy::write(&self.directory.join(COPY_FILE), &Secret::new(bytes.to_vec()))
-            .map_err(SaveStateError::Copy)
+        let content = seal::seal_copy(&SCHEMA, self.key.as_ref(), &Secret::new(bytes.to_vec()))
+            .map_err(SaveStateError::Seal)?;
+        write(&self.directory.join(COPY_FILE), &content).map_err(SaveStateError::Copy)
     }
 }
 
@@ -306,19 +412,26 @@ enum Copied {
     Damaged,
 }
 
-fn read_copy(directory: &Path) -> Result<Copied, OpenStateError> {
+fn read_copy(directory: &Path, key: Option<&StateKey>) -> Result<Copied, OpenStateError> {
     match copy::read(&directory.join(COPY_FILE)) {
         Ok(SecondCopy::Absent) => Ok(Copied::Nothing),
         Ok(SecondCopy::Damaged(why)) => {
             tracing::warn!(reason = %why, "the second copy of the membership is damaged");
             Ok(Copied::Damaged)
         }
-        Ok(SecondCopy::Whole(bytes)) => record::decode::<StoredState>(bytes.expose())
-            .map(|StoredState(state)| Copied::State(Box::new(state)))
-            .map_err(|source| OpenStateError::CopyRecord {
-                directory: directory.to_owned(),
-                source,
-            }),
+        Ok(SecondCopy::Whole(bytes)) => {
+            let content =
+                seal::open_copy(&SCHEMA, key, &bytes).map_err(|source| OpenStateError::CopySeal {
+                    directory: directory.to_owned(),
+                    source,
+                })?;
+            record::decode::<StoredState>(content.expose())
+                .map(|StoredState(state)| Copied::State(Box::new(state)))
+                .map_err(|source| OpenStateError::CopyRecord {
+                    directory: directory.to_owned(),
+                    source,
+                })
+        }
         Err(source) => Err(OpenStateError::Copy {
             directory: directory.to_owned(),
             source,
@@ -339,6 +452,7 @@ fn read(database: &Database, directory: &Path) -> Result<Loaded, OpenStateError>
     Ok(Loaded {
         state: state.map(|StoredState(state)| state),
         facts: facts.unwrap_or_default(),
+        sealed: database.is_sealed(),
         recovered: None,
     })
 }
@@ -351,127 +465,4 @@ async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use crate::base::id::PeerId;
-    use crate::contract::invitation::{ContractVersion, ParentTrust};
-    use crate::contract::message::FederationCertificate;
-    use crate::contract::peer::{PeerStatus, SpawnMode};
-    use crate::contract::token::TokenDigest;
-    use crate::machine::membership::{
-        AcceptedAnswer, Candidate, JoinRefusal, KeyMaterial, Membership, Operator, Parent, StoredIdentity,
-        StoredInvitation,
-    };
-
-    const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
-
-    /// One state of each kind, with every optional field once present and once absent.
-    fn states() -> Vec<JoinState> {
-        let parent = Parent {
-            url: "https://parent.example.com".parse().unwrap(),
-            bridges: vec!["192.0.2.1:8443".parse().unwrap()],
-            trust: ParentTrust::Bundle("PEM".into()),
-        };
-        let operator = Operator {
-            contact: "ops".into(),
-            location: "DE".into(),
-            data_residency: Some("EU".into()),
-        };
-        let invitation = StoredInvitation {
-            parent: parent.clone(),
-            operator: operator.clone(),
-            token: Secret::from_text("token".into()),
-            token_digest: TokenDigest::of(b"token"),
-            spawn_mode: SpawnMode::ManagedChild,
-            parent_peer_id: Some(PeerId::new_v7(NOW, [1; 10])),
-            contract_version: ContractVersion::CURRENT,
-            minted_at: Some(NOW),
-        };
-        let key = KeyMaterial {
-            pkcs8: Secret::new(vec![1, 2, 3]),
-            csr_pem: "CSR".into(),
-        };
-        let certificate = FederationCertificate {
-            cert_pem: "CERT".into(),
-            ca_chain_pem: "CA".into(),
-            serial: "AB".into(),
-            not_after: NOW,
-        };
-        let answer = AcceptedAnswer {
-            peer_id: PeerId::new_v7(NOW, [2; 10]),
-            status: PeerStatus::Enrolled,
-            contract_version: 1,
-            certificate: certificate.clone(),
-            accepted_at: NOW,
-        };
-        let identity = StoredIdentity {
-            pkcs8: Secret::new(vec![4]),
-            certificate: certificate.clone(),
-            not_before: NOW,
-        };
-        let member = |candidate| Membership {
-            parent: parent.clone(),
-            operator: operator.clone(),
-            peer_id: PeerId::new_v7(NOW, [3; 10]),
-            spawn_mode: SpawnMode::ManagedChild,
-            contract_version: 1,
-            identity: identity.clone(),
-            candidate,
-            accepted_at: NOW,
-            status: PeerStatus::Active,
-        };
-        let refused = |key| JoinState::Refused {
-            parent: parent.clone(),
-            key,
-            refusal: JoinRefusal::NoCertificate {
-                warnings: vec!["why".into()],
-            },
-            at: NOW,
-            token: TokenDigest::of(b"token"),
-        };
-        vec![
-            JoinState::Invited(StoredInvitation {
-                parent_peer_id: None,
-                minted_at: None,
-                ..invitation.clone()
-            }),
-            JoinState::KeyReady {
-                invitation: invitation.clone(),
-                key: key.clone(),
-            },
-            JoinState::Sent {
-                invitation: invitation.clone(),
-                key: key.clone(),
-                first_sent_at: NOW,
-            },
-            JoinState::Accepted {
-                invitation: invitation.used_up(),
-                key: key.clone(),
-                answer,
-            },
-            JoinState::Enrolled(member(None)),
-            JoinState::Joined(member(Some(Candidate::Requested(key.clone())))),
-            JoinState::Joined(member(Some(Candidate::Issued(identity.clone())))),
-            refused(None),
-            refused(Some(key.clone())),
-        ]
-    }
-
-    #[test]
-    fn every_state_comes_back_from_the_store_and_from_the_copy() {
-        for state in states() {
-            let directory = tempfile::tempdir().unwrap();
-            let said = format!("{state:?}");
-            let (store, _) = MembershipStore::open(directory.path()).unwrap();
-            store.save_state_blocking(&state).unwrap();
-            drop(store);
-            let (_, loaded) = MembershipStore::open(directory.path()).unwrap();
-            assert_eq!(format!("{:?}", loaded.state.unwrap()), said);
-            match read_copy(directory.path()).unwrap() {
-                Copied::State(copied) => assert_eq!(format!("{copied:?}"), said),
-                Copied::Nothing | Copied::Damaged => panic!("no copy of {said}"),
-            }
-        }
-    }
-}
+mod tests;

@@ -16,6 +16,8 @@ pub(super) struct Failures {
     pub(super) link: Option<String>,
     /// Of heartbeats, until one is acknowledged.
     pub(super) heartbeat: Option<String>,
+    /// Of the certificate's renewal, until it is issued.
+    pub(super) renewal: Option<String>,
 }
 
 impl Failures {
@@ -30,8 +32,11 @@ impl Failures {
             }
             ChildEvent::RefreshFailed => {
                 tracing::warn!(reason = %why, "certificate not renewed; the present one stays in use");
+                self.renewal = Some(why);
             }
-            ChildEvent::Join(JoinEvent::Failed(_) | JoinEvent::AnswerLost | JoinEvent::Unusable(_)) => {
+            ChildEvent::Join(
+                JoinEvent::Failed(_) | JoinEvent::AnswerLost | JoinEvent::NotSent | JoinEvent::Unusable(_),
+            ) => {
                 if self.link.as_ref() != Some(&why) {
                     tracing::warn!(reason = %why, "accept not answered with a membership");
                 }
@@ -41,12 +46,23 @@ impl Failures {
                 tracing::warn!(reason = %why, "tunnel lost");
                 self.link = Some(why);
             }
+            ChildEvent::StatusTold(status) => {
+                tracing::error!(reason = %why, "the parent counts this satellite as {status}");
+                self.link = Some(why);
+            }
             _ => {
                 if self.link.as_ref() != Some(&why) {
                     tracing::warn!(reason = %why, "no tunnel; trying again");
                 }
                 self.link = Some(why);
             }
+        }
+    }
+
+    /// Forgets the failure that this event ends.
+    pub(super) fn overcome_by(&mut self, event: &ChildEvent) {
+        if matches!(event, ChildEvent::RefreshIssued(_)) {
+            self.renewal = None;
         }
     }
 

@@ -92,7 +92,10 @@ async fn ended(reason: &CloseReason, reporter: &Reporter) {
             | GoodbyeReason::Done => None,
         };
         if let Some(status) = told {
-            reporter.send(News::Event(ChildEvent::StatusTold(status))).await;
+            // With the parent's words: after a revocation the link is given up, and with it the report
+            // of its loss.
+            let event = ChildEvent::StatusTold(status);
+            reporter.send(News::Failed(event, error_chain(reason))).await;
         }
     }
     let event = ChildEvent::TunnelLost(setback(reason));

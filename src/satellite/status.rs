@@ -8,7 +8,7 @@ use crate::base::time::{UnixTime, rfc3339};
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::contract::peer::{PeerStatus, SpawnMode};
 use crate::machine::join::JoinState;
-use crate::machine::membership::{Candidate, Membership};
+use crate::machine::membership::{Candidate, Membership, Operator};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
 
 /// The whole report. Field names are the `--json` output: additions only.
@@ -118,6 +118,9 @@ pub struct CertificateReport {
     pub renew_at: UnixTime,
     /// A renewal under way: `requested` or `proving`.
     pub renewal: Option<String>,
+    /// The last failure of the renewal under way, in words.
+    #[serde(default)]
+    pub renewal_error: Option<String>,
 }
 
 /// The time in use.
@@ -140,8 +143,14 @@ pub struct StoreReport {
     pub directory: String,
     /// Size of the store file in bytes.
     pub size_bytes: u64,
+    /// Whether the private keys in it are sealed with a state key.
+    #[serde(default)]
+    pub sealed: bool,
     /// Set when the store was damaged and the second copy of the identity was used.
     pub recovered: Option<String>,
+    /// Why the last write failed, in words, until one succeeds.
+    #[serde(default)]
+    pub last_error: Option<String>,
 }
 
 impl StatusReport {
@@ -194,20 +203,29 @@ impl StatusReport {
     /// The state in one line, for the service manager.
     pub fn headline(&self) -> String {
         let link = match (self.link.state.as_str(), &self.link.bridge, &self.link.last_error) {
-            ("connected", Some(bridge), _) => format!("connected to {bridge}"),
+            ("connected", Some(bridge), None) => format!("connected to {bridge}"),
+            ("connected", Some(bridge), Some(error)) => format!("connected to {bridge}; {error}"),
             ("waiting", _, Some(error)) => format!("not connected: {error}"),
             (state, _, _) => state.to_owned(),
         };
-        match (&self.peer, &self.refusal) {
+        let mut headline = match (&self.peer, &self.refusal) {
             (Some(peer), _) => format!("{} ({link})", peer.status),
             (None, Some(refusal)) => format!("join refused: {refusal}"),
             (None, None) => format!("{} ({link})", self.state),
+        };
+        if let Some(error) = &self.heartbeat.last_error {
+            headline = format!("{headline}; heartbeat not acknowledged: {error}");
         }
+        if let Some(certificate) = self.certificate.as_ref().filter(|c| c.is_worrying()) {
+            headline = format!("{headline}; certificate {}", certificate.standing);
+        }
+        headline
     }
 
-    /// Whether the satellite is a member and its parent counts it as active.
+    /// Whether the satellite is a member and its parent, as far as it answers, counts it as active.
     pub fn is_active(&self) -> bool {
         self.state == "joined"
+            && self.heartbeat.last_error.is_none()
             && self
                 .peer
                 .as_ref()
@@ -216,6 +234,13 @@ impl StatusReport {
 }
 
 impl PeerReport {
+    /// Shows who is disclosed now, where that is another than at the join.
+    pub(super) fn disclose(&mut self, operator: &Operator) {
+        self.operator_contact.clone_from(&operator.contact);
+        self.location.clone_from(&operator.location);
+        self.data_residency.clone_from(&operator.data_residency);
+    }
+
     fn of(membership: &Membership) -> Self {
         Self {
             id: membership.peer_id,
@@ -231,6 +256,16 @@ impl PeerReport {
 }
 
 impl CertificateReport {
+    fn is_worrying(&self) -> bool {
+        [
+            CertificateStanding::ExpiresSoon,
+            CertificateStanding::Expired,
+            CertificateStanding::NotYetValid,
+        ]
+        .iter()
+        .any(|standing| self.standing == standing.to_string())
+    }
+
     fn of(membership: &Membership, now: UnixTime) -> Self {
         let (not_before, not_after) = (
             membership.identity.not_before,
@@ -246,6 +281,7 @@ impl CertificateReport {
                 Candidate::Requested(_) => "requested".to_owned(),
                 Candidate::Issued(_) => "proving".to_owned(),
             }),
+            renewal_error: None,
         }
     }
 }

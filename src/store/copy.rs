@@ -15,7 +15,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::error::is_full;
-use super::file::{FILE_MODE, beside, give_to_owner, sync_directory};
+use super::file::{FILE_MODE, belong_as, beside, erase, give_to_owner, sync_directory};
 use crate::base::secret::Secret;
 
 /// Most bytes of content. An identity with its key and chain has about 4 KiB; what is larger
@@ -123,6 +123,18 @@ pub fn write(path: &Path, content: &Secret) -> Result<(), CopyError> {
     })
 }
 
+/// [`write()`], and overwrites the earlier copy's bytes: for a content that is sealed from now on.
+pub fn write_and_erase(path: &Path, content: &Secret) -> Result<(), CopyError> {
+    let earlier = OpenOptions::new().read(true).write(true).open(path).ok();
+    write(path, content)?;
+    if let Some(earlier) = earlier
+        && let Err(error) = erase(&earlier)
+    {
+        tracing::warn!(path = %path.display(), %error, "the earlier copy was replaced, but not overwritten");
+    }
+    Ok(())
+}
+
 /// Reads what is in the place of a copy.
 pub fn read(path: &Path) -> Result<Copy, CopyError> {
     let io_error = |error| CopyError::io(path, "read", error);
@@ -183,6 +195,9 @@ fn replace(path: &Path, draft: &Path, bytes: &[u8]) -> io::Result<()> {
         .mode(FILE_MODE)
         .open(draft)?;
     give_to_owner(&file, path)?;
+    if let Ok(earlier) = File::open(path) {
+        belong_as(&file, &earlier)?;
+    }
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(draft, path)?;

@@ -4,6 +4,9 @@
 //! All calls but the `_async` ones block on the disk, and so does the drop of the last clone, which
 //! closes the file. Async callers use those, or `spawn_blocking`.
 //!
+//! Opened under a state key, the values of the schema's secret tables are sealed with it in the
+//! file. A store from before the key is sealed when it is opened for writing.
+//!
 //! What it costs a memory card, measured on ext4 with 4 KiB blocks: a write that changes one
 //! small row, 28 KiB and one sync (five to six pages of redb's trees and its header); to make a
 //! store, 64 KiB; to open one, 4 KiB; to close one that was written to, 32 KiB; a read, or a write
@@ -11,6 +14,7 @@
 //! once an hour, not once in ten minutes.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -21,6 +25,9 @@ use redb::StorageBackend;
 use super::backend::{FileBytes, MemoryBytes, Written};
 use super::file::{self, Draft, Lock};
 use super::generation::{Generation, Purpose};
+use super::rewrite;
+use super::seal::Seals;
+use super::state_key::StateKey;
 
 pub use super::error::{Damage, Holder, OpenError, StoreError};
 pub use super::generation::CACHE_BYTES;
@@ -36,43 +43,77 @@ impl Database {
     /// directory, when there is none. Nothing is written before the file is known to be whole
     /// and of a schema that this program knows.
     pub fn open(path: &Path, schema: &'static Schema) -> Result<Self, OpenError> {
+        Self::open_under(None, path, schema)
+    }
+
+    /// [`Database::open`] under a state key, where there is one. Values that were not sealed are:
+    /// the file is then made anew, for which the disk must hold it twice.
+    pub fn open_under(
+        key: Option<&StateKey>,
+        path: &Path,
+        schema: &'static Schema,
+    ) -> Result<Self, OpenError> {
+        let seals = Seals::new(schema, key);
         let file = loop {
             if let Some(file) = file::open_locked(path, Lock::Exclusive)? {
                 let file = Arc::new(file);
-                Generation::examined(path, Box::new(FileBytes(Arc::clone(&file))), schema)?;
+                Generation::examined(path, bytes_of(&file), &seals)?;
                 break file;
             }
             if let Some(draft) = Draft::begin(path)? {
-                let bytes = Box::new(FileBytes(Arc::clone(draft.file())));
                 // Closed at once, which writes the last of it into the draft.
-                drop(Generation::prepared(path, bytes, schema)?);
+                drop(Generation::prepared(path, bytes_of(draft.file()), &seals)?);
                 break draft.publish(path)?;
             }
         };
-        let source = move || -> Box<dyn StorageBackend> { Box::new(FileBytes(Arc::clone(&file))) };
-        Self::open_source(path, schema, Box::new(source))
+        let database = Self::open_source(path, source_of(&file), &seals)?;
+        if database.0.sealed || !seals.has_key() {
+            return Ok(database);
+        }
+        drop(database);
+        let file = rewrite::rewrite(path, &file, &seals, &seals)?;
+        tracing::info!(path = %path.display(), "what is secret in the store is sealed from now on");
+        if file::aside(path).exists() {
+            let aside = file::aside(path);
+            tracing::warn!(path = %aside.display(), "this file was set aside before the store was sealed and may hold what is secret; remove it");
+        }
+        Self::open_source(path, source_of(&file), &seals)
     }
 
     /// Opens the store at `path` for reading, when no daemon has it open. Writes nothing: what
     /// an earlier crash or an earlier schema makes necessary is done in memory.
     pub fn open_read_only(path: &Path, schema: &'static Schema) -> Result<Self, OpenError> {
+        Self::open_read_only_under(None, path, schema)
+    }
+
+    /// [`Database::open_read_only`] under a state key, where there is one.
+    pub fn open_read_only_under(
+        key: Option<&StateKey>,
+        path: &Path,
+        schema: &'static Schema,
+    ) -> Result<Self, OpenError> {
         let missing = || OpenError::Missing {
             path: path.to_owned(),
         };
         let file = file::open_locked(path, Lock::Shared)?.ok_or_else(missing)?;
-        let generation = Generation::examined(path, Box::new(FileBytes(Arc::new(file))), schema)?;
-        generation.prepare(path, schema)?;
-        Ok(Self::assemble(path, generation, Access::Read))
+        let seals = Seals::new(schema, key);
+        let generation = Generation::examined(path, bytes_of(&Arc::new(file)), &seals)?;
+        generation.prepare(path)?;
+        Self::assemble(path, generation, Access::Read, seals)
     }
 
     /// Opens a copy, in memory, of the store at `path` as it is now, whoever has it open and without
     /// asking them. A copy that was taken in the middle of a write may count as damaged: take
     /// another. Nothing in it changes when the store does.
-    pub fn open_snapshot(path: &Path, schema: &'static Schema) -> Result<Self, OpenError> {
-        let bytes = Box::new(MemoryBytes::copy_of(path)?);
-        let generation = Generation::examined(path, bytes, schema)?;
-        generation.prepare(path, schema)?;
-        Ok(Self::assemble(path, generation, Access::Read))
+    pub fn open_snapshot(
+        key: Option<&StateKey>,
+        path: &Path,
+        schema: &'static Schema,
+    ) -> Result<Self, OpenError> {
+        let seals = Seals::new(schema, key);
+        let generation = Generation::examined(path, Box::new(MemoryBytes::copy_of(path)?), &seals)?;
+        generation.prepare(path)?;
+        Self::assemble(path, generation, Access::Read, seals)
     }
 
     /// Opens a store on bytes of any kind: for tests that cut the power.
@@ -80,9 +121,35 @@ impl Database {
         backend: impl StorageBackend,
         schema: &'static Schema,
     ) -> Result<Self, OpenError> {
+        Self::open_with_backend_under(None, backend, schema)
+    }
+
+    /// [`Database::open_with_backend`] under a state key, where there is one. Values that were not
+    /// sealed stay so until they are put: sealing them all takes a file.
+    pub fn open_with_backend_under(
+        key: Option<&StateKey>,
+        backend: impl StorageBackend,
+        schema: &'static Schema,
+    ) -> Result<Self, OpenError> {
         let path = Path::new("(no file)");
-        let generation = Generation::prepared(path, Box::new(backend), schema)?;
-        Ok(Self::assemble(path, generation, Access::Write { source: None }))
+        let seals = Seals::new(schema, key);
+        let generation = Generation::prepared(path, Box::new(backend), &seals)?;
+        Self::assemble(path, generation, Access::Write { source: None }, seals)
+    }
+
+    /// Takes the seals off a store that no daemon has open: the file is made anew. `false` when
+    /// nothing in it is sealed.
+    pub fn unseal(key: &StateKey, path: &Path, schema: &'static Schema) -> Result<bool, OpenError> {
+        let missing = || OpenError::Missing {
+            path: path.to_owned(),
+        };
+        let file = Arc::new(file::open_locked(path, Lock::Exclusive)?.ok_or_else(missing)?);
+        let (sealed, bare) = (Seals::new(schema, Some(key)), Seals::new(schema, None));
+        let found = Generation::examined(path, bytes_of(&file), &sealed)?.survey(path)?;
+        if found.sealed {
+            rewrite::rewrite(path, &file, &sealed, &bare)?;
+        }
+        Ok(found.sealed)
     }
 
     /// Moves the file of a store that cannot be opened out of the way, to the same name with
@@ -141,6 +208,11 @@ impl Database {
         &self.0.path
     }
 
+    /// Whether all that is secret in the file is sealed.
+    pub fn is_sealed(&self) -> bool {
+        self.0.sealed
+    }
+
     /// Length of the file, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.0
@@ -155,26 +227,27 @@ impl Database {
     }
 
     /// Opens a store on bytes that can be had again after a failure.
-    pub(super) fn open_source(
-        path: &Path,
-        schema: &'static Schema,
-        source: Source,
-    ) -> Result<Self, OpenError> {
-        let generation = Generation::prepared(path, source(), schema)?;
-        Ok(Self::assemble(
-            path,
-            generation,
-            Access::Write { source: Some(source) },
-        ))
+    pub(super) fn open_source(path: &Path, source: Source, seals: &Seals) -> Result<Self, OpenError> {
+        let generation = Generation::prepared(path, source(), seals)?;
+        let access = Access::Write { source: Some(source) };
+        Self::assemble(path, generation, access, seals.clone())
     }
 
-    fn assemble(path: &Path, generation: Generation, access: Access) -> Self {
-        Self(Arc::new(Inner {
+    fn assemble(
+        path: &Path,
+        generation: Generation,
+        access: Access,
+        seals: Seals,
+    ) -> Result<Self, OpenError> {
+        let sealed = !generation.survey(path)?.bare && seals.has_key();
+        Ok(Self(Arc::new(Inner {
             path: path.to_owned(),
             access,
+            sealed,
+            seals,
             written: generation.written(),
             current: Mutex::new(Some(Arc::new(generation))),
-        }))
+        })))
     }
 }
 
@@ -187,6 +260,15 @@ impl fmt::Debug for Database {
 /// Gives the store's bytes anew after a failure; the lock on them has not been given up.
 pub(super) type Source = Box<dyn Fn() -> Box<dyn StorageBackend> + Send + Sync>;
 
+fn bytes_of(file: &Arc<File>) -> Box<dyn StorageBackend> {
+    Box::new(FileBytes(Arc::clone(file)))
+}
+
+fn source_of(file: &Arc<File>) -> Source {
+    let file = Arc::clone(file);
+    Box::new(move || bytes_of(&file))
+}
+
 enum Access {
     Read,
     Write { source: Option<Source> },
@@ -195,6 +277,8 @@ enum Access {
 struct Inner {
     path: PathBuf,
     access: Access,
+    sealed: bool,
+    seals: Seals,
     written: Written,
     current: Mutex<Option<Arc<Generation>>>,
 }
@@ -221,14 +305,14 @@ impl Inner {
             failed.retire();
         }
         let path = self.path.display();
-        let opened = match Generation::open(source(), self.written.clone()) {
+        let opened = match Generation::open(source(), self.written.clone(), &self.seals) {
             Ok(opened) => {
                 tracing::info!(%path, "the store was opened anew after a failure of its disk");
                 opened
             }
             Err(error) if purpose == Purpose::Read => {
                 tracing::warn!(%path, %error, "the disk takes no writes; the store is read as it is");
-                Generation::open_in_memory(source())?
+                Generation::open_in_memory(source(), &self.seals)?
             }
             Err(error) => return Err(error.into()),
         };

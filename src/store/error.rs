@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::record::RecordError;
+use super::seal::SealError;
 
 /// An error of a crate below, kept for the log.
 type Source = Box<dyn StdError + Send + Sync>;
@@ -63,6 +64,15 @@ pub enum OpenError {
         /// What redb says of it.
         #[source]
         source: Option<Source>,
+    },
+    /// Its secrets take another key than was given.
+    #[error("the store {} cannot be opened; nothing was changed", path.display())]
+    Sealed {
+        /// The file.
+        path: PathBuf,
+        /// Why, and what to do.
+        #[source]
+        source: SealError,
     },
     /// The rights do not suffice.
     #[error("no permission to {attempt} {}; run as the user that owns it, or give that user {needed}", path.display())]
@@ -197,6 +207,10 @@ impl OpenError {
                 path: path.to_owned(),
                 attempt: "raise the schema of",
             },
+            StoreError::Sealed { source, .. } => Self::Sealed {
+                path: path.to_owned(),
+                source,
+            },
             error => Self::Migration {
                 path: path.to_owned(),
                 from,
@@ -241,6 +255,10 @@ impl OpenError {
             },
             StoreError::Io(source) => Self::io(path, ATTEMPT, "read and write access", source),
             StoreError::Damaged(source) => Self::damaged(path, Damage::Broken, Some(source)),
+            StoreError::Sealed { source, .. } => Self::Sealed {
+                path: path.to_owned(),
+                source,
+            },
             other => Self::damaged(path, Damage::Broken, Some(Box::new(other))),
         }
     }
@@ -272,6 +290,17 @@ pub enum StoreError {
         /// What is wrong.
         #[source]
         source: RecordError,
+    },
+    /// One row is sealed and does not open, or was not sealed.
+    #[error("row {key} of the store's table `{table}` is secret and cannot be used")]
+    Sealed {
+        /// The table's name.
+        table: String,
+        /// The row's key.
+        key: String,
+        /// Why, and what to do.
+        #[source]
+        source: SealError,
     },
     /// One row was written by a newer program.
     #[error(
@@ -307,6 +336,14 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    pub(super) fn sealed(table: &str, key: String, source: SealError) -> Self {
+        Self::Sealed {
+            table: table.to_owned(),
+            key,
+            source,
+        }
+    }
+
     pub(super) fn record(table: &'static str, key: String, source: RecordError) -> Self {
         match source {
             RecordError::Newer { found, known } => Self::NewerRecord {

@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -20,6 +20,13 @@ const DIRECTORY_MODE: u32 = 0o700;
 
 /// What a store that is being made is called, after its name.
 const DRAFT_SUFFIX: &str = ".new";
+
+const ATTEMPT: &str = "make";
+const NEEDED: &str = "write access to its directory";
+
+/// Bytes that are overwritten at once when a file is erased: large enough to be quick, small enough
+/// for a box of 64 MiB.
+const ERASE_STEP_BYTES: usize = 64 * 1024;
 
 /// What a store that was set aside is called, after its name.
 const ASIDE_SUFFIX: &str = ".damaged";
@@ -80,12 +87,27 @@ pub(super) struct Draft {
 }
 
 impl Draft {
+    /// Begins a draft that will take the place of the store at `path`, which the caller has locked
+    /// and keeps locked; it belongs to whom the old one belongs to.
+    pub(super) fn replacing(path: &Path, old: &File) -> Result<Self, OpenError> {
+        let begun = Self::locked(path)?;
+        belong_as(&begun.file, old).map_err(|error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error))?;
+        Ok(begun)
+    }
+
     /// Begins a draft of the store at `path`; `None` when there is a store by now. The draft is
     /// locked, so that of two processes one makes the store and the other is told who does.
     pub(super) fn begin(path: &Path) -> Result<Option<Self>, OpenError> {
-        const ATTEMPT: &str = "make";
-        const NEEDED: &str = "write access to its directory";
         make_directory(path)?;
+        let begun = Self::locked(path)?;
+        if path.exists() {
+            return Ok(None);
+        }
+        Ok(Some(begun))
+    }
+
+    /// An empty draft, locked.
+    fn locked(path: &Path) -> Result<Self, OpenError> {
         let draft = beside(path, DRAFT_SUFFIX);
         loop {
             let file = OpenOptions::new()
@@ -103,9 +125,6 @@ impl Draft {
                         path: draft,
                         published: false,
                     };
-                    if path.exists() {
-                        return Ok(None);
-                    }
                     let io_error = |error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error);
                     begun.file.set_len(0).map_err(io_error)?;
                     give_to_owner(&begun.file, path).map_err(io_error)?;
@@ -113,7 +132,7 @@ impl Draft {
                         .file
                         .set_permissions(Permissions::from_mode(FILE_MODE))
                         .map_err(io_error)?;
-                    return Ok(Some(begun));
+                    return Ok(begun);
                 }
                 Ok(false) => {}
                 Err(refused) => return Err(refused.into_error(path)),
@@ -152,10 +171,48 @@ impl Drop for Draft {
 /// Moves a store that cannot be used out of the way and keeps it for examination, in place of
 /// an earlier one. Gives the new name.
 pub(super) fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let aside = beside(path, ASIDE_SUFFIX);
+    let aside = aside(path);
     fs::rename(path, &aside)?;
     sync_directory(path)?;
     Ok(aside)
+}
+
+/// Where a store is set aside.
+pub(super) fn aside(path: &Path) -> PathBuf {
+    beside(path, ASIDE_SUFFIX)
+}
+
+/// Gives the file to the owner of another: root may work on the state of a daemon that is not root.
+/// Who may not give files away keeps it, and root's own file says nothing of whose it should be.
+pub(super) fn belong_as(file: &File, other: &File) -> io::Result<()> {
+    let (mine, theirs) = (file.metadata()?, other.metadata()?);
+    if theirs.uid() == 0 || (mine.uid(), mine.gid()) == (theirs.uid(), theirs.gid()) {
+        return Ok(());
+    }
+    match fchown(file, Some(theirs.uid()), Some(theirs.gid())) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        given => given,
+    }
+}
+
+/// Overwrites a file that has no name any more with zeros. `false` when it still has one: what
+/// somebody has linked elsewhere is theirs. On media that move what is written, such as memory
+/// cards, the old bytes may survive all the same, out of a program's reach.
+pub(super) fn erase(file: &File) -> io::Result<bool> {
+    let metadata = file.metadata()?;
+    if metadata.nlink() > 0 {
+        return Ok(false);
+    }
+    let zeros = vec![0; ERASE_STEP_BYTES];
+    let mut offset = 0;
+    while offset < metadata.len() {
+        let step = usize::try_from(metadata.len() - offset)
+            .map_or(ERASE_STEP_BYTES, |left| left.min(ERASE_STEP_BYTES));
+        file.write_all_at(&zeros[..step], offset)?;
+        offset += step as u64;
+    }
+    file.sync_all()?;
+    Ok(true)
 }
 
 /// The path with something appended to its name.

@@ -9,7 +9,9 @@ use redb::{ReadableDatabase, StorageBackend};
 
 use super::backend::{Gauge, Guarded, Overlay, Written};
 use super::error::{Damage, OpenError, StoreError};
-use super::schema::{Need, Schema};
+use super::rewrite::{self, Survey};
+use super::schema::Need;
+use super::seal::Seals;
 use super::transaction::{Reader, Writer};
 
 /// Memory for redb's pages, in bytes. A satellite's whole store is a tenth of this, and a
@@ -28,19 +30,24 @@ pub(super) enum Purpose {
 pub(super) struct Generation {
     redb: redb::Database,
     gauge: Arc<Gauge>,
+    seals: Seals,
     in_memory: bool,
 }
 
 impl Generation {
     /// Opens the bytes, repairing what a crash has left; empty ones become an empty store.
-    pub(super) fn open(bytes: Box<dyn StorageBackend>, written: Written) -> Result<Self, redb::Error> {
-        Self::build(bytes, written, false)
+    pub(super) fn open(
+        bytes: Box<dyn StorageBackend>,
+        written: Written,
+        seals: &Seals,
+    ) -> Result<Self, redb::Error> {
+        Self::build(bytes, written, seals, false)
     }
 
     /// Opens the bytes without writing to them: what the opening changes stays in memory.
-    pub(super) fn open_in_memory(bytes: Box<dyn StorageBackend>) -> Result<Self, redb::Error> {
+    pub(super) fn open_in_memory(bytes: Box<dyn StorageBackend>, seals: &Seals) -> Result<Self, redb::Error> {
         let overlay = Overlay::new(bytes).map_err(redb::Error::Io)?;
-        let mut generation = Self::build(Box::new(overlay), Written::default(), false)?;
+        let mut generation = Self::build(Box::new(overlay), Written::default(), seals, false)?;
         generation.in_memory = true;
         Ok(generation)
     }
@@ -49,20 +56,20 @@ impl Generation {
     pub(super) fn prepared(
         path: &Path,
         bytes: Box<dyn StorageBackend>,
-        schema: &Schema,
+        seals: &Seals,
     ) -> Result<Self, OpenError> {
-        let generation =
-            Self::open(bytes, Written::default()).map_err(|error| OpenError::from_redb(path, error))?;
-        generation.prepare(path, schema)?;
+        let generation = Self::open(bytes, Written::default(), seals)
+            .map_err(|error| OpenError::from_redb(path, error))?;
+        generation.prepare(path)?;
         Ok(generation)
     }
 
     /// Opens the bytes without writing to them, verifies every checksum in them, and makes sure
-    /// that they are of the schema or an earlier one.
+    /// that they are of the schema or an earlier one, and sealed with no other key.
     pub(super) fn examined(
         path: &Path,
         bytes: Box<dyn StorageBackend>,
-        schema: &Schema,
+        seals: &Seals,
     ) -> Result<Self, OpenError> {
         let io_error = |error| OpenError::io(path, "read", "read access", error);
         if bytes.len().map_err(io_error)? == 0 {
@@ -71,15 +78,21 @@ impl Generation {
         let overlay = Box::new(Overlay::new(bytes).map_err(io_error)?);
         // redb does not promise to take every broken file for one without panicking.
         let opened = catch_unwind(AssertUnwindSafe(|| {
-            let generation = Self::build(overlay, Written::default(), true)
+            let generation = Self::build(overlay, Written::default(), seals, true)
                 .map_err(|error| OpenError::from_redb(path, error))?;
-            generation.need(path, schema)?;
+            generation.need(path)?;
+            generation.survey(path)?;
             Ok(generation)
         }));
         opened.unwrap_or_else(|_panic| Err(OpenError::damaged(path, Damage::Broken, None)))
     }
 
-    fn build(bytes: Box<dyn StorageBackend>, written: Written, check: bool) -> Result<Self, redb::Error> {
+    fn build(
+        bytes: Box<dyn StorageBackend>,
+        written: Written,
+        seals: &Seals,
+        check: bool,
+    ) -> Result<Self, redb::Error> {
         let gauge = Arc::new(Gauge::continuing(written));
         let mut builder = redb::Builder::new();
         builder
@@ -95,13 +108,15 @@ impl Generation {
         Ok(Self {
             redb,
             gauge,
+            seals: seals.clone(),
             in_memory: false,
         })
     }
 
     /// Brings the tables to the schema in one transaction.
-    pub(super) fn prepare(&self, path: &Path, schema: &Schema) -> Result<(), OpenError> {
-        let from = match self.need(path, schema)? {
+    pub(super) fn prepare(&self, path: &Path) -> Result<(), OpenError> {
+        let schema = self.seals.schema();
+        let from = match self.need(path)? {
             Need::Nothing => return Ok(()),
             Need::Beginning => None,
             Need::Migration { from } => Some(from),
@@ -113,12 +128,29 @@ impl Generation {
             })
     }
 
-    fn need(&self, path: &Path, schema: &Schema) -> Result<Need, OpenError> {
+    fn need(&self, path: &Path) -> Result<Need, OpenError> {
         let transaction = self
             .redb
             .begin_read()
             .map_err(|error| OpenError::from_store(path, error.into()))?;
-        schema.examine(path, &Reader::new(&transaction))
+        self.seals
+            .schema()
+            .examine(path, &Reader::new(&transaction, &self.seals))
+    }
+
+    /// What of the secret is sealed, and that it is with the key that there is.
+    pub(super) fn survey(&self, path: &Path) -> Result<Survey, OpenError> {
+        let surveyed = self
+            .redb
+            .begin_read()
+            .map_err(StoreError::from)
+            .and_then(|transaction| rewrite::survey(&transaction, &self.seals));
+        surveyed.map_err(|error| OpenError::from_store(path, error))
+    }
+
+    /// Copies all rows to an empty store, in the form that its seals say.
+    pub(super) fn copy_to(&self, target: &Self) -> Result<(), StoreError> {
+        rewrite::copy_tables((&self.redb, &self.seals), (&target.redb, &target.seals))
     }
 
     pub(super) fn read<T, E: From<StoreError>>(
@@ -126,7 +158,7 @@ impl Generation {
         read: impl FnOnce(&Reader<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let transaction = self.redb.begin_read().map_err(StoreError::from)?;
-        read(&Reader::new(&transaction))
+        read(&Reader::new(&transaction, &self.seals))
     }
 
     pub(super) fn write<T, E: From<StoreError>>(
@@ -134,7 +166,7 @@ impl Generation {
         write: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let transaction = self.redb.begin_write().map_err(StoreError::from)?;
-        let mut writer = Writer::new(&transaction);
+        let mut writer = Writer::new(&transaction, &self.seals);
         // A transaction that is dropped while a panic unwinds is not undone by redb.
         let result = catch_unwind(AssertUnwindSafe(|| write(&mut writer)));
         if matches!(result, Ok(Ok(_))) && writer.changed() {

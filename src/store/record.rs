@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::seal::MARKER;
 use crate::base::id::{GrantId, InstanceId, NetworkId, OperatorId, PeerId, SessionId};
 use crate::contract::token::TokenDigest;
 
@@ -20,7 +21,8 @@ pub const RECORD_MAX_BYTES: usize = 1024 * 1024;
 
 /// A value of a table.
 pub trait Record: Serialize + DeserializeOwned {
-    /// Version of the encoding that this build writes; the first byte of every stored value.
+    /// Version of the encoding that this build writes; the first byte of every stored value, unless
+    /// it is sealed: from 1 to 254.
     const VERSION: u8;
 
     /// Reads the postcard bytes of an earlier version.
@@ -79,6 +81,12 @@ pub enum RecordError {
 
 /// The stored form of a record. Wiped when dropped: records may hold secrets.
 pub fn encode<R: Record>(record: &R) -> Result<Zeroizing<Vec<u8>>, RecordError> {
+    const {
+        assert!(
+            R::VERSION > 0 && R::VERSION < MARKER,
+            "sealed values begin with what no record does"
+        );
+    };
     let size = postcard::experimental::serialized_size(record).map_err(RecordError::Unencodable)?;
     if size >= RECORD_MAX_BYTES {
         return Err(RecordError::TooLarge { bytes: size + 1 });

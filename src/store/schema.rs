@@ -21,6 +21,8 @@ pub struct Schema {
     pub version: u32,
     /// The steps, the first from version 1 to 2: one fewer than [`Schema::version`].
     pub migrations: &'static [Migration],
+    /// Names of the tables whose values are secret: sealed where there is a state key.
+    pub sealed: &'static [&'static str],
 }
 
 /// Where the file's schema stands.

@@ -11,10 +11,11 @@ use redb::{
 
 use super::error::StoreError;
 use super::record::{self, Key, Record, RecordError};
+use super::seal::{Opened, SealError, Seals};
 
 /// Every table as redb sees it: the types are ours, so that redb never refuses a file because of
 /// the name of a Rust type.
-type Raw<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
+pub(super) type Raw<'a> = TableDefinition<'a, &'static [u8], &'static [u8]>;
 
 /// A named table. Exists from the first row on; before, it reads as empty.
 #[derive(Debug)]
@@ -45,10 +46,24 @@ impl<K: Key, V: Record> Table<K, V> {
         StoreError::record(self.name, shown::<K>(key), source)
     }
 
-    fn row(&self, key: &[u8], value: &[u8]) -> Result<(K, V), StoreError> {
+    fn opened<'v>(&self, seals: &Seals, key: &[u8], stored: &'v [u8]) -> Result<Opened<'v>, StoreError> {
+        seals
+            .opened(self.name, key, stored)
+            .map_err(|source| self.sealed(key, source))
+    }
+
+    fn value(&self, seals: &Seals, key: &[u8], stored: &[u8]) -> Result<V, StoreError> {
+        let value = self.opened(seals, key, stored)?;
+        record::decode(&value).map_err(|source| self.damaged(key, source))
+    }
+
+    fn row(&self, seals: &Seals, key: &[u8], stored: &[u8]) -> Result<(K, V), StoreError> {
         let decoded = K::decode(key).ok_or_else(|| self.damaged(key, RecordError::Key))?;
-        let value = record::decode(value).map_err(|source| self.damaged(key, source))?;
-        Ok((decoded, value))
+        Ok((decoded, self.value(seals, key, stored)?))
+    }
+
+    fn sealed(&self, key: &[u8], source: SealError) -> StoreError {
+        StoreError::sealed(self.name, shown::<K>(key), source)
     }
 }
 
@@ -56,14 +71,19 @@ impl<K: Key, V: Record> Table<K, V> {
 const KEY_EXCERPT_BYTES: usize = 32;
 
 fn shown<K: Key>(key: &[u8]) -> String {
-    K::decode(key).map_or_else(
-        || data_encoding::HEXLOWER.encode(&key[..key.len().min(KEY_EXCERPT_BYTES)]),
-        |key| key.shown(),
-    )
+    K::decode(key).map_or_else(|| excerpt(key), |key| key.shown())
+}
+
+/// The beginning of a key's bytes.
+pub(super) fn excerpt(key: &[u8]) -> String {
+    data_encoding::HEXLOWER.encode(&key[..key.len().min(KEY_EXCERPT_BYTES)])
 }
 
 /// Reads one state of the store.
-pub struct Reader<'t>(Transaction<'t>);
+pub struct Reader<'t> {
+    transaction: Transaction<'t>,
+    seals: &'t Seals,
+}
 
 enum Transaction<'t> {
     Read(&'t ReadTransaction),
@@ -71,17 +91,18 @@ enum Transaction<'t> {
 }
 
 impl<'t> Reader<'t> {
-    pub(super) const fn new(transaction: &'t ReadTransaction) -> Self {
-        Self(Transaction::Read(transaction))
+    pub(super) const fn new(transaction: &'t ReadTransaction, seals: &'t Seals) -> Self {
+        Self {
+            transaction: Transaction::Read(transaction),
+            seals,
+        }
     }
 
     /// The row under `key`.
     pub fn get<K: Key, V: Record>(&self, table: &Table<K, V>, key: &K) -> Result<Option<V>, StoreError> {
         let key = key.encode();
         self.with(table, None, |rows| match rows.at(&key)? {
-            Some(value) => record::decode(value.value())
-                .map(Some)
-                .map_err(|source| table.damaged(&key, source)),
+            Some(value) => table.value(self.seals, &key, value.value()).map(Some),
             None => Ok(None),
         })
     }
@@ -92,7 +113,7 @@ impl<'t> Reader<'t> {
             rows.all()?
                 .map(|row| {
                     let (key, value) = row?;
-                    table.row(key.value(), value.value())
+                    table.row(self.seals, key.value(), value.value())
                 })
                 .collect()
         })
@@ -107,7 +128,7 @@ impl<'t> Reader<'t> {
 
     /// Whether the file has any table.
     pub(super) fn has_tables(&self) -> Result<bool, StoreError> {
-        Ok(match &self.0 {
+        Ok(match &self.transaction {
             Transaction::Read(transaction) => transaction.list_tables()?.next().is_some(),
             Transaction::Write(transaction) => transaction.list_tables()?.next().is_some(),
         })
@@ -120,7 +141,7 @@ impl<'t> Reader<'t> {
         absent: T,
         read: impl FnOnce(&dyn Rows) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        match &self.0 {
+        match &self.transaction {
             Transaction::Read(transaction) => match transaction.open_table(table.raw()) {
                 Ok(rows) => read(&rows),
                 Err(TableError::TableDoesNotExist(_)) => Ok(absent),
@@ -161,16 +182,19 @@ pub struct Writer<'t> {
 }
 
 impl<'t> Writer<'t> {
-    pub(super) const fn new(transaction: &'t WriteTransaction) -> Self {
+    pub(super) const fn new(transaction: &'t WriteTransaction, seals: &'t Seals) -> Self {
         Self {
             transaction,
-            reader: Reader(Transaction::Write(transaction)),
+            reader: Reader {
+                transaction: Transaction::Write(transaction),
+                seals,
+            },
             changed: false,
         }
     }
 
     /// Writes the row under `key`, in place of an earlier one. A row that is there already, byte
-    /// for byte, is not written again.
+    /// for byte and sealed as it must be, is not written again.
     pub fn put<K: Key, V: Record>(
         &mut self,
         table: &Table<K, V>,
@@ -179,12 +203,19 @@ impl<'t> Writer<'t> {
     ) -> Result<(), StoreError> {
         let key = key.encode();
         let value = record::encode(value).map_err(|source| table.damaged(&key, source))?;
+        let seals = self.reader.seals;
         let mut rows = self.transaction.open_table(table.raw())?;
-        let same = rows
-            .at(&key)?
-            .is_some_and(|stored| stored.value() == value.as_slice());
+        let same = match rows.at(&key)? {
+            Some(stored) if seals.is_in_form(table.name, stored.value()) => {
+                *table.opened(seals, &key, stored.value())? == **value
+            }
+            _ => false,
+        };
         if !same {
-            rows.insert(key.as_slice(), value.as_slice())?;
+            let stored = seals
+                .stored(table.name, &key, &value)
+                .map_err(|source| table.sealed(&key, source))?;
+            rows.insert(key.as_slice(), &*stored)?;
         }
         drop(rows);
         self.changed |= !same;

@@ -34,7 +34,6 @@ pub fn pair() -> (Arc<MemoryTransport>, Arc<MemoryTransport>, Cut) {
             cut: cut.clone(),
             open,
             accept: tokio::sync::Mutex::new(accept),
-            certificate: Mutex::new(None),
         })
     };
     let left_side = side(&left, &right, to_right, from_right);
@@ -65,14 +64,6 @@ pub struct MemoryTransport {
     cut: Cut,
     open: mpsc::Sender<ByteStream>,
     accept: tokio::sync::Mutex<mpsc::Receiver<ByteStream>>,
-    certificate: Mutex<Option<CertificateDer<'static>>>,
-}
-
-impl MemoryTransport {
-    /// What `peer_certificate` shall say.
-    pub fn set_peer_certificate(&self, certificate: CertificateDer<'static>) {
-        *self.certificate.lock().unwrap_or_else(PoisonError::into_inner) = Some(certificate);
-    }
 }
 
 #[derive(Debug)]
@@ -184,10 +175,7 @@ impl Transport for MemoryTransport {
     }
 
     fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
-        self.certificate
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        None
     }
 }
 

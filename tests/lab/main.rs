@@ -12,10 +12,14 @@
     reason = "a panic is how a test says that it failed"
 )]
 
+mod federation;
+mod joining;
 mod namespace;
 mod prerequisites;
 mod process;
+mod secrets;
 mod self_test;
+mod staying;
 mod topology;
 mod wait;
 

@@ -17,6 +17,9 @@ use crate::process::{finish, succeed};
 /// Where `ip netns` keeps its namespaces.
 const NAMESPACE_DIR: &str = "/run/netns";
 
+/// Files below `<namespace>/` here take the place of those in `/etc` for programs inside.
+const FILES_DIR: &str = "/etc/netns";
+
 /// Names are `powernode-lab-<pid>-<start of that process>-<number>-<role>`: unique at a time,
 /// and told from those of a later process with the same pid.
 const NAME_PREFIX: &str = "powernode-lab-";
@@ -101,6 +104,15 @@ impl Namespace {
         succeed(nft);
     }
 
+    /// Gives programs inside a file of their own in the place of `/etc/<name>`. Those that run
+    /// already see it too if the file had been given before they were started.
+    pub fn set_etc_file(&self, name: &str, content: &str) {
+        let directory = Path::new(FILES_DIR).join(&self.name);
+        fs::create_dir_all(&directory).unwrap();
+        // Written in place: what runs has this very file mounted.
+        fs::write(directory.join(name), content).unwrap();
+    }
+
     /// Plugs or unplugs an interface.
     pub fn set_link(&self, interface: &str, link: Link) {
         let state = match link {
@@ -173,6 +185,9 @@ fn remove(name: &str) {
     let mut delete = Command::new("ip");
     delete.args(["netns", "delete", name]);
     finish(delete);
+    let _ = fs::remove_dir_all(Path::new(FILES_DIR).join(name));
+    // Goes when the last one has gone, and only if nobody else uses it.
+    let _ = fs::remove_dir(FILES_DIR);
 }
 
 /// Pid and start of the process that made a namespace of this name.

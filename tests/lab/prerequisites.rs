@@ -65,5 +65,15 @@ fn look() -> Result<(), String> {
             masquerade.stderr.trim()
         ));
     }
+    let mut tc = probe.command("tc");
+    tc.args(["qdisc", "add", "dev", "lo", "root", "tbf"])
+        .args(["rate", "1mbit", "burst", "1600", "latency", "1s"]);
+    let slow = finish(tc);
+    if slow.code != 0 {
+        return Err(format!(
+            "this kernel cannot slow a line down: {}",
+            slow.stderr.trim()
+        ));
+    }
     Ok(())
 }

@@ -124,6 +124,33 @@ impl Lab {
         })
     }
 
+    /// Takes the box's own interface down, or brings it up as a DHCP client does: with its way out.
+    pub fn set_uplink(&self, link: Link) {
+        self.satellite.set_link("up0", link);
+        if matches!(link, Link::Up) {
+            self.satellite
+                .ip(&format!("route replace default via {ROUTER_LAN_V4}"));
+            self.satellite
+                .ip(&format!("-6 route replace default via {ROUTER_LAN_V6}"));
+        }
+    }
+
+    /// Makes the parent's line slow: so many kilobits a second towards the satellite.
+    pub fn slow_parent_down(&self, kilobits_per_second: u32) {
+        let mut tc = self.parent.command("tc");
+        tc.args(["qdisc", "replace", "dev", "wan0", "root", "tbf"])
+            .args(["rate", &format!("{kilobits_per_second}kbit")])
+            .args(["burst", "1600", "latency", "10s"]);
+        succeed(tc);
+    }
+
+    /// Gives the parent's line its speed back.
+    pub fn speed_parent_up(&self) {
+        let mut tc = self.parent.command("tc");
+        tc.args(["qdisc", "delete", "dev", "wan0", "root"]);
+        succeed(tc);
+    }
+
     /// A directory of this lab's, for state and configuration; made when it is asked for.
     pub fn directory(&self, name: &str) -> PathBuf {
         let path = self.directory.path().join(name);
@@ -170,6 +197,20 @@ impl Router {
         self.namespace.nft(&format!("add rule inet lab scenario {rule}"));
     }
 
+    /// Drops what comes from the parent, and lets out what goes there.
+    pub fn block_from_parent(&self) {
+        self.add_rule("iifname \"wan0\" counter drop");
+    }
+
+    /// Lets flows that begin from now on leave from other ports than those of before, as a router
+    /// does that has restarted or has moved to another line.
+    pub fn move_ports(&self) {
+        self.namespace.nft(
+            "insert rule inet lab postrouting oifname \"wan0\" meta l4proto udp masquerade to :61000-61999",
+        );
+        self.forget_flows();
+    }
+
     /// Removes what [`Router::add_rule`] has added.
     pub fn clear_rules(&self) {
         self.namespace.nft("flush chain inet lab scenario");
@@ -197,11 +238,16 @@ impl Router {
         succeed(flush);
     }
 
-    /// How many flows it knows.
-    pub fn flow_count(&self) -> usize {
+    /// The flows that it knows, one a line.
+    pub fn flows(&self) -> String {
         let mut list = self.namespace.command("conntrack");
         list.arg("-L");
-        succeed(list).stdout.lines().count()
+        succeed(list).stdout
+    }
+
+    /// How many flows it knows.
+    pub fn flow_count(&self) -> usize {
+        self.flows().lines().count()
     }
 
     /// Plugs or unplugs the satellite's cable.

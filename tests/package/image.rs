@@ -57,7 +57,7 @@ impl Recipe {
                 "ENV" => recipe.environment.extend(words().iter().map(|word| pair(word))),
                 "VOLUME" => recipe.volume = list(rest).remove(0),
                 "EXPOSE" => assert!(words().iter().all(|port| port.starts_with("8443/")), "{line}"),
-                "USER" => recipe.user = rest.to_owned(),
+                "USER" => rest.clone_into(&mut recipe.user),
                 "HEALTHCHECK" => recipe.healthcheck = list(rest.split_once("CMD ").unwrap().1),
                 "ENTRYPOINT" => recipe.entrypoint = list(rest),
                 "CMD" => recipe.command = list(rest),

@@ -153,17 +153,25 @@ pub struct BridgeSite {
     pub operator_token: String,
     /// PEM file with the authority's certificate.
     pub ca_file: PathBuf,
+    /// Further variables of every command.
+    pub variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl BridgeSite {
     /// Initialised, not running.
     pub fn init() -> Self {
+        Self::init_with(Vec::new())
+    }
+
+    /// The same with further variables, also for `init` itself.
+    pub fn init_with(variables: Vec<(&'static str, PathBuf)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut site = Self {
             ca_file: dir.path().join("ca.pem"),
             dir,
             port: free_port(),
             operator_token: String::new(),
+            variables,
         };
         let url = site.url();
         let output = succeed(
@@ -197,7 +205,8 @@ impl BridgeSite {
             )
             .env("POWERNODE_HOST_BRIDGE_LISTEN_HTTPS", &listen)
             .env("POWERNODE_HOST_BRIDGE_LISTEN_QUIC", &listen)
-            .env("POWERNODE_HOST_BRIDGE_LOG_LEVEL", "debug");
+            .env("POWERNODE_HOST_BRIDGE_LOG_LEVEL", "debug")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -261,12 +270,15 @@ impl BridgeSite {
 /// A satellite with its state.
 pub struct SatelliteSite {
     pub dir: tempfile::TempDir,
+    /// Further variables of every command.
+    pub variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl SatelliteSite {
     pub fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
+            variables: Vec::new(),
         }
     }
 
@@ -291,7 +303,8 @@ impl SatelliteSite {
                 "POWERNODE_SATELLITE_PAYLOAD_FW_CFG_DIR",
                 self.dir.path().join("fw"),
             )
-            .env("POWERNODE_SATELLITE_LOG_LEVEL", "debug");
+            .env("POWERNODE_SATELLITE_LOG_LEVEL", "debug")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 

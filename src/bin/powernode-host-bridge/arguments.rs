@@ -32,6 +32,10 @@ pub struct Arguments {
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<String>,
 
+    /// File with the key that seals the state
+    #[arg(long, global = true, value_name = "FILE")]
+    state_key_file: Option<String>,
+
     /// Socket of the running host-bridge
     #[arg(long, global = true, value_name = "PATH")]
     admin_socket: Option<String>,
@@ -91,6 +95,11 @@ pub enum Command {
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
+    },
+    /// The key that seals the state
+    StateKey {
+        #[command(subcommand)]
+        command: StateKeyCommand,
     },
     /// Print the version
     Version,
@@ -298,6 +307,13 @@ pub enum CaCommand {
     },
 }
 
+/// What to do with the state key.
+#[derive(Subcommand)]
+pub enum StateKeyCommand {
+    /// Take the seals off the state, while nothing runs: before the key is changed or given up
+    Unseal,
+}
+
 /// What to do with the configuration.
 #[derive(Subcommand)]
 pub enum ConfigCommand {
@@ -317,6 +333,7 @@ impl Arguments {
     pub fn flags(&self) -> Flags {
         let set = [
             ("state_dir", &self.state_dir),
+            ("state_key_file", &self.state_key_file),
             ("admin_socket", &self.admin_socket),
         ];
         set.into_iter()

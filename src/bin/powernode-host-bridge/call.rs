@@ -13,6 +13,7 @@ use powernode_satellite::cli::client::{AdminClient, AdminError, Answer};
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
+use powernode_satellite::store::state_key::StateKey;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -72,10 +73,11 @@ async fn in_process(
     body: Option<&Value>,
 ) -> Result<Answer, Failure> {
     let file = config.state_dir.join(REGISTRY_FILE);
+    let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
     let registry = if method == Method::GET {
-        Registry::open_read_only(&file)
+        Registry::open_read_only(&file, key.as_ref())
     } else {
-        Registry::open(&file)
+        Registry::open(&file, key.as_ref())
     }
     .map_err(|error| not_opened(&error))?;
     let public = registry.public().map_err(Failure::failed)?;

@@ -63,7 +63,11 @@ impl Shell<'_> {
                 print_answer(&health, json, show::health)
             }
             // Those that are no calls were carried out before.
-            Command::Init(_) | Command::Run | Command::Config { .. } | Command::Version => Ok(()),
+            Command::Init(_)
+            | Command::Run
+            | Command::StateKey { .. }
+            | Command::Config { .. }
+            | Command::Version => Ok(()),
         }
     }
 

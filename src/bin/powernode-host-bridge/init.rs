@@ -11,6 +11,7 @@ use powernode_satellite::cli::output::{self, Style, render_pairs};
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use powernode_satellite::process::entropy;
+use powernode_satellite::store::state_key::StateKey;
 use serde_json::json;
 
 use crate::arguments::InitArguments;
@@ -32,7 +33,8 @@ pub fn init(config: &HostBridgeConfig, arguments: &InitArguments) -> Result<(), 
         names: arguments.public_names.iter().map(ToString::to_string).collect(),
     };
     let path = config.state_dir.join(REGISTRY_FILE);
-    let registry = Registry::create(&path, AUTHORITY_NAME, now).map_err(Failure::failed)?;
+    let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
+    let registry = Registry::create(&path, key.as_ref(), AUTHORITY_NAME, now).map_err(Failure::failed)?;
     let settings = BridgeSettings::new(config.clone(), public.clone());
     let names = settings.server_names();
     let token = match furnish(&registry, &public, &names, now) {

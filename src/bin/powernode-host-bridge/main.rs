@@ -7,16 +7,24 @@ mod commands;
 mod init;
 mod run;
 mod show;
+mod state_key;
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use arguments::{Arguments, Command, ConfigCommand};
+use arguments::{Arguments, Command, ConfigCommand, StateKeyCommand};
 use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use powernode_satellite::process::environment::Environment;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes every piece of memory as it is freed: tokens pass through buffers of the HTTP and QUIC
+/// libraries, which copy them and know nothing of secrets.
+#[global_allocator]
+static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 const PROGRAM: &str = "powernode-host-bridge";
 
@@ -37,6 +45,9 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Init(init) => init::init(&config, &init),
         Command::Run => run::run(config, &environment, (file, flags)),
+        Command::StateKey {
+            command: StateKeyCommand::Unseal,
+        } => state_key::unseal(&config),
         Command::Config {
             command: ConfigCommand::Check,
         } => print("the configuration is good\n"),

@@ -12,6 +12,7 @@ use powernode_satellite::process::environment::Environment;
 use powernode_satellite::process::service_notify::ServiceManager;
 use powernode_satellite::process::signals::Signals;
 use powernode_satellite::process::{entropy, telemetry};
+use powernode_satellite::store::state_key::StateKey;
 
 /// Most threads that wait for the registry's disk. It takes one change at a time; more threads
 /// would wait for each other and cost their stacks.
@@ -26,8 +27,9 @@ pub fn run(
     let log = telemetry::init(&config.log.filter, config.log.format, environment).map_err(Failure::usage)?;
     entropy::check().map_err(Failure::failed)?;
     let service = ServiceManager::connect(environment).map_err(Failure::usage)?;
-    let registry =
-        Registry::open(&config.state_dir.join(REGISTRY_FILE)).map_err(|error| not_opened(&error))?;
+    let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
+    let registry = Registry::open(&config.state_dir.join(REGISTRY_FILE), key.as_ref())
+        .map_err(|error| not_opened(&error))?;
     let public = registry.public().map_err(Failure::failed)?;
     let settings = BridgeSettings::new(config, public.clone());
     let environment = environment.clone();

@@ -1,7 +1,7 @@
 //! How the operator API's answers read on a terminal.
 
 use powernode_satellite::base::time::UnixTime;
-use powernode_satellite::cli::output::{Cell, Style, Table, Tone, relative_time_of, render_pairs};
+use powernode_satellite::cli::output::{Cell, Style, Table, Tone, relative_time_of, render_pairs, sealing};
 use serde_json::Value;
 
 /// What a peer is called: its name, or its id where it has none.
@@ -187,6 +187,12 @@ pub fn health(health: &Value, style: Style, now: UnixTime) -> String {
             health["store_bytes"]
                 .as_u64()
                 .map(|bytes| format!("{} KiB", bytes / 1024).into()),
+        ),
+        (
+            "private keys",
+            health["store_sealed"]
+                .as_bool()
+                .map(|sealed| sealing(sealed).into()),
         ),
     ];
     let mut out = render_pairs(&pairs, style);

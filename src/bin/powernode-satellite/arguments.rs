@@ -24,6 +24,10 @@ pub struct Arguments {
     #[arg(long, global = true, value_name = "DIR")]
     state_dir: Option<String>,
 
+    /// File with the key that seals the state
+    #[arg(long, global = true, value_name = "FILE")]
+    state_key_file: Option<String>,
+
     /// Socket of the running satellite
     #[arg(long, global = true, value_name = "PATH")]
     admin_socket: Option<String>,
@@ -60,8 +64,21 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The key that seals the state
+    StateKey {
+        /// What to do with it
+        #[command(subcommand)]
+        command: StateKeyCommand,
+    },
     /// Print the version
     Version,
+}
+
+/// What to do with the state key.
+#[derive(Subcommand)]
+pub enum StateKeyCommand {
+    /// Take the seals off the state, while nothing runs: before the key is changed or given up
+    Unseal,
 }
 
 /// What to do with the configuration.
@@ -145,6 +162,7 @@ impl Arguments {
             }
         };
         set("state_dir", self.state_dir.as_ref());
+        set("state_key_file", self.state_key_file.as_ref());
         set("admin_socket", self.admin_socket.as_ref());
         if let Command::Join(join) = &self.command {
             set("parent.url", join.parent_url.as_ref());

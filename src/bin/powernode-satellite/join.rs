@@ -21,7 +21,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::arguments::JoinArguments;
-use crate::run::block_on;
+use crate::run::{block_on, not_run};
 
 /// Most that is read from standard input or a code file, in bytes.
 const INPUT_MAX_BYTES: u64 = 8 * 1024;
@@ -65,7 +65,7 @@ pub fn join(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<ExitC
             return (Keeper::Daemon, outcome);
         }
         let outcome = daemon::join_once(config, invitation, arguments.timeout.0).await;
-        (Keeper::Nobody, outcome.map_err(Failure::failed))
+        (Keeper::Nobody, outcome.map_err(not_run))
     })?;
     let outcome = outcome?;
     match outcome {

@@ -4,17 +4,26 @@ mod arguments;
 mod join;
 mod run;
 mod self_check;
+mod state_key;
 mod status;
 
+use std::alloc::System;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use arguments::{Arguments, Command, ConfigCommand};
+use arguments::{Arguments, Command, ConfigCommand, StateKeyCommand};
 use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::process::environment::Environment;
+use zeroizing_alloc::ZeroAlloc;
+
+/// Wipes every piece of memory as it is freed. An acceptance token passes through buffers of the HTTP
+/// and QUIC libraries, which copy it and know nothing of secrets: without this it would be read in a
+/// core file long after it is used up.
+#[global_allocator]
+static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -41,6 +50,9 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run => run::run(config, &environment, (file, flags)),
         Command::Join(join) => join::join(&config, &join),
         Command::Status { json } => status::status(&config, json),
+        Command::StateKey {
+            command: StateKeyCommand::Unseal,
+        } => state_key::unseal(&config),
         Command::Config {
             command: ConfigCommand::Check,
         } => {

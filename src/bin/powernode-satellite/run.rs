@@ -19,11 +19,14 @@ pub fn run(
 ) -> Result<ExitCode, Failure> {
     let log = telemetry::init(&config.log.filter, config.log.format, environment).map_err(Failure::usage)?;
     let manager = ServiceManager::connect(environment).map_err(Failure::usage)?;
-    let environment = environment.clone();
+    let (environment, running) = (environment.clone(), config.clone());
     let reload = Box::new(move || match SatelliteConfig::load(&file, &flags, &environment) {
         Ok((config, _)) => {
             log.set_filter(&config.log.filter);
             tracing::info!("configuration read again");
+            for key in waiting_for_restart(&running, &config) {
+                tracing::warn!(key, "this key takes effect with a restart only");
+            }
             Some(config)
         }
         Err(error) => {
@@ -34,9 +37,28 @@ pub fn run(
     });
     match block_on(daemon::run(config, manager, reload))? {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error @ RunError::Invite(_)) => Err(Failure::usage(error)),
-        Err(error) => Err(Failure::failed(error)),
+        Err(error) => Err(not_run(error)),
     }
+}
+
+/// What only an operator can mend has a code of its own: the service manager does not try again.
+pub fn not_run(error: RunError) -> Failure {
+    match error {
+        RunError::Invite(_) | RunError::StateKey(_) => Failure::usage(error),
+        error => Failure::failed(error),
+    }
+}
+
+/// The keys that were changed and that a reload does not bring into force.
+fn waiting_for_restart(running: &SatelliteConfig, read: &SatelliteConfig) -> Vec<&'static str> {
+    [
+        ("state_dir", running.state_dir != read.state_dir),
+        ("admin_socket", running.admin_socket != read.admin_socket),
+        ("log.format", running.log.format != read.log.format),
+    ]
+    .into_iter()
+    .filter_map(|(key, changed)| changed.then_some(key))
+    .collect()
 }
 
 /// Time for what still blocks a thread when all work is done: a resolver without an answer waits

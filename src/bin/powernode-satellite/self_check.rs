@@ -16,6 +16,7 @@ use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::process::environment::Environment;
 use powernode_satellite::satellite::membership_store::{CopyStanding, Examination, MembershipStore, SCHEMA};
 use powernode_satellite::satellite::parent_client::RELEASE;
+use powernode_satellite::store::state_key::StateKey;
 use serde::Serialize;
 use serde_json::json;
 
@@ -47,7 +48,10 @@ pub fn self_check(
     let checks = match SatelliteConfig::load(file, flags, environment) {
         Ok((config, _)) => {
             let mut checks = vec![Check::new("configuration", Outcome::Ok, "good")];
-            checks.extend(check_state(&config.state_dir));
+            match StateKey::read(&config.state_key) {
+                Ok(key) => checks.extend(check_state(&config.state_dir, key.as_ref())),
+                Err(error) => checks.push(Check::new("state key", Outcome::Failed, error_chain(&error))),
+            }
             checks
         }
         // Where the state is, only the configuration says.
@@ -70,8 +74,8 @@ pub fn self_check(
     }
 }
 
-fn check_state(directory: &Path) -> Vec<Check> {
-    let found = match MembershipStore::examine(directory) {
+fn check_state(directory: &Path, key: Option<&StateKey>) -> Vec<Check> {
+    let found = match MembershipStore::examine(directory, key) {
         Ok(found) => found,
         Err(error) => return vec![Check::new("store", Outcome::Failed, error_chain(&error))],
     };
@@ -84,7 +88,7 @@ fn check_state(directory: &Path) -> Vec<Check> {
                 Outcome::Ok,
                 state.name().replace('_', " "),
             ));
-            checks.extend(certificate(state, found.loaded.facts.seen_from_parent));
+            checks.extend(certificate(state, found.loaded.latest_known_time()));
         }
     }
     checks
@@ -137,11 +141,11 @@ fn second_copy(found: &Examination) -> Check {
     Check::new("second copy", outcome, detail)
 }
 
-fn certificate(state: &JoinState, seen_from_parent: Option<UnixTime>) -> Option<Check> {
+fn certificate(state: &JoinState, latest: Option<UnixTime>) -> Option<Check> {
     let identity = &state.membership()?.identity;
     let clock = Clock::start(BUILD_TIME);
-    if let Some(seen) = seen_from_parent {
-        clock.restore_parent_time(seen);
+    if let Some(latest) = latest {
+        clock.restore_parent_time(latest);
     }
     let standing = CertificateStanding::judge(
         identity.not_before,

@@ -15,6 +15,7 @@ use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
     CertificateReport, ClockReport, HeartbeatReport, LinkReport, StatusReport, StoreReport,
 };
+use powernode_satellite::store::state_key::StateKey;
 
 use crate::run::block_on;
 
@@ -38,7 +39,9 @@ pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
                 "this box has not joined a parent; run `powernode-satellite join -` with a join code"
                     .to_owned()
             }
-            None => "this box has not joined yet: the join is under way while the daemon runs".to_owned(),
+            None if report.daemon_running => "this box has not joined yet: the join is under way".to_owned(),
+            None => "this box has not joined yet: the join goes on when `powernode-satellite run` is started"
+                .to_owned(),
         },
     ))
 }
@@ -57,7 +60,9 @@ async fn report(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
 }
 
 fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
-    let (loaded, size_bytes) = MembershipStore::peek(&config.state_dir).map_err(Failure::failed)?;
+    let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
+    let (loaded, size_bytes) =
+        MembershipStore::peek(&config.state_dir, key.as_ref()).map_err(Failure::failed)?;
     let clock = Clock::start(BUILD_TIME);
     if let Some(seen) = loaded.facts.seen_from_parent {
         clock.restore_parent_time(seen);
@@ -81,7 +86,9 @@ fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
     let store = StoreReport {
         directory: config.state_dir.display().to_string(),
         size_bytes,
+        sealed: loaded.sealed,
         recovered: loaded.recovered,
+        last_error: None,
     };
     Ok(StatusReport::of_state(
         loaded.state.as_ref(),
@@ -93,109 +100,100 @@ fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
     ))
 }
 
+/// A line of the report: what it is about, and what is to be said, if anything.
+type Line = (&'static str, Option<Cell>);
+
 /// The report for a person.
 fn render(report: &StatusReport, style: Style) -> String {
+    let mut lines = vec![
+        ("satellite", Some(state(report))),
+        ("parent", report.parent_url.as_ref().map(Cell::from)),
+    ];
+    lines.extend(membership(report));
+    lines.extend(connection(report));
+    lines.extend(upkeep(report));
+    output::render_pairs(&lines, style)
+}
+
+fn membership(report: &StatusReport) -> Vec<Line> {
+    let Some(peer) = &report.peer else {
+        return Vec::new();
+    };
     let now = report.clock.trusted;
-    let mut pairs: Vec<(&str, Option<Cell>)> = Vec::new();
-    pairs.push(("satellite", Some(state(report))));
-    pairs.push(("parent", report.parent_url.as_ref().map(Cell::from)));
-    if let Some(peer) = &report.peer {
-        pairs.push(("peer", Some(peer.id.into())));
-        pairs.push((
-            "mode",
-            Some(format!("{}, contract version {}", peer.spawn_mode, peer.contract_version).into()),
-        ));
-        pairs.push(("joined", Some(relative_time(peer.accepted_at, now).into())));
-        pairs.push((
-            "operator",
-            Some(format!("{}, {}", peer.operator_contact, peer.location).into()),
-        ));
-        pairs.push(("data residency", peer.data_residency.as_ref().map(Cell::from)));
-    }
-    pairs.push(("tunnel", Some(tunnel(report))));
-    pairs.push((
-        "last failure",
-        report
-            .link
-            .last_error
-            .as_ref()
-            .map(|error| Cell::toned(error, Tone::Warn)),
-    ));
+    let mode = format!("{}, contract version {}", peer.spawn_mode, peer.contract_version);
+    let operator = format!("{}, {}", peer.operator_contact, peer.location);
+    vec![
+        ("peer", Some(peer.id.into())),
+        ("mode", Some(mode.into())),
+        ("joined", Some(relative_time(peer.accepted_at, now).into())),
+        ("operator", Some(operator.into())),
+        ("data residency", peer.data_residency.as_ref().map(Cell::from)),
+    ]
+}
+
+fn connection(report: &StatusReport) -> Vec<Line> {
     let heartbeat = &report.heartbeat;
-    pairs.push((
-        "heartbeat",
-        Some(heartbeat.last_acknowledged_at.map_or_else(
-            || "never acknowledged".into(),
-            |at| format!("acknowledged {}", relative_time(at, now)).into(),
-        )),
-    ));
-    pairs.push((
-        "heartbeat failure",
-        heartbeat
-            .last_error
-            .as_ref()
-            .map(|error| Cell::toned(error, Tone::Warn)),
-    ));
+    let acknowledged = heartbeat.last_acknowledged_at.map_or_else(
+        || "never acknowledged".into(),
+        |at| format!("acknowledged {}", relative_time(at, report.clock.trusted)).into(),
+    );
+    let mut lines = vec![
+        ("tunnel", Some(tunnel(report))),
+        ("last failure", toned(report.link.last_error.as_ref(), Tone::Warn)),
+        ("heartbeat", Some(acknowledged)),
+        (
+            "heartbeat failure",
+            toned(heartbeat.last_error.as_ref(), Tone::Warn),
+        ),
+    ];
     for endpoint in &heartbeat.our_endpoints {
-        pairs.push((
-            "parent endpoint",
-            Some(format!("{} ({})", endpoint.url, endpoint.scope).into()),
-        ));
+        let shown = format!("{} ({})", endpoint.url, endpoint.scope);
+        lines.push(("parent endpoint", Some(shown.into())));
     }
     if let Some(schema) = &heartbeat.schema_compatibility {
         let notes = schema
             .notes
             .as_deref()
             .map_or_else(String::new, |notes| format!(": {notes}"));
-        pairs.push(("versions", Some(format!("{}{notes}", schema.status).into())));
+        lines.push(("versions", Some(format!("{}{notes}", schema.status).into())));
     }
-    pairs.push((
-        "certificate",
-        report
-            .certificate
-            .as_ref()
-            .map(|certificate| self::certificate(certificate, report)),
-    ));
-    pairs.push((
-        "clock",
-        report
-            .clock
-            .doubt
-            .as_ref()
-            .map(|doubt| Cell::toned(doubt, Tone::Warn)),
-    ));
-    pairs.push((
-        "state",
-        Some(
-            format!(
-                "{} ({} KiB)",
-                report.store.directory,
-                report.store.size_bytes / 1024
-            )
-            .into(),
+    lines
+}
+
+fn upkeep(report: &StatusReport) -> Vec<Line> {
+    let (shown, store) = (report.certificate.as_ref(), &report.store);
+    let kept = format!("{} ({} KiB)", store.directory, store.size_bytes / 1024);
+    vec![
+        ("certificate", shown.map(|shown| certificate(shown, report))),
+        (
+            "renewal failure",
+            toned(shown.and_then(|shown| shown.renewal_error.as_ref()), Tone::Warn),
         ),
-    ));
-    pairs.push((
-        "recovered",
-        report
-            .store
-            .recovered
-            .as_ref()
-            .map(|what| Cell::toned(what, Tone::Warn)),
-    ));
-    output::render_pairs(&pairs, style)
+        ("clock", toned(report.clock.doubt.as_ref(), Tone::Warn)),
+        ("state", Some(kept.into())),
+        (
+            "private keys",
+            (store.size_bytes > 0).then(|| output::sealing(store.sealed).into()),
+        ),
+        ("recovered", toned(store.recovered.as_ref(), Tone::Warn)),
+        ("write failure", toned(store.last_error.as_ref(), Tone::Bad)),
+    ]
+}
+
+fn toned(text: Option<&String>, tone: Tone) -> Option<Cell> {
+    text.map(|text| Cell::toned(text, tone))
 }
 
 fn state(report: &StatusReport) -> Cell {
-    let running = if report.daemon_running {
-        ""
-    } else {
-        " (not running)"
+    let running = match (report.daemon_running, report.link.state.as_str()) {
+        (false, _) => " (not running)",
+        (true, "connected" | "off") => "",
+        (true, _) => " (not connected)",
     };
     match &report.peer {
         Some(peer) => {
             let tone = match peer.status {
-                PeerStatus::Active if report.daemon_running => Tone::Good,
+                PeerStatus::Active if report.daemon_running && report.is_active() => Tone::Good,
                 PeerStatus::Revoked | PeerStatus::Suspended => Tone::Bad,
                 _ => Tone::Warn,
             };

@@ -245,6 +245,7 @@ impl OperatorApi {
             "peer_count": total,
             "peers_by_status": by_status,
             "ca_fingerprint": self.registry.authority().fingerprint().to_string(),
+            "store_sealed": self.registry.is_sealed(),
             "store_bytes": self.registry.size_bytes(),
             "peers": rows,
         })))

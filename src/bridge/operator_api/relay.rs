@@ -98,8 +98,9 @@ fn split(uri: &Uri) -> Result<(String, Uri), Reply> {
         .and_then(|rest| rest.find('/').map(|at| rest.split_at(at)))
         .unwrap_or_default();
     let allowed = format!("{API_BASE}/federation_api/");
-    // No peer's server has to be trusted to resolve dots as this one would.
-    let climbs = rest.split(['/', '?']).any(|part| matches!(part, "." | ".."));
+    // No peer's server has to be trusted to resolve dots as this one would, however they are written.
+    let plain = rest.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/");
+    let climbs = plain.split(['/', '?']).any(|part| matches!(part, "." | ".."));
     match rest.parse() {
         Ok(target) if rest.starts_with(&allowed) && !climbs => Ok((peer.to_owned(), target)),
         _ => Err(Reply::failure(
@@ -176,6 +177,8 @@ mod tests {
             "/peers//api/v1/system/node_api/x",
             "/peers/shop-17/api/v1/system/sdwan/federation_peers",
             "/peers/shop-17/api/v1/system/federation_api/../sdwan/federation_peers",
+            "/peers/shop-17/api/v1/system/federation_api/%2e%2E/sdwan/federation_peers",
+            "/peers/shop-17/api/v1/system/federation_api/x%2f..%2fy",
             "/peers/shop-17/admin",
         ] {
             assert!(split(refused).is_err(), "{refused}");

@@ -30,6 +30,7 @@ use crate::grant::{GrantKey, InvalidGrant, RevokeError};
 use crate::process::entropy;
 use crate::store::database::{Database, OpenError, StoreError};
 use crate::store::record::Only;
+use crate::store::state_key::StateKey;
 
 pub use self::accepting::{AcceptError, Accepted};
 pub use self::access::MintedOperator;
@@ -116,7 +117,7 @@ pub enum RegistryError {
     OperatorNameTaken(String),
     /// Not a name.
     #[error(
-        "`{0}` cannot be a name; use 1 to 63 letters, digits, `-`, `_` or `.`, beginning with a letter or digit"
+        "`{0}` cannot be a name; use 1 to 63 letters, digits, `-`, `_` or `.`, beginning with a letter or digit, and not the form of an id"
     )]
     InvalidName(String),
     /// A field that is too long or empty.
@@ -176,18 +177,24 @@ impl RegistryError {
 }
 
 impl Registry {
-    /// Makes a new registry with a certificate authority. Refuses where there is one.
-    pub fn create(path: &Path, authority_name: &str, now: UnixTime) -> Result<Self, CreateError> {
+    /// Makes a new registry with a certificate authority, under a state key where there is one.
+    /// Refuses where there is a registry.
+    pub fn create(
+        path: &Path,
+        key: Option<&StateKey>,
+        authority_name: &str,
+        now: UnixTime,
+    ) -> Result<Self, CreateError> {
         if path.exists() {
             // Opening for writing would touch the file; what is there is looked at first.
-            let there = Database::open_read_only(path, &SCHEMA).map_err(CreateError::Open)?;
+            let there = Database::open_read_only_under(key, path, &SCHEMA).map_err(CreateError::Open)?;
             if there.read(|r| r.get(&AUTHORITY, &Only))?.is_some() {
                 return Err(CreateError::Exists {
                     path: path.display().to_string(),
                 });
             }
         }
-        let db = Database::open(path, &SCHEMA).map_err(CreateError::Open)?;
+        let db = Database::open_under(key, path, &SCHEMA).map_err(CreateError::Open)?;
         Self::create_in(db, &path.display().to_string(), authority_name, now)
     }
 
@@ -212,23 +219,31 @@ impl Registry {
         Ok(Self::assemble(db, authority, grant_key))
     }
 
-    /// Opens a registry for reading and writing.
-    pub fn open(path: &Path) -> Result<Self, OpenRegistryError> {
+    /// Opens a registry for reading and writing, under a state key where there is one.
+    pub fn open(path: &Path, key: Option<&StateKey>) -> Result<Self, OpenRegistryError> {
         // Opening a store makes one where there is none; a registry comes of `init` alone.
         if !path.exists() {
             return Err(OpenRegistryError::NotInitialised);
         }
-        let db = Database::open(path, &SCHEMA).map_err(OpenRegistryError::Open)?;
+        let db = Database::open_under(key, path, &SCHEMA).map_err(OpenRegistryError::Open)?;
         Self::open_in(db)
     }
 
     /// Opens a registry for reading, without writing a byte.
-    pub fn open_read_only(path: &Path) -> Result<Self, OpenRegistryError> {
+    pub fn open_read_only(path: &Path, key: Option<&StateKey>) -> Result<Self, OpenRegistryError> {
         if !path.exists() {
             return Err(OpenRegistryError::NotInitialised);
         }
-        let db = Database::open_read_only(path, &SCHEMA).map_err(OpenRegistryError::Open)?;
+        let db = Database::open_read_only_under(key, path, &SCHEMA).map_err(OpenRegistryError::Open)?;
         Self::open_in(db)
+    }
+
+    /// Takes the seals off a registry that no daemon has open. `false` when it has none.
+    pub fn unseal(path: &Path, key: &StateKey) -> Result<bool, OpenRegistryError> {
+        if !path.exists() {
+            return Err(OpenRegistryError::NotInitialised);
+        }
+        Database::unseal(key, path, &SCHEMA).map_err(OpenRegistryError::Open)
     }
 
     /// On an open store.
@@ -265,6 +280,11 @@ impl Registry {
     /// Keeps how this bridge is found from outside.
     pub fn set_public(&self, public: &PublicRecord) -> Result<(), StoreError> {
         self.db.write(|w| w.put(&PUBLIC, &Only, public))
+    }
+
+    /// Whether the private keys in the store are sealed with a state key.
+    pub fn is_sealed(&self) -> bool {
+        self.db.is_sealed()
     }
 
     /// Size of the store on disk.

@@ -20,6 +20,7 @@ pub const SCHEMA: Schema = Schema {
     name: "powernode-host-bridge",
     version: 1,
     migrations: &[],
+    sealed: &[AUTHORITY.name(), SERVER.name()],
 };
 
 /// The peers.

@@ -35,6 +35,8 @@ pub enum ChildEvent {
     Connected,
     /// The last `Dial` failed.
     DialFailed(Setback),
+    /// The last `Dial` failed because the parent did not take the identity that it presented.
+    DialRefused(Setback),
     /// The tunnel ended.
     TunnelLost(Setback),
     /// The parent told, over an authenticated tunnel, that the peering was suspended or revoked.

@@ -16,7 +16,7 @@ use super::backoff::BackoffPolicy;
 use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};
 use super::join::{JoinAction, JoinEvent, JoinMachine, JoinState};
 use super::membership::{Candidate, KeyMaterial, Membership, StoredInvitation};
-use super::reconnect::{LinkState, ReconnectAction, ReconnectEvent, ReconnectMachine, Setback};
+use super::reconnect::{LinkState, ReconnectAction, ReconnectEvent, ReconnectMachine};
 use super::renewal::{IdentityChoice, RenewalAction, RenewalEvent, RenewalMachine};
 use super::watchdog::{self, Verdict, WatchdogFacts};
 use crate::base::time::{Moment, UnixTime};
@@ -64,30 +64,48 @@ pub struct ChildMachine {
     heartbeat: HeartbeatMachine,
     last_outcome: Option<Moment>,
     purpose: Option<LinkPurpose>,
+    /// The tunnel that is up presents a candidate that has become the membership's identity.
+    presents_committed: bool,
     sequence: u64,
     actions: VecDeque<ChildAction>,
 }
 
 impl ChildMachine {
     /// Goes on from what the store holds.
-    pub fn new(state: Option<JoinState>, policy: BackoffPolicy, seed: u64) -> Self {
+    pub fn new(
+        state: Option<JoinState>,
+        policy: BackoffPolicy,
+        seed: u64,
+        now: Moment,
+        wall: UnixTime,
+    ) -> Self {
         let mut machine = Self {
             phase: Phase::Idle,
             policy,
             seed,
             reconnect: ReconnectMachine::new(policy, seed.rotate_left(16)),
-            link_since: Moment::START,
+            link_since: now,
             heartbeat: HeartbeatMachine::new(),
             last_outcome: None,
             purpose: None,
+            presents_committed: false,
             sequence: 0,
             actions: VecDeque::new(),
         };
         if let Some(state) = state {
             machine.phase = machine.phase_of(state);
         }
-        machine.settle(Moment::START, UnixTime::EPOCH);
+        machine.settle(now, wall);
         machine
+    }
+
+    /// Other reconnect delays from the next one on.
+    pub fn set_policy(&mut self, policy: BackoffPolicy) {
+        self.policy = policy;
+        self.reconnect.set_policy(policy);
+        if let Phase::Joining { machine, .. } = &mut self.phase {
+            machine.set_policy(policy);
+        }
     }
 
     /// The state as it should be in the store; `None` when never invited.
@@ -161,14 +179,13 @@ impl ChildMachine {
                 .reconnect
                 .handle_event(ReconnectEvent::Resolved(targets), now),
             ChildEvent::Connected => self.connected(now, wall),
-            ChildEvent::DialFailed(setback) => {
-                let proving = self.purpose == Some(LinkPurpose::Member(IdentityChoice::Candidate));
+            ChildEvent::DialFailed(setback) => self
+                .reconnect
+                .handle_event(ReconnectEvent::DialFailed(setback), now),
+            ChildEvent::DialRefused(setback) => {
                 self.reconnect
                     .handle_event(ReconnectEvent::DialFailed(setback), now);
-                // Only a refusal speaks against the candidate; an absent network does not.
-                if proving && setback == Setback::Persistent {
-                    self.renewal_event(RenewalEvent::CandidateDialFailed, now, wall);
-                }
+                self.identity_refused(now, wall);
             }
             ChildEvent::TunnelLost(setback) => {
                 self.reconnect.handle_event(ReconnectEvent::Lost(setback), now);
@@ -180,6 +197,7 @@ impl ChildMachine {
             ChildEvent::HeartbeatRefused => {
                 self.last_outcome = Some(now);
                 self.heartbeat.handle_event(HeartbeatEvent::Refused, now);
+                self.identity_refused(now, wall);
             }
             ChildEvent::HeartbeatFailed(retry_after) => {
                 self.last_outcome = Some(now);
@@ -257,13 +275,7 @@ impl ChildMachine {
         if self.may_invite().is_err() {
             return;
         }
-        let same = match self.state() {
-            Some(JoinState::KeyReady { invitation: mine, .. } | JoinState::Sent { invitation: mine, .. }) => {
-                mine.is_same(&invitation)
-            }
-            _ => false,
-        };
-        if same {
+        if self.state().is_some_and(|state| state.is_under_way(&invitation)) {
             self.reconnect.handle_event(ReconnectEvent::RetryNow, now);
             return;
         }
@@ -322,7 +334,8 @@ impl ChildMachine {
                 // A candidate is proven by a heartbeat, and a peering that was not active becomes it
                 // by one: neither should wait for its minute.
                 let active = self.membership().is_some_and(|m| m.status == PeerStatus::Active);
-                if choice == IdentityChoice::Candidate || !active {
+                let prove = choice == IdentityChoice::Candidate || !active;
+                if prove && !self.heartbeat.is_in_flight() {
                     self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now);
                 }
                 self.renewal_event(RenewalEvent::LinkUp(choice), now, wall);
@@ -332,6 +345,7 @@ impl ChildMachine {
     }
 
     fn link_down(&mut self, now: Moment, wall: UnixTime) {
+        self.presents_committed = false;
         self.heartbeat.handle_event(HeartbeatEvent::LinkDown, now);
         self.join_event(JoinEvent::ChannelDown, now, wall);
         self.renewal_event(RenewalEvent::LinkDown, now, wall);
@@ -340,6 +354,14 @@ impl ChildMachine {
     fn join_event(&mut self, event: JoinEvent, now: Moment, wall: UnixTime) {
         if let Phase::Joining { machine, .. } = &mut self.phase {
             machine.handle_event(event, now, wall);
+        }
+    }
+
+    /// A refusal speaks against a candidate, if it was one that was presented; an absent network does
+    /// not.
+    fn identity_refused(&mut self, now: Moment, wall: UnixTime) {
+        if self.purpose == Some(LinkPurpose::Member(IdentityChoice::Candidate)) {
+            self.renewal_event(RenewalEvent::CandidateRefused, now, wall);
         }
     }
 
@@ -498,10 +520,13 @@ impl ChildMachine {
                 RenewalAction::Store(candidate) => self.store_candidate(move |membership| {
                     membership.candidate = candidate;
                 }),
-                RenewalAction::Commit(identity) => self.store_candidate(move |membership| {
-                    membership.identity = identity;
-                    membership.candidate = None;
-                }),
+                RenewalAction::Commit(identity) => {
+                    self.presents_committed = self.reconnect.is_connected();
+                    self.store_candidate(move |membership| {
+                        membership.identity = identity;
+                        membership.candidate = None;
+                    });
+                }
             }
         }
     }
@@ -540,8 +565,7 @@ impl ChildMachine {
         // A committed candidate is the membership's identity now: the tunnel already presents it.
         let same_certificate = self.purpose == Some(LinkPurpose::Member(IdentityChoice::Candidate))
             && wanted == Some(LinkPurpose::Member(IdentityChoice::Current))
-            && matches!(&self.phase, Phase::Member(m) if m.state.membership().is_some_and(|m| m.candidate.is_none()))
-            && self.last_candidate_committed();
+            && self.presents_committed;
         self.purpose = wanted;
         if same_certificate {
             self.renewal_event(RenewalEvent::LinkUp(IdentityChoice::Current), now, wall);
@@ -551,14 +575,6 @@ impl ChildMachine {
         self.link_down(now, wall);
         if wanted.is_some() {
             self.reconnect.handle_event(ReconnectEvent::Enable, now);
-        }
-    }
-
-    /// Whether the tunnel that is up was proven by a heartbeat, which is what a commit follows.
-    fn last_candidate_committed(&self) -> bool {
-        match self.reconnect.state() {
-            LinkState::Connected(since) => self.heartbeat.last_acknowledged().is_some_and(|at| at >= *since),
-            LinkState::Off | LinkState::Resolving | LinkState::Dialing(_) | LinkState::Waiting(_) => false,
         }
     }
 

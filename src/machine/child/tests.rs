@@ -15,6 +15,8 @@ use crate::contract::token::TokenDigest;
 use crate::machine::membership::{JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity};
 use crate::machine::reconnect::{DialTarget, Setback};
 
+mod refused;
+
 const START: UnixTime = UnixTime::from_seconds(1_800_000_000);
 const LIFETIME: Duration = Duration::from_secs(90 * 86_400);
 
@@ -115,7 +117,7 @@ impl World {
     fn new(repeats_answer: bool) -> Self {
         let mut world = Self {
             durable: None,
-            machine: ChildMachine::new(None, BackoffPolicy::default(), 5),
+            machine: ChildMachine::new(None, BackoffPolicy::default(), 5, Moment::START, START),
             under_way: VecDeque::new(),
             parent: ParentModel {
                 repeats_answer,
@@ -139,7 +141,13 @@ impl World {
     fn restart(&mut self) {
         self.under_way.clear();
         self.connected_as = None;
-        self.machine = ChildMachine::new(self.durable.clone(), BackoffPolicy::default(), 5);
+        self.machine = ChildMachine::new(
+            self.durable.clone(),
+            BackoffPolicy::default(),
+            5,
+            self.now,
+            self.wall(),
+        );
         self.collect();
     }
 
@@ -448,6 +456,23 @@ fn a_resumed_peer_proves_itself_as_soon_as_it_is_back() {
         world.now.since(lost_at) <= Duration::from_secs(5),
         "{:?}",
         world.now.since(lost_at)
+    );
+}
+
+#[test]
+fn a_new_members_first_heartbeat_is_followed_by_one_a_minute_later() {
+    let mut world = World::new(true);
+    while !is_joined(&world) {
+        world.step(Fate::Succeeds);
+    }
+    let (heartbeats, joined_at) = (world.heartbeats, world.now);
+    while world.heartbeats == heartbeats {
+        world.step(Fate::Succeeds);
+    }
+    assert!(
+        world.now.since(joined_at) >= Duration::from_secs(55),
+        "{:?}",
+        world.now.since(joined_at)
     );
 }
 

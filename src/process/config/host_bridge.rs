@@ -8,13 +8,18 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::LogConfig;
 use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::base::limit::foreign_text;
 use crate::contract::invitation::{BRIDGES_MAX, HostPort, ParentUrl};
+use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
 use crate::process::environment::Environment;
 use crate::process::telemetry::{LogFilter, LogFormat};
+
+/// The state key when nobody has named one: where the unit looks for its credential, so that a
+/// command outside of the unit finds the same.
+const STATE_KEY_USUAL: &str = "/etc/powernode-host-bridge/state-key";
 
 /// Most addresses that one listener has: an IPv4 and an IPv6 address of four interfaces.
 const LISTEN_MAX: usize = 8;
@@ -33,6 +38,8 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(60);
 pub struct HostBridgeConfig {
     /// Where the registry and the certificate authority live.
     pub state_dir: PathBuf,
+    /// The state key, which seals what is secret in the state directory.
+    pub state_key: StateKeyFile,
     /// Where the daemon listens for the command line.
     pub admin_socket: PathBuf,
     /// Addresses of the HTTPS listener (TCP).
@@ -110,8 +117,10 @@ impl HostBridgeConfig {
     }
 
     fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
+        let state_dir = settings.required(&STATE_DIR)?;
         let config = Self {
-            state_dir: settings.required(&STATE_DIR)?,
+            state_key: state_key_file(settings, &STATE_KEY_FILE, STATE_KEY_USUAL, &state_dir)?,
+            state_dir,
             admin_socket: settings.required(&ADMIN_SOCKET)?,
             listen_https: settings.required(&LISTEN_HTTPS)?,
             listen_quic: settings.required(&LISTEN_QUIC)?,
@@ -203,7 +212,9 @@ fn provided(environment: &Environment) -> Provided {
     let socket = environment
         .directory("RUNTIME_DIRECTORY")
         .map(|dir| dir.join("admin.sock"));
+    let state_key = filled_credential(environment, STATE_KEY_CREDENTIAL);
     add(STATE_DIR.path, state, "STATE_DIRECTORY");
+    add(STATE_KEY_FILE.path, state_key, "CREDENTIALS_DIRECTORY");
     add(ADMIN_SOCKET.path, socket, "RUNTIME_DIRECTORY");
     provided
 }
@@ -235,6 +246,7 @@ pub static PROGRAM: Program = Program {
 
 static KEYS: &[&dyn AnyKey] = &[
     &STATE_DIR,
+    &STATE_KEY_FILE,
     &ADMIN_SOCKET,
     &LISTEN_HTTPS,
     &LISTEN_QUIC,
@@ -262,6 +274,16 @@ static STATE_DIR: Key<PathBuf> = Key {
     default: Fallback::Value("/var/lib/powernode-host-bridge"),
     doc: "Directory of the registry, which holds the certificate authority's key too: back it up. Under systemd,\nStateDirectory= sets it.",
     discreet: false,
+};
+
+static STATE_KEY_FILE: Key<PathBuf> = Key {
+    path: "state_key_file",
+    form: &AbsolutePath,
+    default: Fallback::Unset {
+        example: "/etc/credentials/powernode-host-bridge-state-key",
+    },
+    doc: "File with the state key, which seals the private keys in the state directory: 32 random bytes as they are, as\n64 hex digits or in base64. Under systemd, the unit's credential `state-key` takes its place. When neither is\nthere, /etc/powernode-host-bridge/state-key is looked at; without any, nothing is sealed. Losing the key is losing\nwhat it seals: see docs/OPERATING.md.",
+    discreet: true,
 };
 
 static ADMIN_SOCKET: Key<PathBuf> = Key {
@@ -430,7 +452,7 @@ static STALE_AFTER: Key<Duration> = Key {
 
 static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     path: "tunnel.keepalive",
-    form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(120)),
+    form: &DurationBetween(MIN_KEEPALIVE, MAX_KEEPALIVE),
     default: Fallback::Value("20s"),
     doc: "Longest silence on an idle tunnel. Routers forget idle UDP flows after 30 s and more.",
     discreet: false,

@@ -3,12 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::LogConfig;
 use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
+use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
 use crate::process::environment::Environment;
 use crate::process::telemetry::{LogFilter, LogFormat};
+
+/// The state key when nobody has named one: where the unit looks for its credential, so that a
+/// command outside of the unit finds the same.
+const STATE_KEY_USUAL: &str = "/etc/powernode-satellite/state-key";
 
 /// Longest operator contact and location, in characters: an address in a line.
 const DISCLOSURE_MAX_CHARS: usize = 256;
@@ -27,6 +32,8 @@ const PAYLOAD_CREDENTIAL: &str = "federation-payload";
 pub struct SatelliteConfig {
     /// Where the store and the second copy of the identity live.
     pub state_dir: PathBuf,
+    /// The state key, which seals what is secret in the state directory.
+    pub state_key: StateKeyFile,
     /// Where the daemon listens for the command line.
     pub admin_socket: PathBuf,
     /// The parent, as far as the configuration names it.
@@ -97,13 +104,15 @@ impl SatelliteConfig {
     }
 
     fn from_settings(settings: &Settings, environment: &Environment) -> Result<Self, ConfigError> {
+        let state_dir = settings.required(&STATE_DIR)?;
         let token_file = settings.get(&PARENT_TOKEN_FILE)?;
         let token_credential = match token_file {
             Some(_) => None,
             None => filled_credential(environment, TOKEN_CREDENTIAL),
         };
         let config = Self {
-            state_dir: settings.required(&STATE_DIR)?,
+            state_key: state_key_file(settings, &STATE_KEY_FILE, STATE_KEY_USUAL, &state_dir)?,
+            state_dir,
             admin_socket: settings.required(&ADMIN_SOCKET)?,
             parent: ParentConfig {
                 url: settings.get(&PARENT_URL)?,
@@ -167,20 +176,12 @@ fn provided(environment: &Environment) -> Provided {
         .directory("RUNTIME_DIRECTORY")
         .map(|dir| dir.join("admin.sock"));
     let payload = filled_credential(environment, PAYLOAD_CREDENTIAL);
+    let state_key = filled_credential(environment, STATE_KEY_CREDENTIAL);
     add(STATE_DIR.path, state, "STATE_DIRECTORY");
+    add(STATE_KEY_FILE.path, state_key, "CREDENTIALS_DIRECTORY");
     add(ADMIN_SOCKET.path, socket, "RUNTIME_DIRECTORY");
     add(PAYLOAD_FILE.path, payload, "CREDENTIALS_DIRECTORY");
     provided
-}
-
-/// The file of a credential, if it has one with more than white space in it: the unit stands in
-/// with a blank one where the operator has put none.
-fn filled_credential(environment: &Environment, name: &str) -> Option<PathBuf> {
-    /// A blank stand-in is a byte or two; what is longer is taken for filled without reading it.
-    const BLANK_MAX_BYTES: u64 = 8;
-    let path = environment.directory("CREDENTIALS_DIRECTORY")?.join(name);
-    let size = std::fs::metadata(&path).ok()?.len();
-    (size > BLANK_MAX_BYTES).then_some(path)
 }
 
 /// The satellite's name, variables, file and keys.
@@ -211,6 +212,7 @@ pub static PROGRAM: Program = Program {
 
 static KEYS: &[&dyn AnyKey] = &[
     &STATE_DIR,
+    &STATE_KEY_FILE,
     &ADMIN_SOCKET,
     &PARENT_URL,
     &PARENT_BRIDGES,
@@ -235,6 +237,16 @@ static STATE_DIR: Key<PathBuf> = Key {
     default: Fallback::Value("/var/lib/powernode-satellite"),
     doc: "Directory of the store and of the identity's second copy. Under systemd, StateDirectory= sets it.",
     discreet: false,
+};
+
+static STATE_KEY_FILE: Key<PathBuf> = Key {
+    path: "state_key_file",
+    form: &AbsolutePath,
+    default: Fallback::Unset {
+        example: "/etc/credentials/powernode-satellite-state-key",
+    },
+    doc: "File with the state key, which seals the private keys in the state directory: 32 random bytes as they are, as\n64 hex digits or in base64. Under systemd, the unit's credential `state-key` takes its place. When neither is\nthere, /etc/powernode-satellite/state-key is looked at; without any, nothing is sealed. Losing the key is losing\nwhat it seals: see docs/OPERATING.md.",
+    discreet: true,
 };
 
 static ADMIN_SOCKET: Key<PathBuf> = Key {
@@ -349,7 +361,7 @@ static PAYLOAD_FILE: Key<PathBuf> = Key {
 
 static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     path: "tunnel.keepalive",
-    form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(120)),
+    form: &DurationBetween(MIN_KEEPALIVE, MAX_KEEPALIVE),
     default: Fallback::Value("20s"),
     doc: "Longest silence on an idle tunnel; the smaller of this and the host-bridge's wish holds. Routers forget\nidle UDP flows after 30 s and more.",
     discreet: false,
@@ -429,6 +441,22 @@ mod tests {
             Path::new("/etc/powernode/federation-payload.json"),
             "a blank credential is none"
         );
+        let usual = StateKeyFile {
+            path: STATE_KEY_USUAL.into(),
+            named: false,
+        };
+        assert_eq!(config.state_key, usual, "no credential");
+        let key = credentials.path().join(STATE_KEY_CREDENTIAL);
+        std::fs::write(&key, "\n").unwrap();
+        let config = loaded(&environment, &Flags::new()).unwrap();
+        assert_eq!(config.state_key, usual, "a blank credential is none");
+        std::fs::write(&key, [7; 32]).unwrap();
+        let config = loaded(&environment, &Flags::new()).unwrap();
+        let named = |path: PathBuf| StateKeyFile { path, named: true };
+        assert_eq!(config.state_key, named(key));
+        let flags = Flags::from([("state_key_file", "/run/key".to_owned())]);
+        let config = loaded(&environment, &flags).unwrap();
+        assert_eq!(config.state_key, named("/run/key".into()));
         let flags = Flags::from([("parent.token_file", "/run/token".to_owned())]);
         let config = loaded(&environment, &flags).unwrap();
         assert_eq!(
@@ -450,6 +478,10 @@ mod tests {
             )
         };
         assert!(refused(&[("reconnect.initial", "10s"), ("reconnect.max", "5s")]));
+        assert!(refused(&[
+            ("state_dir", "/data"),
+            ("state_key_file", "/data/keys/state-key")
+        ]));
         let fingerprint = "ab".repeat(32);
         assert!(refused(&[
             ("parent.ca_file", "/ca.pem"),

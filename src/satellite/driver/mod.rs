@@ -3,32 +3,36 @@
 //! bounded queue; a report of a link that was hung up meanwhile carries an old number and is dropped.
 //! Writes to the store are awaited in the loop, so nothing that depends on one can overtake it.
 
+mod facts;
 mod handle;
 mod news;
+mod publish;
 
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tracing::{Instrument as _, Span};
 
+pub use facts::FACTS_INTERVAL;
 pub use handle::{Command, DriverHandle, DriverSettings, JoinCommandError, Stopping};
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
+use publish::CertificateWatch;
 
 use super::exchange;
 use super::federation_api::FederationApi;
 use super::link::{self, Credentials, Established};
-use super::membership_store::{Facts, Loaded, MembershipStore};
-use super::parent_client::RELEASE;
-use super::report::{Failures, link_report};
+use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
+use super::report::Failures;
 use super::serve;
-use super::status::{ClockReport, HeartbeatReport, StatusReport, StoreReport};
-use crate::base::limit::error_chain;
+use super::status::StatusReport;
+use crate::base::limit::{error_chain, foreign_text};
 use crate::base::time::{Moment, UnixTime};
-use crate::contract::message::HeartbeatResponse;
 use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, LinkPurpose};
-use crate::machine::join::JoinState;
-use crate::machine::membership::{Candidate, Parent, StoredIdentity, StoredInvitation};
-use crate::machine::reconnect::{DialTarget, LinkState};
+use crate::machine::join::{JoinEvent, JoinState};
+use crate::machine::membership::{
+    AcceptedAnswer, Candidate, KeyMaterial, Parent, StoredIdentity, StoredInvitation,
+};
+use crate::machine::reconnect::DialTarget;
 use crate::machine::renewal::IdentityChoice;
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::{Clock, ParentTimeNote};
@@ -43,13 +47,6 @@ const REPORTS_MAX: usize = 32;
 
 /// Commands that may wait for the loop: more than that many callers at once is no person.
 const COMMANDS_MAX: usize = 8;
-
-/// How often the facts of the minute are written while nothing else changes. Each write costs
-/// tens of KiB of flash; four a day keep an idle box far below its budget of 1 MiB a day.
-pub const FACTS_INTERVAL: Duration = Duration::from_secs(6 * 3_600);
-
-/// Most addresses that are remembered for a start without DNS.
-const GOOD_ADDRESSES_MAX: usize = 4;
 
 /// Longest that the loop sleeps, so that the watchdog is fed and the status is fresh.
 const PULSE: Duration = Duration::from_secs(5);
@@ -67,13 +64,19 @@ struct LiveLink {
 pub struct Driver {
     machine: ChildMachine,
     store: MembershipStore,
-    store_report: StoreReport,
+    /// What had to be recovered at the start, in words.
+    recovered: Option<String>,
+    /// Why the last write failed.
+    store_error: Option<String>,
     clock: Clock,
     scope: TaskScope,
     settings: DriverSettings,
     facts: Facts,
     facts_dirty: bool,
     facts_due: Moment,
+    /// When they were last written.
+    facts_written: Option<Moment>,
+    certificate: CertificateWatch,
     /// The number of the present link or dial; reports of others are dropped.
     link_number: u64,
     link_scope: TaskScope,
@@ -95,27 +98,30 @@ impl Driver {
         scope: TaskScope,
         settings: DriverSettings,
     ) -> (Self, DriverHandle) {
-        let minted = loaded
-            .state
-            .as_ref()
-            .and_then(JoinState::invitation)
-            .and_then(|i| i.minted_at);
-        if let Some(seen) = loaded.facts.seen_from_parent.max(minted) {
+        if let Some(seen) = loaded.latest_known_time() {
             clock.restore_parent_time(seen);
         }
-        let store_report = store.report(loaded.recovered);
-        let machine = ChildMachine::new(loaded.state, settings.backoff, entropy::seed());
+        let machine = ChildMachine::new(
+            loaded.state,
+            settings.backoff,
+            entropy::seed(),
+            clock.now(),
+            clock.trusted().now,
+        );
         let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
         let link_scope = scope.child();
         let mut driver = Self {
             machine,
             store,
-            store_report,
+            recovered: loaded.recovered,
+            store_error: None,
             scope,
             settings,
             facts: loaded.facts,
             facts_dirty: false,
             facts_due: clock.now().plus(FACTS_INTERVAL),
+            facts_written: None,
+            certificate: CertificateWatch::default(),
             link_number: 0,
             link_scope,
             link: None,
@@ -174,7 +180,10 @@ impl Driver {
             return;
         }
         match report.news {
-            News::Event(event) => self.tell(event),
+            News::Event(event) => {
+                self.failures.overcome_by(&event);
+                self.tell(event);
+            }
             News::Failed(event, why) => {
                 let span = self
                     .link
@@ -187,7 +196,7 @@ impl Driver {
                 self.tell(event);
             }
             News::Established(link) => self.established(*link),
-            News::Acknowledged(response) => self.acknowledged(*response),
+            News::Acknowledged(response) => self.acknowledged(&response),
         }
     }
 
@@ -195,11 +204,14 @@ impl Driver {
         match command {
             Command::Join(invitation, reply) => {
                 let outcome = self.join(invitation).await;
+                // The caller looks at the status next: it must not find the join before this one.
+                self.publish();
                 // A caller that went away does not hear it.
                 let _ = reply.send(outcome);
             }
             Command::Reload(settings) => {
                 self.settings = *settings;
+                self.machine.set_policy(self.settings.backoff);
                 self.tell(ChildEvent::ContentChanged);
                 self.tell(ChildEvent::RetryNow);
             }
@@ -208,17 +220,20 @@ impl Driver {
 
     async fn join(&mut self, invitation: Box<StoredInvitation>) -> Result<(), JoinCommandError> {
         self.machine.may_invite()?;
-        let state = JoinState::invited((*invitation).clone(), self.machine.state());
-        self.store
-            .save_state(&state)
-            .await
-            .map_err(JoinCommandError::Save)?;
-        tracing::info!(parent = %invitation.parent.url, "invited");
-        if let Some(minted) = invitation
-            .minted_at
-            .filter(|minted| Some(*minted) > self.clock.seen_from_parent())
+        if self
+            .machine
+            .state()
+            .is_some_and(|state| state.is_under_way(&invitation))
         {
-            self.clock.restore_parent_time(minted);
+            tracing::info!(parent = %invitation.parent.url, "invited again; the join goes on");
+            self.tell(ChildEvent::RetryNow);
+            return Ok(());
+        }
+        let state = JoinState::invited((*invitation).clone(), self.machine.state());
+        self.save(&state).await.map_err(JoinCommandError::Save)?;
+        tracing::info!(parent = %invitation.parent.url, "invited");
+        if let Some(minted) = invitation.minted_at {
+            self.learn_time(minted);
         }
         self.failures = Failures::default();
         self.tell(ChildEvent::Invited(invitation));
@@ -236,12 +251,7 @@ impl Driver {
                 ChildAction::Hangup => self.hang_up(),
                 ChildAction::SendAccept { invitation, csr_pem } => self
                     .with_tunnel(|tunnel, reporter| exchange::accept(tunnel, reporter, *invitation, csr_pem)),
-                ChildAction::VerifyCertificate { parent, answer, key } => {
-                    let now = self.clock.trusted().now;
-                    self.tell(ChildEvent::Join(exchange::verify_accept(
-                        &parent, &answer, &key, now,
-                    )));
-                }
+                ChildAction::VerifyCertificate { parent, answer, key } => self.verify(&parent, &answer, &key),
                 ChildAction::SendHeartbeat => self.send_heartbeat(),
                 ChildAction::SendRefresh { key } => self.send_refresh(*key),
             }
@@ -259,8 +269,32 @@ impl Driver {
         }
     }
 
+    fn verify(&mut self, parent: &Parent, answer: &AcceptedAnswer, key: &KeyMaterial) {
+        let trusted = self.clock.trusted();
+        let verdict = exchange::verify_accept(parent, answer, key, trusted);
+        if let JoinEvent::CertificateVerified { not_before, .. } = &verdict
+            && trusted.doubt.is_some()
+        {
+            self.learn_time(*not_before);
+        }
+        self.tell(ChildEvent::Join(verdict));
+    }
+
+    /// A time that has certainly come: the parent has signed it, or made an invitation then.
+    fn learn_time(&self, passed: UnixTime) {
+        if Some(passed) > self.clock.seen_from_parent() {
+            self.clock.restore_parent_time(passed);
+        }
+    }
+
+    async fn save(&mut self, state: &JoinState) -> Result<(), SaveStateError> {
+        let saved = self.store.save_state(state).await;
+        self.store_error = saved.as_ref().err().map(|error| error_chain(error));
+        saved
+    }
+
     async fn persist(&mut self, sequence: u64, state: &JoinState) {
-        match self.store.save_state(state).await {
+        match self.save(state).await {
             Ok(()) => {
                 tracing::info!(state = state.name(), "state stored");
                 if let JoinState::Refused { refusal, .. } = state {
@@ -327,10 +361,12 @@ impl Driver {
                     reporter.send(News::Established(Box::new(link))).await;
                 }
                 Err(error) => {
-                    let why = error_chain(&error);
-                    reporter
-                        .send(News::Failed(ChildEvent::DialFailed(error.setback()), why))
-                        .await;
+                    let event = if error.refuses_identity() {
+                        ChildEvent::DialRefused(error.setback())
+                    } else {
+                        ChildEvent::DialFailed(error.setback())
+                    };
+                    reporter.send(News::Failed(event, error_chain(&error))).await;
                 }
             }
         });
@@ -390,7 +426,7 @@ impl Driver {
             .map(|membership| tracing::field::display(membership.peer_id));
         let span = tracing::info_span!("tunnel", peer, session = %welcome.session);
         span.in_scope(|| {
-            tracing::info!(bridge = %target.address, host = %target.host, agent = %welcome.agent, "tunnel up");
+            tracing::info!(bridge = %target.address, host = %target.host, agent = %foreign_text(&welcome.agent), "tunnel up");
         });
         let running = async move {
             driver.run().await;
@@ -424,19 +460,6 @@ impl Driver {
             .map_or_else(String::new, |m| m.identity.certificate.ca_chain_pem.clone())
     }
 
-    fn remember(&mut self, target: &DialTarget) {
-        let entry = (target.host.clone(), target.address);
-        if self.facts.good_addresses.first() == Some(&entry) {
-            return;
-        }
-        self.facts.good_addresses.retain(|known| *known != entry);
-        self.facts.good_addresses.insert(0, entry);
-        self.facts.good_addresses.truncate(GOOD_ADDRESSES_MAX);
-        // A new address is worth a write: without it a boot without DNS finds nobody.
-        self.facts_dirty = true;
-        self.facts_due = self.clock.now();
-    }
-
     fn with_tunnel<F, T>(&mut self, work: T)
     where
         T: FnOnce(Tunnel, Reporter) -> F,
@@ -460,49 +483,14 @@ impl Driver {
         self.with_tunnel(|tunnel, reporter| exchange::heartbeat(tunnel, reporter, membership));
     }
 
-    fn send_refresh(&mut self, key: crate::machine::membership::KeyMaterial) {
+    fn send_refresh(&mut self, key: KeyMaterial) {
         let Some(membership) = self.machine.membership().cloned() else {
             return;
         };
-        let now = self.clock.trusted().now;
-        self.with_tunnel(move |tunnel, reporter| exchange::refresh(tunnel, reporter, membership, key, now));
-    }
-
-    fn acknowledged(&mut self, response: HeartbeatResponse) {
-        if let Some(told) = response.last_heartbeat_at {
-            self.clock.note_parent_time(told);
-        }
-        self.facts.last_acknowledged_at = Some(self.clock.trusted().now);
-        let changed = self.facts.our_endpoints != response.our_endpoints
-            || self.facts.schema_compatibility != response.schema_compatibility;
-        self.facts.our_endpoints = response.our_endpoints;
-        self.facts.schema_compatibility = response.schema_compatibility;
-        self.facts_dirty = true;
-        if changed {
-            self.facts_due = self.clock.now();
-        }
-        self.failures.heartbeat_acknowledged();
-        let before = self.machine.membership().map(|m| m.status);
-        if before != Some(response.status) {
-            tracing::info!(status = %response.status, "the parent counts this satellite as {}", response.status);
-        }
-        self.tell(ChildEvent::HeartbeatAcknowledged(response.status));
-    }
-
-    async fn write_due_facts(&mut self) {
-        let now = self.clock.now();
-        if self.facts_dirty && self.facts_due <= now {
-            self.write_facts().await;
-        }
-    }
-
-    async fn write_facts(&mut self) {
-        self.facts.seen_from_parent = self.clock.seen_from_parent();
-        if let Err(error) = self.store.save_facts(&self.facts).await {
-            tracing::warn!(error = %error_chain(&error), "facts not written; trying again later");
-        }
-        self.facts_dirty = false;
-        self.facts_due = self.clock.now().plus(FACTS_INTERVAL);
+        let trusted = self.clock.trusted();
+        self.with_tunnel(move |tunnel, reporter| {
+            exchange::refresh(tunnel, reporter, membership, key, trusted)
+        });
     }
 
     async fn take_leave(mut self) {
@@ -518,58 +506,6 @@ impl Driver {
             self.write_facts().await;
         }
         tracing::info!("stopped");
-    }
-
-    fn publish(&mut self) {
-        self.pulse.send_replace(self.clock.now());
-        let trusted = self.clock.trusted();
-        let clock = ClockReport {
-            system: self.clock.system(),
-            trusted: trusted.now,
-            doubt: trusted.doubt.map(|doubt| doubt.to_string()).or_else(|| {
-                let ahead = self.clock.ahead_of_parent()?;
-                Some(format!(
-                    "the system clock is {} s ahead of the parent's",
-                    ahead.as_secs()
-                ))
-            }),
-        };
-        let connected = self.link.as_ref().map(|link| (link.target.address, link.since));
-        let link = link_report(
-            self.machine.link(),
-            connected,
-            self.machine.connection_failures(),
-            self.failures.link.clone(),
-            |moment| trusted.now.plus(moment.since(self.clock.now())),
-        );
-        let heartbeat = HeartbeatReport {
-            last_acknowledged_at: self.facts.last_acknowledged_at,
-            last_error: self.failures.heartbeat.clone(),
-            our_endpoints: self.facts.our_endpoints.clone(),
-            schema_compatibility: self.facts.schema_compatibility.clone(),
-        };
-        let mut report = StatusReport::of_state(
-            self.machine.state(),
-            RELEASE,
-            clock,
-            link,
-            heartbeat,
-            self.store_report.clone(),
-        );
-        report.daemon_running = true;
-        self.status.send_replace(report);
-        let verdict = self.machine.watchdog(self.clock.now());
-        self.health.send_if_modified(|current| {
-            let changed = *current != verdict;
-            if changed && let Verdict::Starve(reason) = &verdict {
-                tracing::error!(reason, "the watchdog is no longer fed");
-            }
-            *current = verdict;
-            changed
-        });
-        if matches!(self.machine.link(), LinkState::Off) {
-            self.link = None;
-        }
     }
 }
 

@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use super::{
-    COPY_FILE, Copied, Loaded, MembershipStore, OpenStateError, SCHEMA, STORE_FILE, StoredState, read,
-    read_copy,
-};
+use super::{COPY_FILE, Copied, Loaded, MembershipStore, OpenStateError, SCHEMA, STORE_FILE, StoredState};
+use super::{read, read_copy};
 use crate::base::secret::Secret;
 use crate::store::copy::{self, Copy as SecondCopy, CopyDamage};
 use crate::store::database::{Database, Holder, OpenError};
 use crate::store::record;
+use crate::store::seal;
+use crate::store::state_key::StateKey;
 
 /// How often a store that is being written to is read again before it counts as damaged. A write
 /// takes milliseconds and happens a few times an hour: to meet it twice is a rare accident.
@@ -21,7 +21,7 @@ const SNAPSHOT_TRIES: usize = 5;
 pub struct Examination {
     /// What a start would load.
     pub loaded: Loaded,
-    /// Size of the store file in bytes; `None` when there is none.
+    /// Size of the store file in bytes; `None` when there is none, or none of use.
     pub size_bytes: Option<u64>,
     /// Who has the store open, if somebody has.
     pub holder: Option<Holder>,
@@ -36,89 +36,84 @@ pub enum CopyStanding {
     Absent,
     /// It repeats the store.
     Same,
-    /// It is whole, and another state than the store's; the store's counts, and a start writes it
-    /// anew.
+    /// It is whole, and another state than the store's, or in another form (sealed or not); the
+    /// store's counts, and a start writes it anew.
     Different,
     /// It is not whole; a start writes it anew.
     Damaged(CopyDamage),
-    /// It was used: the store is damaged.
+    /// It was used: the store is gone, empty or damaged.
     Used,
 }
 
 impl MembershipStore {
     /// Looks at the state in `directory`, also while a daemon has it open. Blocking.
-    pub fn examine(directory: &Path) -> Result<Examination, OpenStateError> {
+    pub fn examine(directory: &Path, key: Option<&StateKey>) -> Result<Examination, OpenStateError> {
         let path = directory.join(STORE_FILE);
-        let (opened, holder) = match Database::open_read_only(&path, &SCHEMA) {
-            Err(OpenError::Held { holder, .. }) => (snapshot(&path), Some(holder)),
+        let (opened, holder) = match Database::open_read_only_under(key, &path, &SCHEMA) {
+            Err(OpenError::Held { holder, .. }) => (snapshot(&path, key), Some(holder)),
             opened => (opened, None),
         };
-        match opened {
+        let (loaded, size_bytes, what) = match opened {
             Ok(database) => {
                 let loaded = read(&database, directory)?;
-                Ok(Examination {
-                    copy: compare(directory, &loaded)?,
-                    size_bytes: Some(database.size_bytes()),
-                    loaded,
-                    holder,
-                })
+                (loaded, Some(database.size_bytes()), "empty")
             }
-            Err(source) => from_copy(directory, source, holder),
+            Err(OpenError::Missing { .. }) => (Loaded::default(), None, "gone"),
+            Err(source) if source.is_damaged() => {
+                let Copied::State(_) = read_copy(directory, key)? else {
+                    return Err(OpenStateError::Lost {
+                        directory: directory.to_owned(),
+                        source,
+                    });
+                };
+                (Loaded::default(), None, "damaged")
+            }
+            Err(source) => {
+                return Err(OpenStateError::Open {
+                    directory: directory.to_owned(),
+                    source,
+                });
+            }
+        };
+        if loaded.state.is_none()
+            && let Copied::State(state) = read_copy(directory, key)?
+        {
+            return Ok(Examination {
+                loaded: Loaded {
+                    state: Some(*state),
+                    recovered: Some(format!("the store is {what}; this is from the second copy")),
+                    ..loaded
+                },
+                size_bytes,
+                holder,
+                copy: CopyStanding::Used,
+            });
         }
+        Ok(Examination {
+            copy: compare(directory, key, &loaded)?,
+            loaded,
+            size_bytes,
+            holder,
+        })
     }
 }
 
-fn snapshot(path: &Path) -> Result<Database, OpenError> {
-    let mut last = Database::open_snapshot(path, &SCHEMA);
+fn snapshot(path: &Path, key: Option<&StateKey>) -> Result<Database, OpenError> {
+    let mut last = Database::open_snapshot(key, path, &SCHEMA);
     for _ in 1..SNAPSHOT_TRIES {
         match &last {
-            Err(error) if error.is_damaged() => last = Database::open_snapshot(path, &SCHEMA),
+            Err(error) if error.is_damaged() => last = Database::open_snapshot(key, path, &SCHEMA),
             _ => break,
         }
     }
     last
 }
 
-/// What a start makes of a store that is missing or damaged.
-fn from_copy(
+fn compare(
     directory: &Path,
-    source: OpenError,
-    holder: Option<Holder>,
-) -> Result<Examination, OpenStateError> {
-    let is_missing = matches!(source, OpenError::Missing { .. });
-    if !is_missing && !source.is_damaged() {
-        return Err(OpenStateError::Open {
-            directory: directory.to_owned(),
-            source,
-        });
-    }
-    let (state, copy) = match read_copy(directory)? {
-        Copied::State(state) => (Some(*state), CopyStanding::Used),
-        Copied::Nothing | Copied::Damaged if is_missing => (None, CopyStanding::Absent),
-        Copied::Nothing | Copied::Damaged => {
-            return Err(OpenStateError::Open {
-                directory: directory.to_owned(),
-                source,
-            });
-        }
-    };
-    let what = if is_missing { "gone" } else { "damaged" };
-    let recovered = state
-        .is_some()
-        .then(|| format!("the store is {what}; this is from the second copy"));
-    Ok(Examination {
-        loaded: Loaded {
-            state,
-            recovered,
-            ..Loaded::default()
-        },
-        size_bytes: None,
-        holder,
-        copy,
-    })
-}
-
-fn compare(directory: &Path, loaded: &Loaded) -> Result<CopyStanding, OpenStateError> {
+    key: Option<&StateKey>,
+    loaded: &Loaded,
+) -> Result<CopyStanding, OpenStateError> {
     let copied = copy::read(&directory.join(COPY_FILE)).map_err(|source| OpenStateError::Copy {
         directory: directory.to_owned(),
         source,
@@ -128,13 +123,13 @@ fn compare(directory: &Path, loaded: &Loaded) -> Result<CopyStanding, OpenStateE
         SecondCopy::Damaged(damage) => CopyStanding::Damaged(damage),
         SecondCopy::Whole(copied) => {
             let mine = loaded.state.clone().map(StoredState);
-            let same = mine
-                .and_then(|mine| record::encode(&mine).ok())
-                .is_some_and(|mine| copied.matches(&Secret::new(mine.to_vec())));
-            if same {
-                CopyStanding::Same
-            } else {
-                CopyStanding::Different
+            let mine = mine.and_then(|mine| record::encode(&mine).ok());
+            let in_form = seal::is_sealed(copied.expose()) == key.is_some();
+            match (mine, seal::open_copy(&SCHEMA, key, &copied)) {
+                (Some(mine), Ok(content)) if in_form && content.matches(&Secret::new(mine.to_vec())) => {
+                    CopyStanding::Same
+                }
+                _ => CopyStanding::Different,
             }
         }
     })

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::super::database::{Database, StoreError};
 use super::super::record::Only;
+use super::super::seal::Seals;
 use super::disk::{Disk, Fault, new_store};
 use super::{NOTES, SCHEMA, TITLE, note, put_two};
 
@@ -11,8 +12,8 @@ fn store_on(disk: &Disk) -> Database {
     let source = disk.clone();
     Database::open_source(
         Path::new("test"),
-        &SCHEMA,
         Box::new(move || Box::new(source.clone())),
+        &Seals::new(&SCHEMA, None),
     )
     .unwrap()
 }

@@ -8,18 +8,21 @@ mod opening;
 mod power_cut;
 mod refusing;
 mod schema;
+mod sealing;
 mod wear;
 
 use serde::{Deserialize, Serialize};
 
 use super::database::{Schema, StoreError, Table};
 use super::record::{Only, Record};
+use super::state_key::StateKey;
 
 /// The schema of most tests.
 const SCHEMA: Schema = Schema {
     name: "test-store",
     version: 1,
     migrations: &[],
+    sealed: &[],
 };
 
 const NOTES: Table<u64, Note> = Table::new("notes");
@@ -36,6 +39,12 @@ impl Record for Note {
 
 fn note(text: impl Into<String>) -> Note {
     Note { text: text.into() }
+}
+
+/// A state key; each number is another.
+fn state_key(number: u8) -> StateKey {
+    let bytes: Vec<u8> = (0..32u8).map(|place| place.wrapping_mul(number)).collect();
+    StateKey::parse(&bytes).unwrap()
 }
 
 /// What tests that care about neither write.

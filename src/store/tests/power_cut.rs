@@ -9,8 +9,21 @@ use proptest::prelude::*;
 use super::super::database::{Database, Schema, StoreError, Writer};
 use super::super::generation::Generation;
 use super::super::record::Only;
+use super::super::seal::Seals;
+use super::super::state_key::StateKey;
 use super::disk::{Disk, Step, apply, new_store};
-use super::{NOTES, SCHEMA, TITLE, note};
+use super::{NOTES, SCHEMA, TITLE, note, state_key};
+
+/// The same, with all of it secret.
+const SECRET: Schema = Schema {
+    sealed: &[NOTES.name(), TITLE.name()],
+    ..SCHEMA
+};
+
+/// How a store is opened.
+type Under<'k> = (&'static Schema, Option<&'k StateKey>);
+
+const BARE: Under<'_> = (&SCHEMA, None);
 
 /// The unit in which disks write: less of it is never written.
 const SECTOR_BYTES: usize = 512;
@@ -113,10 +126,11 @@ fn tear(image: &mut Vec<u8>, step: &Step, mut reaches: impl FnMut(usize) -> bool
 }
 
 /// Opens the image as the next start of the program does, and gives the value that all rows have.
-fn found_in(image: &[u8], schema: &'static Schema, what: &str) -> Option<u64> {
+fn found_in(image: &[u8], (schema, key): Under<'_>, what: &str) -> Option<u64> {
     let disk = Box::new(Disk::holding(image.to_vec()));
-    let examined = Generation::examined(Path::new("image"), disk, schema);
-    let opened = examined.and_then(|_| Database::open_with_backend(Disk::holding(image.to_vec()), schema));
+    let examined = Generation::examined(Path::new("image"), disk, &Seals::new(schema, key));
+    let opened =
+        examined.and_then(|_| Database::open_with_backend_under(key, Disk::holding(image.to_vec()), schema));
     let database = opened.unwrap_or_else(|error| panic!("{what}: {error}: {error:?}"));
     let found = database
         .read(|r| {
@@ -153,9 +167,9 @@ fn write_value(w: &mut Writer<'_>, value: u64, rows: u64) -> Result<(), StoreErr
 }
 
 /// Opens, makes writes of so many rows each, closes, and gives what the disk saw.
-fn life(image: &[u8], first: u64, writes: &[u64]) -> Vec<Step> {
+fn life(image: &[u8], (schema, key): Under<'_>, first: u64, writes: &[u64]) -> Vec<Step> {
     let disk = Disk::holding(image.to_vec());
-    let database = Database::open_with_backend(disk.clone(), &SCHEMA).unwrap();
+    let database = Database::open_with_backend_under(key, disk.clone(), schema).unwrap();
     for (value, rows) in (first..).zip(writes) {
         disk.note(Step::Begun(value));
         database.write(|w| write_value(w, value, *rows)).unwrap();
@@ -166,10 +180,10 @@ fn life(image: &[u8], first: u64, writes: &[u64]) -> Vec<Step> {
 }
 
 /// Opens what each of the cuts leaves. Gives them.
-fn check(image: &[u8], before: Option<u64>, steps: &[Step], schema: &'static Schema) -> Vec<Cut> {
+fn check(image: &[u8], before: Option<u64>, steps: &[Step], under: Under<'_>) -> Vec<Cut> {
     let cuts = cuts(image, before, steps);
     for cut in &cuts {
-        let found = found_in(&cut.image, schema, &cut.what);
+        let found = found_in(&cut.image, under, &cut.what);
         assert!(
             cut.allowed.contains(&found),
             "{}: {found:?} is none of {:?}",
@@ -184,7 +198,7 @@ fn check(image: &[u8], before: Option<u64>, steps: &[Step], schema: &'static Sch
 fn every_cut_leaves_the_old_or_the_new_value() {
     let new = new_store();
     // The file grows and shrinks on the way.
-    let cuts = check(&new, None, &life(&new, 1, &[1, 12, 2]), &SCHEMA);
+    let cuts = check(&new, None, &life(&new, BARE, 1, &[1, 12, 2]), BARE);
     assert!(
         cuts.len() > 200,
         "{} cuts are too few to mean anything",
@@ -193,13 +207,22 @@ fn every_cut_leaves_the_old_or_the_new_value() {
 }
 
 #[test]
+fn every_cut_of_a_sealed_store_leaves_the_old_or_the_new_value() {
+    let key = state_key(1);
+    let under = (&SECRET, Some(&key));
+    let new = new_store();
+    let cuts = check(&new, None, &life(&new, under, 1, &[1, 12, 2]), under);
+    assert!(cuts.len() > 200);
+}
+
+#[test]
 fn a_cut_while_an_earlier_one_is_repaired_does_no_harm() {
     let new = new_store();
-    let first = check(&new, None, &life(&new, 1, &[1, 1]), &SCHEMA);
+    let first = check(&new, None, &life(&new, BARE, 1, &[1, 1]), BARE);
     // Three are enough: what repairs do differs little from one cut to the next.
     for cut in first.iter().step_by(first.len() / 3) {
-        let before = found_in(&cut.image, &SCHEMA, &cut.what);
-        check(&cut.image, before, &life(&cut.image, 50, &[2]), &SCHEMA);
+        let before = found_in(&cut.image, BARE, &cut.what);
+        check(&cut.image, before, &life(&cut.image, BARE, 50, &[2]), BARE);
     }
 }
 
@@ -209,6 +232,7 @@ fn a_cut_during_a_migration_leaves_it_undone_or_done() {
         name: SCHEMA.name,
         version: 2,
         migrations: &[|w| write_value(w, 2, 8)],
+        sealed: &[],
     };
     let disk = Disk::holding(new_store());
     let database = Database::open_with_backend(disk.clone(), &SCHEMA).unwrap();
@@ -218,14 +242,14 @@ fn a_cut_during_a_migration_leaves_it_undone_or_done() {
     let disk = Disk::holding(image.clone());
     drop(Database::open_with_backend(disk.clone(), &RAISED).unwrap());
     // However far it came, the next start takes it to the end.
-    let cuts = check(&image, Some(2), &disk.steps(), &RAISED);
+    let cuts = check(&image, Some(2), &disk.steps(), (&RAISED, None));
     assert!(!cuts.is_empty());
 }
 
 #[test]
 fn a_disk_that_lies_about_syncs_is_found_out() {
     let new = new_store();
-    let steps: Vec<Step> = life(&new, 1, &[1])
+    let steps: Vec<Step> = life(&new, BARE, 1, &[1])
         .into_iter()
         .filter(|step| !matches!(step, Step::Sync))
         .collect();
@@ -242,6 +266,6 @@ proptest! {
     #[test]
     fn any_writes_survive_any_cut(writes in proptest::collection::vec(0u64..6, 1..3)) {
         let new = new_store();
-        check(&new, None, &life(&new, 1, &writes), &SCHEMA);
+        check(&new, None, &life(&new, BARE, 1, &writes), BARE);
     }
 }

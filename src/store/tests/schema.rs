@@ -16,6 +16,7 @@ const FIRST: Schema = Schema {
     name: "upgrade-test",
     version: 1,
     migrations: &[],
+    sealed: &[],
 };
 
 /// Version 2 keys the boxes by id; version 3 is rid of a table.
@@ -23,6 +24,7 @@ const THIRD: Schema = Schema {
     name: "upgrade-test",
     version: 3,
     migrations: &[key_boxes_by_id, drop_drafts],
+    sealed: &[],
 };
 
 const BOXES_BY_NUMBER: Table<u64, FirstBox> = Table::new("boxes");
@@ -227,6 +229,7 @@ fn a_migration_that_fails_is_undone() {
         name: "upgrade-test",
         version: 3,
         migrations: &[key_boxes_by_id, |_| Err(StoreError::Stopping)],
+        sealed: &[],
     };
     let directory = tempfile::tempdir().unwrap();
     let path = in_directory(&directory);

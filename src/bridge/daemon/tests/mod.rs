@@ -36,6 +36,7 @@ use crate::process::config::loader::{ConfigFile, Flags};
 use crate::process::environment::Environment;
 use crate::tunnel::greeting::GreetingError;
 use crate::tunnel::http as tunnel_http;
+use crate::tunnel::transport::Transport;
 use crate::tunnel::{Tunnel, TunnelDriver, TunnelSettings};
 use crate::wire::{Hello, TUNNEL_VERSION, Welcome};
 
@@ -57,7 +58,7 @@ impl TestBridge {
     async fn start_with(more: &[(&'static str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let now = Clock::start(BUILD_TIME).trusted().now;
-        let registry = Registry::create(&dir.path().join("registry.redb"), "Test CA", now).unwrap();
+        let registry = Registry::create(&dir.path().join("registry.redb"), None, "Test CA", now).unwrap();
         let operator_token = registry.add_operator("admin", now).unwrap().token;
         let operator_token = operator_token.expose_text().unwrap().to_owned();
         Self {
@@ -70,7 +71,7 @@ impl TestBridge {
     /// The same bridge after a restart.
     async fn restart(self) -> Self {
         self.running.stop(DEADLINE, std::future::pending()).await.unwrap();
-        let registry = Registry::open(&self.dir.path().join("registry.redb")).unwrap();
+        let registry = Registry::open(&self.dir.path().join("registry.redb"), None).unwrap();
         Self {
             running: run_registry(registry, &self.dir, &[]).await,
             ..self
@@ -160,7 +161,8 @@ impl TestBridge {
     }
 
     /// Dials a tunnel and greets.
-    async fn dial(&self, identity: Option<Arc<TlsIdentity>>) -> Result<Dialled, GreetingError> {
+    /// A connection that has not greeted.
+    async fn connect(&self, identity: Option<Arc<TlsIdentity>>) -> (QuicEndpoint, Arc<dyn Transport>) {
         let endpoint = QuicEndpoint::client(QuicSettings::default()).unwrap();
         let address = self.running.bound.quic[0];
         let failures = FailureRecord::default();
@@ -168,6 +170,11 @@ impl TestBridge {
             .dial(address, "127.0.0.1", self.client_tls(identity), &failures)
             .await
             .unwrap();
+        (endpoint, transport)
+    }
+
+    async fn dial(&self, identity: Option<Arc<TlsIdentity>>) -> Result<Dialled, GreetingError> {
+        let (endpoint, transport) = self.connect(identity).await;
         let hello = Hello {
             version: TUNNEL_VERSION,
             agent: "test/1".to_owned(),

@@ -7,6 +7,7 @@ use hyper::service::service_fn;
 use super::*;
 use crate::contract::SERVICE_CATALOG_PATH;
 use crate::tunnel::close::CloseReason;
+use crate::tunnel::connection::GREETING_TIMEOUT;
 use crate::wire::{GoodbyeReason, RefusalCode};
 
 /// Runs a tunnel's driver beside what is done with the tunnel; the driver ends first or never.
@@ -196,4 +197,17 @@ async fn a_stop_tells_satellites_when_to_come_back() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dialer_that_says_nothing_does_not_hold_a_stop_up() {
+    let bridge = TestBridge::start().await;
+    let (_endpoint, silent) = bridge.connect(None).await;
+    // Less than the bridge's patience with a greeting.
+    let soon = tokio::time::timeout(
+        GREETING_TIMEOUT / 2,
+        bridge.running.stop(DEADLINE, std::future::pending()),
+    );
+    soon.await.expect("the stop waits for the dialer").unwrap();
+    drop(silent);
 }

@@ -1,6 +1,7 @@
 //! Names, heartbeats, certificates, operators, grants: what is kept and for how long.
 
 use super::*;
+use crate::base::secret::Secret;
 use crate::bridge::heartbeat::Declaration;
 use crate::grant::GrantRequest;
 
@@ -223,23 +224,83 @@ fn a_registry_is_made_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("registry.redb");
     assert!(matches!(
-        Registry::open(&path),
+        Registry::open(&path, None),
         Err(OpenRegistryError::NotInitialised)
     ));
-    let fingerprint = Registry::create(&path, "Test CA", at(0))
+    let fingerprint = Registry::create(&path, None, "Test CA", at(0))
         .unwrap()
         .authority()
         .fingerprint();
     assert!(matches!(
-        Registry::create(&path, "Other CA", at(1)),
+        Registry::create(&path, None, "Other CA", at(1)),
         Err(CreateError::Exists { .. })
     ));
     assert_eq!(
-        Registry::open(&path).unwrap().authority().fingerprint(),
+        Registry::open(&path, None).unwrap().authority().fingerprint(),
         fingerprint
     );
     assert_eq!(
-        Registry::open_read_only(&path).unwrap().authority().fingerprint(),
+        Registry::open_read_only(&path, None)
+            .unwrap()
+            .authority()
+            .fingerprint(),
         fingerprint
     );
+}
+
+#[test]
+fn under_a_state_key_the_registry_holds_no_readable_private_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(REGISTRY_FILE);
+    let names = ["bridge.example.com".to_owned()];
+    let registry = Registry::create(&path, None, "Test CA", at(0)).unwrap();
+    let server = registry.server_certificate(&names, at(0)).unwrap().record;
+    let authority = registry.authority().expose_key().clone();
+    let grant_secret = registry.grant_key.to_secret();
+    let fingerprint = registry.authority().fingerprint();
+    drop(registry);
+    // The algorithm and the head of the private key, as every Ed25519 key has them in PKCS#8.
+    let mark = Secret::new(b"\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20".to_vec());
+    let found = || {
+        let bytes = std::fs::read(&path).unwrap();
+        [&authority, &grant_secret, &server.key, &mark]
+            .into_iter()
+            .filter(|secret| {
+                bytes
+                    .windows(secret.len())
+                    .any(|window| window == secret.expose())
+            })
+            .count()
+    };
+    assert_eq!(found(), 4);
+    let key: Vec<u8> = (0..32).collect();
+    let key = StateKey::parse(&key).unwrap();
+    let registry = Registry::open(&path, Some(&key)).unwrap();
+    assert!(registry.is_sealed());
+    assert_eq!(registry.authority().fingerprint(), fingerprint);
+    registry.invite(&proposal("shop-17"), TTL, at(0)).unwrap();
+    // A new certificate, and a new key with it.
+    let renewed = registry.server_certificate(&["other.example.com".to_owned()], at(1));
+    let renewed = renewed.unwrap().record.key;
+    drop(registry);
+    assert_eq!(found(), 0);
+    let bytes = std::fs::read(&path).unwrap();
+    assert!(
+        !bytes
+            .windows(renewed.len())
+            .any(|window| window == renewed.expose())
+    );
+    assert!(Registry::open_read_only(&path, Some(&key)).unwrap().is_sealed());
+    for refused in [Registry::open(&path, None), Registry::open_read_only(&path, None)] {
+        assert!(matches!(
+            refused,
+            Err(OpenRegistryError::Open(OpenError::Sealed { .. }))
+        ));
+    }
+    assert!(Registry::create(&path, None, "Other CA", at(1)).is_err());
+    assert!(Registry::unseal(&path, &key).unwrap());
+    let registry = Registry::open(&path, None).unwrap();
+    assert!(!registry.is_sealed());
+    assert_eq!(registry.authority().fingerprint(), fingerprint);
+    assert_eq!(registry.peers().unwrap().len(), 1);
 }

@@ -1,0 +1,18 @@
+//! The real satellite (driver, store, tunnel, certificates) against a parent whose answers the test
+//! scripts: what it does when the parent errs, forgets, lies or goes away.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is how a test says that it failed"
+)]
+
+mod clock;
+mod daemon;
+mod join;
+mod link;
+mod membership;
+mod renewal;
+#[path = "../scripted_parent/mod.rs"]
+mod scripted_parent;
+mod state;

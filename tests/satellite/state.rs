@@ -1,0 +1,215 @@
+//! The state on disk: broken, gone, full, and the second copy.
+
+use std::fs;
+
+use powernode_satellite::base::limit::error_chain;
+use powernode_satellite::contract::ACCEPT_PATH;
+use powernode_satellite::machine::join::JoinState;
+use powernode_satellite::satellite::membership_store::{COPY_FILE, MembershipStore, SCHEMA, STORE_FILE};
+use powernode_satellite::satellite::status::StatusReport;
+use powernode_satellite::store::database::Database;
+
+use crate::scripted_parent::site::{Site, invitation};
+use crate::scripted_parent::{Answer, ScriptedParent};
+
+#[tokio::test]
+async fn a_broken_store_is_replaced_from_the_second_copy_and_said() {
+    let parent = ScriptedParent::start();
+    for (content, words) in [
+        (Some(Vec::new()), "damaged"),
+        (Some(vec![0xa5; 8_192]), "damaged"),
+        (None, "gone"),
+    ] {
+        parent.mint(crate::scripted_parent::TOKEN);
+        let site = Site::joined(&parent).await;
+        let path = site.path().join(STORE_FILE);
+        match &content {
+            Some(bytes) => fs::write(&path, bytes).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let (peeked, _) = MembershipStore::peek(site.path(), None).unwrap();
+        assert!(
+            matches!(peeked.state, Some(JoinState::Joined(_))),
+            "{words}: {:?}",
+            peeked.state
+        );
+        assert!(peeked.recovered.is_some(), "{words}");
+        let running = site.run().await;
+        let report = running.wait("active", StatusReport::is_active).await;
+        let said = report.store.recovered.unwrap();
+        assert!(said.contains(words) && said.contains("second copy"), "{said}");
+        running.stop().await;
+        assert_eq!(site.open().await.unwrap().1.recovered, None, "said once");
+    }
+}
+
+#[tokio::test]
+async fn a_power_cut_in_the_middle_of_the_recovery_loses_nothing() {
+    let parent = ScriptedParent::start();
+    let site = Site::joined(&parent).await;
+    fs::remove_file(site.path().join(STORE_FILE)).unwrap();
+    // As if the power went after the new store was made and before it was filled.
+    drop(Database::open(&site.path().join(STORE_FILE), &SCHEMA).unwrap());
+    let (peeked, _) = MembershipStore::peek(site.path(), None).unwrap();
+    assert!(matches!(peeked.state, Some(JoinState::Joined(_))));
+    let (_store, loaded) = site.open().await.unwrap();
+    assert!(matches!(loaded.state, Some(JoinState::Joined(_))));
+    assert!(loaded.recovered.unwrap().contains("second copy"));
+}
+
+#[tokio::test]
+async fn a_broken_copy_is_mended() {
+    let parent = ScriptedParent::start();
+    let site = Site::joined(&parent).await;
+    let copy = site.path().join(COPY_FILE);
+    let whole = fs::read(&copy).unwrap();
+    for broken in [Vec::new(), b"garbage".to_vec()] {
+        fs::write(&copy, broken).unwrap();
+        let (_store, loaded) = site.open().await.unwrap();
+        assert!(matches!(loaded.state, Some(JoinState::Joined(_))));
+        assert_eq!(loaded.recovered, None, "the store was whole");
+        assert_eq!(fs::read(&copy).unwrap(), whole);
+    }
+}
+
+#[tokio::test]
+async fn both_broken_is_an_error_that_says_so_and_destroys_nothing() {
+    let parent = ScriptedParent::start();
+    let site = Site::joined(&parent).await;
+    let (store, copy) = (site.path().join(STORE_FILE), site.path().join(COPY_FILE));
+    fs::write(&store, vec![0xa5; 8_192]).unwrap();
+    fs::write(&copy, b"garbage").unwrap();
+    let error = MembershipStore::open(site.path(), None).unwrap_err();
+    let said = error_chain(&error);
+    for words in [
+        "second copy",
+        "damaged",
+        site.path().to_str().unwrap(),
+        "join again",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert_eq!(fs::read(&copy).unwrap(), b"garbage");
+    assert_eq!(fs::read(&store).unwrap(), vec![0xa5; 8_192]);
+
+    // A store that is gone and a copy that is broken: a new start, but not a silent one.
+    fs::remove_file(&store).unwrap();
+    let (_store, loaded) = site.open().await.unwrap();
+    assert!(loaded.state.is_none());
+    let said = loaded.recovered.unwrap();
+    assert!(
+        said.contains("gone") && said.contains("damaged") && said.contains("join"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_written_is_tried_again_and_nothing_goes_on_before() {
+    let parent = ScriptedParent::start();
+    parent.next(ACCEPT_PATH, Answer::Never);
+    let site = Site::new();
+    let running = site.run().await;
+    running.join(invitation(&parent)).await;
+    parent
+        .wait("an accept", |book| (book.count(ACCEPT_PATH) == 1).then_some(()))
+        .await;
+    // The second copy is part of what must be durable, and a directory is in its place.
+    let copy = site.path().join(COPY_FILE);
+    fs::remove_file(&copy).unwrap();
+    fs::create_dir(&copy).unwrap();
+    fs::write(copy.join("x"), "x").unwrap();
+    parent.break_tunnels();
+    let report = running
+        .wait("the trouble is shown", |report| report.store.last_error.is_some())
+        .await;
+    assert_eq!(report.state, "sent", "what is not durable is not true yet");
+    let why = report.store.last_error.unwrap();
+    assert!(why.contains("second copy"), "{why}");
+    assert!(parent.book().heartbeats().is_empty());
+    fs::remove_dir_all(&copy).unwrap();
+    let report = running.wait("joined", |report| report.state == "joined").await;
+    assert_eq!(report.store.last_error, None);
+    running.stop().await;
+    let book = parent.book();
+    assert_eq!((book.peers_made, book.count(ACCEPT_PATH)), (1, 2));
+}
+
+/// A directory on a file system of its own that is small enough to fill; `None`, loudly, without
+/// the rights.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
+            .arg(dir.path())
+            .output();
+        match mounted {
+            Ok(output) if output.status.success() => Some(Self(dir)),
+            other => {
+                eprintln!("SKIPPED: no small file system can be mounted (needs root): {other:?}");
+                None
+            }
+        }
+    }
+
+    fn ballast(&self) -> std::path::PathBuf {
+        self.0.path().join("ballast")
+    }
+
+    fn fill(&self) {
+        let chunk = vec![1u8; 4_096];
+        let mut file = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.ballast())
+            .unwrap();
+        while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
+    }
+
+    fn empty(&self) {
+        fs::remove_file(self.ballast()).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_the_join_but_loses_nothing() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let parent = ScriptedParent::start();
+    let mut site = Site::new();
+    let state = disk.0.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let plain = std::mem::replace(&mut site.dir, tempfile::tempdir_in(&state).unwrap());
+    drop(plain);
+
+    parent.next(ACCEPT_PATH, Answer::Never);
+    let running = site.run().await;
+    running.join(invitation(&parent)).await;
+    parent
+        .wait("an accept", |book| (book.count(ACCEPT_PATH) == 1).then_some(()))
+        .await;
+    disk.fill();
+    parent.break_tunnels();
+    // The answer comes and cannot be stored: it is kept, and stored when there is room.
+    let report = running
+        .wait("the trouble is shown", |report| report.store.last_error.is_some())
+        .await;
+    assert_eq!(report.state, "sent");
+    let why = report.store.last_error.unwrap();
+    assert!(why.contains("full"), "{why}");
+    disk.empty();
+    running.wait("joined", |report| report.state == "joined").await;
+    running.stop().await;
+    assert_eq!(parent.book().peers_made, 1);
+    drop(site);
+}

@@ -1,0 +1,179 @@
+//! A satellite under test: the real driver on a real store in a directory of its own, with a wall
+//! clock that the test sets. It can be stopped in order, or vanish as in a power cut.
+
+use std::path::Path;
+use std::time::Duration;
+
+use powernode_satellite::base::time::UnixTime;
+use powernode_satellite::contract::invitation::{ContractVersion, HostPort, Invitation, ParentTrust};
+use powernode_satellite::contract::peer::SpawnMode;
+use powernode_satellite::contract::token::AcceptanceToken;
+use powernode_satellite::machine::backoff::BackoffPolicy;
+use powernode_satellite::machine::join::JoinState;
+use powernode_satellite::machine::membership::{Operator, StoredInvitation};
+use powernode_satellite::process::clock::{Clock, ManualWallClock};
+use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor};
+use powernode_satellite::satellite::driver::{Driver, DriverHandle, DriverSettings};
+use powernode_satellite::satellite::membership_store::{Loaded, MembershipStore, OpenStateError};
+use powernode_satellite::satellite::status::StatusReport;
+use powernode_satellite::tunnel::TunnelSettings;
+
+use super::{DEADLINE, NOW, ScriptedParent};
+
+/// Where the satellite's state is and how it is set up.
+pub struct Site {
+    pub dir: tempfile::TempDir,
+    pub wall: ManualWallClock,
+    /// When the satellite was built.
+    pub build: UnixTime,
+    pub settings: DriverSettings,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            wall: ManualWallClock::new(NOW),
+            build: NOW.minus(super::DAY * 10),
+            settings: settings(),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The store as it is; after a power cut the last write of before may still be under way.
+    pub async fn open(&self) -> Result<(MembershipStore, Loaded), OpenStateError> {
+        let opened = async {
+            loop {
+                match MembershipStore::open(self.path(), None) {
+                    Err(OpenStateError::Open { source, .. }) if source.is_held() => {
+                        tokio::task::yield_now().await;
+                    }
+                    other => return other,
+                }
+            }
+        };
+        tokio::time::timeout(DEADLINE, opened).await.unwrap()
+    }
+
+    pub async fn run(&self) -> Running {
+        let (store, loaded) = self.open().await.unwrap();
+        self.run_on(store, loaded)
+    }
+
+    pub fn run_on(&self, store: MembershipStore, loaded: Loaded) -> Running {
+        let supervisor = Supervisor::new();
+        let scope = supervisor.scope(Stage::Work);
+        let clock = Clock::with_wall_clock(self.build, self.wall.clone());
+        let (driver, handle) = Driver::new(store, loaded, clock, scope.clone(), self.settings.clone());
+        scope.spawn("driver", driver.run());
+        Running { supervisor, handle }
+    }
+
+    /// A member that has stopped.
+    pub async fn joined(parent: &ScriptedParent) -> Self {
+        let site = Self::new();
+        let running = site.run().await;
+        running.join(invitation(parent)).await;
+        running.wait("joined", |report| report.state == "joined").await;
+        running.stop().await;
+        site
+    }
+
+    pub async fn state(&self) -> JoinState {
+        self.open().await.unwrap().1.state.unwrap()
+    }
+}
+
+pub fn settings() -> DriverSettings {
+    DriverSettings {
+        backoff: BackoffPolicy {
+            initial: Duration::from_millis(50),
+            max: Duration::from_millis(200),
+        },
+        tunnel: TunnelSettings::default(),
+        operator: None,
+        bridges: Vec::new(),
+    }
+}
+
+pub fn operator() -> Operator {
+    Operator {
+        contact: "ops@example.com".to_owned(),
+        location: "DE".to_owned(),
+        data_residency: Some("eu".to_owned()),
+    }
+}
+
+/// What a join code of this parent would say.
+pub fn invitation(parent: &ScriptedParent) -> StoredInvitation {
+    invitation_with(parent, super::TOKEN, vec![parent.bridge()])
+}
+
+pub fn invitation_with(parent: &ScriptedParent, token: &str, bridges: Vec<HostPort>) -> StoredInvitation {
+    let invitation = Invitation {
+        parent_url: format!("https://{}", parent.bridge()).parse().unwrap(),
+        bridges,
+        token: AcceptanceToken::parse(token.to_owned()).unwrap(),
+        trust: ParentTrust::Pinned(parent.fingerprint),
+        spawn_mode: SpawnMode::ManagedChild,
+        parent_peer_id: None,
+        contract_version: ContractVersion::CURRENT,
+        minted_at: None,
+    };
+    StoredInvitation::new(invitation, operator())
+}
+
+/// A satellite that runs.
+pub struct Running {
+    supervisor: Supervisor,
+    pub handle: DriverHandle,
+}
+
+impl Running {
+    pub async fn join(&self, invitation: StoredInvitation) {
+        self.handle.join(invitation).await.unwrap().unwrap();
+    }
+
+    pub fn report(&self) -> StatusReport {
+        self.handle.status.borrow().clone()
+    }
+
+    /// Waits until a report shows it.
+    pub async fn wait(&self, what: &str, mut is: impl FnMut(&StatusReport) -> bool) -> StatusReport {
+        let mut status = self.handle.status.clone();
+        let found = status.wait_for(|report| is(report));
+        if let Ok(report) = tokio::time::timeout(DEADLINE, found).await {
+            return report.unwrap().clone();
+        }
+        panic!("gave up waiting until {what}: {:#?}", self.report())
+    }
+
+    /// Waits for the refusal and gives its text.
+    pub async fn refusal(&self) -> String {
+        let report = self.wait("refused", |report| report.state == "refused").await;
+        report.refusal.unwrap()
+    }
+
+    pub fn tasks(&self) -> Vec<&'static str> {
+        self.supervisor.running()
+    }
+
+    pub async fn stop(self) -> ShutdownReport {
+        let report = self
+            .supervisor
+            .shutdown(Duration::from_secs(10), std::future::pending())
+            .await;
+        assert!(report.aborted.is_empty() && report.stuck.is_empty(), "{report:?}");
+        report
+    }
+
+    /// As a power cut: no goodbye, no last write.
+    pub async fn vanish(self) {
+        self.supervisor
+            .shutdown(Duration::ZERO, std::future::ready(()))
+            .await;
+    }
+}
