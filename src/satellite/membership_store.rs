@@ -2,6 +2,8 @@
 //! must outlive a broken file. Opens whichever is whole and says so. The facts that change every
 //! minute are written rarely: the card of a small box must not wear out.
 
+mod examination;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,8 @@ use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
 use crate::store::record::{self, Only, Record, RecordError};
 use crate::store::seal::{self, SealError};
 use crate::store::state_key::StateKey;
+
+pub use examination::{CopyStanding, Examination};
 
 /// The store file in the state directory.
 pub const STORE_FILE: &str = "satellite.redb";
@@ -63,7 +67,7 @@ impl Record for Facts {
 }
 
 /// What was found at the start.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Loaded {
     /// `None` when this box was never invited.
     pub state: Option<JoinState>,

@@ -1,15 +1,19 @@
 //! What stands between redb and the bytes: [`FileBytes`], a file that is already locked;
+//! [`MemoryBytes`], a copy of one that somebody else may be writing to;
 //! [`Overlay`], which keeps writes in memory, so that a store can be examined, and even repaired,
 //! without changing it; and [`Guarded`], which counts writes and cuts a failed user off.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use redb::StorageBackend;
+
+use super::error::OpenError;
 
 /// A file that its opener has locked. Takes no locks of its own, so that whoever holds the
 /// file's lock may give it up and take it up again without letting another process in.
@@ -35,6 +39,61 @@ impl StorageBackend for FileBytes {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.0.write_all_at(data, offset)
+    }
+}
+
+/// Most bytes of a store that are copied into memory. A satellite's has a hundredth of this.
+const COPY_MAX_BYTES: u64 = 16 * 1024 * 1024;
+
+/// A copy of a file in memory, to be read.
+#[derive(Debug)]
+pub(super) struct MemoryBytes(Vec<u8>);
+
+impl MemoryBytes {
+    pub(super) fn copy_of(path: &Path) -> Result<Self, OpenError> {
+        let io_error = |error| OpenError::io(path, "read", "read access", error);
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(OpenError::Missing {
+                    path: path.to_owned(),
+                });
+            }
+            Err(error) => return Err(io_error(error)),
+        };
+        if file.metadata().map_err(io_error)?.len() > COPY_MAX_BYTES {
+            return Err(io_error(io::ErrorKind::FileTooLarge.into()));
+        }
+        let mut bytes = Vec::new();
+        file.take(COPY_MAX_BYTES)
+            .read_to_end(&mut bytes)
+            .map_err(io_error)?;
+        Ok(Self(bytes))
+    }
+}
+
+impl StorageBackend for MemoryBytes {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        let end = start.checked_add(out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(self.0.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 }
 

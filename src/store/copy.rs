@@ -15,7 +15,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use super::error::is_full;
-use super::file::{FILE_MODE, belong_as, beside, erase, sync_directory};
+use super::file::{FILE_MODE, belong_as, beside, erase, give_to_owner, sync_directory};
 use crate::base::secret::Secret;
 
 /// Most bytes of content. An identity with its key and chain has about 4 KiB; what is larger
@@ -194,6 +194,7 @@ fn replace(path: &Path, draft: &Path, bytes: &[u8]) -> io::Result<()> {
         .create_new(true)
         .mode(FILE_MODE)
         .open(draft)?;
+    give_to_owner(&file, path)?;
     if let Ok(earlier) = File::open(path) {
         belong_as(&file, &earlier)?;
     }

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 
-use super::backend::{FileBytes, Written};
+use super::backend::{FileBytes, MemoryBytes, Written};
 use super::file::{self, Draft, Lock};
 use super::generation::{Generation, Purpose};
 use super::rewrite;
@@ -98,6 +98,20 @@ impl Database {
         let file = file::open_locked(path, Lock::Shared)?.ok_or_else(missing)?;
         let seals = Seals::new(schema, key);
         let generation = Generation::examined(path, bytes_of(&Arc::new(file)), &seals)?;
+        generation.prepare(path)?;
+        Self::assemble(path, generation, Access::Read, seals)
+    }
+
+    /// Opens a copy, in memory, of the store at `path` as it is now, whoever has it open and without
+    /// asking them. A copy that was taken in the middle of a write may count as damaged: take
+    /// another. Nothing in it changes when the store does.
+    pub fn open_snapshot(
+        key: Option<&StateKey>,
+        path: &Path,
+        schema: &'static Schema,
+    ) -> Result<Self, OpenError> {
+        let seals = Seals::new(schema, key);
+        let generation = Generation::examined(path, Box::new(MemoryBytes::copy_of(path)?), &seals)?;
         generation.prepare(path)?;
         Self::assemble(path, generation, Access::Read, seals)
     }

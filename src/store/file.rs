@@ -127,6 +127,7 @@ impl Draft {
                     };
                     let io_error = |error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error);
                     begun.file.set_len(0).map_err(io_error)?;
+                    give_to_owner(&begun.file, path).map_err(io_error)?;
                     begun
                         .file
                         .set_permissions(Permissions::from_mode(FILE_MODE))
@@ -182,10 +183,10 @@ pub(super) fn aside(path: &Path) -> PathBuf {
 }
 
 /// Gives the file to the owner of another: root may work on the state of a daemon that is not root.
-/// Who may not give files away keeps it.
+/// Who may not give files away keeps it, and root's own file says nothing of whose it should be.
 pub(super) fn belong_as(file: &File, other: &File) -> io::Result<()> {
     let (mine, theirs) = (file.metadata()?, other.metadata()?);
-    if (mine.uid(), mine.gid()) == (theirs.uid(), theirs.gid()) {
+    if theirs.uid() == 0 || (mine.uid(), mine.gid()) == (theirs.uid(), theirs.gid()) {
         return Ok(());
     }
     match fchown(file, Some(theirs.uid()), Some(theirs.gid())) {
@@ -219,6 +220,17 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// Gives a new file to the owner of its directory. An administrator's command may make or replace
+/// a file while the daemon, which runs as a user of its own, is stopped: the daemon must be able to
+/// open it. Only root can give files away, and only root need.
+pub(super) fn give_to_owner(file: &File, path: &Path) -> io::Result<()> {
+    let (mine, owner) = (file.metadata()?, fs::metadata(directory(path))?);
+    if mine.uid() != 0 || owner.uid() == 0 {
+        return Ok(());
+    }
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// Makes the names in the directory of `path` durable.

@@ -55,6 +55,15 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Say whether this program can run with the configuration and state that it finds, changing nothing
+    ///
+    /// For before an update: run the new program's self-check while the old one still runs. Ends with 0 when
+    /// it can run, with 1 when it cannot.
+    SelfCheck {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// The key that seals the state
     StateKey {
         /// What to do with it

@@ -3,6 +3,7 @@
 mod arguments;
 mod join;
 mod run;
+mod self_check;
 mod state_key;
 mod status;
 
@@ -41,6 +42,9 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     }
     let flags = arguments.flags();
     let file = arguments.config_file();
+    if let Command::SelfCheck { json } = arguments.command {
+        return self_check::self_check(&file, &flags, &environment, json);
+    }
     let (config, settings) = SatelliteConfig::load(&file, &flags, &environment).map_err(Failure::usage)?;
     match arguments.command {
         Command::Run => run::run(config, &environment, (file, flags)),
@@ -61,6 +65,6 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
             output::print(&settings.to_string()).map_err(Failure::failed)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Version => Ok(ExitCode::SUCCESS),
+        Command::SelfCheck { .. } | Command::Version => Ok(ExitCode::SUCCESS),
     }
 }

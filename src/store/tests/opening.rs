@@ -1,12 +1,14 @@
 //! Opening, refusing to open, and the life of an open store.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use super::super::copy;
 use super::super::database::{Database, StoreError};
 use super::super::record::Only;
 use super::{NOTES, SCHEMA, TITLE, note, put_two};
+use crate::base::secret::Secret;
 
 struct Place {
     directory: tempfile::TempDir,
@@ -57,6 +59,26 @@ fn a_new_store_is_private_and_keeps_what_is_written() {
     assert_eq!(title(&database).as_deref(), Some("first"));
     let notes = database.read(|r| r.list(&NOTES)).unwrap();
     assert_eq!(notes, [(1, note("first"))]);
+}
+
+/// Only root can give files away: for anybody else there is nothing to show.
+#[test]
+fn what_root_makes_in_the_daemons_directory_is_the_daemons() {
+    const DAEMON: u32 = 61_999;
+    let place = Place::new();
+    let directory = place.path().parent().unwrap().to_owned();
+    fs::create_dir(&directory).unwrap();
+    if chown(&directory, Some(DAEMON), Some(DAEMON)).is_err() {
+        return;
+    }
+    let store = place.filled();
+    let second = directory.join("second.copy");
+    copy::write(&second, &Secret::new(vec![1])).unwrap();
+    for path in [store, second] {
+        let made = fs::metadata(&path).unwrap();
+        assert_eq!((made.uid(), made.gid()), (DAEMON, DAEMON), "{}", path.display());
+        assert_eq!(mode(&path), 0o600);
+    }
 }
 
 #[test]

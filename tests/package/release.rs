@@ -1,0 +1,184 @@
+//! `scripts/release` in a repository of its own, with a throw-away key and programs that merely are
+//! static: what it refuses, and what it leaves.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::prerequisites::has;
+use crate::support::{fail, succeed};
+
+const TARGET: &str = "x86_64-unknown-linux-musl";
+
+struct Repository {
+    place: tempfile::TempDir,
+}
+
+impl Repository {
+    /// One commit with the files of this one, as they are now.
+    fn new() -> Self {
+        let place = tempfile::tempdir().unwrap();
+        let repository = Self { place };
+        std::fs::create_dir(repository.tree()).unwrap();
+        let copy =
+            "git ls-files -z --cached --others --exclude-standard | xargs -0 cp -P --parents -t \"$1\"";
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", copy, "sh"]).arg(repository.tree());
+        succeed(&shell.current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap());
+        repository.git(&["init", "--quiet"]);
+        repository.git(&["add", "--all"]);
+        repository.git(&["commit", "--quiet", "--message", "all"]);
+        succeed(
+            &repository
+                .command("minisign", &["-G", "-W", "-p", "key.pub", "-s", "key"])
+                .current_dir(repository.place.path())
+                .output()
+                .unwrap(),
+        );
+        repository
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.place.path().join("tree")
+    }
+
+    fn output(&self) -> PathBuf {
+        self.place.path().join("output")
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .current_dir(self.tree())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn git(&self, arguments: &[&str]) {
+        let identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"];
+        let mut command = self.command("git", &identity);
+        succeed(&command.args(arguments).output().unwrap());
+    }
+
+    fn release(&self, more: &[&str]) -> Output {
+        let mut command = self.command("scripts/release", more);
+        command.args([
+            "--key",
+            "../key",
+            "--output",
+            "../output",
+            "--built",
+            "../built",
+            TARGET,
+        ]);
+        // Out of this tree, where all that they need is built already.
+        let docs = self.place.path().join("docs");
+        let mut generate = Command::new(env!("CARGO"));
+        generate
+            .args(["run", "--locked", "--quiet", "--example", "generate-docs", "--"])
+            .arg(&docs)
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        succeed(&generate.output().unwrap());
+        command.env("POWERNODE_DOCS", docs).output().unwrap()
+    }
+
+    /// Something in the place of both programs.
+    fn build(&self, options: &[&str]) {
+        let built = self.place.path().join("built").join(TARGET);
+        std::fs::create_dir_all(&built).unwrap();
+        let source = self.place.path().join("program.c");
+        std::fs::write(&source, "int main(void) { return 0; }\n").unwrap();
+        for program in ["powernode-satellite", "powernode-host-bridge"] {
+            let mut compiler = self.command("cc", options);
+            compiler.arg("-s").arg("-o").arg(built.join(program)).arg(&source);
+            succeed(&compiler.output().unwrap());
+        }
+    }
+}
+
+#[test]
+fn a_release_is_whole_and_signed_or_not_made() {
+    let test = "a_release_is_whole_and_signed_or_not_made";
+    if !has(test, &["cargo-cyclonedx", "cargo-deb", "minisign"]) {
+        return;
+    }
+    let repository = Repository::new();
+    repository.build(&["-static"]);
+
+    let (_, said) = fail(&repository.release(&[]));
+    assert!(said.contains("tag v"), "{said}");
+    let stray = repository.tree().join("stray");
+    std::fs::write(&stray, "x").unwrap();
+    let (_, said) = fail(&repository.release(&["--trial"]));
+    assert!(said.contains("changes") && said.contains("stray"), "{said}");
+    std::fs::remove_file(stray).unwrap();
+    repository.build(&[]);
+    let (_, said) = fail(&repository.release(&["--trial"]));
+    assert!(said.contains("needs shared libraries"), "{said}");
+    assert!(!repository.output().exists(), "nothing is half made");
+
+    repository.build(&["-static"]);
+    let said = succeed(&repository.release(&["--trial"]));
+    is_whole(&repository, &said);
+    // An earlier release is never mixed with a new one.
+    let (_, said) = fail(&repository.release(&["--trial"]));
+    assert!(said.contains("not empty"), "{said}");
+    succeed(
+        &repository
+            .command("git", &["diff", "--exit-code", "HEAD"])
+            .output()
+            .unwrap(),
+    );
+}
+
+fn is_whole(repository: &Repository, said: &str) {
+    let version = env!("CARGO_PKG_VERSION");
+    let names = [
+        format!("powernode-satellite-{version}-linux-x86_64"),
+        format!("powernode-host-bridge-{version}-linux-x86_64"),
+        format!("powernode-satellite_{version}-1_amd64.deb"),
+        format!("powernode-host-bridge_{version}-1_amd64.deb"),
+        format!("powernode-satellite-{version}.cdx.json"),
+        format!("powernode-satellite-{version}-openwrt.init"),
+        "SHA256SUMS".to_owned(),
+        "SHA256SUMS.minisig".to_owned(),
+    ];
+    let mut found: Vec<_> = std::fs::read_dir(repository.output())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    found.sort();
+    let mut expected = names.to_vec();
+    expected.sort();
+    assert_eq!(found, expected);
+    assert!(names.iter().all(|name| said.contains(name.as_str())), "{said}");
+
+    let in_output = |program: &str, arguments: &[&str]| {
+        let mut command = repository.command(program, arguments);
+        command.current_dir(repository.output()).output().unwrap()
+    };
+    succeed(&in_output(
+        "minisign",
+        &["-V", "-p", "../key.pub", "-m", "SHA256SUMS"],
+    ));
+    let checked = succeed(&in_output("sha256sum", &["-c", "SHA256SUMS"]));
+    assert_eq!(checked.lines().count(), names.len() - 2, "{checked}");
+
+    let materials = std::fs::read(repository.output().join(&names[4])).unwrap();
+    let materials: Value = serde_json::from_slice(&materials).unwrap();
+    assert_eq!(materials["bomFormat"], "CycloneDX");
+    let components = materials["components"].as_array().unwrap();
+    let has = |name: &str| components.iter().any(|component| component["name"] == name);
+    assert!(
+        has("redb") && has("aws-lc-sys") && has("quinn"),
+        "what is linked is there"
+    );
+    assert!(!has("proptest"), "what only tests is not");
+    let unlicensed: Vec<_> = components
+        .iter()
+        .filter(|component| component["licenses"].is_null())
+        .collect();
+    assert!(unlicensed.is_empty(), "{unlicensed:?}");
+}

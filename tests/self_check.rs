@@ -1,0 +1,108 @@
+//! `self-check`: the verdict before an update, on states that the real programs made.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use powernode_satellite::satellite::membership_store::{COPY_FILE, SCHEMA, STORE_FILE};
+use powernode_satellite::store::database::{Database, Schema};
+use serde_json::Value;
+use support::{BridgeSite, SatelliteSite, fail, succeed, succeed_or_code};
+
+/// What a later version could make of the store.
+static LATER: Schema = Schema {
+    name: SCHEMA.name,
+    version: SCHEMA.version + 1,
+    migrations: &[|_| Ok(())],
+    sealed: SCHEMA.sealed,
+};
+
+fn verdict(satellite: &SatelliteSite) -> Value {
+    let output = satellite.output(&["self-check", "--json"]);
+    let usable = output.status.success();
+    let verdict: Value = serde_json::from_str(&succeed_or_code(&output, 1)).unwrap();
+    assert_eq!(verdict["usable"], usable, "the exit code is the verdict");
+    verdict
+}
+
+fn check<'v>(verdict: &'v Value, name: &str) -> (&'v str, &'v str) {
+    let checks = verdict["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["name"] == name).unwrap();
+    (
+        check["outcome"].as_str().unwrap(),
+        check["detail"].as_str().unwrap(),
+    )
+}
+
+#[test]
+fn a_new_box_can_run_and_is_left_as_it_was() {
+    let satellite = SatelliteSite::new();
+    let verdict = verdict(&satellite);
+    assert_eq!(verdict["usable"], true);
+    assert!(check(&verdict, "store").1.contains("the first run makes it"));
+    assert!(!satellite.state_dir().exists());
+}
+
+#[test]
+fn a_joined_box_is_examined_while_its_daemon_runs() {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    succeed(&satellite.join(&bridge.join_code("shop-17")));
+    let running = satellite.run();
+
+    let live = verdict(&satellite);
+    let (outcome, detail) = check(&live, "store");
+    assert_eq!(outcome, "ok");
+    assert!(detail.contains(&running.id().to_string()), "{detail}");
+    assert_eq!(check(&live, "membership"), ("ok", "joined"));
+    assert_eq!(check(&live, "certificate"), ("ok", "valid"));
+    assert_eq!(check(&live, "second copy").0, "ok");
+    assert!(running.stop().success());
+    drop(daemon);
+
+    let copy = satellite.state_dir().join(COPY_FILE);
+    std::fs::write(&copy, "half").unwrap();
+    assert_eq!(check(&verdict(&satellite), "second copy").0, "warning");
+    std::fs::remove_file(&copy).unwrap();
+    assert_eq!(
+        check(&verdict(&satellite), "second copy"),
+        ("warning", "missing; a start writes it anew")
+    );
+    assert!(!copy.exists(), "a check changes nothing");
+
+    let store = satellite.state_dir().join(STORE_FILE);
+    std::fs::write(&store, "not a store").unwrap();
+    let lost = verdict(&satellite);
+    assert_eq!(lost["usable"], false);
+    assert_eq!(std::fs::read(&store).unwrap(), b"not a store");
+}
+
+#[test]
+fn a_store_of_a_later_version_is_refused_before_anything_is_written() {
+    let satellite = SatelliteSite::new();
+    assert!(satellite.run().stop().success());
+    let store = satellite.state_dir().join(STORE_FILE);
+    drop(Database::open(&store, &LATER).unwrap());
+    let before = std::fs::read(&store).unwrap();
+
+    let verdict = verdict(&satellite);
+    assert_eq!(verdict["usable"], false);
+    let (outcome, detail) = check(&verdict, "store");
+    assert_eq!(outcome, "failed");
+    assert!(detail.contains("Update the program"), "{detail}");
+    let (exit, said) = fail(&satellite.output(&["run"]));
+    assert_eq!(exit, 1, "{said}");
+    assert_eq!(std::fs::read(&store).unwrap(), before);
+}
+
+#[test]
+fn a_bad_configuration_is_a_failed_check() {
+    let satellite = SatelliteSite::new();
+    let mut command = satellite.command(&["self-check", "--json"]);
+    command.env("POWERNODE_SATELLITE_RECONNECT_MAX", "never");
+    let output = command.output().unwrap();
+    let verdict: Value = serde_json::from_str(&succeed_or_code(&output, 1)).unwrap();
+    assert_eq!(verdict["usable"], false);
+    assert_eq!(check(&verdict, "configuration").0, "failed");
+}
