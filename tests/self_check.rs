@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
+
 use powernode_satellite::satellite::membership_store::{COPY_FILE, SCHEMA, STORE_FILE};
 use powernode_satellite::store::database::{Database, Schema};
 use serde_json::Value;
@@ -94,6 +96,30 @@ fn a_store_of_a_later_version_is_refused_before_anything_is_written() {
     let (exit, said) = fail(&satellite.output(&["run"]));
     assert_eq!(exit, 1, "{said}");
     assert_eq!(std::fs::read(&store).unwrap(), before);
+}
+
+#[test]
+fn a_sealed_state_cannot_be_run_without_its_key() {
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    let mut satellite = SatelliteSite::new();
+    let key = satellite.dir.path().join("state-key");
+    std::fs::write(&key, "0123456789abcdef".repeat(4)).unwrap();
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+    satellite
+        .variables
+        .push(("POWERNODE_SATELLITE_STATE_KEY_FILE", key));
+    succeed(&satellite.join(&bridge.join_code("shop-17")));
+    let with_key = verdict(&satellite);
+    assert_eq!(with_key["usable"], true);
+    assert_eq!(check(&with_key, "second copy").0, "ok");
+
+    satellite.variables.clear();
+    let without = verdict(&satellite);
+    assert_eq!(without["usable"], false);
+    let (outcome, detail) = check(&without, "store");
+    assert_eq!(outcome, "failed");
+    assert!(detail.contains("state key"), "{detail}");
 }
 
 #[test]

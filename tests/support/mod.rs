@@ -149,6 +149,7 @@ pub fn fail(output: &Output) -> (i32, String) {
 /// A host-bridge with its state.
 pub struct BridgeSite {
     pub dir: tempfile::TempDir,
+    pub program: PathBuf,
     pub port: u16,
     pub operator_token: String,
     /// PEM file with the authority's certificate.
@@ -165,10 +166,16 @@ impl BridgeSite {
 
     /// The same with further variables, also for `init` itself.
     pub fn init_with(variables: Vec<(&'static str, PathBuf)>) -> Self {
+        Self::init_of(env!("CARGO_BIN_EXE_powernode-host-bridge").into(), variables)
+    }
+
+    /// The same with another program than this build's.
+    pub fn init_of(program: PathBuf, variables: Vec<(&'static str, PathBuf)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut site = Self {
             ca_file: dir.path().join("ca.pem"),
             dir,
+            program,
             port: free_port(),
             operator_token: String::new(),
             variables,
@@ -194,7 +201,7 @@ impl BridgeSite {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_powernode-host-bridge"));
+        let mut command = Command::new(&self.program);
         let listen = format!("127.0.0.1:{}", self.port);
         command
             .args(arguments)
@@ -270,6 +277,7 @@ impl BridgeSite {
 /// A satellite with its state.
 pub struct SatelliteSite {
     pub dir: tempfile::TempDir,
+    pub program: PathBuf,
     /// Further variables of every command.
     pub variables: Vec<(&'static str, PathBuf)>,
 }
@@ -278,6 +286,7 @@ impl SatelliteSite {
     pub fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
+            program: env!("CARGO_BIN_EXE_powernode-satellite").into(),
             variables: Vec::new(),
         }
     }
@@ -287,7 +296,7 @@ impl SatelliteSite {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_powernode-satellite"));
+        let mut command = Command::new(&self.program);
         command
             .args(arguments)
             .env("POWERNODE_SATELLITE_STATE_DIR", self.state_dir())
