@@ -6,7 +6,7 @@
 //! - `info`: nothing. A state has changed: joined, connected, renewed, suspended. An idle daemon
 //!   writes none.
 //! - `debug`: for the one who looks for a fault: each attempt, each request.
-//! - `trace`: for the one who looks at a protocol: each message.
+//! - `trace`: for the one who looks at a protocol: each message. Release builds have none.
 //!
 //! Ids are fields (`peer`, `session`), texts are constant. Secrets have no `Display` and no field.
 //! A filter such as `debug` speaks of this program; libraries stay at `warn` unless they are named
