@@ -9,7 +9,7 @@ use crate::base::time::Moment;
 use crate::contract::peer::HEARTBEAT_STALE_AFTER;
 
 /// Longest that resolving or dialling may take before it counts as stuck. A dial ends by itself
-/// after 10 s, resolving the eight bridges that can be named after 80 s.
+/// after 15 s, resolving the eight bridges that can be named after 80 s.
 pub const ATTEMPT_MAX: Duration = Duration::from_secs(120);
 
 /// A wait that is over for so long and has not become a new attempt is stuck.

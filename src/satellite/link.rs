@@ -25,9 +25,11 @@ use crate::tunnel::transport::{Outlook, Side, Transport, TransportClosed};
 use crate::tunnel::{GreetingError, Tunnel, TunnelDriver, TunnelSettings};
 use crate::wire::{Hello, RefusalCode, TUNNEL_ALPN, TUNNEL_VERSION, Welcome};
 
-/// Time for handshake and greeting together. A satellite link and a loaded bridge need about
-/// two seconds; longer than this is a dead address.
-pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for handshake and greeting together. Longer than the handshake alone may take, so that an
+/// address that does not answer always fails by that limit and in its words.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+const _: () = assert!(DIAL_TIMEOUT.as_secs() > quic::HANDSHAKE_TIMEOUT.as_secs());
 
 /// Time for the resolver; its own default of several servers and tries is about this.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
