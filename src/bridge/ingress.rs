@@ -239,11 +239,14 @@ impl Ingress {
             let Ok(incoming) = incoming else {
                 break true;
             };
-            let StreamKind::Http = incoming.header().kind;
             let trace = incoming.header().trace;
             let ingress = Arc::clone(self);
             let caller = caller.clone();
             let request = async move {
+                match incoming.header().kind {
+                    StreamKind::Http => {}
+                    StreamKind::Connect(_) | StreamKind::Flow(_) => return incoming.refuse_kind().await,
+                }
                 if let Ok(stream) = incoming.accept().await {
                     ingress.request(stream, caller).await;
                 }

@@ -47,21 +47,22 @@ pub(super) fn spawn(
 }
 
 async fn serve_stream(stream: IncomingStream, api: FederationApi, clock: Clock) {
-    let header = stream.header();
-    match header.kind {
+    let trace = stream.header().trace;
+    match stream.header().kind {
         StreamKind::Http => {}
+        StreamKind::Connect(_) | StreamKind::Flow(_) => return stream.refuse_kind().await,
     }
     let stream = match stream.accept().await {
         Ok(stream) => stream,
         Err(error) => {
-            tracing::debug!(trace = %header.trace, %error, "stream given up by the parent");
+            tracing::debug!(trace = %trace, %error, "stream given up by the parent");
             return;
         }
     };
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         let response = api.answer(request.method(), request.uri().path(), clock.trusted().now);
         tracing::info!(
-            trace = %header.trace,
+            trace = %trace,
             method = %request.method(),
             path = %crate::base::limit::foreign_text(request.uri().path()),
             status = response.status().as_u16(),
@@ -70,7 +71,7 @@ async fn serve_stream(stream: IncomingStream, api: FederationApi, clock: Clock) 
         async move { Ok::<_, Infallible>(response) }
     });
     if let Err(error) = http::serve(stream, service).await {
-        tracing::debug!(trace = %header.trace, error = %error_chain(&error), "exchange broken off");
+        tracing::debug!(trace = %trace, error = %error_chain(&error), "exchange broken off");
     }
 }
 

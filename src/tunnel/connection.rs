@@ -15,6 +15,7 @@ use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Mutex, Semaphore, watch};
+use zeroize::Zeroizing;
 
 use super::close::CloseReason;
 use super::driver::{ControlStream, TunnelDriver};
@@ -275,7 +276,8 @@ async fn write_header(
     mut io: ByteStream,
     counted: CountedStream,
 ) -> io::Result<TunnelStream> {
-    let frame = header.encode().map_err(io::Error::other)?;
+    // A service request holds a token.
+    let frame = Zeroizing::new(header.encode().map_err(io::Error::other)?);
     io.write.write_all(&frame).await?;
     io.write.flush().await?;
     Ok(TunnelStream::opened(header, io, counted))

@@ -77,7 +77,11 @@ impl GreetingError {
                 | RefusalCode::UnsupportedKind
                 | RefusalCode::NotAdmitted
                 | RefusalCode::CertificateRequired
-                | RefusalCode::Malformed => Outlook::Permanent,
+                | RefusalCode::Malformed
+                | RefusalCode::UnknownService
+                | RefusalCode::Unauthorized
+                | RefusalCode::Forbidden
+                | RefusalCode::ServiceUnavailable => Outlook::Permanent,
             },
             Self::TimedOut { .. } | Self::ControlStream(_) => Outlook::Retryable,
             Self::Transport(closed) => closed.outlook(),

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::frame::PartialFrame;
 use super::transport::ByteStream;
-use crate::wire::{StreamHeader, StreamRefusal, StreamReply, message_text};
+use crate::wire::{RefusalCode, StreamHeader, StreamRefusal, StreamReply, message_text};
 
 /// A stream that both sides may use; `shutdown` ends what this side writes, dropping the stream
 /// before that aborts it.
@@ -41,8 +41,8 @@ pub struct IncomingStream {
 
 impl TunnelStream {
     /// The header it was opened with.
-    pub const fn header(&self) -> StreamHeader {
-        self.header
+    pub const fn header(&self) -> &StreamHeader {
+        &self.header
     }
 
     /// The opening side's view: the header is written, the reply is not yet read.
@@ -102,8 +102,8 @@ impl IncomingStream {
     }
 
     /// What the other side wants.
-    pub const fn header(&self) -> StreamHeader {
-        self.header
+    pub const fn header(&self) -> &StreamHeader {
+        &self.header
     }
 
     /// Takes the stream and tells the other side so.
@@ -120,6 +120,15 @@ impl IncomingStream {
             reply: Reply::Accepted,
             _counted: self.counted,
         })
+    }
+
+    /// Turns down a stream of a kind that this side does not serve.
+    pub async fn refuse_kind(self) {
+        let refusal = StreamRefusal {
+            code: RefusalCode::UnsupportedKind,
+            message: "streams of this kind are not served here".to_owned(),
+        };
+        self.refuse(refusal).await;
     }
 
     /// Turns the stream down. A side that does not take the answer is not waited for long.

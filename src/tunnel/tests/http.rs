@@ -219,7 +219,7 @@ async fn a_sender_is_not_stopped_before_it_could_read_the_early_answer() {
     let (ends, _) = ends().await;
     let mut tasks = JoinSet::new();
     serve_all(&ends.acceptor, &mut tasks);
-    let mut stream = ends.dialer.open_stream(HEADER).await.unwrap();
+    let mut stream = ends.dialer.open_stream(header()).await.unwrap();
     let head = b"POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n";
     stream.write_all(head).await.unwrap();
     let mut answer = String::new();
@@ -346,7 +346,7 @@ async fn a_request_head_that_does_not_come_ends_the_stream() {
     let (ends, _) = ends().await;
     let mut tasks = JoinSet::new();
     serve_all(&ends.acceptor, &mut tasks);
-    let mut stream = ends.dialer.open_stream(HEADER).await.unwrap();
+    let mut stream = ends.dialer.open_stream(header()).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
     let mut heard = Vec::new();
     let patience = REQUEST_HEAD_TIMEOUT + Duration::from_secs(1);

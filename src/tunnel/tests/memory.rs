@@ -38,9 +38,9 @@ async fn linked(max_streams: u32) -> Linked {
 
 /// A stream, opened by the dialer and accepted.
 async fn stream(ends: &Ends) -> (TunnelStream, TunnelStream) {
-    let near = ends.dialer.open_stream(HEADER).await.unwrap();
+    let near = ends.dialer.open_stream(header()).await.unwrap();
     let far = ends.acceptor.accept_stream().await.unwrap();
-    assert_eq!(far.header(), HEADER);
+    assert_eq!(far.header().trace, TRACE);
     (near, far.accept().await.unwrap())
 }
 
@@ -61,7 +61,7 @@ async fn refusal_on(io: &mut ByteStream) -> RefusalCode {
 #[tokio::test(start_paused = true)]
 async fn content_follows_the_header_before_the_reply_and_both_halves_end_by_themselves() {
     let linked = linked(8).await;
-    let mut near = linked.ends.dialer.open_stream(HEADER).await.unwrap();
+    let mut near = linked.ends.dialer.open_stream(header()).await.unwrap();
     near.write_all(b"at once").await.unwrap();
     near.shutdown().await.unwrap();
     let incoming = linked.ends.acceptor.accept_stream().await.unwrap();
@@ -95,7 +95,7 @@ async fn a_stream_that_is_dropped_before_its_end_is_no_clean_end_for_the_other_s
 #[tokio::test(start_paused = true)]
 async fn a_refusal_surfaces_typed_on_read_and_on_write() {
     let linked = linked(8).await;
-    let mut near = linked.ends.dialer.open_stream(HEADER).await.unwrap();
+    let mut near = linked.ends.dialer.open_stream(header()).await.unwrap();
     let incoming = linked.ends.acceptor.accept_stream().await.unwrap();
     let refusal = StreamRefusal {
         code: RefusalCode::CertificateRequired,
@@ -112,7 +112,7 @@ async fn a_refusal_surfaces_typed_on_read_and_on_write() {
 #[tokio::test(start_paused = true)]
 async fn a_writer_that_is_stopped_waits_for_the_reason_without_taking_it_from_the_reader() {
     let linked = linked(8).await;
-    let near = linked.ends.dialer.open_stream(HEADER).await.unwrap();
+    let near = linked.ends.dialer.open_stream(header()).await.unwrap();
     let (mut read, mut write) = tokio::io::split(near);
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { read.read(&mut [0; 8]).await.unwrap_err() });
@@ -143,7 +143,7 @@ async fn unknown_versions_and_kinds_and_broken_headers_are_refused_and_the_tunne
     let linked = linked(8).await;
     let acceptor = linked.ends.acceptor.clone();
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { acceptor.accept_stream().await.unwrap().header() });
+    tasks.spawn(async move { acceptor.accept_stream().await.unwrap().header().trace });
     let too_long = u16::try_from(FRAME_MAX_BYTES + 1).unwrap().to_be_bytes();
     for (bytes, ends, code) in [
         (&[0, 2, 9, 0][..], false, RefusalCode::UnsupportedVersion),
@@ -159,8 +159,8 @@ async fn unknown_versions_and_kinds_and_broken_headers_are_refused_and_the_tunne
         }
         assert_eq!(refusal_on(&mut io).await, code, "{bytes:?}");
     }
-    let _good = linked.ends.dialer.open_stream(HEADER).await.unwrap();
-    assert_eq!(tasks.join_next().await.unwrap().unwrap(), HEADER);
+    let _good = linked.ends.dialer.open_stream(header()).await.unwrap();
+    assert_eq!(tasks.join_next().await.unwrap().unwrap(), TRACE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,7 +188,7 @@ async fn a_slow_header_blocks_nobody_and_is_refused_in_the_end() {
 async fn an_abandoned_accept_loses_no_stream() {
     let linked = linked(8).await;
     let mut io = linked.dialer.open(Urgency::Bulk).await.unwrap();
-    let frame = HEADER.encode().unwrap();
+    let frame = header().encode().unwrap();
     let (first, rest) = frame.split_at(3);
     io.write.write_all(first).await.unwrap();
     for _ in 0..3 {
@@ -196,10 +196,8 @@ async fn an_abandoned_accept_loses_no_stream() {
         assert!(accepted.is_err(), "the header is not complete");
     }
     io.write.write_all(rest).await.unwrap();
-    assert_eq!(
-        linked.ends.acceptor.accept_stream().await.unwrap().header(),
-        HEADER
-    );
+    let accepted = linked.ends.acceptor.accept_stream().await.unwrap();
+    assert_eq!(accepted.header().trace, TRACE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -208,7 +206,7 @@ async fn at_the_stream_limit_the_opener_waits() {
     let (near, far) = stream(&linked.ends).await;
     let (_near, _far) = stream(&linked.ends).await;
     assert_eq!(linked.ends.dialer.stats().open_streams, 2);
-    let third = linked.ends.dialer.open_stream(HEADER);
+    let third = linked.ends.dialer.open_stream(header());
     tokio::pin!(third);
     assert!(timeout(Duration::from_secs(1), &mut third).await.is_err());
     drop((near, far));
@@ -234,7 +232,7 @@ async fn a_goodbye_arrives_with_its_reason_and_retry_time() {
     assert_eq!(ends.dialer.retry_after(), Some(Duration::from_millis(1_500)));
     assert!(near.read(&mut [0; 8]).await.is_err(), "no clean end");
     assert!(matches!(
-        ends.dialer.open_stream(HEADER).await,
+        ends.dialer.open_stream(header()).await,
         Err(OpenStreamError::Closed(CloseReason::Goodbye(_)))
     ));
     assert!(matches!(
@@ -292,7 +290,7 @@ async fn content_is_a_sign_of_life_where_pings_get_no_answer() {
     let (tunnel, _, driver) = accepted.unwrap();
     tasks.spawn(driver.run());
     let mut io = near.open(Urgency::Bulk).await.unwrap();
-    io.write.write_all(&HEADER.encode().unwrap()).await.unwrap();
+    io.write.write_all(&header().encode().unwrap()).await.unwrap();
     let _stream = tunnel.accept_stream().await.unwrap();
     for _ in 0..30 {
         io.write.write_all(b"still here").await.unwrap();

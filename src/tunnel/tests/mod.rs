@@ -21,10 +21,14 @@ use crate::wire::{Goodbye, GoodbyeReason, Hello, StreamHeader, StreamKind, Welco
 /// Time in which anything on loopback must have happened.
 const SOON: Duration = Duration::from_secs(20);
 
-const HEADER: StreamHeader = StreamHeader {
-    kind: StreamKind::Http,
-    trace: TraceId(0x00c0_ffee),
-};
+const TRACE: TraceId = TraceId(0x00c0_ffee);
+
+fn header() -> StreamHeader {
+    StreamHeader {
+        kind: StreamKind::Http,
+        trace: TRACE,
+    }
+}
 
 fn hello() -> Hello {
     Hello {

@@ -134,7 +134,7 @@ async fn tunnel(max_streams: u32) -> (Ends, QuicEndpoint) {
 
 async fn stream(ends: &Ends) -> (TunnelStream, TunnelStream) {
     let both = async {
-        let near = ends.dialer.open_stream(HEADER).await.unwrap();
+        let near = ends.dialer.open_stream(header()).await.unwrap();
         let far = ends.acceptor.accept_stream().await.unwrap();
         (near, far.accept().await.unwrap())
     };
@@ -320,7 +320,7 @@ async fn a_hundred_streams_at_once_carry_their_content_whole_both_ways() {
     for seed in 0..STREAMS {
         let dialer = ends.dialer.clone();
         tasks.spawn(async move {
-            let stream = dialer.open_stream(HEADER).await.unwrap();
+            let stream = dialer.open_stream(header()).await.unwrap();
             let (mut read, mut write) = tokio::io::split(stream);
             let sent = pattern(seed, BYTES);
             let mut heard = Vec::new();
@@ -390,7 +390,7 @@ async fn at_the_stream_limit_the_opener_waits_for_the_transport() {
     for _ in 0..4 {
         open.push(stream(&ends).await);
     }
-    let mut fifth = Box::pin(ends.dialer.open_stream(HEADER));
+    let mut fifth = Box::pin(ends.dialer.open_stream(header()));
     assert!(timeout(Duration::from_millis(300), &mut fifth).await.is_err());
     open.clear();
     assert!(timeout(SOON, fifth).await.unwrap().is_ok());

@@ -10,19 +10,22 @@
 //! in [`Hello`]. A reader skips control messages that it does not know and refuses streams whose
 //! version or kind it does not know; the connection lives on.
 
+mod stream;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::base::id::{SessionId, TraceId};
+pub use stream::{
+    SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,
+};
+
+use crate::base::id::SessionId;
 
 /// ALPN of the tunnel, version 1.
 pub const TUNNEL_ALPN: &[u8] = b"powernode-bridge/1";
 
 /// Tunnel protocol version that [`Hello`] names.
 pub const TUNNEL_VERSION: u16 = 1;
-
-/// Version byte of every stream header.
-pub const STREAM_VERSION: u8 = 1;
 
 /// Largest frame that is read, in bytes without its length. The largest message of version 1
 /// is a refusal with its text; what is longer is not ours.
@@ -78,6 +81,14 @@ pub enum RefusalCode {
     CertificateRequired,
     /// The header cannot be read.
     Malformed,
+    /// No service of that name is published here; the message lists those that are.
+    UnknownService,
+    /// No grant, or none that holds: the contract's 401, in its words.
+    Unauthorized,
+    /// The grant does not reach so far: the contract's 403, in its words.
+    Forbidden,
+    /// The service is published, but its program does not answer.
+    ServiceUnavailable,
 }
 
 /// A refusal of the whole tunnel.
@@ -140,44 +151,6 @@ pub enum ControlMessage {
 
 /// Number of variants of [`ControlMessage`] in this build.
 const CONTROL_KINDS: u8 = 6;
-
-/// What a stream is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StreamKind {
-    /// HTTP/1.1 follows, one request.
-    Http,
-}
-
-/// Number of variants of [`StreamKind`] in this build.
-const STREAM_KINDS: u8 = 1;
-
-/// The first frame of every stream but the control stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StreamHeader {
-    /// What the stream is for.
-    pub kind: StreamKind,
-    /// Ties the two sides' log lines together.
-    pub trace: TraceId,
-}
-
-/// The accepting side's first frame on every stream but the control stream.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum StreamReply {
-    /// Content follows.
-    Accepted,
-    /// Nothing follows.
-    Refused(StreamRefusal),
-}
-
-/// Why a stream was refused.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Error)]
-#[error("the other side refused the stream: {message}")]
-pub struct StreamRefusal {
-    /// The class.
-    pub code: RefusalCode,
-    /// For the operator.
-    pub message: String,
-}
 
 /// Bytes that are no message of this protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -245,54 +218,6 @@ impl ControlMessage {
         postcard::from_bytes(content)
             .map(Some)
             .map_err(|_| DecodeError::Malformed("a control message is cut or wrong"))
-    }
-}
-
-impl StreamHeader {
-    /// The whole frame, length included.
-    pub fn encode(&self) -> Result<Vec<u8>, FrameTooLong> {
-        let kind = match self.kind {
-            StreamKind::Http => 0,
-        };
-        let mut content = vec![STREAM_VERSION, kind];
-        content.extend_from_slice(&self.trace.0.to_be_bytes());
-        frame(&content)
-    }
-
-    /// Reads a frame's content. Bytes after the known fields are additions of a later build.
-    pub fn decode(content: &[u8]) -> Result<Self, DecodeError> {
-        let (&version, rest) = content
-            .split_first()
-            .ok_or(DecodeError::Malformed("it is empty"))?;
-        if version != STREAM_VERSION {
-            return Err(DecodeError::UnsupportedVersion(version));
-        }
-        let (&kind, rest) = rest
-            .split_first()
-            .ok_or(DecodeError::Malformed("a stream header is cut"))?;
-        let kind = match kind {
-            0 => StreamKind::Http,
-            STREAM_KINDS.. => return Err(DecodeError::UnsupportedKind(kind)),
-        };
-        let (trace, _additions) = rest
-            .split_first_chunk()
-            .ok_or(DecodeError::Malformed("a stream header is cut"))?;
-        Ok(Self {
-            kind,
-            trace: TraceId(u64::from_be_bytes(*trace)),
-        })
-    }
-}
-
-impl StreamReply {
-    /// The whole frame, length included.
-    pub fn encode(&self) -> Result<Vec<u8>, FrameTooLong> {
-        frame(&postcard::to_allocvec(self).unwrap_or_default())
-    }
-
-    /// Reads a frame's content.
-    pub fn decode(content: &[u8]) -> Result<Self, DecodeError> {
-        postcard::from_bytes(content).map_err(|_| DecodeError::Malformed("a stream reply is cut or wrong"))
     }
 }
 
@@ -381,46 +306,8 @@ mod tests {
     }
 
     #[test]
-    fn golden_bytes_of_stream_header_and_replies() {
-        let header = StreamHeader {
-            kind: StreamKind::Http,
-            trace: TraceId(0x0102_0304_0506_0708),
-        };
-        assert_eq!(
-            HEXLOWER.encode(&header.encode().unwrap()),
-            "000a01000102030405060708"
-        );
-        assert_eq!(
-            HEXLOWER.encode(&StreamReply::Accepted.encode().unwrap()),
-            "000100"
-        );
-        let refused = StreamReply::Refused(StreamRefusal {
-            code: RefusalCode::UnsupportedKind,
-            message: "no".into(),
-        });
-        assert_eq!(HEXLOWER.encode(&refused.encode().unwrap()), "00050101026e6f");
-    }
-
-    #[test]
-    fn a_later_build_is_refused_or_skipped_never_misread() {
+    fn a_message_of_a_later_build_is_skipped() {
         assert_eq!(ControlMessage::decode(&[CONTROL_KINDS, 1, 2, 3]), Ok(None));
-        assert_eq!(
-            StreamHeader::decode(&[2, 0]),
-            Err(DecodeError::UnsupportedVersion(2))
-        );
-        assert_eq!(
-            StreamHeader::decode(&[1, 9, 0, 0]),
-            Err(DecodeError::UnsupportedKind(9))
-        );
-        let mut longer = StreamHeader {
-            kind: StreamKind::Http,
-            trace: TraceId(1),
-        }
-        .encode()
-        .unwrap()[2..]
-            .to_vec();
-        longer.extend_from_slice(b"addition");
-        assert!(StreamHeader::decode(&longer).is_ok());
     }
 
     #[test]
@@ -433,8 +320,6 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = ControlMessage::decode(&bytes);
-            let _ = StreamHeader::decode(&bytes);
-            let _ = StreamReply::decode(&bytes);
         }
     }
 }
