@@ -5,6 +5,7 @@
 //! Modules stand on floors and import only downward (docs/ARCHITECTURE.md; `tests/architecture.rs`
 //! checks it). Floors 0 to 2 are pure: no clock, socket, file, task or randomness in them.
 
+pub mod audit;
 pub mod base;
 pub mod bridge;
 pub mod cli;
@@ -13,6 +14,7 @@ pub mod grant;
 pub mod identity;
 pub mod machine;
 pub mod process;
+pub mod reach;
 pub mod satellite;
 pub mod store;
 pub mod tunnel;
