@@ -5,6 +5,7 @@ pub mod invitation;
 pub mod join_code;
 pub mod message;
 pub mod peer;
+pub mod service;
 pub mod token;
 
 /// Base path of every contract resource.
