@@ -242,6 +242,7 @@ pub static PROGRAM: Program = Program {
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
+    families: &[],
 };
 
 static KEYS: &[&dyn AnyKey] = &[
