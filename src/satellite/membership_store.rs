@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::grants;
 use super::status::StoreReport;
 use crate::base::limit::error_chain;
 use crate::base::secret::Secret;
@@ -32,9 +33,9 @@ pub const COPY_FILE: &str = "membership.copy";
 /// Schema of the store file.
 pub static SCHEMA: Schema = Schema {
     name: "powernode-satellite",
-    version: 1,
-    migrations: &[],
-    sealed: &[MEMBERSHIP.name()],
+    version: 2,
+    migrations: &[grants::add_grants],
+    sealed: &[MEMBERSHIP.name(), grants::GRANT_KEY.name()],
 };
 
 const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
@@ -310,6 +311,11 @@ impl MembershipStore {
             .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
             .map_err(SaveStateError::Store)?;
         self.write_copy(&stored, copy::write)
+    }
+
+    /// The store file, for what else is kept in it.
+    pub fn database(&self) -> Database {
+        self.database.clone()
     }
 
     /// Makes the facts durable.

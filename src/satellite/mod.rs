@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod driver;
 mod exchange;
 pub mod federation_api;
+pub mod grants;
 pub mod invite;
 pub mod link;
 pub mod membership_store;
