@@ -54,6 +54,8 @@ pub struct IngressSettings {
     pub keepalive: Duration,
     /// Streams that a satellite may hold open at once.
     pub max_streams: u32,
+    /// Streams that this side opens at once.
+    pub max_streams_opened: u32,
     /// How long requests in progress may go on when the bridge stops.
     pub drain: Duration,
 }
@@ -350,7 +352,7 @@ impl Ingress {
     ) -> Option<(Tunnel, Hello, TunnelDriver)> {
         let address = transport.remote_address();
         let settings = TunnelSettings {
-            max_streams: self.settings.max_streams,
+            max_streams: self.settings.max_streams_opened,
             ..TunnelSettings::default()
         };
         let greeted = Tunnel::accept(transport, settings, self.clock.clone(), decide);

@@ -14,4 +14,5 @@ pub mod parent_client;
 pub mod payload;
 mod report;
 mod serve;
+pub mod services;
 pub mod status;
