@@ -41,7 +41,7 @@ pub(super) const STREAM_WINDOW_BYTES: u32 = 1_310_720;
 /// Streams whose whole windows a connection takes in at once, in number: 80 MiB. It bounds what a peer
 /// can make this side hold. So many readers must stand still at once before they are felt by others;
 /// acknowledgements pass even then, so that the tunnel lives.
-const WHOLE_WINDOWS_MAX: u32 = 64;
+pub const WHOLE_WINDOWS_MAX: u32 = 64;
 
 /// Bytes of all streams of a connection that may be written and not yet acknowledged. It bounds
 /// the sender's memory; 320 Mbit/s at 100 ms.

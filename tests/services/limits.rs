@@ -139,7 +139,7 @@ async fn the_program_is_told_for_whom_when_the_service_says_so() {
     let untold = service("untold", "tcp", &address.to_string());
     let shop = Shop::open(vec![told, untold]).await;
     let ticket = shop.ticket(None).await;
-    let mut first = async |service: &str, source: Option<&str>, bytes: usize| {
+    let first = async |service: &str, source: Option<&str>, bytes: usize| {
         let mut stream = shop.ask_as(service, Some(&ticket), ANNA, source).await;
         stream.write_all(b"hello").await.unwrap();
         let (mut local, _) = in_time(listener.accept()).await.unwrap();

@@ -11,6 +11,8 @@ use powernode_satellite::bridge::certificate_authority::CertificateAuthority;
 use powernode_satellite::contract::invitation::ParentTrust;
 use powernode_satellite::contract::service::{ServiceDefinition, ServiceFields};
 use powernode_satellite::grant::{GrantRequest, NewGrant};
+use powernode_satellite::identity::certificate::CertificateChain;
+use powernode_satellite::identity::key::PrivateKey;
 use powernode_satellite::identity::tls::{ClientAuth, ClientTls, TlsIdentity, client_config, server_config};
 use powernode_satellite::identity::tls_failure::FailureRecord;
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
@@ -50,8 +52,6 @@ pub struct Shop {
     pub wall: ManualWallClock,
     /// The parent's end.
     pub parent: Tunnel,
-    /// The satellite's end.
-    pub satellite: Tunnel,
     pub dir: tempfile::TempDir,
     store: MembershipStore,
     _supervisor: Supervisor,
@@ -117,9 +117,9 @@ impl Shop {
         );
         let server = ServiceServer::new(services.clone(), book.gate(), AuditLog);
         let (satellite, parent) = tunnel(&scope, &clock, streams).await;
-        let (accepting, session, serving) = (satellite.clone(), server.session(peer()), scope.clone());
+        let (session, serving) = (server.session(peer()), scope.clone());
         scope.spawn_until_cancelled("serve", async move {
-            while let Ok(stream) = accepting.accept_stream().await {
+            while let Ok(stream) = satellite.accept_stream().await {
                 serving.spawn_until_cancelled("stream", session.clone().serve(stream));
             }
         });
@@ -128,7 +128,6 @@ impl Shop {
             book,
             wall,
             parent,
-            satellite,
             dir,
             store,
             _supervisor: supervisor,
@@ -216,18 +215,16 @@ pub async fn in_time<T>(work: impl Future<Output = T>) -> T {
 async fn tunnel(scope: &TaskScope, clock: &Clock, streams: u32) -> (Tunnel, Tunnel) {
     let born = NOW.minus(Duration::from_secs(3_600));
     let authority = CertificateAuthority::create("test", born, [0x55; 16]).unwrap();
-    let issue = |name: &str, serial| {
-        let issued = authority
-            .issue_server_certificate(&[name.to_owned()], NOW, [serial; 16])
-            .unwrap();
-        Arc::new(TlsIdentity::new(&issued.chain, &issued.key).unwrap())
-    };
+    let shown = authority
+        .issue_server_certificate(&["localhost".to_owned()], NOW, [1; 16])
+        .unwrap();
+    let shown = TlsIdentity::new(&shown.chain, &shown.key).unwrap();
     let time: Arc<dyn Fn() -> UnixTime + Send + Sync> = {
         let clock = clock.clone();
         Arc::new(move || clock.trusted().now)
     };
     let tls = server_config(
-        watch::channel(issue("localhost", 1)).1,
+        watch::channel(Arc::new(shown)).1,
         ClientAuth::Optional(watch::channel(Arc::new(authority.anchors().clone())).1),
         &[TUNNEL_ALPN],
         time.clone(),
@@ -235,11 +232,18 @@ async fn tunnel(scope: &TaskScope, clock: &Clock, streams: u32) -> (Tunnel, Tunn
     .unwrap();
     let settings = QuicSettings { max_streams: streams };
     let server = QuicEndpoint::server((Ipv4Addr::LOCALHOST, 0).into(), tls, settings).unwrap();
+    let key = PrivateKey::generate().unwrap();
+    let csr = key.csr_pem("satellite").unwrap();
+    let issued = authority
+        .issue_peer_certificate(&csr, peer(), NOW, [2; 16])
+        .unwrap();
+    let chain = CertificateChain::from_pem(&issued.cert_pem).unwrap();
+    let member = TlsIdentity::new(&chain, &key).unwrap();
     let failures = FailureRecord::default();
     let tls = client_config(ClientTls {
         trust: &ParentTrust::Pinned(authority.fingerprint()),
         learned: None,
-        identity: None,
+        identity: Some(watch::channel(Arc::new(member)).1),
         alpn: &[TUNNEL_ALPN],
         time,
         failures: failures.clone(),

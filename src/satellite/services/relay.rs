@@ -5,11 +5,15 @@
 //! - Half-closes: the end of one direction is passed on, and the other goes on.
 //! - A side that takes no more ends its direction alone: the other may still have an answer to deliver.
 //!   A side that fails when it is read from ends both.
+//! - A program that takes nothing holds a whole window of the tunnel. Some may; where too many do, the
+//!   latest are cut, or they would together silence all other streams.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,15 +22,50 @@ use super::buffer::BufferPool;
 use super::meter::{Direction, Meter};
 use crate::base::time::Moment;
 use crate::process::clock::Clock;
+use crate::tunnel::quic::WHOLE_WINDOWS_MAX;
 
 /// Bytes that one direction moves before other tasks get their turn: some milliseconds of work on a
 /// small box.
 const TURN_BYTES: usize = 256 * 1024;
 
+/// Streams of one tunnel that may be held up by their programs for long, in number: what they hold leaves
+/// a quarter of the tunnel's receive window to the others.
+pub(super) const HELD_UP_MAX: u32 = WHOLE_WINDOWS_MAX / 4 * 3;
+
+/// How long a program may take nothing at all while more streams than that are held up.
+const HELD_UP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many streams of one tunnel are held up by their programs now.
+#[derive(Debug, Default)]
+pub(super) struct HeldUp(AtomicU32);
+
+/// One of them.
+struct Holding<'a>(&'a HeldUp);
+
+impl HeldUp {
+    /// One more, and whether that is too many.
+    fn enter(&self) -> (Holding<'_>, bool) {
+        let others = self.0.fetch_add(1, Ordering::Relaxed);
+        (Holding(self), others >= HELD_UP_MAX)
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > HELD_UP_MAX
+    }
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// What relays of one box share, and what one stream counts and obeys.
 pub(super) struct Traffic<'a> {
     pub(super) clock: &'a Clock,
     pub(super) buffers: &'a BufferPool,
+    /// Those of the same tunnel.
+    pub(super) held_up: &'a HeldUp,
     /// All of them hold.
     pub(super) meters: &'a [&'a Meter],
     /// Told of all bytes that were delivered.
@@ -37,6 +76,8 @@ pub(super) struct Traffic<'a> {
 #[derive(Debug, Error)]
 #[error("{}", match (.side, .direction) {
     (Side::Local, Direction::Out) => "the service's program broke the connection off",
+    (Side::Local, Direction::In) if .source.kind() == io::ErrorKind::TimedOut =>
+        "the service's program took nothing for long, as too many others of this tunnel do",
     (Side::Local, Direction::In) => "the service's program took no more",
     (Side::Tunnel, Direction::In) => "the asking side broke the stream off",
     (Side::Tunnel, Direction::Out) => "the asking side took no more",
@@ -79,6 +120,8 @@ where
     inward.refusal.or(outward.refusal).map_or(Ok(()), Err)
 }
 
+type Pause = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// One direction.
 struct Pump<'a> {
     direction: Direction,
@@ -87,8 +130,10 @@ struct Pump<'a> {
     held: Option<Held>,
     /// Written since the last flush.
     unflushed: bool,
+    /// While the side that is written to takes nothing; with patience where it has an end.
+    holding: Option<(Holding<'a>, Option<Pause>)>,
     /// Until when a limit holds this direction up.
-    pause: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
+    pause: Option<Pause>,
     /// Why the side that is written to took no more.
     refusal: Option<RelayError>,
 }
@@ -113,6 +158,7 @@ impl<'a> Pump<'a> {
             phase: Phase::Moving,
             held: None,
             unflushed: false,
+            holding: None,
             pause: None,
             refusal: None,
         }
@@ -142,7 +188,14 @@ impl<'a> Pump<'a> {
                 }
                 Phase::Moving => {
                     if let Some(held) = &mut self.held {
-                        match ready!(writer.as_mut().poll_write(cx, &held.buffer[held.start..held.end])) {
+                        let bytes = &held.buffer[held.start..held.end];
+                        let Poll::Ready(written) = writer.as_mut().poll_write(cx, bytes) else {
+                            ready!(self.poll_patience(cx, traffic));
+                            // Only the end of the whole stream gives its window back.
+                            return Poll::Ready(Err(self.refusal_of(io::ErrorKind::TimedOut.into())));
+                        };
+                        self.holding = None;
+                        match written {
                             Ok(0) => self.gave_up(io::ErrorKind::WriteZero.into(), traffic),
                             Ok(count) => {
                                 held.start += count;
@@ -173,6 +226,25 @@ impl<'a> Pump<'a> {
                 }
             }
         }
+    }
+
+    /// Ready when the program has been waited for long enough, which is never unless too many are.
+    fn poll_patience(&mut self, cx: &mut Context<'_>, traffic: &Traffic<'a>) -> Poll<()> {
+        if self.direction == Direction::Out {
+            return Poll::Pending;
+        }
+        let (_, patience) = self.holding.get_or_insert_with(|| {
+            let (holding, too_many) = traffic.held_up.enter();
+            (holding, too_many.then(|| patience(traffic.clock)))
+        });
+        while let Some(over) = patience {
+            ready!(over.as_mut().poll(cx));
+            if traffic.held_up.are_too_many() {
+                return Poll::Ready(());
+            }
+            *over = self::patience(traffic.clock);
+        }
+        Poll::Pending
     }
 
     fn read<R: AsyncRead + ?Sized>(
@@ -252,18 +324,26 @@ impl<'a> Pump<'a> {
     }
 
     fn refused(&mut self, source: io::Error) {
-        self.refusal = Some(RelayError {
+        self.refusal = Some(self.refusal_of(source));
+    }
+
+    const fn refusal_of(&self, source: io::Error) -> RelayError {
+        RelayError {
             side: match self.direction {
                 Direction::In => Side::Local,
                 Direction::Out => Side::Tunnel,
             },
             direction: self.direction,
             source,
-        });
+        }
     }
 }
 
-fn pause(clock: &Clock, until: Moment) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+fn patience(clock: &Clock) -> Pause {
+    pause(clock, clock.now().plus(HELD_UP_PATIENCE))
+}
+
+fn pause(clock: &Clock, until: Moment) -> Pause {
     let clock = clock.clone();
     Box::pin(async move { clock.sleep_until(until).await })
 }

@@ -12,7 +12,7 @@ use super::live::{LiveService, Place};
 use super::local::{self, LocalStream};
 use super::meter::{Direction, Meter};
 use super::registry::{ServiceLimits, Services};
-use super::relay::{Traffic, relay};
+use super::relay::{HeldUp, Traffic, relay};
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{GrantId, PeerId, TraceId};
 use crate::base::limit::{error_chain, foreign_text};
@@ -44,6 +44,7 @@ pub struct SessionServices {
     server: ServiceServer,
     peer: PeerId,
     meter: Arc<Meter>,
+    held_up: Arc<HeldUp>,
 }
 
 impl ServiceServer {
@@ -68,6 +69,7 @@ impl ServiceServer {
     pub fn session(&self, peer: PeerId) -> SessionServices {
         SessionServices {
             meter: Arc::new(self.shared.services.session_meter()),
+            held_up: Arc::default(),
             server: self.clone(),
             peer,
         }
@@ -257,6 +259,7 @@ impl SessionServices {
         let traffic = Traffic {
             clock: shared.services.clock(),
             buffers: &shared.buffers,
+            held_up: &self.held_up,
             meters: &[&stream_meter, service.meter(), &self.meter],
             passed: &passed,
         };

@@ -16,6 +16,7 @@ const SOON: Duration = Duration::from_secs(3_600);
 struct Bench {
     clock: Clock,
     buffers: BufferPool,
+    held_up: HeldUp,
     passed: Mutex<[u64; 2]>,
 }
 
@@ -24,6 +25,7 @@ impl Bench {
         Self {
             clock: Clock::start(BUILD_TIME),
             buffers: BufferPool::default(),
+            held_up: HeldUp::default(),
             passed: Mutex::default(),
         }
     }
@@ -43,6 +45,7 @@ impl Bench {
         let traffic = Traffic {
             clock: &self.clock,
             buffers: &self.buffers,
+            held_up: &self.held_up,
             meters,
             passed: &passed,
         };
@@ -192,4 +195,24 @@ async fn an_idle_relay_holds_no_buffer() {
         })
         .await;
     assert_eq!(held, (b'x', 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_takes_nothing_is_waited_for_unless_too_many_do() {
+    let bench = Bench::new();
+    let hold_up = async |program: DuplexStream, mut asking: DuplexStream| {
+        while let Ok(Ok(_)) = timeout(HELD_UP_PATIENCE * 3, asking.write(&[0; 1_024])).await {}
+        let cut = timeout(HELD_UP_PATIENCE * 3, asking.write(&[0])).await.is_ok();
+        drop(program);
+        cut
+    };
+    let (_, cut) = bench.run(&[], hold_up).await;
+    assert!(!cut, "one alone is waited for");
+    let others: Vec<_> = (0..HELD_UP_MAX).map(|_| bench.held_up.enter()).collect();
+    let (ended, cut) = bench.run(&[], hold_up).await;
+    assert!(cut);
+    assert!(ended.unwrap_err().to_string().contains("too many"));
+    assert!(others.iter().all(|(_, too_many)| !too_many));
+    drop(others);
+    assert_eq!(bench.held_up.0.load(Ordering::Relaxed), 0);
 }
