@@ -12,14 +12,15 @@ use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode, SpawnRole};
 use crate::contract::token::TokenDigest;
 use crate::grant::Grant;
+use crate::store::audit_log::add_audit_log;
 use crate::store::database::{Schema, Table};
 use crate::store::record::{Only, Record};
 
 /// The host-bridge's store.
 pub const SCHEMA: Schema = Schema {
     name: "powernode-host-bridge",
-    version: 1,
-    migrations: &[],
+    version: 2,
+    migrations: &[add_audit_log],
     sealed: &[AUTHORITY.name(), SERVER.name()],
 };
 
