@@ -14,14 +14,15 @@ use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode, SpawnRole};
 use crate::contract::token::TokenDigest;
 use crate::grant::{Grant, PermissionScope, Revocation};
+use crate::store::audit_log::add_audit_log;
 use crate::store::database::{Schema, StoreError, Table, Writer};
 use crate::store::record::{Only, Record};
 
 /// The host-bridge's store.
 pub const SCHEMA: Schema = Schema {
     name: "powernode-host-bridge",
-    version: 2,
-    migrations: &[add_held_grants],
+    version: 3,
+    migrations: &[add_audit_log, add_held_grants],
     sealed: &[AUTHORITY.name(), SERVER.name(), HELD_GRANTS.name()],
 };
 
