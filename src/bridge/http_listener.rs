@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::federation_api::{Caller, CallerCertificate, FederationApi};
-use super::operator_api::OperatorApi;
+use super::operator_api::{OperatorApi, RequestSource};
 use super::reply::{Reply, ReplyBody};
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::process::supervisor::TaskScope;
@@ -139,12 +139,15 @@ impl HttpsListener {
         serve_http(stream, &self.work, |request| self.answer(request, caller.clone())).await;
     }
 
-    async fn answer(&self, request: Request<Incoming>, caller: Caller) -> Response<ReplyBody> {
+    async fn answer(&self, mut request: Request<Incoming>, caller: Caller) -> Response<ReplyBody> {
         if !OperatorApi::serves(request.uri().path()) {
             return Arc::clone(&self.federation).handle(request, caller).await;
         }
         match self.operators.authorize(request.headers()).await {
-            Ok(operator) => Arc::clone(&self.operators).handle(request, operator).await,
+            Ok(operator) => {
+                request.extensions_mut().insert(RequestSource(caller.source));
+                Arc::clone(&self.operators).handle(request, operator).await
+            }
             Err(refusal) => {
                 debug!(source = %caller.source, "an operator request was refused");
                 Reply::into_response(refusal)

@@ -16,6 +16,7 @@ use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::machine::join::JoinState;
+use crate::store::audit_log::add_audit_log;
 use crate::store::copy::{self, Copy as SecondCopy, CopyError};
 use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
 use crate::store::record::{self, Only, Record, RecordError};
@@ -33,8 +34,8 @@ pub const COPY_FILE: &str = "membership.copy";
 /// Schema of the store file.
 pub static SCHEMA: Schema = Schema {
     name: "powernode-satellite",
-    version: 2,
-    migrations: &[grants::add_grants],
+    version: 3,
+    migrations: &[add_audit_log, grants::add_grants],
     sealed: &[MEMBERSHIP.name(), grants::GRANT_KEY.name()],
 };
 

@@ -6,6 +6,7 @@ mod access;
 mod peers;
 mod relay;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -63,6 +64,10 @@ impl std::fmt::Display for Operator {
         }
     }
 }
+
+/// Where a request came from, as its connection knows it; among the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestSource(pub IpAddr);
 
 /// The interface.
 #[derive(Debug)]
