@@ -1,4 +1,5 @@
-//! The satellite's admin socket: status and join for the command line, over HTTP on a Unix socket.
+//! The satellite's admin socket: status, join and the audit log for the command line, over HTTP on a Unix
+//! socket.
 //! Who may connect is decided by the socket's directory and by the caller's user id.
 
 use std::convert::Infallible;
@@ -26,11 +27,15 @@ use crate::contract::token::{AcceptanceToken, InvalidToken};
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
 use crate::process::supervisor::TaskScope;
+use crate::store::audit_log::reading::{self, AskError};
+use crate::store::database::Database;
 
 /// Path of the status report.
 pub const STATUS_PATH: &str = "/v1/status";
 /// Path of the join command.
 pub const JOIN_PATH: &str = "/v1/join";
+/// What the paths of the audit log begin with.
+pub const AUDIT_PREFIX: &str = "/v1/audit/";
 
 /// Connections to the admin socket at a time; each is one command line.
 const CONNECTIONS_MAX: usize = 16;
@@ -83,27 +88,27 @@ impl JoinRequest {
 }
 
 /// Serves until the scope is cancelled.
-pub async fn serve(socket: AdminSocket, scope: TaskScope, handle: DriverHandle) {
+pub async fn serve(socket: AdminSocket, scope: TaskScope, handle: DriverHandle, database: Database) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
         let (stream, caller) = socket.accept().await;
-        let handle = handle.clone();
+        let (handle, database) = (handle.clone(), database.clone());
         scope.spawn_until_cancelled("admin connection", async move {
-            serve_connection(stream, caller, handle).await;
+            serve_connection(stream, caller, handle, database).await;
             drop(place);
         });
     }
 }
 
-async fn serve_connection(stream: UnixStream, caller: Caller, handle: DriverHandle) {
+async fn serve_connection(stream: UnixStream, caller: Caller, handle: DriverHandle, database: Database) {
     let service = service_fn(move |request| {
-        let handle = handle.clone();
+        let (handle, database) = (handle.clone(), database.clone());
         async move {
             Ok::<_, Infallible>(match caller {
-                Caller::Admitted => answer(request, &handle).await,
+                Caller::Admitted => answer(request, &handle, database).await,
                 Caller::Stranger => refuse(StatusCode::FORBIDDEN, STRANGER_REFUSED),
             })
         }
@@ -118,7 +123,24 @@ async fn serve_connection(stream: UnixStream, caller: Caller, handle: DriverHand
     }
 }
 
-async fn answer(request: Request<Incoming>, handle: &DriverHandle) -> Response<Full<Bytes>> {
+async fn answer(
+    request: Request<Incoming>,
+    handle: &DriverHandle,
+    database: Database,
+) -> Response<Full<Bytes>> {
+    if let Some(what) = request.uri().path().strip_prefix(AUDIT_PREFIX) {
+        let (what, query) = (
+            what.to_owned(),
+            request.uri().query().unwrap_or_default().to_owned(),
+        );
+        return match *request.method() {
+            Method::GET => audit(database, what, query).await,
+            _ => refuse(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "the audit log can be read, nothing else",
+            ),
+        };
+    }
     match (request.method(), request.uri().path()) {
         (&Method::GET, STATUS_PATH) => {
             let report = handle.status.borrow().clone();
@@ -130,8 +152,24 @@ async fn answer(request: Request<Incoming>, handle: &DriverHandle) -> Response<F
         }
         _ => refuse(
             StatusCode::NOT_FOUND,
-            "no such resource; known are /v1/status and /v1/join",
+            "no such resource; known are /v1/status, /v1/join and /v1/audit/…",
         ),
+    }
+}
+
+async fn audit(database: Database, what: String, query: String) -> Response<Full<Bytes>> {
+    let asked = move || reading::answer(&database, &what, &query, |_| true);
+    match tokio::task::spawn_blocking(asked).await {
+        Ok(Ok(data)) => reply(StatusCode::OK, &success_body(&data)),
+        Ok(Err(error)) => refuse(
+            match &error {
+                AskError::Unknown(_) => StatusCode::NOT_FOUND,
+                AskError::Query(_) | AskError::Pin(_) => StatusCode::BAD_REQUEST,
+                AskError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+            &error_chain(&error),
+        ),
+        Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "the satellite is stopping"),
     }
 }
 

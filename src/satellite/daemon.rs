@@ -4,12 +4,14 @@
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::watch;
 
 use super::admin_api;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
 use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
 use super::status::StatusReport;
+use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
 use crate::machine::backoff::BackoffPolicy;
 use crate::machine::join::JoinState;
@@ -21,7 +23,9 @@ use crate::process::config::satellite::SatelliteConfig;
 use crate::process::entropy::{self, EntropyUnavailable};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
-use crate::process::supervisor::{Stage, StopCause, Supervisor};
+use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
+use crate::store::audit_log::{AuditLog, AuditWriter};
+use crate::store::database::StoreError;
 use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
 
@@ -43,6 +47,9 @@ pub enum RunError {
     /// The state.
     #[error(transparent)]
     State(#[from] OpenStateError),
+    /// The audit log.
+    #[error("the audit log cannot be read; without it nothing that the parent does would be noted")]
+    Audit(#[source] StoreError),
     /// The invitation that waits for this box.
     #[error(transparent)]
     Invite(#[from] InviteError),
@@ -78,7 +85,10 @@ pub async fn run(
     let supervisor = Supervisor::new();
     let clock = Clock::start(BUILD_TIME);
     let work = supervisor.scope(Stage::Work);
-    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config));
+    let (retention, kept) = watch::channel(config.audit);
+    let database = store.database().clone();
+    let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
+    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config), audit);
     work.spawn_essential("driver", async move {
         driver.run().await;
         Ok::<(), std::convert::Infallible>(())
@@ -86,7 +96,7 @@ pub async fn run(
     let intake = supervisor.scope(Stage::Intake);
     intake.spawn_until_cancelled(
         "admin socket",
-        admin_api::serve(socket, intake.clone(), handle.clone()),
+        admin_api::serve(socket, intake.clone(), handle.clone(), database),
     );
     supervisor
         .scope(Stage::Base)
@@ -107,6 +117,7 @@ pub async fn run(
                 Signal::Reload => {
                     manager.reloading();
                     if let Some(config) = reload() {
+                        retention.send_replace(config.audit);
                         // A driver that is gone is noticed by `stopped`.
                         let _ = handle.reload(settings(&config)).await;
                     }
@@ -146,13 +157,10 @@ pub async fn join_once(
     let (store, loaded) = open(config).await?;
     let supervisor = Supervisor::new();
     let work = supervisor.scope(Stage::Work);
-    let (driver, handle) = Driver::new(
-        store,
-        loaded,
-        Clock::start(BUILD_TIME),
-        work.clone(),
-        settings(config),
-    );
+    let clock = Clock::start(BUILD_TIME);
+    let (_, kept) = watch::channel(config.audit);
+    let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
+    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(config), audit);
     work.spawn("driver", driver.run());
     let outcome = match handle.join(invitation).await {
         Ok(Ok(())) => Ok(await_join(&handle, timeout).await),
@@ -198,6 +206,21 @@ async fn open(config: &SatelliteConfig) -> Result<(MembershipStore, Loaded), Run
         Ok(MembershipStore::open(&directory, key.as_ref())?)
     })
     .await
+}
+
+/// Opens the audit log and starts its writer, in the stage that ends last.
+async fn keep_audit_log(
+    store: &MembershipStore,
+    clock: &Clock,
+    kept: watch::Receiver<Retention>,
+    base: &TaskScope,
+) -> Result<AuditLog, RunError> {
+    let (database, clock) = (store.database().clone(), clock.clone());
+    let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept))
+        .await
+        .map_err(RunError::Audit)?;
+    base.spawn("audit log", AuditWriter::run(writer, base.clone()));
+    Ok(audit)
 }
 
 /// The invitation to follow at the start: none for a member, none that was refused before.

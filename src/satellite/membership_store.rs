@@ -321,6 +321,21 @@ impl MembershipStore {
             .await
     }
 
+    /// The store itself, which the audit log shares.
+    pub const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Opens the store for reading alone, while no daemon has it open. Blocking.
+    pub fn open_read_only(directory: &Path, key: Option<&StateKey>) -> Result<Database, OpenStateError> {
+        Database::open_read_only_under(key, &directory.join(STORE_FILE), &SCHEMA).map_err(|source| {
+            OpenStateError::Open {
+                directory: directory.to_owned(),
+                source,
+            }
+        })
+    }
+
     /// Bytes written to the store's file since it was opened.
     pub fn written_bytes(&self) -> u64 {
         self.database.written_bytes()

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 
@@ -48,6 +49,12 @@ pub enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// The log of what the parent and its people did here
+    Audit {
+        /// What to do with it
+        #[command(subcommand)]
+        command: AuditCommand,
     },
     /// Look at the configuration
     Config {

@@ -1,6 +1,7 @@
 //! Entry point of `powernode-satellite`: reads the command line, runs one command, ends with its code.
 
 mod arguments;
+mod audit;
 mod join;
 mod run;
 mod self_check;
@@ -50,6 +51,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run => run::run(config, &environment, (file, flags)),
         Command::Join(join) => join::join(&config, &join),
         Command::Status { json } => status::status(&config, json),
+        Command::Audit { command } => audit::audit(&config, &command),
         Command::StateKey {
             command: StateKeyCommand::Unseal,
         } => state_key::unseal(&config),

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
 use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
+use crate::audit::retention::Retention;
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
 use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
 use crate::process::environment::Environment;
@@ -48,6 +50,8 @@ pub struct SatelliteConfig {
     pub reconnect_initial: Duration,
     /// Ceiling of all waits between attempts to connect.
     pub reconnect_max: Duration,
+    /// How long the audit log is kept.
+    pub audit: Retention,
     /// Logs.
     pub log: LogConfig,
 }
@@ -135,6 +139,7 @@ impl SatelliteConfig {
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
+            audit: audit::retention(settings, &SATELLITE_MAX_ROWS)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -205,6 +210,7 @@ pub static PROGRAM: Program = Program {
         ),
         ("tunnel", "The tunnel to the parent."),
         ("reconnect", "How eagerly a lost tunnel is dialled again."),
+        audit::SECTION,
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
@@ -227,6 +233,8 @@ static KEYS: &[&dyn AnyKey] = &[
     &TUNNEL_KEEPALIVE,
     &RECONNECT_INITIAL,
     &RECONNECT_MAX,
+    &RETENTION_DAYS,
+    &SATELLITE_MAX_ROWS,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];
