@@ -537,11 +537,7 @@ impl Driver {
         if let Some(operator) = &self.settings.operator {
             membership.operator = operator.clone();
         }
-        let services = self.services.as_ref().map(|server| {
-            let offered = server.services().offerings();
-            let offered = offered.borrow().clone();
-            offered
-        });
+        let services = self.services.as_ref().map(|server| server.services().offered());
         self.with_tunnel(|tunnel, reporter| {
             exchange::heartbeat(tunnel, reporter, membership, services.unwrap_or_default())
         });
