@@ -233,6 +233,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
             keepalive_ceiling: config.tunnel_keepalive,
             ..TunnelSettings::default()
         },
+        ways: config.ways.clone(),
         operator: configured_operator(config),
         bridges: config.parent.bridges.clone(),
     }
