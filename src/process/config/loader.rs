@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::family::{Family, Member, Members, key_example};
 use super::key::{AnyKey, Fallback, Key, Raw, Refusal, nearest};
+use super::proxy::InvalidProxyUrl;
 use crate::base::limit::foreign_text;
 use crate::process::environment::Environment;
 
@@ -139,6 +140,11 @@ pub enum ConfigError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A proxy of the environment's.
+    #[error(
+        "the proxy that the environment names (HTTPS_PROXY) cannot be used; correct it, or set tunnel.proxy = \"none\""
+    )]
+    EnvironmentProxy(#[source] InvalidProxyUrl),
     /// Two values that do not go together.
     #[error("`{first}` and `{second}` do not go together: {why}")]
     Conflict {
