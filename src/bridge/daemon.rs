@@ -18,6 +18,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
+use super::access::{Access, Accesses};
 use super::admin_socket;
 use super::federation_api::FederationApi;
 use super::http_listener::HttpsListener;
@@ -34,6 +35,7 @@ use crate::process::clock::Clock;
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure};
+use crate::store::audit_log::AuditLog;
 use crate::store::database::StoreError;
 use crate::tunnel::quic::{BindError, QuicEndpoint, QuicSettings};
 use crate::wire::TUNNEL_ALPN;
@@ -99,6 +101,7 @@ struct Running {
     supervisor: Supervisor,
     registry: Arc<Registry>,
     links: Arc<Links>,
+    accesses: Arc<Accesses>,
     clock: Clock,
     shown: watch::Sender<Arc<TlsIdentity>>,
     settings: watch::Sender<BridgeSettings>,
@@ -202,11 +205,13 @@ impl Running {
 
         let supervisor = Supervisor::new();
         let links = Arc::new(Links::new(settings.limits(), supervisor.scope(Stage::Work)));
+        let accesses = Arc::new(Accesses::new(settings.access_limits()));
         let (settings, _) = watch::channel(settings);
         let running = Self {
             supervisor,
             registry,
             links,
+            accesses,
             clock,
             shown,
             settings,
@@ -228,15 +233,25 @@ impl Running {
             self.clock.clone(),
             self.settings.subscribe(),
         ));
-        let operators = Arc::new(OperatorApi::new(
+        let access = Arc::new(Access::new(
+            Arc::clone(&self.registry),
+            Arc::clone(&self.links),
+            Arc::clone(&self.accesses),
+            self.clock.clone(),
+            AuditLog,
+            work.clone(),
+        ));
+        let operators = OperatorApi::new(
             Arc::clone(&self.registry),
             Some(Arc::clone(&self.links)),
             self.clock.clone(),
             self.settings.subscribe(),
-        ));
+        );
+        let operators = Arc::new(operators.with_access(Arc::clone(&access)));
         let https = Arc::new(HttpsListener::new(
             Arc::clone(&federation),
             Arc::clone(&operators),
+            Arc::clone(&access),
             work.clone(),
             self.settings.borrow().config.limits.https_connections,
         ));
@@ -259,7 +274,7 @@ impl Running {
             let taking = Arc::clone(&ingress).run(endpoint.clone(), intake.clone());
             intake.spawn_essential("tunnel listener", taking);
         }
-        let serving = admin_socket::serve(admin, operators, intake.clone(), work);
+        let serving = admin_socket::serve(admin, operators, access, intake.clone(), work);
         intake.spawn_essential("admin socket", async {
             serving.await;
             Ok::<_, Infallible>(())
@@ -309,6 +324,7 @@ impl Running {
             );
         }
         self.links.set_limits(new.limits());
+        self.accesses.set_limits(new.access_limits());
         self.settings.send_replace(new);
         upkeep(
             &self.registry,

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
+use super::access::Access;
 use super::federation_api::{Caller, CallerCertificate, FederationApi};
 use super::operator_api::OperatorApi;
 use super::reply::{Reply, ReplyBody};
@@ -37,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// progress is the last.
 pub(super) async fn serve_http<I, F, R>(io: I, scope: &TaskScope, answer: F)
 where
-    I: AsyncRead + AsyncWrite + Unpin,
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ReplyBody>>,
 {
@@ -49,7 +50,8 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HTTP_HEAD_MAX_BYTES)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -68,6 +70,7 @@ where
 pub struct HttpsListener {
     federation: Arc<FederationApi>,
     operators: Arc<OperatorApi>,
+    access: Arc<Access>,
     work: TaskScope,
     places: Arc<Semaphore>,
 }
@@ -77,12 +80,14 @@ impl HttpsListener {
     pub fn new(
         federation: Arc<FederationApi>,
         operators: Arc<OperatorApi>,
+        access: Arc<Access>,
         work: TaskScope,
         connections_max: u32,
     ) -> Self {
         Self {
             federation,
             operators,
+            access,
             work,
             places: Arc::new(Semaphore::new(connections_max as usize)),
         }
@@ -136,14 +141,22 @@ impl HttpsListener {
             .and_then(|chain| chain.first())
             .and_then(CallerCertificate::read);
         let caller = Caller { source, certificate };
-        serve_http(stream, &self.work, |request| self.answer(request, caller.clone())).await;
+        let port = address.port();
+        serve_http(stream, &self.work, |request| {
+            self.answer(request, caller.clone(), port)
+        })
+        .await;
     }
 
-    async fn answer(&self, request: Request<Incoming>, caller: Caller) -> Response<ReplyBody> {
+    async fn answer(&self, request: Request<Incoming>, caller: Caller, port: u16) -> Response<ReplyBody> {
         if !OperatorApi::serves(request.uri().path()) {
             return Arc::clone(&self.federation).handle(request, caller).await;
         }
         match self.operators.authorize(request.headers()).await {
+            Ok(operator) if Access::is_connect(request.uri().path()) => {
+                let source = SocketAddr::new(caller.source, port);
+                self.access.connect(request, operator, Some(source)).await
+            }
             Ok(operator) => Arc::clone(&self.operators).handle(request, operator).await,
             Err(refusal) => {
                 debug!(source = %caller.source, "an operator request was refused");

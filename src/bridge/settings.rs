@@ -1,5 +1,6 @@
 //! What the configuration and the registry together say to each part of the bridge.
 
+use super::access::AccessLimits;
 use super::ingress::IngressSettings;
 use super::registry::record::PublicRecord;
 use super::session::SessionLimits;
@@ -72,6 +73,13 @@ impl BridgeSettings {
             sessions: limits.sessions as usize,
             bootstrap: limits.bootstrap_connections as usize,
             bootstrap_per_source: limits.bootstrap_connections_per_source as usize,
+        }
+    }
+
+    /// For the accesses in flight.
+    pub const fn access_limits(&self) -> AccessLimits {
+        AccessLimits {
+            sessions: self.config.limits.access_sessions as usize,
         }
     }
 

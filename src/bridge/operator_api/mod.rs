@@ -5,6 +5,7 @@
 mod access;
 mod peers;
 mod relay;
+mod sessions;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::info;
 
+use super::access::Access;
 use super::federation_api::{internal_error, read_body, stored_badly};
 use super::forwarded::strip_forwarded_identity;
 use super::links::Links;
@@ -41,6 +43,8 @@ pub const HEALTH_PATH: &str = "/api/v1/system/sdwan/health";
 pub const CA_PATH: &str = "/api/v1/system/sdwan/ca";
 /// Path of the operators.
 pub const OPERATORS_PATH: &str = "/api/v1/system/sdwan/operators";
+/// Path of the accesses in flight.
+pub const SESSIONS_PATH: &str = "/api/v1/system/sdwan/sessions";
 /// Path of the tools for assistants.
 pub const MCP_PATH: &str = "/mcp";
 /// What the path of a request to a peer's own interface begins with.
@@ -70,6 +74,8 @@ pub struct OperatorApi {
     pub(super) registry: Arc<Registry>,
     /// None in a command line's own process: nobody is connected there.
     links: Option<Arc<Links>>,
+    /// None where `links` is.
+    access: Option<Arc<Access>>,
     clock: Clock,
     settings: watch::Receiver<BridgeSettings>,
 }
@@ -94,8 +100,18 @@ impl OperatorApi {
         Self {
             registry,
             links,
+            access: None,
             clock,
             settings,
+        }
+    }
+
+    /// With the accesses in flight.
+    #[must_use]
+    pub fn with_access(self, access: Arc<Access>) -> Self {
+        Self {
+            access: Some(access),
+            ..self
         }
     }
 
@@ -180,6 +196,8 @@ impl OperatorApi {
             self.grants(&call(rest))
         } else if let Some(rest) = below(OPERATORS_PATH) {
             self.operators(&call(rest))
+        } else if let Some(rest) = below(SESSIONS_PATH) {
+            self.sessions(&call(rest))
         } else if path == HEALTH_PATH {
             match *method {
                 Method::GET => self.health(),

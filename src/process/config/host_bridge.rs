@@ -88,6 +88,8 @@ pub struct LimitsConfig {
     pub sessions: u32,
     /// Streams of one tunnel at the same time.
     pub streams_per_session: u32,
+    /// Sessions of people and programs to services at the same time.
+    pub access_sessions: u32,
     /// Accept requests of one source address in a minute.
     pub accepts_per_source_per_minute: u32,
 }
@@ -137,6 +139,7 @@ impl HostBridgeConfig {
                 bootstrap_connections_per_source: settings.required(&BOOTSTRAP_PER_SOURCE)?,
                 sessions: settings.required(&SESSIONS)?,
                 streams_per_session: settings.required(&STREAMS_PER_SESSION)?,
+                access_sessions: settings.required(&ACCESS_SESSIONS)?,
                 accepts_per_source_per_minute: settings.required(&ACCEPTS_PER_SOURCE)?,
             },
             stale_after: settings.required(&STALE_AFTER)?,
@@ -260,6 +263,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &BOOTSTRAP_PER_SOURCE,
     &SESSIONS,
     &STREAMS_PER_SESSION,
+    &ACCESS_SESSIONS,
     &ACCEPTS_PER_SOURCE,
     &STALE_AFTER,
     &TUNNEL_KEEPALIVE,
@@ -427,6 +431,18 @@ static STREAMS_PER_SESSION: Key<u32> = Key {
     },
     default: Fallback::Value("128"),
     doc: "Streams of one tunnel at the same time; further ones wait.",
+    discreet: false,
+};
+
+static ACCESS_SESSIONS: Key<u32> = Key {
+    path: "limits.access_sessions",
+    form: &CountBetween {
+        least: 1,
+        most: 65_536,
+        unit: "sessions",
+    },
+    default: Fallback::Value("4096"),
+    doc: "Sessions of people and programs to services of satellites at the same time. Each takes a file descriptor and\nsome 20 KB of memory, up to 150 KB while it is busy.",
     discreet: false,
 };
 
