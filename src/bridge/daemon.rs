@@ -18,10 +18,10 @@ use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
-use super::access::{Access, Accesses};
+use super::access::{Access, Accesses, Proxy};
 use super::admin_socket;
 use super::federation_api::FederationApi;
-use super::http_listener::HttpsListener;
+use super::http_listener::{HTTPS_ALPN, HttpsListener};
 use super::ingress::Ingress;
 use super::links::Links;
 use super::operator_api::OperatorApi;
@@ -49,9 +49,6 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Connections that the system may queue before they are taken.
 const LISTEN_BACKLOG: i32 = 1_024;
 
-/// Application protocol of the HTTPS listener.
-const HTTP_ALPN: &[u8] = b"http/1.1";
-
 /// Why the daemon ended with a failure.
 #[derive(Debug, Error)]
 pub enum DaemonError {
@@ -75,6 +72,17 @@ pub enum DaemonError {
         #[source]
         source: io::Error,
     },
+    /// The proxy's port.
+    #[error(
+        "the proxy cannot listen on {address}; is another process there, and may this user use the port? proxy.listen sets it"
+    )]
+    Proxy {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// A UDP port.
     #[error("tunnels cannot be taken; listen.quic sets the address")]
     Quic(#[from] BindError),
@@ -84,6 +92,16 @@ pub enum DaemonError {
     /// An essential task.
     #[error("the host-bridge had to stop")]
     Task(#[from] TaskFailure),
+}
+
+impl DaemonError {
+    const fn https(address: SocketAddr, source: io::Error) -> Self {
+        Self::Https { address, source }
+    }
+
+    const fn proxy(address: SocketAddr, source: io::Error) -> Self {
+        Self::Proxy { address, source }
+    }
 }
 
 /// What surrounds the daemon.
@@ -116,6 +134,8 @@ pub struct Bound {
     pub https: Vec<SocketAddr>,
     /// Tunnels.
     pub quic: Vec<SocketAddr>,
+    /// The proxy, where there is one.
+    pub proxy: Vec<SocketAddr>,
 }
 
 /// Runs until a signal or a failure ends it. `reload` reads the configuration again; what it
@@ -182,12 +202,16 @@ impl Running {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
         };
-        let tls = |alpn: &[u8]| {
+        let tls = |alpn: &[&[u8]]| {
             let clients = ClientAuth::Optional(anchors.clone());
-            server_config(identity.clone(), clients, &[alpn], Arc::clone(&time))
+            server_config(identity.clone(), clients, alpn, Arc::clone(&time))
         };
         let mut bound = Bound::default();
-        let listeners = tcp_listeners(&settings.config.listen_https)?;
+        let proxies = tcp_listeners(&settings.config.proxy.listen, DaemonError::proxy)?;
+        bound
+            .proxy
+            .extend(proxies.iter().filter_map(|listener| listener.local_addr().ok()));
+        let listeners = tcp_listeners(&settings.config.listen_https, DaemonError::https)?;
         bound
             .https
             .extend(listeners.iter().filter_map(|listener| listener.local_addr().ok()));
@@ -196,12 +220,12 @@ impl Running {
             let quic = QuicSettings {
                 max_streams: settings.config.limits.streams_per_session,
             };
-            let endpoint = QuicEndpoint::server(address, tls(TUNNEL_ALPN)?, quic)?;
+            let endpoint = QuicEndpoint::server(address, tls(&[TUNNEL_ALPN])?, quic)?;
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls(HTTP_ALPN)?));
+        let acceptor = TlsAcceptor::from(Arc::new(tls(&HTTPS_ALPN)?));
 
         let supervisor = Supervisor::new();
         let links = Arc::new(Links::new(settings.limits(), supervisor.scope(Stage::Work)));
@@ -218,13 +242,19 @@ impl Running {
             endpoints,
             bound,
         };
-        running.listen(listeners, &acceptor, admin);
+        running.listen(listeners, proxies, &acceptor, admin);
         running.keep_going(service);
-        info!(https = ?running.bound.https, quic = ?running.bound.quic, "the host-bridge listens");
+        info!(https = ?running.bound.https, quic = ?running.bound.quic, proxy = ?running.bound.proxy, "the host-bridge listens");
         Ok(running)
     }
 
-    fn listen(&self, listeners: Vec<TcpListener>, tls: &TlsAcceptor, admin: AdminSocket) {
+    fn listen(
+        &self,
+        listeners: Vec<TcpListener>,
+        proxies: Vec<TcpListener>,
+        tls: &TlsAcceptor,
+        admin: AdminSocket,
+    ) {
         let intake = self.supervisor.scope(Stage::Intake);
         let work = self.supervisor.scope(Stage::Work);
         let federation = Arc::new(FederationApi::new(
@@ -274,11 +304,36 @@ impl Running {
             let taking = Arc::clone(&ingress).run(endpoint.clone(), intake.clone());
             intake.spawn_essential("tunnel listener", taking);
         }
+        self.listen_proxy(proxies, &access);
         let serving = admin_socket::serve(admin, operators, access, intake.clone(), work);
         intake.spawn_essential("admin socket", async {
             serving.await;
             Ok::<_, Infallible>(())
         });
+    }
+
+    fn listen_proxy(&self, proxies: Vec<TcpListener>, access: &Arc<Access>) {
+        let intake = self.supervisor.scope(Stage::Intake);
+        let (suffix, most) = {
+            let config = &self.settings.borrow().config;
+            (
+                config.proxy.suffix.clone(),
+                config.limits.access_sessions as usize,
+            )
+        };
+        let proxy = Arc::new(Proxy::new(Arc::clone(access), suffix, most));
+        for listener in proxies {
+            if let Ok(address) = listener.local_addr()
+                && !address.ip().is_loopback()
+            {
+                warn!(%address, "the proxy can be reached by other machines, and operator tokens pass it without TLS");
+            }
+            let serving = Arc::clone(&proxy).run(listener, intake.clone());
+            intake.spawn_essential("proxy listener", async {
+                serving.await;
+                Ok::<_, Infallible>(())
+            });
+        }
     }
 
     fn keep_going(&self, service: &ServiceManager) {
@@ -418,10 +473,11 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-fn tcp_listeners(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, DaemonError> {
-    let listen = |&address: &SocketAddr| {
-        tcp_listener(address).map_err(|source| DaemonError::Https { address, source })
-    };
+fn tcp_listeners(
+    addresses: &[SocketAddr],
+    failed: fn(SocketAddr, io::Error) -> DaemonError,
+) -> Result<Vec<TcpListener>, DaemonError> {
+    let listen = |&address: &SocketAddr| tcp_listener(address).map_err(|source| failed(address, source));
     addresses.iter().map(listen).collect()
 }
 

@@ -92,6 +92,8 @@ impl BridgeSettings {
             ("admin_socket", old.admin_socket != new.admin_socket),
             ("listen.https", old.listen_https != new.listen_https),
             ("listen.quic", old.listen_quic != new.listen_quic),
+            ("proxy.listen", old.proxy.listen != new.proxy.listen),
+            ("proxy.suffix", old.proxy.suffix != new.proxy.suffix),
             (
                 "limits.https_connections",
                 old.limits.https_connections != new.limits.https_connections,
@@ -166,6 +168,7 @@ mod tests {
             ("limits.https_connections", "8"),
             ("log.format", "json"),
             ("listen.quic", "[::]:9000"),
+            ("proxy.suffix", "sat"),
         ];
         for change in later {
             let new = settings(&[change], PublicRecord::default());

@@ -142,7 +142,7 @@ pub enum AccessError {
 }
 
 /// Replies of SOCKS version 5 (RFC 1928, section 6).
-pub mod socks {
+pub(super) mod socks {
     /// It works.
     pub const SUCCEEDED: u8 = 0;
     /// Nothing more exact fits.

@@ -5,9 +5,16 @@
 //! what is published and what the grant allows.
 
 mod connect;
+mod credentials;
 mod error;
+mod exchange;
+mod headers;
+mod ingress;
+mod login;
 mod names;
+mod proxy;
 mod sessions;
+mod socks;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,15 +25,20 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 pub use connect::{CONNECT_PATH, SESSION_HEADER, UPGRADE_PROTOCOL};
-pub use error::{AccessError, socks};
+pub use error::AccessError;
 pub(in crate::bridge) use error::{called, why_offline};
-pub use names::{Target, is_service_name, reachable_services};
+pub(in crate::bridge) use exchange::InScope;
+pub use ingress::SATELLITES_PREFIX;
+pub use names::{is_service_name, reachable_services};
+pub use proxy::Proxy;
 pub use sessions::{AccessLimits, Accesses, SessionEnd, SessionView, Via};
 
+use super::federation_api::{internal_error, stored_badly};
 use super::links::Links;
 use super::operator_api::Operator;
 use super::registry::record::PeerRecord;
 use super::registry::{Registry, RegistryError};
+use super::reply::Reply;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{GrantId, TraceId};
 use crate::base::limit::foreign_text;
@@ -35,10 +47,13 @@ use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::store::audit_log::AuditLog;
+use crate::store::database::StoreError;
 use crate::tunnel::connection::{OpenStreamError, Tunnel};
 use crate::tunnel::relay::{Counted, RelayEnd, relay};
 use crate::tunnel::stream::{TunnelStream, refusal_in};
 use crate::wire::{ServiceRequest, StreamHeader, StreamKind};
+use credentials::Presented;
+use login::Logins;
 use sessions::{About, Place};
 
 /// Time in which a satellite must have taken or refused a stream: its own patience with a local
@@ -76,6 +91,7 @@ pub struct Access {
     clock: Clock,
     audit: AuditLog,
     work: TaskScope,
+    logins: Logins,
 }
 
 /// A stream to a service, and its place in the table.
@@ -108,7 +124,7 @@ struct HeldToken {
 
 impl Access {
     /// On the live tunnels. Relays run in tasks of `work`.
-    pub const fn new(
+    pub fn new(
         registry: Arc<Registry>,
         links: Arc<Links>,
         sessions: Arc<Accesses>,
@@ -123,12 +139,31 @@ impl Access {
             clock,
             audit,
             work,
+            logins: Logins::new(),
         }
     }
 
     /// The accesses in flight.
     pub const fn sessions(&self) -> &Arc<Accesses> {
         &self.sessions
+    }
+
+    /// The operator whose token this is, or nobody; a refusal where that cannot be found out.
+    async fn authenticate(&self, presented: &Presented) -> Result<Option<Operator>, Reply> {
+        if !presented.looks_like_ours() {
+            return Ok(None);
+        }
+        let (registry, presented) = (Arc::clone(&self.registry), presented.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            let operator = registry.operator_by_token(presented.token.expose())?;
+            // A right token under a wrong name is somebody's mistake, and not theirs to profit from.
+            Ok::<_, StoreError>(operator.filter(|known| presented.name.is_none_or(|name| name == known.name)))
+        });
+        match found.await {
+            Ok(Ok(operator)) => Ok(operator.map(|operator| Operator::Named(operator.name))),
+            Ok(Err(error)) => Err(stored_badly("an operator", &error)),
+            Err(_) => Err(internal_error()),
+        }
     }
 
     /// Where relays run.
@@ -169,6 +204,15 @@ impl Access {
         if !is_service_name(&ask.service) {
             return Err(AccessError::NoServiceName {
                 asked: foreign_text(&ask.service),
+            });
+        }
+        if ask.via.speaks_http()
+            && let Some(protocol) = names::protocol_of(&peer, &ask.service).filter(|known| known != "http")
+        {
+            return Err(AccessError::NotHttp {
+                peer: name,
+                service: ask.service.clone(),
+                protocol,
             });
         }
         let tunnel = self.links.get(peer.id).ok_or_else(|| AccessError::Offline {

@@ -9,17 +9,17 @@ use crate::wire::SERVICE_NAME_MAX_BYTES;
 
 /// A service of a peer, as a host name says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
+pub(super) struct Target {
     /// The peer, by name or id, in lower case.
-    pub peer: String,
+    pub(super) peer: String,
     /// The service.
-    pub service: String,
+    pub(super) service: String,
 }
 
 impl Target {
     /// Reads `<service>.<peer>.<suffix>`, in any letter case, with or without the root's dot. A peer's
     /// name may hold dots; a service's does not.
-    pub fn parse(host: &str, suffix: &str) -> Option<Self> {
+    pub(super) fn parse(host: &str, suffix: &str) -> Option<Self> {
         let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let named = host
             .strip_suffix(&suffix.to_ascii_lowercase())?
@@ -74,6 +74,12 @@ pub fn reachable_services(peer: &PeerRecord) -> Vec<(String, Option<String>)> {
             is_service_name(name).then(|| (name.to_owned(), protocol))
         })
         .collect()
+}
+
+/// What a peer says of a service's protocol, where it says anything.
+pub(super) fn protocol_of(peer: &PeerRecord, service: &str) -> Option<String> {
+    let mut services = reachable_services(peer).into_iter();
+    services.find_map(|(name, protocol)| (name == service).then_some(protocol).flatten())
 }
 
 #[cfg(test)]

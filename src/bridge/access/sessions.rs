@@ -29,12 +29,24 @@ const ENDS_MAX: usize = 512;
 pub enum Via {
     /// `connect` and `forward`, or a program that speaks as they do.
     Connect,
-    /// CONNECT of the proxy listener, or a plain request through it.
+    /// CONNECT of the proxy listener.
+    HttpConnect,
+    /// A plain request through it.
     HttpProxy,
     /// SOCKS5 of the proxy listener.
     Socks,
     /// A path of the HTTPS listener.
     Ingress,
+}
+
+impl Via {
+    /// Whether this bridge itself speaks HTTP with the service.
+    pub(super) const fn speaks_http(self) -> bool {
+        match self {
+            Self::HttpProxy | Self::Ingress => true,
+            Self::Connect | Self::HttpConnect | Self::Socks => false,
+        }
+    }
 }
 
 /// Bounds.

@@ -46,6 +46,8 @@ pub struct HostBridgeConfig {
     pub listen_https: Vec<SocketAddr>,
     /// Addresses of the tunnel listener (UDP).
     pub listen_quic: Vec<SocketAddr>,
+    /// The way to services by names.
+    pub proxy: ProxyConfig,
     /// How satellites and operators reach this host-bridge.
     pub public: PublicConfig,
     /// How long an acceptance token is good for, unless `--ttl` says otherwise.
@@ -73,6 +75,15 @@ pub struct PublicConfig {
     pub bridges: Vec<HostPort>,
     /// Names and addresses in the server certificate, besides those of `url` and `bridges`.
     pub names: Vec<ServerName>,
+}
+
+/// The listener that leads to services by names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Its addresses; none, no listener.
+    pub listen: Vec<SocketAddr>,
+    /// What the names end with.
+    pub suffix: String,
 }
 
 /// What bounds the host-bridge's use of memory and time by others.
@@ -126,6 +137,10 @@ impl HostBridgeConfig {
             admin_socket: settings.required(&ADMIN_SOCKET)?,
             listen_https: settings.required(&LISTEN_HTTPS)?,
             listen_quic: settings.required(&LISTEN_QUIC)?,
+            proxy: ProxyConfig {
+                listen: settings.required(&PROXY_LISTEN)?,
+                suffix: settings.required(&PROXY_SUFFIX)?.to_string(),
+            },
             public: PublicConfig {
                 url: settings.get(&PUBLIC_URL)?,
                 bridges: settings.required(&PUBLIC_BRIDGES)?,
@@ -231,6 +246,10 @@ pub static PROGRAM: Program = Program {
         ("", "Where the host-bridge lives on this machine."),
         ("listen", "Where satellites and operators come in."),
         (
+            "proxy",
+            "HTTP and SOCKS5 proxy to services of satellites, for browsers, curl and kubectl.",
+        ),
+        (
             "public",
             "How they find it from outside: what invitations and the server certificate name.",
         ),
@@ -253,6 +272,8 @@ static KEYS: &[&dyn AnyKey] = &[
     &ADMIN_SOCKET,
     &LISTEN_HTTPS,
     &LISTEN_QUIC,
+    &PROXY_LISTEN,
+    &PROXY_SUFFIX,
     &PUBLIC_URL,
     &PUBLIC_BRIDGES,
     &PUBLIC_NAMES,
@@ -319,6 +340,26 @@ static LISTEN_QUIC: Key<Vec<SocketAddr>> = Key {
     },
     default: Fallback::Value("[::]:8443"),
     doc: "Addresses for tunnels (UDP).",
+    discreet: false,
+};
+
+static PROXY_LISTEN: Key<Vec<SocketAddr>> = Key {
+    path: "proxy.listen",
+    form: &ListOf {
+        item: Parsed::<SocketAddr>::new("address:port"),
+        least: 0,
+        most: LISTEN_MAX,
+    },
+    default: Fallback::Value(""),
+    doc: "Addresses of the proxy (TCP), such as 127.0.0.1:1080. Empty: none. It is spoken to without TLS, tokens included:\nkeep it on loopback or in a network that is trusted.",
+    discreet: false,
+};
+
+static PROXY_SUFFIX: Key<ServerName> = Key {
+    path: "proxy.suffix",
+    form: &Parsed::<ServerName>::new("a DNS name, such as satellite or sat.example.com"),
+    default: Fallback::Value("satellite"),
+    doc: "What the names of services end with in the proxy: web.shop-17.satellite.",
     discreet: false,
 };
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod https;
 mod tunnels;
 
@@ -187,7 +188,7 @@ impl TestBridge {
             tunnel,
             welcome,
             driver,
-            _endpoint: endpoint,
+            endpoint,
         })
     }
 
@@ -205,7 +206,8 @@ struct Dialled {
     tunnel: Tunnel,
     welcome: Welcome,
     driver: TunnelDriver,
-    _endpoint: QuicEndpoint,
+    #[allow(dead_code, reason = "the connection lives as long as its endpoint")]
+    endpoint: QuicEndpoint,
 }
 
 async fn run_registry(registry: Registry, dir: &tempfile::TempDir, more: &[(&'static str, &str)]) -> Running {
