@@ -268,7 +268,7 @@ impl Running {
             Arc::clone(&self.links),
             Arc::clone(&self.accesses),
             self.clock.clone(),
-            AuditLog,
+            AuditLog::default(),
             work.clone(),
         ));
         let operators = OperatorApi::new(

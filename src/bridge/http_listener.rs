@@ -20,7 +20,7 @@ use tracing::debug;
 
 use super::access::{Access, InScope};
 use super::federation_api::{Caller, CallerCertificate, FederationApi};
-use super::operator_api::OperatorApi;
+use super::operator_api::{OperatorApi, RequestSource};
 use super::reply::{Reply, ReplyBody};
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::process::supervisor::TaskScope;
@@ -212,7 +212,7 @@ impl HttpsListener {
 
     async fn answer(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         caller: Caller,
         port: u16,
     ) -> Response<ReplyBody> {
@@ -228,7 +228,10 @@ impl HttpsListener {
                 let source = SocketAddr::new(caller.source, port);
                 self.access.connect(request, operator, Some(source)).await
             }
-            Ok(operator) => Arc::clone(&self.operators).handle(request, operator).await,
+            Ok(operator) => {
+                request.extensions_mut().insert(RequestSource(caller.source));
+                Arc::clone(&self.operators).handle(request, operator).await
+            }
             Err(refusal) => {
                 debug!(source = %caller.source, "an operator request was refused");
                 Reply::into_response(refusal)

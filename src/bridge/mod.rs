@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod federation_api;
 pub mod forwarded;
 pub mod heartbeat;
+pub mod held_grants;
 pub mod http_listener;
 pub mod ingress;
 pub mod links;

@@ -102,6 +102,10 @@ impl BridgeSettings {
                 "limits.streams_per_session",
                 old.limits.streams_per_session != new.limits.streams_per_session,
             ),
+            (
+                "limits.streams_to_satellite",
+                old.limits.streams_to_satellite != new.limits.streams_to_satellite,
+            ),
             ("tunnel.keepalive", old.tunnel_keepalive != new.tunnel_keepalive),
             ("shutdown.drain", old.drain != new.drain),
             ("log.format", old.log.format != new.log.format),
@@ -117,6 +121,7 @@ impl BridgeSettings {
         IngressSettings {
             keepalive: self.config.tunnel_keepalive,
             max_streams: self.config.limits.streams_per_session,
+            max_streams_opened: self.config.limits.streams_to_satellite,
             drain: self.config.drain,
         }
     }
@@ -165,6 +170,7 @@ mod tests {
             ("tunnel.keepalive", "10s"),
             ("shutdown.drain", "1s"),
             ("limits.streams_per_session", "8"),
+            ("limits.streams_to_satellite", "8"),
             ("limits.https_connections", "8"),
             ("log.format", "json"),
             ("listen.quic", "[::]:9000"),

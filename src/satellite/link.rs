@@ -258,9 +258,12 @@ async fn dial_unbounded(
         source,
     })?;
     let time = certificate_time(&clock);
-    let transport = match connect(target, credentials.clone(), time).await {
+    let quic = QuicSettings {
+        max_streams: settings.max_streams,
+    };
+    let transport = match connect(target, credentials.clone(), time, quic).await {
         Err(error) => match time_for_doubtful_clock(&error, &clock) {
-            Some(time) => connect(target, credentials, time).await?,
+            Some(time) => connect(target, credentials, time, quic).await?,
             None => return Err(error),
         },
         Ok(transport) => transport,
@@ -288,11 +291,12 @@ async fn connect(
     target: &DialTarget,
     credentials: Credentials,
     time: TimeSource,
+    quic: QuicSettings,
 ) -> Result<Arc<dyn Transport>, DialError> {
     let failures = FailureRecord::default();
     let config = tls_config(credentials, time, failures.clone()).await?;
     // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-    let endpoint = QuicEndpoint::client(QuicSettings::default()).map_err(DialError::Socket)?;
+    let endpoint = QuicEndpoint::client(quic).map_err(DialError::Socket)?;
     endpoint
         .dial(target.address, &target.host, config, &failures)
         .await

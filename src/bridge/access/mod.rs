@@ -36,13 +36,12 @@ pub use sessions::{AccessLimits, Accesses, SessionEnd, SessionView, Via};
 use super::federation_api::{internal_error, stored_badly};
 use super::links::Links;
 use super::operator_api::Operator;
-use super::registry::record::PeerRecord;
+use super::registry::record::{HeldGrant, PeerRecord};
 use super::registry::{Registry, RegistryError};
 use super::reply::Reply;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{GrantId, TraceId};
+use crate::base::id::TraceId;
 use crate::base::limit::foreign_text;
-use crate::base::secret::Secret;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
@@ -112,14 +111,7 @@ pub struct Hold {
 /// What the registry knows of an access.
 struct Found {
     peer: PeerRecord,
-    grant: Option<HeldToken>,
-}
-
-/// A grant of the peer's that this bridge holds.
-struct HeldToken {
-    id: GrantId,
-    subject: String,
-    token: Secret,
+    grant: Option<HeldGrant>,
 }
 
 impl Access {
@@ -198,7 +190,7 @@ impl Access {
         event.federation_peer_id = Some(peer.id);
         if let Some(grant) = &grant {
             event.grant = Some(grant.id);
-            event.remote_subject = Some(grant.subject.clone());
+            event.remote_subject = Some(grant.remote_subject.clone());
         }
         let name = called(&peer);
         if !is_service_name(&ask.service) {
@@ -228,7 +220,7 @@ impl Access {
             source: ask.source,
             via: ask.via,
             grant: grant.as_ref().map(|grant| grant.id),
-            remote_subject: grant.as_ref().map(|grant| grant.subject.clone()),
+            remote_subject: grant.as_ref().map(|grant| grant.remote_subject.clone()),
         };
         let mut place = self
             .sessions
@@ -260,11 +252,19 @@ impl Access {
     }
 
     async fn find(&self, ask: &Arc<Ask>) -> Result<Found, AccessError> {
-        let (registry, ask) = (Arc::clone(&self.registry), Arc::clone(ask));
+        let (registry, ask, now) = (
+            Arc::clone(&self.registry),
+            Arc::clone(ask),
+            self.clock.trusted().now,
+        );
         // The registry blocks on the disk.
         tokio::task::spawn_blocking(move || {
             let peer = names::find_peer(&registry, &ask.peer)?;
-            Ok(Found { peer, grant: None })
+            let subject = ask.operator.to_string();
+            let grant = registry
+                .held_grant_for(peer.id, &ask.service, &subject, now)
+                .map_err(RegistryError::Store)?;
+            Ok(Found { peer, grant })
         })
         .await
         .unwrap_or_else(|_| Err(AccessError::Internal))
@@ -386,18 +386,11 @@ fn tunnel_ended(peer: &str, reason: &crate::tunnel::CloseReason) -> String {
 
 fn opening(ask: &Ask, trace: TraceId) -> AuditEvent {
     AuditEvent {
-        action: AuditAction::ServiceOpened,
-        federation_peer_id: None,
-        remote_subject: None,
         actor: Some(ask.operator.to_string()),
-        grant: None,
         object: Some(foreign_text(&ask.service)),
         source: ask.source,
         trace: Some(trace),
-        bytes_in: 0,
-        bytes_out: 0,
-        duration: Duration::ZERO,
-        outcome: AuditOutcome::Done,
+        ..AuditEvent::of(AuditAction::ServiceOpened)
     }
 }
 

@@ -393,7 +393,7 @@ mod tests {
     }
 
     fn enter(accesses: &Arc<Accesses>, id: u64) -> Result<Place, AccessError> {
-        accesses.enter(about(id), Clock::start(BUILD_TIME), AuditLog)
+        accesses.enter(about(id), Clock::start(BUILD_TIME), AuditLog::default())
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ mod peers;
 mod relay;
 mod sessions;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -67,6 +68,10 @@ impl std::fmt::Display for Operator {
         }
     }
 }
+
+/// Where a request came from, as its connection knows it; among the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestSource(pub IpAddr);
 
 /// The interface.
 #[derive(Debug)]

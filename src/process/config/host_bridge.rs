@@ -97,8 +97,10 @@ pub struct LimitsConfig {
     pub bootstrap_connections_per_source: u32,
     /// Tunnels of peers at the same time.
     pub sessions: u32,
-    /// Streams of one tunnel at the same time.
+    /// Streams that a satellite may hold open in its tunnel at the same time.
     pub streams_per_session: u32,
+    /// Streams that this side opens in one tunnel at the same time.
+    pub streams_to_satellite: u32,
     /// Sessions of people and programs to services at the same time.
     pub access_sessions: u32,
     /// Accept requests of one source address in a minute.
@@ -154,6 +156,7 @@ impl HostBridgeConfig {
                 bootstrap_connections_per_source: settings.required(&BOOTSTRAP_PER_SOURCE)?,
                 sessions: settings.required(&SESSIONS)?,
                 streams_per_session: settings.required(&STREAMS_PER_SESSION)?,
+                streams_to_satellite: settings.required(&STREAMS_TO_SATELLITE)?,
                 access_sessions: settings.required(&ACCESS_SESSIONS)?,
                 accepts_per_source_per_minute: settings.required(&ACCEPTS_PER_SOURCE)?,
             },
@@ -264,6 +267,7 @@ pub static PROGRAM: Program = Program {
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
+    families: &[],
 };
 
 static KEYS: &[&dyn AnyKey] = &[
@@ -284,6 +288,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &BOOTSTRAP_PER_SOURCE,
     &SESSIONS,
     &STREAMS_PER_SESSION,
+    &STREAMS_TO_SATELLITE,
     &ACCESS_SESSIONS,
     &ACCEPTS_PER_SOURCE,
     &STALE_AFTER,
@@ -471,7 +476,19 @@ static STREAMS_PER_SESSION: Key<u32> = Key {
         unit: "streams",
     },
     default: Fallback::Value("128"),
-    doc: "Streams of one tunnel at the same time; further ones wait.",
+    doc: "Streams that a satellite may hold open in its tunnel at the same time; further ones wait.",
+    discreet: false,
+};
+
+static STREAMS_TO_SATELLITE: Key<u32> = Key {
+    path: "limits.streams_to_satellite",
+    form: &CountBetween {
+        least: 8,
+        most: 4_096,
+        unit: "streams",
+    },
+    default: Fallback::Value("1024"),
+    doc: "Streams that are opened in one tunnel at the same time: each is a connection to a service of the satellite's,\nor a request. Further ones wait. The satellite's own limit holds, too.",
     discreet: false,
 };
 

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use super::services::{self, LimitsConfig};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
+use crate::contract::service::ServiceDefinition;
 use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
 use crate::process::environment::Environment;
 use crate::process::telemetry::{LogFilter, LogFormat};
@@ -44,6 +46,10 @@ pub struct SatelliteConfig {
     pub payload: PayloadConfig,
     /// Longest silence on an idle tunnel before the satellite asks whether the parent is there.
     pub tunnel_keepalive: Duration,
+    /// What the parent may use of this box at once.
+    pub limits: LimitsConfig,
+    /// The services that the configuration publishes, by name.
+    pub services: Vec<ServiceDefinition>,
     /// Ceiling of the first wait between attempts to connect.
     pub reconnect_initial: Duration,
     /// Ceiling of all waits between attempts to connect.
@@ -133,6 +139,8 @@ impl SatelliteConfig {
                 file: settings.required(&PAYLOAD_FILE)?,
             },
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
+            limits: services::limits(settings)?,
+            services: services::services(settings)?,
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
             log: LogConfig {
@@ -205,9 +213,14 @@ pub static PROGRAM: Program = Program {
         ),
         ("tunnel", "The tunnel to the parent."),
         ("reconnect", "How eagerly a lost tunnel is dialled again."),
+        (
+            "limits",
+            "What the parent may use of this box at once. A reload changes them for new tunnels and streams.",
+        ),
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
+    families: &[&services::SERVICES],
 };
 
 static KEYS: &[&dyn AnyKey] = &[
@@ -227,6 +240,11 @@ static KEYS: &[&dyn AnyKey] = &[
     &TUNNEL_KEEPALIVE,
     &RECONNECT_INITIAL,
     &RECONNECT_MAX,
+    &services::STREAMS_PER_SESSION,
+    &services::STREAM_BANDWIDTH,
+    &services::SESSION_BANDWIDTH,
+    &services::CONNECT_TIMEOUT,
+    &services::FLOW_IDLE_TIMEOUT,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];

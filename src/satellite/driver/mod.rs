@@ -23,7 +23,8 @@ use super::federation_api::FederationApi;
 use super::link::{self, Credentials, Established};
 use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
 use super::report::Failures;
-use super::serve;
+use super::serve::{self, Served};
+use super::services::ServiceServer;
 use super::status::StatusReport;
 use crate::base::limit::{error_chain, foreign_text};
 use crate::base::time::{Moment, UnixTime};
@@ -77,6 +78,8 @@ pub struct Driver {
     /// When they were last written.
     facts_written: Option<Moment>,
     certificate: CertificateWatch,
+    /// What the parent may reach of this box; `None` in a short run that only joins.
+    services: Option<ServiceServer>,
     /// The number of the present link or dial; reports of others are dropped.
     link_number: u64,
     link_scope: TaskScope,
@@ -122,6 +125,7 @@ impl Driver {
             facts_due: clock.now().plus(FACTS_INTERVAL),
             facts_written: None,
             certificate: CertificateWatch::default(),
+            services: None,
             link_number: 0,
             link_scope,
             link: None,
@@ -142,6 +146,14 @@ impl Driver {
             clock: driver.clock.clone(),
         };
         (driver, handle)
+    }
+
+    /// Lets the parent reach published services.
+    #[must_use]
+    pub fn with_services(mut self, services: ServiceServer) -> Self {
+        self.services = Some(services);
+        self.publish();
+        self
     }
 
     /// Runs until the scope is cancelled, then takes leave of the parent and writes the facts.
@@ -215,6 +227,7 @@ impl Driver {
                 self.tell(ChildEvent::ContentChanged);
                 self.tell(ChildEvent::RetryNow);
             }
+            Command::ContentChanged => self.tell(ChildEvent::ContentChanged),
         }
     }
 
@@ -432,13 +445,19 @@ impl Driver {
             driver.run().await;
         };
         self.scope.spawn("tunnel", running.instrument(span.clone()));
-        let api = FederationApi {
-            ca_bundle_pem: self.ca_bundle(),
+        let served = Served {
+            api: FederationApi {
+                ca_bundle_pem: self.ca_bundle(),
+            },
+            services: self.services.as_ref().and_then(|services| {
+                let membership = self.machine.membership()?;
+                Some(services.session(membership.peer_id))
+            }),
         };
         serve::spawn(
             &self.link_scope,
             tunnel.clone(),
-            api,
+            served,
             self.clock.clone(),
             self.reporter(),
             &span,
@@ -480,7 +499,14 @@ impl Driver {
         if let Some(operator) = &self.settings.operator {
             membership.operator = operator.clone();
         }
-        self.with_tunnel(|tunnel, reporter| exchange::heartbeat(tunnel, reporter, membership));
+        let services = self.services.as_ref().map(|server| {
+            let offered = server.services().offerings();
+            let offered = offered.borrow().clone();
+            offered
+        });
+        self.with_tunnel(|tunnel, reporter| {
+            exchange::heartbeat(tunnel, reporter, membership, services.unwrap_or_default())
+        });
     }
 
     fn send_refresh(&mut self, key: KeyMaterial) {
