@@ -113,6 +113,13 @@ pub enum Command {
     },
     /// Print the version
     Version,
+    /// Print what may stand in the last word, for the shells
+    #[command(hide = true)]
+    Complete {
+        /// The words typed so far, without the program's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// How the bridge is found from outside.

@@ -66,6 +66,7 @@ impl Shell<'_> {
             // Those that are no calls were carried out before.
             Command::Init(_)
             | Command::Run
+            | Command::Complete { .. }
             | Command::Connect(_)
             | Command::Forward(_)
             | Command::StateKey { .. }
