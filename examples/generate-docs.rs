@@ -110,6 +110,12 @@ fn write(directory: &Path, command: &Command) -> io::Result<()> {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut command.clone(), &name, &mut script);
         let mut script = String::from_utf8_lossy(&script).into_owned();
+        if shell == Shell::Bash {
+            // The generator takes the hyphens of a program's name for subcommands in one half of the
+            // script and not in the other, and nothing below the first word would be completed.
+            let words = name.replace('-', "__subcmd__");
+            script = script.replace(&words, &name.replace('-', "__"));
+        }
         if command.find_subcommand("complete").is_some() {
             script = with_names(shell, script);
         }
