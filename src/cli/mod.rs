@@ -2,6 +2,7 @@
 //! sockets and of the operator API.
 
 pub mod bridge_client;
+pub mod audit;
 pub mod client;
 pub mod failure;
 pub mod output;

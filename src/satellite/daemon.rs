@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::watch;
 
 use super::admin_api;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
@@ -12,6 +13,7 @@ use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
 use super::services::{PublishedServices, ServiceLimits, ServiceServer, Services};
 use super::status::StatusReport;
+use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
 use crate::machine::backoff::BackoffPolicy;
 use crate::machine::join::JoinState;
@@ -24,7 +26,7 @@ use crate::process::entropy::{self, EntropyUnavailable};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
-use crate::store::audit_log::AuditLog;
+use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::{Database, StoreError};
 use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
@@ -53,6 +55,9 @@ pub enum RunError {
     /// The services in it that were published at run time.
     #[error("cannot read which services were published at run time")]
     Services(#[source] StoreError),
+    /// The audit log.
+    #[error("the audit log cannot be read; without it nothing that the parent does would be noted")]
+    Audit(#[source] StoreError),
     /// The invitation that waits for this box.
     #[error(transparent)]
     Invite(#[from] InviteError),
@@ -88,9 +93,19 @@ pub async fn run(
     let supervisor = Supervisor::new();
     let clock = Clock::start(BUILD_TIME);
     let work = supervisor.scope(Stage::Work);
-    let server = service_server(&config, store.database(), clock.clone(), work.clone()).await?;
+    let (retention, kept) = watch::channel(config.audit);
+    let database = store.database().clone();
+    let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
+    let server = service_server(
+        &config,
+        database.clone(),
+        clock.clone(),
+        work.clone(),
+        audit.clone(),
+    )
+    .await?;
     let services = server.services().clone();
-    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config));
+    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config), audit);
     let driver = driver.with_services(server);
     work.spawn_until_cancelled("service news", tell_of(services.clone(), handle.clone()));
     work.spawn_essential("driver", async move {
@@ -100,7 +115,7 @@ pub async fn run(
     let intake = supervisor.scope(Stage::Intake);
     intake.spawn_until_cancelled(
         "admin socket",
-        admin_api::serve(socket, intake.clone(), handle.clone(), services.clone()),
+        admin_api::serve(socket, intake.clone(), handle.clone(), services.clone(), database),
     );
     supervisor
         .scope(Stage::Base)
@@ -122,6 +137,7 @@ pub async fn run(
                     manager.reloading();
                     if let Some(config) = reload() {
                         services.reconfigure(config.services.clone(), ServiceLimits::from(&config.limits));
+                        retention.send_replace(config.audit);
                         // A driver that is gone is noticed by `stopped`.
                         let _ = handle.reload(settings(&config)).await;
                     }
@@ -161,13 +177,10 @@ pub async fn join_once(
     let (store, loaded) = open(config).await?;
     let supervisor = Supervisor::new();
     let work = supervisor.scope(Stage::Work);
-    let (driver, handle) = Driver::new(
-        store,
-        loaded,
-        Clock::start(BUILD_TIME),
-        work.clone(),
-        settings(config),
-    );
+    let clock = Clock::start(BUILD_TIME);
+    let (_, kept) = watch::channel(config.audit);
+    let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
+    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(config), audit);
     work.spawn("driver", driver.run());
     let outcome = match handle.join(invitation).await {
         Ok(Ok(())) => Ok(await_join(&handle, timeout).await),
@@ -213,6 +226,21 @@ async fn open(config: &SatelliteConfig) -> Result<(MembershipStore, Loaded), Run
         Ok(MembershipStore::open(&directory, key.as_ref())?)
     })
     .await
+}
+
+/// Opens the audit log and starts its writer, in the stage that ends last.
+async fn keep_audit_log(
+    store: &MembershipStore,
+    clock: &Clock,
+    kept: watch::Receiver<Retention>,
+    base: &TaskScope,
+) -> Result<AuditLog, RunError> {
+    let (database, clock) = (store.database().clone(), clock.clone());
+    let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept))
+        .await
+        .map_err(RunError::Audit)?;
+    base.spawn("audit log", AuditWriter::run(writer, base.clone()));
+    Ok(audit)
 }
 
 /// The invitation to follow at the start: none for a member, none that was refused before.
@@ -264,6 +292,7 @@ async fn service_server(
     database: Database,
     clock: Clock,
     scope: TaskScope,
+    audit: AuditLog,
 ) -> Result<ServiceServer, RunError> {
     let (published, book) = {
         let clock = clock.clone();
@@ -280,7 +309,7 @@ async fn service_server(
     scope.spawn_until_cancelled("grant clock", gate.clone().watch_clock());
     let limits = ServiceLimits::from(&config.limits);
     let services = Services::start(config.services.clone(), published, store, limits, clock, scope);
-    Ok(ServiceServer::new(services, gate, AuditLog::default()))
+    Ok(ServiceServer::new(services, gate, audit))
 }
 
 /// Has the parent told of what changes in the services.

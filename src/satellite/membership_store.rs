@@ -314,17 +314,27 @@ impl MembershipStore {
         self.write_copy(&stored, copy::write)
     }
 
-    /// The store file, for what else is kept in it.
-    pub fn database(&self) -> Database {
-        self.database.clone()
-    }
-
     /// Makes the facts durable.
     pub async fn save_facts(&self, facts: &Facts) -> Result<(), StoreError> {
         let facts = facts.clone();
         self.database
             .write_async(move |writer| writer.put(&FACTS, &Only, &facts))
             .await
+    }
+
+    /// The store itself, which the audit log shares.
+    pub const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Opens the store for reading alone, while no daemon has it open. Blocking.
+    pub fn open_read_only(directory: &Path, key: Option<&StateKey>) -> Result<Database, OpenStateError> {
+        Database::open_read_only_under(key, &directory.join(STORE_FILE), &SCHEMA).map_err(|source| {
+            OpenStateError::Open {
+                directory: directory.to_owned(),
+                source,
+            }
+        })
     }
 
     /// Bytes written to the store's file since it was opened.

@@ -9,12 +9,15 @@ use tracing::{Instrument as _, Span};
 use super::driver::{News, Reporter};
 use super::federation_api::FederationApi;
 use super::services::SessionServices;
-use crate::base::limit::error_chain;
+use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
+use crate::base::id::{PeerId, TraceId};
+use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::peer::PeerStatus;
 use crate::machine::child::ChildEvent;
 use crate::machine::reconnect::Setback;
 use crate::process::clock::Clock;
 use crate::process::supervisor::TaskScope;
+use crate::store::audit_log::AuditLog;
 use crate::tunnel::transport::Outlook;
 use crate::tunnel::{CloseReason, IncomingStream, Tunnel, http};
 use crate::wire::{GoodbyeReason, StreamKind};
@@ -23,8 +26,41 @@ use crate::wire::{GoodbyeReason, StreamKind};
 #[derive(Clone)]
 pub(super) struct Served {
     pub(super) api: FederationApi,
+    pub(super) noting: Noting,
     /// `None` on a bootstrap tunnel, whose parent is none yet.
     pub(super) services: Option<SessionServices>,
+}
+
+/// Where what the parent asks is noted, and as whose asking.
+#[derive(Debug, Clone)]
+pub(super) struct Noting {
+    pub(super) audit: AuditLog,
+    /// Which peer this box is of its parent; none during a join.
+    pub(super) peer: Option<PeerId>,
+    /// The parent, as its certificate names it.
+    pub(super) parent: Option<String>,
+}
+
+impl Noting {
+    fn request<B>(&self, trace: TraceId, request: &hyper::Request<B>, status: hyper::StatusCode) {
+        let outcome = if status.is_success() {
+            AuditOutcome::Done
+        } else {
+            AuditOutcome::Refused(format!("HTTP {}", status.as_u16()))
+        };
+        self.audit.record(&AuditEvent {
+            federation_peer_id: self.peer,
+            remote_subject: self.parent.clone(),
+            object: Some(foreign_text(&format!(
+                "{} {}",
+                request.method(),
+                request.uri().path()
+            ))),
+            trace: Some(trace),
+            outcome,
+            ..AuditEvent::of(AuditAction::Request)
+        });
+    }
 }
 
 /// Starts serving a tunnel until it ends or the scope is cancelled. How many streams are served
@@ -55,7 +91,12 @@ pub(super) fn spawn(
     scope.spawn_until_cancelled("serve", serving.instrument(span.clone()));
 }
 
-async fn serve_stream(stream: IncomingStream, Served { api, services }: Served, clock: Clock) {
+async fn serve_stream(stream: IncomingStream, served: Served, clock: Clock) {
+    let Served {
+        api,
+        noting,
+        services,
+    } = served;
     let trace = stream.header().trace;
     match stream.header().kind {
         StreamKind::Http => {}
@@ -79,10 +120,11 @@ async fn serve_stream(stream: IncomingStream, Served { api, services }: Served, 
         tracing::info!(
             trace = %trace,
             method = %request.method(),
-            path = %crate::base::limit::foreign_text(request.uri().path()),
+            path = %foreign_text(request.uri().path()),
             status = response.status().as_u16(),
             "answered the parent"
         );
+        noting.request(trace, &request, response.status());
         async move { Ok::<_, Infallible>(response) }
     });
     if let Err(error) = http::serve(stream, service).await {

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
 use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::services::{self, LimitsConfig};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
+use crate::audit::retention::Retention;
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
 use crate::contract::service::ServiceDefinition;
 use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
@@ -54,6 +56,8 @@ pub struct SatelliteConfig {
     pub reconnect_initial: Duration,
     /// Ceiling of all waits between attempts to connect.
     pub reconnect_max: Duration,
+    /// How long the audit log is kept.
+    pub audit: Retention,
     /// Logs.
     pub log: LogConfig,
 }
@@ -143,6 +147,7 @@ impl SatelliteConfig {
             services: services::services(settings)?,
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
+            audit: audit::retention(settings, &SATELLITE_MAX_ROWS)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -217,6 +222,7 @@ pub static PROGRAM: Program = Program {
             "limits",
             "What the parent may use of this box at once. A reload changes them for new tunnels and streams.",
         ),
+        audit::SECTION,
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
@@ -245,6 +251,8 @@ static KEYS: &[&dyn AnyKey] = &[
     &services::SESSION_BANDWIDTH,
     &services::CONNECT_TIMEOUT,
     &services::FLOW_IDLE_TIMEOUT,
+    &RETENTION_DAYS,
+    &SATELLITE_MAX_ROWS,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];

@@ -26,6 +26,8 @@ use super::report::Failures;
 use super::serve::{self, Served};
 use super::services::ServiceServer;
 use super::status::StatusReport;
+use crate::audit::{AuditAction, AuditEvent};
+use crate::base::id::PeerId;
 use crate::base::limit::{error_chain, foreign_text};
 use crate::base::time::{Moment, UnixTime};
 use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, LinkPurpose};
@@ -39,6 +41,7 @@ use crate::machine::watchdog::Verdict;
 use crate::process::clock::{Clock, ParentTimeNote};
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
+use crate::store::audit_log::AuditLog;
 use crate::tunnel::Tunnel;
 use crate::wire::{Goodbye, GoodbyeReason};
 
@@ -72,6 +75,9 @@ pub struct Driver {
     clock: Clock,
     scope: TaskScope,
     settings: DriverSettings,
+    audit: AuditLog,
+    /// As which peer this box is known to have joined: a new one is noted.
+    joined_as: Option<PeerId>,
     facts: Facts,
     facts_dirty: bool,
     facts_due: Moment,
@@ -100,10 +106,16 @@ impl Driver {
         clock: Clock,
         scope: TaskScope,
         settings: DriverSettings,
+        audit: AuditLog,
     ) -> (Self, DriverHandle) {
         if let Some(seen) = loaded.latest_known_time() {
             clock.restore_parent_time(seen);
         }
+        let joined_as = loaded
+            .state
+            .as_ref()
+            .and_then(JoinState::membership)
+            .map(|m| m.peer_id);
         let machine = ChildMachine::new(
             loaded.state,
             settings.backoff,
@@ -120,6 +132,8 @@ impl Driver {
             store_error: None,
             scope,
             settings,
+            audit,
+            joined_as,
             facts: loaded.facts,
             facts_dirty: false,
             facts_due: clock.now().plus(FACTS_INTERVAL),
@@ -313,12 +327,28 @@ impl Driver {
                 if let JoinState::Refused { refusal, .. } = state {
                     tracing::error!(reason = %refusal, "the join was refused");
                 }
+                self.note_join(state);
                 self.tell(ChildEvent::Persisted(sequence));
             }
             Err(error) => {
                 tracing::error!(error = %error_chain(&error), "the state could not be stored; trying again");
                 self.tell(ChildEvent::PersistFailed(sequence));
             }
+        }
+    }
+
+    /// The peering that this box has just entered, for the audit log.
+    fn note_join(&mut self, state: &JoinState) {
+        let Some(membership) = state.membership() else {
+            return;
+        };
+        if self.joined_as.replace(membership.peer_id) != Some(membership.peer_id) {
+            self.audit.record(&AuditEvent {
+                federation_peer_id: Some(membership.peer_id),
+                remote_subject: Some(membership.parent.url.host().host().to_owned()),
+                object: Some(membership.parent.url.to_string()),
+                ..AuditEvent::of(AuditAction::Joined)
+            });
         }
     }
 
@@ -449,6 +479,14 @@ impl Driver {
             api: FederationApi {
                 ca_bundle_pem: self.ca_bundle(),
             },
+            noting: serve::Noting {
+                audit: self.audit.clone(),
+                peer: self.machine.membership().map(|membership| membership.peer_id),
+                parent: self
+                    .machine
+                    .membership()
+                    .map(|membership| membership.parent.url.host().host().to_owned()),
+            },
             services: self.services.as_ref().and_then(|services| {
                 let membership = self.machine.membership()?;
                 Some(services.session(membership.peer_id))
@@ -499,11 +537,7 @@ impl Driver {
         if let Some(operator) = &self.settings.operator {
             membership.operator = operator.clone();
         }
-        let services = self.services.as_ref().map(|server| {
-            let offered = server.services().offerings();
-            let offered = offered.borrow().clone();
-            offered
-        });
+        let services = self.services.as_ref().map(|server| server.services().offered());
         self.with_tunnel(|tunnel, reporter| {
             exchange::heartbeat(tunnel, reporter, membership, services.unwrap_or_default())
         });
