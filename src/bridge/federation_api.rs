@@ -2,7 +2,7 @@
 //! renewal, trust bundle, service catalog. The same over HTTPS and over a tunnel. Who calls is
 //! what the TLS handshake verified, never what a header says.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tracing::{Span, info, warn};
 use super::acceptance::AcceptCall;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::{read_heartbeat, schema_compatibility};
+use super::held_grants;
 use super::links::{Links, REPLACED_KEY};
 use super::rate::SourceRate;
 use super::registry::record::PeerRecord;
@@ -26,6 +27,7 @@ use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
 use super::session::Source;
 use super::settings::BridgeSettings;
+use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
 use crate::contract::message::HeartbeatResponse;
@@ -33,8 +35,9 @@ use crate::contract::peer::PeerStatus;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
 };
-use crate::identity::certificate::{CertificateFacts, peer_id_of};
+use crate::identity::certificate::{CertificateFacts, peer_id_of, peer_subject};
 use crate::process::clock::Clock;
+use crate::store::audit_log::AuditLog;
 use crate::wire::GoodbyeReason;
 
 /// Who calls, as the connection knows it.
@@ -73,6 +76,7 @@ pub struct FederationApi {
     links: Arc<Links>,
     clock: Clock,
     settings: watch::Receiver<BridgeSettings>,
+    audit: AuditLog,
     rate: Mutex<SourceRate>,
 }
 
@@ -83,6 +87,7 @@ impl FederationApi {
         links: Arc<Links>,
         clock: Clock,
         settings: watch::Receiver<BridgeSettings>,
+        audit: AuditLog,
     ) -> Self {
         let rate = SourceRate::new(settings.borrow().config.limits.accepts_per_source_per_minute);
         Self {
@@ -90,6 +95,7 @@ impl FederationApi {
             links,
             clock,
             settings,
+            audit,
             rate: Mutex::new(rate),
         }
     }
@@ -106,6 +112,34 @@ impl FederationApi {
         }
         let reply = self.route(request, caller).await;
         reply.into_response()
+    }
+
+    /// Answers a request about a tunnel's two ends that came through that tunnel.
+    pub async fn handle_tunnel<B>(self: Arc<Self>, request: Request<B>, caller: Caller) -> Response<ReplyBody>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (head, body) = request.into_parts();
+        let body = match read_body(body).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal.into_response(),
+        };
+        let span = Span::current();
+        // The registry blocks on the disk.
+        let answered = tokio::task::spawn_blocking(move || {
+            span.in_scope(|| match self.authenticate(&caller) {
+                Ok((peer, _)) => {
+                    let asked = (&head.method, head.uri.path());
+                    held_grants::answer(&self.registry, &peer, asked, &body, self.clock.trusted().now)
+                }
+                Err(refusal) => refusal,
+            })
+        });
+        answered
+            .await
+            .unwrap_or_else(|_| internal_error())
+            .into_response()
     }
 
     async fn route<B>(self: Arc<Self>, request: Request<B>, caller: Caller) -> Reply
@@ -148,6 +182,38 @@ impl FederationApi {
         if path == ACCEPT_PATH {
             return self.accept(body, caller);
         }
+        let reply = self.answer_peer(path, body, caller);
+        // A heartbeat is a sign of life, one a minute from each peer: the log would hold little else.
+        // Who has no certificate is nobody, and could fill the log.
+        if path != HEARTBEAT_PATH
+            && let Some(peer) = caller.certificate.and_then(|certificate| certificate.peer)
+        {
+            self.note(path, peer, caller.source, &reply);
+        }
+        reply
+    }
+
+    fn note(&self, path: &str, peer: PeerId, source: IpAddr, reply: &Reply) {
+        let status = reply.status();
+        let outcome = if status.is_success() {
+            AuditOutcome::Done
+        } else if status.is_client_error() {
+            AuditOutcome::Refused(format!("HTTP {}", status.as_u16()))
+        } else {
+            AuditOutcome::Failed(format!("HTTP {}", status.as_u16()))
+        };
+        let action = match path {
+            CERTIFICATE_REFRESH_PATH => AuditAction::CertificateRenewed,
+            _ => AuditAction::Request,
+        };
+        self.audit.record(&AuditEvent {
+            object: Some(path.to_owned()),
+            outcome,
+            ..of_peer(action, peer, source)
+        });
+    }
+
+    fn answer_peer(&self, path: &str, body: &[u8], caller: &Caller) -> Reply {
         let (peer, key) = match self.authenticate(caller) {
             Ok(known) => known,
             Err(refusal) => return refusal,
@@ -181,6 +247,8 @@ impl FederationApi {
             Ok(accepted) => {
                 info!(peer = %accepted.peer, source = %caller.source, repeated = accepted.repeated, "a peer has accepted");
                 if !accepted.repeated {
+                    self.audit
+                        .record(&of_peer(AuditAction::Joined, accepted.peer, caller.source));
                     // Whoever was connected as this peer before has no certificate of it any more.
                     self.links
                         .close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
@@ -294,6 +362,16 @@ impl FederationApi {
         let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
         rate.set_limit(per_minute);
         rate.admit(Source::of(source), self.clock.now())
+    }
+}
+
+/// An action of a peer, which is known by the name in its certificates.
+fn of_peer(action: AuditAction, peer: PeerId, source: IpAddr) -> AuditEvent {
+    AuditEvent {
+        federation_peer_id: Some(peer),
+        remote_subject: Some(peer_subject(peer)),
+        source: Some(SocketAddr::new(source, 0)),
+        ..AuditEvent::of(action)
     }
 }
 

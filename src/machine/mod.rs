@@ -10,9 +10,13 @@
 //! | [`renewal`] | when to renew the certificate, and when the new one may replace the old |
 //! | [`child`] | a whole satellite: the four above, and what one tells the other |
 //! | [`liveness`] | when a quiet tunnel is pinged, and when it is given up |
+//! | [`service_health`] | whether a published service's program is there |
 //! | [`watchdog`] | whether the service manager should still believe in this process |
+//!
+//! [`bandwidth`] is a limit that relays charge and wait for.
 
 pub mod backoff;
+pub mod bandwidth;
 pub mod child;
 pub mod heartbeat;
 pub mod join;
@@ -20,4 +24,5 @@ pub mod liveness;
 pub mod membership;
 pub mod reconnect;
 pub mod renewal;
+pub mod service_health;
 pub mod watchdog;

@@ -4,12 +4,16 @@
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::watch;
 
 use super::admin_api;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
+use super::grants::{GrantBook, OpenGrantsError};
 use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
+use super::services::{PublishedServices, ServiceLimits, ServiceServer, Services};
 use super::status::StatusReport;
+use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
 use crate::machine::backoff::BackoffPolicy;
 use crate::machine::join::JoinState;
@@ -21,7 +25,9 @@ use crate::process::config::satellite::SatelliteConfig;
 use crate::process::entropy::{self, EntropyUnavailable};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
-use crate::process::supervisor::{Stage, StopCause, Supervisor};
+use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
+use crate::store::audit_log::{AuditLog, AuditWriter};
+use crate::store::database::{Database, StoreError};
 use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
 
@@ -43,6 +49,15 @@ pub enum RunError {
     /// The state.
     #[error(transparent)]
     State(#[from] OpenStateError),
+    /// The grants in it.
+    #[error(transparent)]
+    Grants(#[from] OpenGrantsError),
+    /// The services in it that were published at run time.
+    #[error("cannot read which services were published at run time")]
+    Services(#[source] StoreError),
+    /// The audit log.
+    #[error("the audit log cannot be read; without it nothing that the parent does would be noted")]
+    Audit(#[source] StoreError),
     /// The invitation that waits for this box.
     #[error(transparent)]
     Invite(#[from] InviteError),
@@ -78,7 +93,21 @@ pub async fn run(
     let supervisor = Supervisor::new();
     let clock = Clock::start(BUILD_TIME);
     let work = supervisor.scope(Stage::Work);
-    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config));
+    let (retention, kept) = watch::channel(config.audit);
+    let database = store.database().clone();
+    let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
+    let server = service_server(
+        &config,
+        database.clone(),
+        clock.clone(),
+        work.clone(),
+        audit.clone(),
+    )
+    .await?;
+    let services = server.services().clone();
+    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config), audit);
+    let driver = driver.with_services(server);
+    work.spawn_until_cancelled("service news", tell_of(services.clone(), handle.clone()));
     work.spawn_essential("driver", async move {
         driver.run().await;
         Ok::<(), std::convert::Infallible>(())
@@ -86,7 +115,7 @@ pub async fn run(
     let intake = supervisor.scope(Stage::Intake);
     intake.spawn_until_cancelled(
         "admin socket",
-        admin_api::serve(socket, intake.clone(), handle.clone()),
+        admin_api::serve(socket, intake.clone(), handle.clone(), services.clone(), database),
     );
     supervisor
         .scope(Stage::Base)
@@ -107,6 +136,8 @@ pub async fn run(
                 Signal::Reload => {
                     manager.reloading();
                     if let Some(config) = reload() {
+                        services.reconfigure(config.services.clone(), ServiceLimits::from(&config.limits));
+                        retention.send_replace(config.audit);
                         // A driver that is gone is noticed by `stopped`.
                         let _ = handle.reload(settings(&config)).await;
                     }
@@ -146,13 +177,10 @@ pub async fn join_once(
     let (store, loaded) = open(config).await?;
     let supervisor = Supervisor::new();
     let work = supervisor.scope(Stage::Work);
-    let (driver, handle) = Driver::new(
-        store,
-        loaded,
-        Clock::start(BUILD_TIME),
-        work.clone(),
-        settings(config),
-    );
+    let clock = Clock::start(BUILD_TIME);
+    let (_, kept) = watch::channel(config.audit);
+    let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
+    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(config), audit);
     work.spawn("driver", driver.run());
     let outcome = match handle.join(invitation).await {
         Ok(Ok(())) => Ok(await_join(&handle, timeout).await),
@@ -200,6 +228,21 @@ async fn open(config: &SatelliteConfig) -> Result<(MembershipStore, Loaded), Run
     .await
 }
 
+/// Opens the audit log and starts its writer, in the stage that ends last.
+async fn keep_audit_log(
+    store: &MembershipStore,
+    clock: &Clock,
+    kept: watch::Receiver<Retention>,
+    base: &TaskScope,
+) -> Result<AuditLog, RunError> {
+    let (database, clock) = (store.database().clone(), clock.clone());
+    let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept))
+        .await
+        .map_err(RunError::Audit)?;
+    base.spawn("audit log", AuditWriter::run(writer, base.clone()));
+    Ok(audit)
+}
+
 /// The invitation to follow at the start: none for a member, none that was refused before.
 async fn wanted_invitation(
     config: &SatelliteConfig,
@@ -231,6 +274,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         },
         tunnel: TunnelSettings {
             keepalive_ceiling: config.tunnel_keepalive,
+            max_streams: config.limits.streams_per_session,
             ..TunnelSettings::default()
         },
         ways: config.ways.clone(),
@@ -241,6 +285,39 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
 
 fn configured_operator(config: &SatelliteConfig) -> Option<Operator> {
     super::invite::operator(&config.disclosure).ok()
+}
+
+/// What is published and who may reach it, as configuration and store say.
+async fn service_server(
+    config: &SatelliteConfig,
+    database: Database,
+    clock: Clock,
+    scope: TaskScope,
+    audit: AuditLog,
+) -> Result<ServiceServer, RunError> {
+    let (published, book) = {
+        let clock = clock.clone();
+        blocking(move || {
+            let store = PublishedServices::new(database.clone());
+            let published = store.all().map_err(RunError::Services)?;
+            let book = GrantBook::open(database, false, clock)?;
+            Ok::<_, RunError>(((published, store), book))
+        })
+        .await?
+    };
+    let (published, store) = published;
+    let gate = book.gate();
+    scope.spawn_until_cancelled("grant clock", gate.clone().watch_clock());
+    let limits = ServiceLimits::from(&config.limits);
+    let services = Services::start(config.services.clone(), published, store, limits, clock, scope);
+    Ok(ServiceServer::new(services, gate, audit))
+}
+
+/// Has the parent told of what changes in the services.
+async fn tell_of(services: Services, handle: DriverHandle) {
+    let mut offerings = services.offerings();
+    // The registry lives as long as this task; a driver that is gone hears nothing.
+    while offerings.changed().await.is_ok() && handle.content_changed().await.is_ok() {}
 }
 
 /// Keeps the service manager's status text true and its watchdog fed.

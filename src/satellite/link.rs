@@ -308,9 +308,10 @@ async fn dial_unbounded(
         })?;
     }
     let time = certificate_time(&clock);
-    let transport = match connect(target, credentials.clone(), ways, time).await {
+    let max_streams = settings.max_streams;
+    let transport = match connect(target, credentials.clone(), ways, time, max_streams).await {
         Err(error) => match time_for_doubtful_clock(&error, &clock) {
-            Some(time) => connect(target, credentials, ways, time).await?,
+            Some(time) => connect(target, credentials, ways, time, max_streams).await?,
             None => return Err(error),
         },
         Ok(transport) => transport,
@@ -339,11 +340,12 @@ async fn connect(
     credentials: Credentials,
     ways: &Ways,
     time: TimeSource,
+    max_streams: u32,
 ) -> Result<Arc<dyn Transport>, DialError> {
     let failures = FailureRecord::default();
     let config = tls_config(credentials, Arc::clone(&time), failures.clone()).await?;
     if ways.transport == TunnelTransport::Tls {
-        let settings = TcpSettings::default();
+        let settings = TcpSettings { max_streams };
         let host = &target.host;
         return match proxy_for(ways, host, target.address.port()) {
             Some(via) => {
@@ -361,7 +363,7 @@ async fn connect(
         };
     }
     // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-    let endpoint = QuicEndpoint::client(QuicSettings::default()).map_err(DialError::Socket)?;
+    let endpoint = QuicEndpoint::client(QuicSettings { max_streams }).map_err(DialError::Socket)?;
     endpoint
         .dial(target.address, &target.host, config, &failures)
         .await

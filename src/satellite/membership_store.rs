@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::grants;
 use super::status::StoreReport;
 use crate::base::limit::error_chain;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::machine::join::JoinState;
+use crate::store::audit_log::add_audit_log;
 use crate::store::copy::{self, Copy as SecondCopy, CopyError};
 use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
 use crate::store::record::{self, Only, Record, RecordError};
@@ -32,9 +34,9 @@ pub const COPY_FILE: &str = "membership.copy";
 /// Schema of the store file.
 pub static SCHEMA: Schema = Schema {
     name: "powernode-satellite",
-    version: 1,
-    migrations: &[],
-    sealed: &[MEMBERSHIP.name()],
+    version: 3,
+    migrations: &[add_audit_log, grants::add_grants],
+    sealed: &[MEMBERSHIP.name(), grants::GRANT_KEY.name()],
 };
 
 const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
@@ -318,6 +320,21 @@ impl MembershipStore {
         self.database
             .write_async(move |writer| writer.put(&FACTS, &Only, &facts))
             .await
+    }
+
+    /// The store itself, which the audit log shares.
+    pub const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Opens the store for reading alone, while no daemon has it open. Blocking.
+    pub fn open_read_only(directory: &Path, key: Option<&StateKey>) -> Result<Database, OpenStateError> {
+        Database::open_read_only_under(key, &directory.join(STORE_FILE), &SCHEMA).map_err(|source| {
+            OpenStateError::Open {
+                directory: directory.to_owned(),
+                source,
+            }
+        })
     }
 
     /// Bytes written to the store's file since it was opened.

@@ -1,5 +1,5 @@
-//! Serves what the parent opens on a tunnel: HTTP streams for the federation API. Also notices the
-//! tunnel's end and reports it.
+//! Serves what the parent opens on a tunnel: HTTP streams for the federation API, and streams to
+//! published services. Also notices the tunnel's end and reports it.
 
 use std::convert::Infallible;
 
@@ -8,22 +8,67 @@ use tracing::{Instrument as _, Span};
 
 use super::driver::{News, Reporter};
 use super::federation_api::FederationApi;
-use crate::base::limit::error_chain;
+use super::services::SessionServices;
+use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
+use crate::base::id::{PeerId, TraceId};
+use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::peer::PeerStatus;
 use crate::machine::child::ChildEvent;
 use crate::machine::reconnect::Setback;
 use crate::process::clock::Clock;
 use crate::process::supervisor::TaskScope;
+use crate::store::audit_log::AuditLog;
 use crate::tunnel::transport::Outlook;
 use crate::tunnel::{CloseReason, IncomingStream, Tunnel, http};
 use crate::wire::{GoodbyeReason, StreamKind};
+
+/// What a tunnel's streams are served with.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) api: FederationApi,
+    pub(super) noting: Noting,
+    /// `None` on a bootstrap tunnel, whose parent is none yet.
+    pub(super) services: Option<SessionServices>,
+}
+
+/// Where what the parent asks is noted, and as whose asking.
+#[derive(Debug, Clone)]
+pub(super) struct Noting {
+    pub(super) audit: AuditLog,
+    /// Which peer this box is of its parent; none during a join.
+    pub(super) peer: Option<PeerId>,
+    /// The parent, as its certificate names it.
+    pub(super) parent: Option<String>,
+}
+
+impl Noting {
+    fn request<B>(&self, trace: TraceId, request: &hyper::Request<B>, status: hyper::StatusCode) {
+        let outcome = if status.is_success() {
+            AuditOutcome::Done
+        } else {
+            AuditOutcome::Refused(format!("HTTP {}", status.as_u16()))
+        };
+        self.audit.record(&AuditEvent {
+            federation_peer_id: self.peer,
+            remote_subject: self.parent.clone(),
+            object: Some(foreign_text(&format!(
+                "{} {}",
+                request.method(),
+                request.uri().path()
+            ))),
+            trace: Some(trace),
+            outcome,
+            ..AuditEvent::of(AuditAction::Request)
+        });
+    }
+}
 
 /// Starts serving a tunnel until it ends or the scope is cancelled. How many streams are served
 /// at once is bounded by the tunnel.
 pub(super) fn spawn(
     scope: &TaskScope,
     tunnel: Tunnel,
-    api: FederationApi,
+    served: Served,
     clock: Clock,
     reporter: Reporter,
     span: &Span,
@@ -33,7 +78,7 @@ pub(super) fn spawn(
         loop {
             match tunnel.accept_stream().await {
                 Ok(stream) => {
-                    let serving = serve_stream(stream, api.clone(), clock.clone());
+                    let serving = serve_stream(stream, served.clone(), clock.clone());
                     streams.spawn_until_cancelled("stream", serving.instrument(stream_span.clone()));
                 }
                 Err(reason) => {
@@ -46,11 +91,22 @@ pub(super) fn spawn(
     scope.spawn_until_cancelled("serve", serving.instrument(span.clone()));
 }
 
-async fn serve_stream(stream: IncomingStream, api: FederationApi, clock: Clock) {
+async fn serve_stream(stream: IncomingStream, served: Served, clock: Clock) {
+    let Served {
+        api,
+        noting,
+        services,
+    } = served;
     let trace = stream.header().trace;
     match stream.header().kind {
         StreamKind::Http => {}
-        StreamKind::Connect(_) | StreamKind::Flow(_) => return stream.refuse_kind().await,
+        StreamKind::Connect(_) | StreamKind::Flow(_) => {
+            return match services {
+                // Boxed: it is large, and most streams in a satellite's life are requests.
+                Some(services) => Box::pin(services.serve(stream)).await,
+                None => stream.refuse_kind().await,
+            };
+        }
     }
     let stream = match stream.accept().await {
         Ok(stream) => stream,
@@ -64,10 +120,11 @@ async fn serve_stream(stream: IncomingStream, api: FederationApi, clock: Clock) 
         tracing::info!(
             trace = %trace,
             method = %request.method(),
-            path = %crate::base::limit::foreign_text(request.uri().path()),
+            path = %foreign_text(request.uri().path()),
             status = response.status().as_u16(),
             "answered the parent"
         );
+        noting.request(trace, &request, response.status());
         async move { Ok::<_, Infallible>(response) }
     });
     if let Err(error) = http::serve(stream, service).await {

@@ -11,6 +11,7 @@
 //! version or kind it does not know; the connection lives on.
 
 mod flow;
+mod proxy_header;
 mod stream;
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ use thiserror::Error;
 pub use flow::{
     DATAGRAMS_FEATURE, End, FLOW_NUMBERS, FlowId, NoFlowId, PACKET_MAX_BYTES, PACKET_PREFIX_BYTES,
 };
+pub use proxy_header::proxy_header;
 pub use stream::{
     SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,
 };

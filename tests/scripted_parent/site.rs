@@ -17,6 +17,7 @@ use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor
 use powernode_satellite::satellite::driver::{Driver, DriverHandle, DriverSettings};
 use powernode_satellite::satellite::membership_store::{Loaded, MembershipStore, OpenStateError};
 use powernode_satellite::satellite::status::StatusReport;
+use powernode_satellite::store::audit_log::AuditLog;
 use powernode_satellite::tunnel::TunnelSettings;
 
 use super::{DEADLINE, NOW, ScriptedParent};
@@ -68,7 +69,14 @@ impl Site {
         let supervisor = Supervisor::new();
         let scope = supervisor.scope(Stage::Work);
         let clock = Clock::with_wall_clock(self.build, self.wall.clone());
-        let (driver, handle) = Driver::new(store, loaded, clock, scope.clone(), self.settings.clone());
+        let (driver, handle) = Driver::new(
+            store,
+            loaded,
+            clock,
+            scope.clone(),
+            self.settings.clone(),
+            AuditLog::default(),
+        );
         scope.spawn("driver", driver.run());
         Running { supervisor, handle }
     }

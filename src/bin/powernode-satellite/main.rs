@@ -1,9 +1,11 @@
 //! Entry point of `powernode-satellite`: reads the command line, runs one command, ends with its code.
 
 mod arguments;
+mod audit;
 mod join;
 mod run;
 mod self_check;
+mod services;
 mod state_key;
 mod status;
 
@@ -50,6 +52,8 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run => run::run(config, &environment, (file, flags)),
         Command::Join(join) => join::join(&config, &join),
         Command::Status { json } => status::status(&config, json),
+        Command::Services { command } => services::services(&config, &command),
+        Command::Audit { command } => audit::audit(&config, &command),
         Command::StateKey {
             command: StateKeyCommand::Unseal,
         } => state_key::unseal(&config),

@@ -23,8 +23,11 @@ use super::federation_api::FederationApi;
 use super::link::{self, Credentials, Established};
 use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
 use super::report::Failures;
-use super::serve;
+use super::serve::{self, Served};
+use super::services::ServiceServer;
 use super::status::StatusReport;
+use crate::audit::{AuditAction, AuditEvent};
+use crate::base::id::PeerId;
 use crate::base::limit::{error_chain, foreign_text};
 use crate::base::time::{Moment, UnixTime};
 use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, LinkPurpose};
@@ -38,6 +41,7 @@ use crate::machine::watchdog::Verdict;
 use crate::process::clock::{Clock, ParentTimeNote};
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
+use crate::store::audit_log::AuditLog;
 use crate::tunnel::Tunnel;
 use crate::wire::{Goodbye, GoodbyeReason};
 
@@ -71,12 +75,17 @@ pub struct Driver {
     clock: Clock,
     scope: TaskScope,
     settings: DriverSettings,
+    audit: AuditLog,
+    /// As which peer this box is known to have joined: a new one is noted.
+    joined_as: Option<PeerId>,
     facts: Facts,
     facts_dirty: bool,
     facts_due: Moment,
     /// When they were last written.
     facts_written: Option<Moment>,
     certificate: CertificateWatch,
+    /// What the parent may reach of this box; `None` in a short run that only joins.
+    services: Option<ServiceServer>,
     /// The number of the present link or dial; reports of others are dropped.
     link_number: u64,
     link_scope: TaskScope,
@@ -97,10 +106,16 @@ impl Driver {
         clock: Clock,
         scope: TaskScope,
         settings: DriverSettings,
+        audit: AuditLog,
     ) -> (Self, DriverHandle) {
         if let Some(seen) = loaded.latest_known_time() {
             clock.restore_parent_time(seen);
         }
+        let joined_as = loaded
+            .state
+            .as_ref()
+            .and_then(JoinState::membership)
+            .map(|m| m.peer_id);
         let machine = ChildMachine::new(
             loaded.state,
             settings.backoff,
@@ -117,11 +132,14 @@ impl Driver {
             store_error: None,
             scope,
             settings,
+            audit,
+            joined_as,
             facts: loaded.facts,
             facts_dirty: false,
             facts_due: clock.now().plus(FACTS_INTERVAL),
             facts_written: None,
             certificate: CertificateWatch::default(),
+            services: None,
             link_number: 0,
             link_scope,
             link: None,
@@ -142,6 +160,14 @@ impl Driver {
             clock: driver.clock.clone(),
         };
         (driver, handle)
+    }
+
+    /// Lets the parent reach published services.
+    #[must_use]
+    pub fn with_services(mut self, services: ServiceServer) -> Self {
+        self.services = Some(services);
+        self.publish();
+        self
     }
 
     /// Runs until the scope is cancelled, then takes leave of the parent and writes the facts.
@@ -215,6 +241,7 @@ impl Driver {
                 self.tell(ChildEvent::ContentChanged);
                 self.tell(ChildEvent::RetryNow);
             }
+            Command::ContentChanged => self.tell(ChildEvent::ContentChanged),
         }
     }
 
@@ -300,12 +327,28 @@ impl Driver {
                 if let JoinState::Refused { refusal, .. } = state {
                     tracing::error!(reason = %refusal, "the join was refused");
                 }
+                self.note_join(state);
                 self.tell(ChildEvent::Persisted(sequence));
             }
             Err(error) => {
                 tracing::error!(error = %error_chain(&error), "the state could not be stored; trying again");
                 self.tell(ChildEvent::PersistFailed(sequence));
             }
+        }
+    }
+
+    /// The peering that this box has just entered, for the audit log.
+    fn note_join(&mut self, state: &JoinState) {
+        let Some(membership) = state.membership() else {
+            return;
+        };
+        if self.joined_as.replace(membership.peer_id) != Some(membership.peer_id) {
+            self.audit.record(&AuditEvent {
+                federation_peer_id: Some(membership.peer_id),
+                remote_subject: Some(membership.parent.url.host().host().to_owned()),
+                object: Some(membership.parent.url.to_string()),
+                ..AuditEvent::of(AuditAction::Joined)
+            });
         }
     }
 
@@ -433,13 +476,27 @@ impl Driver {
             driver.run().await;
         };
         self.scope.spawn("tunnel", running.instrument(span.clone()));
-        let api = FederationApi {
-            ca_bundle_pem: self.ca_bundle(),
+        let served = Served {
+            api: FederationApi {
+                ca_bundle_pem: self.ca_bundle(),
+            },
+            noting: serve::Noting {
+                audit: self.audit.clone(),
+                peer: self.machine.membership().map(|membership| membership.peer_id),
+                parent: self
+                    .machine
+                    .membership()
+                    .map(|membership| membership.parent.url.host().host().to_owned()),
+            },
+            services: self.services.as_ref().and_then(|services| {
+                let membership = self.machine.membership()?;
+                Some(services.session(membership.peer_id))
+            }),
         };
         serve::spawn(
             &self.link_scope,
             tunnel.clone(),
-            api,
+            served,
             self.clock.clone(),
             self.reporter(),
             &span,
@@ -481,7 +538,10 @@ impl Driver {
         if let Some(operator) = &self.settings.operator {
             membership.operator = operator.clone();
         }
-        self.with_tunnel(|tunnel, reporter| exchange::heartbeat(tunnel, reporter, membership));
+        let services = self.services.as_ref().map(|server| server.services().offered());
+        self.with_tunnel(|tunnel, reporter| {
+            exchange::heartbeat(tunnel, reporter, membership, services.unwrap_or_default())
+        });
     }
 
     fn send_refresh(&mut self, key: KeyMaterial) {
