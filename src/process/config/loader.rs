@@ -129,6 +129,11 @@ pub enum ConfigError {
     /// A value that its key does not allow.
     #[error(transparent)]
     Value(Box<InvalidValue>),
+    /// A proxy of the environment's.
+    #[error(
+        "the proxy that the environment names (HTTPS_PROXY) cannot be used; correct it, or set tunnel.proxy = \"none\""
+    )]
+    EnvironmentProxy(#[source] InvalidProxyUrl),
     /// A section whose values make no sense together.
     #[error("{origin}: [{section}] cannot be used")]
     Section {
@@ -140,11 +145,6 @@ pub enum ConfigError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A proxy of the environment's.
-    #[error(
-        "the proxy that the environment names (HTTPS_PROXY) cannot be used; correct it, or set tunnel.proxy = \"none\""
-    )]
-    EnvironmentProxy(#[source] InvalidProxyUrl),
     /// Two values that do not go together.
     #[error("`{first}` and `{second}` do not go together: {why}")]
     Conflict {

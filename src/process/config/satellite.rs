@@ -53,12 +53,12 @@ pub struct SatelliteConfig {
     pub payload: PayloadConfig,
     /// Longest silence on an idle tunnel before the satellite asks whether the parent is there.
     pub tunnel_keepalive: Duration,
+    /// By which ways the tunnel is dialled.
+    pub ways: Ways,
     /// What the parent may use of this box at once.
     pub limits: LimitsConfig,
     /// The services that the configuration publishes, by name.
     pub services: Vec<ServiceDefinition>,
-    /// By which ways the tunnel is dialled.
-    pub ways: Ways,
     /// Ceiling of the first wait between attempts to connect.
     pub reconnect_initial: Duration,
     /// Ceiling of all waits between attempts to connect.
@@ -199,8 +199,6 @@ impl SatelliteConfig {
                 file: settings.required(&PAYLOAD_FILE)?,
             },
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
-            limits: services::limits(settings)?,
-            services: services::services(settings)?,
             ways: Ways {
                 transport: settings.required(&TUNNEL_TRANSPORT)?,
                 proxy: ProxySettings::resolve(
@@ -210,6 +208,8 @@ impl SatelliteConfig {
                 )
                 .map_err(ConfigError::EnvironmentProxy)?,
             },
+            limits: services::limits(settings)?,
+            services: services::services(settings)?,
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
             audit: audit::retention(settings, &SATELLITE_MAX_ROWS)?,
