@@ -27,6 +27,7 @@ use super::operator_api::OperatorApi;
 use super::registry::Registry;
 use super::server_identity::{self, ServerIdentityError};
 use super::settings::BridgeSettings;
+use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
 use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, TlsIdentity, server_config};
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
@@ -34,6 +35,7 @@ use crate::process::clock::Clock;
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure};
+use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::StoreError;
 use crate::tunnel::quic::{BindError, QuicEndpoint, QuicSettings};
 use crate::wire::TUNNEL_ALPN;
@@ -102,6 +104,8 @@ struct Running {
     clock: Clock,
     shown: watch::Sender<Arc<TlsIdentity>>,
     settings: watch::Sender<BridgeSettings>,
+    retention: watch::Sender<Retention>,
+    audit: AuditLog,
     endpoints: Vec<QuicEndpoint>,
     bound: Bound,
 }
@@ -202,6 +206,14 @@ impl Running {
 
         let supervisor = Supervisor::new();
         let links = Arc::new(Links::new(settings.limits(), supervisor.scope(Stage::Work)));
+        let (retention, kept) = watch::channel(settings.config.audit);
+        let audit = {
+            let (database, clock) = (registry.database().clone(), clock.clone());
+            let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept)).await?;
+            let base = supervisor.scope(Stage::Base);
+            base.spawn("audit log", AuditWriter::run(writer, base.clone()));
+            audit
+        };
         let (settings, _) = watch::channel(settings);
         let running = Self {
             supervisor,
@@ -210,6 +222,8 @@ impl Running {
             clock,
             shown,
             settings,
+            retention,
+            audit,
             endpoints,
             bound,
         };
@@ -227,12 +241,14 @@ impl Running {
             Arc::clone(&self.links),
             self.clock.clone(),
             self.settings.subscribe(),
+            self.audit.clone(),
         ));
         let operators = Arc::new(OperatorApi::new(
             Arc::clone(&self.registry),
             Some(Arc::clone(&self.links)),
             self.clock.clone(),
             self.settings.subscribe(),
+            self.audit.clone(),
         ));
         let https = Arc::new(HttpsListener::new(
             Arc::clone(&federation),
@@ -309,6 +325,7 @@ impl Running {
             );
         }
         self.links.set_limits(new.limits());
+        self.retention.send_replace(new.config.audit);
         self.settings.send_replace(new);
         upkeep(
             &self.registry,

@@ -8,6 +8,7 @@
 )]
 
 mod limits;
+mod noted;
 mod program;
 mod reaching;
 mod shop;

@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::contract::invitation::{HostPort, ParentUrl};
 use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::host_bridge::ServerName;
@@ -79,6 +80,11 @@ pub enum Command {
     Operators {
         #[command(subcommand)]
         command: OperatorsCommand,
+    },
+    /// The log of what peers and operators did
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
     },
     /// The certificate authority
     Ca {

@@ -2,6 +2,7 @@
 //! code.
 
 mod arguments;
+mod audit;
 mod call;
 mod commands;
 mod init;

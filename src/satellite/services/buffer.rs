@@ -40,7 +40,9 @@ mod tests {
         let pool = BufferPool::default();
         let lent: Vec<_> = (0..SPARE_MAX + 5).map(|_| pool.take()).collect();
         let first = lent.first().map(|buffer| buffer.as_ptr());
-        lent.into_iter().for_each(|buffer| pool.give_back(buffer));
+        for buffer in lent {
+            pool.give_back(buffer);
+        }
         let again: Vec<_> = (0..SPARE_MAX).map(|_| pool.take()).collect();
         assert!(again.iter().any(|buffer| Some(buffer.as_ptr()) == first));
         assert!(pool.0.lock().is_ok_and(|spare| spare.is_empty()));

@@ -139,7 +139,7 @@ async fn who_takes_no_more_still_gets_his_answer_out() {
             write.write_all(b"413").await.unwrap();
             // The program goes: what is uploaded further fails, what it had said arrives.
             drop((read, write));
-            let _ = asking.write_all(&[0; 100_000]).await;
+            let _ = asking.write_all(&vec![0; 100_000]).await;
             let mut answer = [0; 3];
             asking.read_exact(&mut answer).await.unwrap();
             assert_eq!(&answer, b"413");
@@ -158,7 +158,7 @@ async fn limits_hold_in_each_direction_and_the_strictest_decides() {
     let (ended, ()) = bench
         .run(&[&wide, &narrow, &open], async |mut program, mut asking| {
             let down = async {
-                program.write_all(&[0; 100_000]).await.unwrap();
+                program.write_all(&vec![0; 100_000]).await.unwrap();
                 program.shutdown().await.unwrap();
                 read_all(&mut program).await
             };
