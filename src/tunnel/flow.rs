@@ -14,18 +14,16 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 
 use super::connection::{OpenStreamError, Tunnel};
+use super::packet::{PartialPacket, check_length, frame};
 use super::stream::{IncomingStream, TunnelStream};
 use super::transport::{DatagramRefused, Transport};
-use crate::wire::{
-    End, FLOW_NUMBERS, FlowId, PACKET_MAX_BYTES, PACKET_PREFIX_BYTES, RefusalCode, StreamHeader,
-    StreamRefusal,
-};
+use crate::wire::{End, FLOW_NUMBERS, FlowId, RefusalCode, StreamHeader, StreamRefusal};
 
 /// Packets of a flow that wait for its reader, in number, before the oldest is dropped: a burst, and
 /// what a video call sends in a quarter of a second.
@@ -243,7 +241,7 @@ impl IncomingStream {
     pub async fn accept_flow(mut self) -> io::Result<Flow> {
         let mut number = PartialPacket::default();
         let within = self.reply_timeout();
-        let read = poll_fn(|cx| number.poll_read(&mut *self.io_mut().read, cx));
+        let read = number.read(&mut *self.io_mut().read);
         let number = match tokio::time::timeout(within, read).await {
             Ok(number) => number?,
             Err(_) => None,
@@ -313,16 +311,11 @@ impl Flow {
         poll_fn(|cx| self.stream().poll_accepted(cx)).await
     }
 
-    /// Sends a packet of at most [`PACKET_MAX_BYTES`]. It waits only where the packet has to go on the
+    /// Sends a packet of at most [`PACKET_MAX_BYTES`](crate::wire::PACKET_MAX_BYTES). It waits only where the packet has to go on the
     /// stream and the stream is full; a datagram may displace older ones that have not left. When the
     /// future is dropped the packet was taken whole or not at all. An error ends the flow.
     pub async fn send(&self, packet: &[u8]) -> io::Result<()> {
-        if packet.len() > PACKET_MAX_BYTES {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the packet is longer than any of UDP",
-            ));
-        }
+        check_length(packet)?;
         let flows = &self.entered.flows;
         if flows.datagrams && self.stream().is_accepted() {
             let mut datagram = Vec::with_capacity(packet.len() + size_of::<u32>());
@@ -361,13 +354,11 @@ impl Flow {
     }
 
     async fn send_on_stream(&self, packet: &[u8]) -> io::Result<()> {
-        let too_long = |_| io::ErrorKind::InvalidInput;
-        let length = u16::try_from(packet.len()).map_err(too_long)?.to_be_bytes();
+        let frame = frame(packet)?;
         let mut writer = self.writer.lock().await;
         // What somebody has left who did not wait.
         self.write_out(&mut writer).await?;
-        writer.frame.extend_from_slice(&length);
-        writer.frame.extend_from_slice(packet);
+        writer.frame = frame;
         self.write_out(&mut writer).await
     }
 
@@ -421,42 +412,5 @@ impl fmt::Debug for Flow {
         f.debug_struct("Flow")
             .field("id", &self.entered.id)
             .finish_non_exhaustive()
-    }
-}
-
-/// A packet frame that is being read; it stays here when a future is dropped.
-#[derive(Default)]
-struct PartialPacket {
-    prefix: [u8; PACKET_PREFIX_BYTES],
-    content: Option<Vec<u8>>,
-    filled: usize,
-}
-
-impl PartialPacket {
-    /// The next packet, or nothing at the stream's end. A packet that is cut is none.
-    fn poll_read(
-        &mut self,
-        from: &mut (dyn AsyncRead + Send + Unpin),
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<Option<Bytes>>> {
-        loop {
-            let piece = match &mut self.content {
-                None => &mut self.prefix[..],
-                Some(content) => &mut content[..],
-            };
-            while self.filled < piece.len() {
-                let mut buffer = ReadBuf::new(&mut piece[self.filled..]);
-                ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer))?;
-                match buffer.filled().len() {
-                    0 => return Poll::Ready(Ok(None)),
-                    count => self.filled += count,
-                }
-            }
-            self.filled = 0;
-            match self.content.take() {
-                Some(content) => return Poll::Ready(Ok(Some(content.into()))),
-                None => self.content = Some(vec![0; u16::from_be_bytes(self.prefix).into()]),
-            }
-        }
     }
 }

@@ -10,6 +10,7 @@ pub mod greeting;
 pub mod http;
 #[cfg(test)]
 pub mod memory;
+pub mod packet;
 pub mod quic;
 pub mod relay;
 pub mod stream;

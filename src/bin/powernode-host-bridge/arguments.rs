@@ -191,6 +191,10 @@ pub struct ForwardArguments {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
 
+    /// Carry packets (UDP), for a service that is published with protocol udp
+    #[arg(long)]
+    pub udp: bool,
+
     /// Listen on an address that other machines reach: whoever connects acts with your rights
     #[arg(long)]
     pub expose: bool,

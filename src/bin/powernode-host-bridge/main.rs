@@ -7,6 +7,7 @@ mod call;
 mod commands;
 mod complete;
 mod init;
+mod packets;
 mod reach;
 mod run;
 mod show;
