@@ -227,7 +227,10 @@ impl QuicEndpoint {
                 cause: Arc::new(error),
             })?;
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => Ok(Arc::new(QuicTransport { connection })),
+            Ok(Ok(connection)) => Ok(Arc::new(QuicTransport {
+                connection,
+                dialled_from: Some(self.endpoint.clone()),
+            })),
             Ok(Err(error)) => Err(DialError::Closed {
                 address,
                 reason: dial_failed(error, failures),
@@ -310,7 +313,10 @@ impl IncomingConnection {
             .await
             .map_err(|_| TransportClosed::TimedOut)?
             .map_err(closed)?;
-        let transport = QuicTransport { connection };
+        let transport = QuicTransport {
+            connection,
+            dialled_from: None,
+        };
         if transport.peer_certificate().is_some() {
             let streams = self.settings.max_streams.max(BOOTSTRAP_MAX_STREAMS);
             let connection = &transport.connection;
@@ -324,6 +330,8 @@ impl IncomingConnection {
 #[derive(Debug)]
 struct QuicTransport {
     connection: quinn::Connection,
+    /// The socket, where this side has dialled.
+    dialled_from: Option<quinn::Endpoint>,
 }
 
 impl Transport for QuicTransport {
@@ -369,6 +377,17 @@ impl Transport for QuicTransport {
 
     fn remote_address(&self) -> SocketAddr {
         canonical(self.connection.remote_address())
+    }
+
+    fn change_port(&self) {
+        let Some(endpoint) = &self.dialled_from else {
+            return;
+        };
+        let any = (std::net::Ipv6Addr::UNSPECIFIED, 0).into();
+        match udp_socket(any).and_then(|socket| endpoint.rebind(socket)) {
+            Ok(()) => tracing::debug!("nothing comes back; going on from another UDP port"),
+            Err(error) => tracing::debug!(%error, "no other UDP port to be had"),
+        }
     }
 
     fn peer_certificate(&self) -> Option<CertificateDer<'static>> {

@@ -45,6 +45,10 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
 
     /// The other side's certificate, verified by the handshake; `None` for a dialer without one.
     fn peer_certificate(&self) -> Option<CertificateDer<'static>>;
+
+    /// Goes on from another local port, where the transport can and this side has dialled: a router that
+    /// swallows what comes from the present one may let the other through. Streams live on.
+    fn change_port(&self) {}
 }
 
 /// Which bytes leave first when the link is the bottleneck.
