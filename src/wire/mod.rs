@@ -10,11 +10,13 @@
 //! in [`Hello`]. A reader skips control messages that it does not know and refuses streams whose
 //! version or kind it does not know; the connection lives on.
 
+mod sessions;
 mod stream;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use sessions::{REPLACES_MAX, SESSIONS_FEATURE, SessionClaim};
 pub use stream::{
     SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,
 };
@@ -41,7 +43,7 @@ pub struct Hello {
     pub version: u16,
     /// Program and version, for logs.
     pub agent: String,
-    /// Names of optional features that the dialer has; none in version 1.
+    /// Names of optional features that the dialer has: [`SessionClaim`] has some.
     pub features: Vec<String>,
 }
 
