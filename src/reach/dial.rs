@@ -1,14 +1,14 @@
-//! One attempt at a tunnel: resolve the parent's names, shake hands, greet. Which address is tried
-//! when is the machine's decision; here a single dial succeeds or fails with a reason.
+//! One dial of one address on one rung: shake hands, greet. Which is tried when is the machines'
+//! decision; here a single dial succeeds or fails with a reason.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::base::time::UnixTime;
+use super::interfaces::source_towards;
 use crate::contract::invitation::ParentTrust;
 use crate::identity::anchors::{Anchors, AnchorsError};
 use crate::identity::certificate::{CertificateChain, PemError};
@@ -17,8 +17,8 @@ use crate::identity::tls::{
     ClientTls, TimeSource, TlsConfigError, TlsIdentity, TlsIdentityError, client_config,
 };
 use crate::identity::tls_failure::{FailureRecord, TlsFailure};
-use crate::machine::membership::{Parent, StoredIdentity};
-use crate::machine::reconnect::{DialTarget, Setback, TARGETS_MAX};
+use crate::machine::ladder::{DialTarget, Setback};
+use crate::machine::membership::StoredIdentity;
 use crate::process::clock::Clock;
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
 use crate::tunnel::transport::{Outlook, Side, Transport, TransportClosed};
@@ -31,9 +31,6 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 const _: () = assert!(DIAL_TIMEOUT.as_secs() > quic::HANDSHAKE_TIMEOUT.as_secs());
 
-/// Time for the resolver; its own default of several servers and tries is about this.
-pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Program and version, as the other side's log shows it.
 pub const AGENT: &str = concat!("powernode-satellite/", env!("CARGO_PKG_VERSION"));
 
@@ -44,6 +41,19 @@ pub struct Credentials {
     pub trust: ParentTrust,
     /// The certificate and key, once there are some.
     pub identity: Option<StoredIdentity>,
+}
+
+/// What this side says of itself on whatever way.
+#[derive(Debug, Clone)]
+pub struct Introduction {
+    /// What it presents and by what it knows the parent.
+    pub credentials: Credentials,
+    /// Optional features, for the hello.
+    pub features: Vec<String>,
+    /// Limits of the tunnel.
+    pub settings: TunnelSettings,
+    /// The time.
+    pub clock: Clock,
 }
 
 /// Why a dial failed.
@@ -158,6 +168,29 @@ impl DialError {
         }
     }
 
+    /// Whether the host-bridge itself answered, and refused: it would say the same on every other way.
+    pub fn is_answer(&self) -> bool {
+        let refused = matches!(
+            self,
+            Self::Greeting {
+                source: GreetingError::Refused(_),
+                ..
+            }
+        );
+        refused || self.refuses_identity()
+    }
+
+    /// How much it says, compared with what other addresses of the same host-bridge say.
+    pub(super) fn weight(&self) -> u8 {
+        match self {
+            Self::NoRoute { .. } => 0,
+            Self::TimedOut { .. } => 1,
+            Self::Connect { .. } => 2,
+            Self::Socket(_) | Self::Tls(_) | Self::Identity(_) => 3,
+            Self::Greeting { .. } => 4,
+        }
+    }
+
     /// What the next try depends on.
     pub fn setback(&self) -> Setback {
         match self {
@@ -188,71 +221,26 @@ pub struct Established {
     pub welcome: Welcome,
 }
 
-/// Addresses of the parent's bridges: what the resolver says now, and behind that what worked
-/// before, for boxes whose DNS is away.
-pub async fn resolve(parent: &Parent, remembered: &[DialTarget]) -> Vec<DialTarget> {
-    let mut targets: Vec<DialTarget> = Vec::new();
-    for bridge in parent.dial_addresses() {
-        let lookup = tokio::net::lookup_host((bridge.host().to_owned(), bridge.port()));
-        match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
-            Ok(Ok(addresses)) => {
-                targets.extend(addresses.map(|address| DialTarget {
-                    host: bridge.host().to_owned(),
-                    address,
-                }));
-            }
-            Ok(Err(error)) => tracing::debug!(bridge = %bridge, %error, "name not resolved"),
-            Err(_) => tracing::debug!(bridge = %bridge, "resolver too slow"),
-        }
-    }
-    // An address of a bridge that was named before, or of another port, is none of the parent's now.
-    let bridges = parent.dial_addresses();
-    let still_named = |target: &&DialTarget| {
-        bridges
-            .iter()
-            .any(|bridge| bridge.host() == target.host && bridge.port() == target.address.port())
-    };
-    let remembered: Vec<DialTarget> = remembered.iter().filter(still_named).cloned().collect();
-    targets.extend(remembered.iter().cloned());
-    let mut unique: Vec<DialTarget> = Vec::new();
-    for target in targets {
-        if !unique.contains(&target) {
-            unique.push(target);
-        }
-    }
-    // What worked last comes first.
-    if let Some(at) = remembered
-        .first()
-        .and_then(|last| unique.iter().position(|target| target == last))
-    {
-        unique[..=at].rotate_right(1);
-    }
-    unique.truncate(TARGETS_MAX);
-    unique
-}
-
 /// Dials one address within [`DIAL_TIMEOUT`].
-pub async fn dial(
-    target: &DialTarget,
-    credentials: Credentials,
-    settings: TunnelSettings,
-    clock: Clock,
-) -> Result<Established, DialError> {
+pub async fn dial(target: &DialTarget, introduction: Introduction) -> Result<Established, DialError> {
     let (host, address) = (target.host.clone(), target.address);
-    let attempt = dial_unbounded(target, credentials, settings, clock);
+    let attempt = dial_unbounded(target, introduction);
     match tokio::time::timeout(DIAL_TIMEOUT, attempt).await {
         Ok(outcome) => outcome,
         Err(_) => Err(DialError::TimedOut { host, address }),
     }
 }
 
-async fn dial_unbounded(
-    target: &DialTarget,
-    credentials: Credentials,
-    settings: TunnelSettings,
-    clock: Clock,
-) -> Result<Established, DialError> {
-    check_route(target.address).map_err(|source| DialError::NoRoute {
+async fn dial_unbounded(target: &DialTarget, introduction: Introduction) -> Result<Established, DialError> {
+    let Introduction {
+        credentials,
+        features,
+        settings,
+        clock,
+    } = introduction;
+    // QUIC takes an absent route for loss and would wait its whole time: for each IPv6 address of the
+    // parent, on a box that has IPv4 alone.
+    source_towards(target.address).map_err(|source| DialError::NoRoute {
         host: target.host.clone(),
         address: target.address,
         source,
@@ -268,7 +256,7 @@ async fn dial_unbounded(
     let hello = Hello {
         version: TUNNEL_VERSION,
         agent: AGENT.to_owned(),
-        features: Vec::new(),
+        features,
     };
     match Tunnel::dial(transport, hello, settings, clock).await {
         Ok((tunnel, welcome, driver)) => Ok(Established {
@@ -300,17 +288,6 @@ async fn connect(
             host: target.host.clone(),
             source,
         })
-}
-
-/// Whether the system would send to an address at all. QUIC takes an absent route for loss and would
-/// wait its whole time: for each IPv6 address of the parent, on a box that has IPv4 alone. Connecting
-/// a UDP socket sends nothing.
-fn check_route(address: SocketAddr) -> std::io::Result<()> {
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    UdpSocket::bind((any, 0))?.connect(address)
 }
 
 /// A board that has lost its clock may be older than the bridge's certificate and would never get
@@ -381,23 +358,4 @@ fn identity_parts(stored: &StoredIdentity) -> Result<(Anchors, TlsIdentity), Ide
     let chain = CertificateChain::from_pem(&stored.certificate.cert_pem)?;
     let anchors = Anchors::from_pem(&stored.certificate.ca_chain_pem)?;
     Ok((anchors, TlsIdentity::new(&chain, &key)?))
-}
-
-/// The parent's time in a welcome.
-pub fn welcome_time(welcome: &Welcome) -> UnixTime {
-    UnixTime::from_seconds(welcome.unix_seconds)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_that_nothing_can_be_sent_to_is_known_at_once() {
-        // Broadcast is refused to an ordinary socket whatever the routes are.
-        assert!(check_route((Ipv4Addr::BROADCAST, 1).into()).is_err());
-        let listening = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        check_route(listening.local_addr().unwrap()).unwrap();
-    }
 }

@@ -12,8 +12,11 @@ use super::membership_store::{Loaded, MembershipStore, OpenStateError};
 use super::status::StatusReport;
 use crate::base::limit::error_chain;
 use crate::machine::backoff::BackoffPolicy;
+use crate::machine::child::ChildPolicy;
 use crate::machine::join::JoinState;
+use crate::machine::ladder::{CLIMB_INITIAL, LadderPolicy, Rung};
 use crate::machine::membership::{Operator, StoredInvitation};
+use crate::machine::uplinks::UplinksPolicy;
 use crate::machine::watchdog::Verdict;
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::{BUILD_TIME, Clock};
@@ -225,16 +228,28 @@ async fn wanted_invitation(
 
 fn settings(config: &SatelliteConfig) -> DriverSettings {
     DriverSettings {
-        backoff: BackoffPolicy {
-            initial: config.reconnect_initial,
-            max: config.reconnect_max,
+        child: ChildPolicy {
+            uplinks: UplinksPolicy {
+                ladder: LadderPolicy {
+                    rungs: vec![Rung::Quic],
+                    backoff: BackoffPolicy {
+                        initial: config.reconnect_initial,
+                        max: config.reconnect_max,
+                    },
+                    climb: BackoffPolicy {
+                        initial: CLIMB_INITIAL.min(config.tunnel_climb_max),
+                        max: config.tunnel_climb_max,
+                    },
+                },
+                redundancy: config.tunnel_redundancy,
+            },
+            bridges: config.parent.bridges.clone(),
         },
         tunnel: TunnelSettings {
             keepalive_ceiling: config.tunnel_keepalive,
             ..TunnelSettings::default()
         },
         operator: configured_operator(config),
-        bridges: config.parent.bridges.clone(),
     }
 }
 

@@ -7,7 +7,6 @@ pub mod driver;
 mod exchange;
 pub mod federation_api;
 pub mod invite;
-pub mod link;
 pub mod membership_store;
 pub mod parent_client;
 pub mod payload;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
+use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
@@ -44,6 +44,10 @@ pub struct SatelliteConfig {
     pub payload: PayloadConfig,
     /// Longest silence on an idle tunnel before the satellite asks whether the parent is there.
     pub tunnel_keepalive: Duration,
+    /// Host-bridges of which a tunnel is held at once.
+    pub tunnel_redundancy: u32,
+    /// Ceiling of all waits between tries of a better way than the one in use.
+    pub tunnel_climb_max: Duration,
     /// Ceiling of the first wait between attempts to connect.
     pub reconnect_initial: Duration,
     /// Ceiling of all waits between attempts to connect.
@@ -133,6 +137,8 @@ impl SatelliteConfig {
                 file: settings.required(&PAYLOAD_FILE)?,
             },
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
+            tunnel_redundancy: settings.required(&TUNNEL_REDUNDANCY)?,
+            tunnel_climb_max: settings.required(&TUNNEL_CLIMB_MAX)?,
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
             log: LogConfig {
@@ -225,6 +231,8 @@ static KEYS: &[&dyn AnyKey] = &[
     &PAYLOAD_FW_CFG_DIR,
     &PAYLOAD_FILE,
     &TUNNEL_KEEPALIVE,
+    &TUNNEL_REDUNDANCY,
+    &TUNNEL_CLIMB_MAX,
     &RECONNECT_INITIAL,
     &RECONNECT_MAX,
     &LOG_LEVEL,
@@ -367,6 +375,26 @@ static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     discreet: false,
 };
 
+static TUNNEL_REDUNDANCY: Key<u32> = Key {
+    path: "tunnel.redundancy",
+    form: &CountBetween {
+        least: 1,
+        most: 8,
+        unit: "host-bridges",
+    },
+    default: Fallback::Value("2"),
+    doc: "Host-bridges of which a tunnel is held at once, where parent.bridges names so many. The first that is up\ncarries heartbeats and renewals; what the parent opens is served on all.",
+    discreet: false,
+};
+
+static TUNNEL_CLIMB_MAX: Key<Duration> = Key {
+    path: "tunnel.climb_max",
+    form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(86_400)),
+    default: Fallback::Value("30m"),
+    doc: "Longest wait between two tries of a better way (QUIC, where TLS over TCP is in use). Each costs some\nkilobytes where the network swallows UDP. A changed network is looked at at once.",
+    discreet: false,
+};
+
 static RECONNECT_INITIAL: Key<Duration> = Key {
     path: "reconnect.initial",
     form: &DurationBetween(Duration::from_millis(100), Duration::from_secs(60)),
@@ -405,6 +433,8 @@ static LOG_FORMAT: Key<LogFormat> = Key {
 mod tests {
     use super::*;
     use crate::machine::backoff::BackoffPolicy;
+    use crate::machine::ladder::CLIMB_MAX;
+    use crate::machine::uplinks::DEFAULT_REDUNDANCY;
 
     fn loaded(environment: &Environment, flags: &Flags) -> Result<SatelliteConfig, ConfigError> {
         let nowhere = ConfigFile::Default;
@@ -417,6 +447,8 @@ mod tests {
         let policy = BackoffPolicy::default();
         assert_eq!(config.reconnect_initial, policy.initial);
         assert_eq!(config.reconnect_max, policy.max);
+        assert_eq!(config.tunnel_redundancy, DEFAULT_REDUNDANCY);
+        assert_eq!(config.tunnel_climb_max, CLIMB_MAX);
     }
 
     #[test]

@@ -6,9 +6,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::time::Moment;
-use crate::contract::invitation::HostPort;
-use crate::machine::backoff::BackoffPolicy;
-use crate::machine::child::InvitationRefused;
+use crate::machine::child::{ChildPolicy, InvitationRefused};
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
@@ -22,14 +20,12 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// What the loop is set up with.
 #[derive(Debug, Clone)]
 pub struct DriverSettings {
-    /// Reconnect delays.
-    pub backoff: BackoffPolicy,
+    /// How the parent is reached; its bridges come from the config and outrank the invitation's.
+    pub child: ChildPolicy,
     /// Tunnel limits.
     pub tunnel: TunnelSettings,
     /// The operator from the config, which outranks the one that was given at join.
     pub operator: Option<Operator>,
-    /// The bridges from the config, which outrank the invitation's.
-    pub bridges: Vec<HostPort>,
 }
 
 /// What others ask of the loop.
