@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use powernode_satellite::machine::ladder::DialTarget;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
-use powernode_satellite::reach::dial::{self, Credentials, Established, Introduction};
+use powernode_satellite::reach::dial::{self, Credentials, Established, Introduction, Way};
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::tunnel::{CloseReason, Tunnel, TunnelSettings};
 use powernode_satellite::wire::{Goodbye, GoodbyeReason};
@@ -77,7 +77,7 @@ impl Session {
             settings: TunnelSettings::default(),
             clock: Clock::start(BUILD_TIME),
         };
-        let dial = dial::dial(target, introduction);
+        let dial = dial::dial(target, &Way::Quic, introduction);
         let Established { tunnel, driver, .. } = runtime.block_on(dial).unwrap();
         let driver = runtime.spawn(driver.run());
         Self {

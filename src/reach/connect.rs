@@ -2,20 +2,21 @@
 //! address race says, until one has greeted or none is left. Dropping the future gives all dials up.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::dial::{self, DialError, Established, Introduction};
+use super::dial::{self, DialError, Established, Introduction, Way};
 use crate::base::limit::error_chain;
 use crate::base::time::Moment;
 use crate::contract::invitation::HostPort;
 use crate::machine::ladder::{
     AddressEvent, AddressRace, AddressVerdict, DialFailure, DialTarget, Rung, Setback,
 };
+use crate::process::config::proxy::Proxy;
 
 /// Time for the resolver; its own default of several servers and tries is about this.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,6 +28,8 @@ pub struct Approach {
     pub bridge: HostPort,
     /// The way.
     pub rung: Rung,
+    /// The proxy that is for this host-bridge, if one is.
+    pub proxy: Option<Proxy>,
     /// Addresses at which bridges answered before, the latest first; those of others are passed over.
     pub remembered: Vec<DialTarget>,
     /// What this side says of itself.
@@ -45,11 +48,13 @@ pub enum ConnectError {
     /// What the most telling of its addresses said.
     #[error(transparent)]
     Dial(#[from] DialError),
-    /// This build does not know it.
-    #[error("the way `{rung}` cannot be dialled from here")]
+    /// Nothing leads there that way.
+    #[error("the way `{rung}` does not lead to {bridge} from here")]
     Unusable {
         /// Which.
         rung: Rung,
+        /// Whom.
+        bridge: HostPort,
     },
 }
 
@@ -82,16 +87,45 @@ type Dial = Pin<Box<dyn Future<Output = (SocketAddr, Result<Established, DialErr
 
 /// Connects, or says why not.
 pub async fn connect(approach: Approach) -> Result<(DialTarget, Established), ConnectFailure> {
-    match approach.rung {
-        Rung::Quic => by_address(approach).await,
-        rung @ (Rung::Direct | Rung::Tls | Rung::Proxy) => Err(ConnectFailure {
-            error: ConnectError::Unusable { rung },
-            setback: Setback::Persistent,
+    let way = match (approach.rung, &approach.proxy) {
+        (Rung::Quic, _) => Way::Quic,
+        (Rung::Tls, _) => Way::Tls,
+        (Rung::Proxy, Some(proxy)) => {
+            let way = Way::Proxy(proxy.clone(), approach.bridge.clone());
+            return through_proxy(approach, way).await;
+        }
+        (rung @ (Rung::Direct | Rung::Proxy), _) => {
+            return Err(ConnectFailure {
+                error: ConnectError::Unusable {
+                    rung,
+                    bridge: approach.bridge,
+                },
+                setback: Setback::Persistent,
+            });
+        }
+    };
+    by_address(approach, way).await
+}
+
+/// The proxy resolves the name and tries its addresses.
+async fn through_proxy(approach: Approach, way: Way) -> Result<(DialTarget, Established), ConnectFailure> {
+    let target = DialTarget {
+        host: approach.bridge.host().to_owned(),
+        address: (Ipv4Addr::UNSPECIFIED, approach.bridge.port()).into(),
+    };
+    match dial::dial(&target, &way, approach.introduction).await {
+        Ok(established) => {
+            let address = established.tunnel.remote_address();
+            Ok((DialTarget { address, ..target }, established))
+        }
+        Err(error) => Err(ConnectFailure {
+            setback: error.setback(),
+            error: ConnectError::Dial(error),
         }),
     }
 }
 
-async fn by_address(approach: Approach) -> Result<(DialTarget, Established), ConnectFailure> {
+async fn by_address(approach: Approach, way: Way) -> Result<(DialTarget, Established), ConnectFailure> {
     let clock = approach.introduction.clock.clone();
     let remembered = remembered_addresses(&approach);
     let mut race = AddressRace::new(&remembered, clock.now());
@@ -99,7 +133,7 @@ async fn by_address(approach: Approach) -> Result<(DialTarget, Established), Con
     let (mut resolved, mut dials, mut worst) = (false, Vec::<Dial>::new(), None);
     loop {
         while let Some(address) = race.poll_dial() {
-            dials.push(start(&approach, address));
+            dials.push(start(&approach, &way, address));
         }
         if let AddressVerdict::Exhausted { setback, .. } = race.verdict() {
             let error = worst.map_or_else(
@@ -134,13 +168,13 @@ async fn by_address(approach: Approach) -> Result<(DialTarget, Established), Con
     }
 }
 
-fn start(approach: &Approach, address: SocketAddr) -> Dial {
+fn start(approach: &Approach, way: &Way, address: SocketAddr) -> Dial {
     let target = DialTarget {
         host: approach.bridge.host().to_owned(),
         address,
     };
-    let introduction = approach.introduction.clone();
-    Box::pin(async move { (address, dial::dial(&target, introduction).await) })
+    let (way, introduction) = (way.clone(), approach.introduction.clone());
+    Box::pin(async move { (address, dial::dial(&target, &way, introduction).await) })
 }
 
 /// An address of a bridge that was named before, or of another port, is none of this one's.

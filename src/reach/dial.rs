@@ -9,7 +9,8 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::interfaces::source_towards;
-use crate::contract::invitation::ParentTrust;
+use super::{proxy, tcp};
+use crate::contract::invitation::{HostPort, ParentTrust};
 use crate::identity::anchors::{Anchors, AnchorsError};
 use crate::identity::certificate::{CertificateChain, PemError};
 use crate::identity::key::{InvalidPrivateKey, PrivateKey};
@@ -20,7 +21,9 @@ use crate::identity::tls_failure::{FailureRecord, TlsFailure};
 use crate::machine::ladder::{DialTarget, Setback};
 use crate::machine::membership::StoredIdentity;
 use crate::process::clock::Clock;
+use crate::process::config::proxy::Proxy;
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
+use crate::tunnel::tcp::TcpSettings;
 use crate::tunnel::transport::{Outlook, Side, Transport, TransportClosed};
 use crate::tunnel::{GreetingError, Tunnel, TunnelDriver, TunnelSettings};
 use crate::wire::{Hello, RefusalCode, TUNNEL_ALPN, TUNNEL_VERSION, Welcome};
@@ -88,6 +91,18 @@ pub enum DialError {
         #[source]
         source: quic::DialError,
     },
+    /// The same over TCP.
+    #[error("no connection to the host-bridge {host}")]
+    Tcp {
+        /// Whom.
+        host: String,
+        /// Why.
+        #[source]
+        source: tcp::DialError,
+    },
+    /// The same through a proxy.
+    #[error(transparent)]
+    Proxy(Box<proxy::DialError>),
     /// It answered and refused, or did not complete the greeting.
     #[error("the host-bridge {host} at {address} did not take the tunnel")]
     Greeting {
@@ -101,7 +116,7 @@ pub enum DialError {
     },
     /// Too slow.
     #[error(
-        "the host-bridge {host} at {address} did not answer within {} s; check that it runs and that UDP gets out",
+        "the host-bridge {host} at {address} did not answer within {} s; check that it runs and that the network lets it through",
         DIAL_TIMEOUT.as_secs()
     )]
     TimedOut {
@@ -142,10 +157,6 @@ impl DialError {
             )
         };
         match self {
-            Self::Connect {
-                source: quic::DialError::Closed { reason, .. },
-                ..
-            } => by_tls(reason),
             Self::Greeting {
                 source: GreetingError::Refused(refused),
                 ..
@@ -159,12 +170,33 @@ impl DialError {
                 ..
             } => by_tls(closed),
             Self::Identity(_) => true,
-            Self::Tls(_)
+            _ => self.closed().is_some_and(by_tls),
+        }
+    }
+
+    /// Why the connection was closed, where it failed in its handshake.
+    fn closed(&self) -> Option<&TransportClosed> {
+        match self {
+            Self::Connect {
+                source: quic::DialError::Closed { reason, .. },
+                ..
+            }
+            | Self::Tcp {
+                source: tcp::DialError::Closed { reason, .. },
+                ..
+            } => Some(reason),
+            Self::Proxy(error) => match &**error {
+                proxy::DialError::Closed { reason, .. } => Some(reason),
+                proxy::DialError::Proxy { .. } | proxy::DialError::Name { .. } => None,
+            },
+            Self::Connect { .. }
+            | Self::Tcp { .. }
+            | Self::Identity(_)
+            | Self::Tls(_)
             | Self::Socket(_)
-            | Self::Connect { .. }
-            | Self::Greeting { .. }
             | Self::NoRoute { .. }
-            | Self::TimedOut { .. } => false,
+            | Self::Greeting { .. }
+            | Self::TimedOut { .. } => None,
         }
     }
 
@@ -185,7 +217,7 @@ impl DialError {
         match self {
             Self::NoRoute { .. } => 0,
             Self::TimedOut { .. } => 1,
-            Self::Connect { .. } => 2,
+            Self::Connect { .. } | Self::Tcp { .. } | Self::Proxy(_) => 2,
             Self::Socket(_) | Self::Tls(_) | Self::Identity(_) => 3,
             Self::Greeting { .. } => 4,
         }
@@ -198,10 +230,9 @@ impl DialError {
             Self::Tls(_) | Self::Socket(_) | Self::NoRoute { .. } | Self::TimedOut { .. } => {
                 Setback::Transient
             }
-            Self::Connect { source, .. } => match source.outlook() {
-                Outlook::Permanent => Setback::Persistent,
-                Outlook::Retryable => Setback::Transient,
-            },
+            Self::Connect { source, .. } => setback(source.outlook()),
+            Self::Tcp { source, .. } => setback(source.outlook()),
+            Self::Proxy(source) => setback(source.outlook()),
             Self::Greeting { source, .. } => match (source.retry_after(), source.outlook()) {
                 (Some(told), _) => Setback::RetryAfter(told),
                 (None, Outlook::Permanent) => Setback::Persistent,
@@ -209,6 +240,24 @@ impl DialError {
             },
         }
     }
+}
+
+const fn setback(outlook: Outlook) -> Setback {
+    match outlook {
+        Outlook::Permanent => Setback::Persistent,
+        Outlook::Retryable => Setback::Transient,
+    }
+}
+
+/// By what a host-bridge is reached.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Way {
+    /// QUIC to the address.
+    Quic,
+    /// TLS over TCP to the address.
+    Tls,
+    /// The same to this host-bridge through this proxy, which resolves the name itself.
+    Proxy(Proxy, HostPort),
 }
 
 /// A tunnel that is up.
@@ -222,33 +271,34 @@ pub struct Established {
 }
 
 /// Dials one address within [`DIAL_TIMEOUT`].
-pub async fn dial(target: &DialTarget, introduction: Introduction) -> Result<Established, DialError> {
+pub async fn dial(
+    target: &DialTarget,
+    way: &Way,
+    introduction: Introduction,
+) -> Result<Established, DialError> {
     let (host, address) = (target.host.clone(), target.address);
-    let attempt = dial_unbounded(target, introduction);
+    let attempt = dial_unbounded(target, way, introduction);
     match tokio::time::timeout(DIAL_TIMEOUT, attempt).await {
         Ok(outcome) => outcome,
         Err(_) => Err(DialError::TimedOut { host, address }),
     }
 }
 
-async fn dial_unbounded(target: &DialTarget, introduction: Introduction) -> Result<Established, DialError> {
+async fn dial_unbounded(
+    target: &DialTarget,
+    way: &Way,
+    introduction: Introduction,
+) -> Result<Established, DialError> {
     let Introduction {
         credentials,
         features,
         settings,
         clock,
     } = introduction;
-    // QUIC takes an absent route for loss and would wait its whole time: for each IPv6 address of the
-    // parent, on a box that has IPv4 alone.
-    source_towards(target.address).map_err(|source| DialError::NoRoute {
-        host: target.host.clone(),
-        address: target.address,
-        source,
-    })?;
     let time = certificate_time(&clock);
-    let transport = match connect(target, credentials.clone(), time).await {
+    let transport = match connect(target, way, credentials.clone(), time).await {
         Err(error) => match time_for_doubtful_clock(&error, &clock) {
-            Some(time) => connect(target, credentials, time).await?,
+            Some(time) => connect(target, way, credentials, time).await?,
             None => return Err(error),
         },
         Ok(transport) => transport,
@@ -274,20 +324,45 @@ async fn dial_unbounded(target: &DialTarget, introduction: Introduction) -> Resu
 
 async fn connect(
     target: &DialTarget,
+    way: &Way,
     credentials: Credentials,
     time: TimeSource,
 ) -> Result<Arc<dyn Transport>, DialError> {
     let failures = FailureRecord::default();
-    let config = tls_config(credentials, time, failures.clone()).await?;
-    // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-    let endpoint = QuicEndpoint::client(QuicSettings::default()).map_err(DialError::Socket)?;
-    endpoint
-        .dial(target.address, &target.host, config, &failures)
-        .await
-        .map_err(|source| DialError::Connect {
-            host: target.host.clone(),
-            source,
-        })
+    let config = tls_config(credentials, Arc::clone(&time), failures.clone()).await?;
+    let (host, address) = (&target.host, target.address);
+    match way {
+        Way::Quic => {
+            // QUIC takes an absent route for loss and would wait its whole time: for each IPv6 address of
+            // the parent, on a box that has IPv4 alone.
+            source_towards(address).map_err(|source| DialError::NoRoute {
+                host: host.clone(),
+                address,
+                source,
+            })?;
+            // A new socket for each dial: a port that some router on the way has black-holed is left behind.
+            let endpoint = QuicEndpoint::client(QuicSettings::default()).map_err(DialError::Socket)?;
+            endpoint
+                .dial(address, host, config, &failures)
+                .await
+                .map_err(|source| DialError::Connect {
+                    host: host.clone(),
+                    source,
+                })
+        }
+        Way::Tls => tcp::dial(address, host, config, &failures, TcpSettings::default())
+            .await
+            .map_err(|source| DialError::Tcp {
+                host: host.clone(),
+                source,
+            }),
+        Way::Proxy(via, bridge) => {
+            let settings = TcpSettings::default();
+            proxy::dial(via, bridge, config, &failures, time, settings)
+                .await
+                .map_err(|error| DialError::Proxy(Box::new(error)))
+        }
+    }
 }
 
 /// A board that has lost its clock may be older than the bridge's certificate and would never get
@@ -295,13 +370,7 @@ async fn connect(
 /// proves no less about the time than the clock does; the end is checked as ever.
 fn time_for_doubtful_clock(error: &DialError, clock: &Clock) -> Option<TimeSource> {
     clock.trusted().doubt?;
-    let DialError::Connect {
-        source: quic::DialError::Closed { reason, .. },
-        ..
-    } = error
-    else {
-        return None;
-    };
+    let reason = error.closed()?;
     let TransportClosed::Tls {
         failure: TlsFailure::NotYetValid { not_before, .. },
         ..

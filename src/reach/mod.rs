@@ -4,3 +4,5 @@
 pub mod connect;
 pub mod dial;
 pub mod interfaces;
+pub mod proxy;
+pub mod tcp;

@@ -231,7 +231,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         child: ChildPolicy {
             uplinks: UplinksPolicy {
                 ladder: LadderPolicy {
-                    rungs: vec![Rung::Quic],
+                    rungs: vec![Rung::Quic, Rung::Tls],
                     backoff: BackoffPolicy {
                         initial: config.reconnect_initial,
                         max: config.reconnect_max,

@@ -11,6 +11,7 @@ pub mod http;
 pub mod memory;
 pub mod quic;
 pub mod stream;
+pub mod tcp;
 #[cfg(test)]
 mod tests;
 pub mod transport;

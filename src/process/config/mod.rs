@@ -10,6 +10,7 @@ pub mod duration;
 pub mod host_bridge;
 pub mod key;
 pub mod loader;
+pub mod proxy;
 pub mod satellite;
 
 use std::path::{Path, PathBuf};

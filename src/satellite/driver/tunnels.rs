@@ -125,6 +125,7 @@ impl Driver {
         let approach = Approach {
             bridge: bridge.clone(),
             rung,
+            proxy: None,
             remembered: remembered.collect(),
             introduction: Introduction {
                 credentials,
