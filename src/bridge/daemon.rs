@@ -47,7 +47,7 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Connections that the system may queue before they are taken.
 const LISTEN_BACKLOG: i32 = 1_024;
 
-/// Application protocol of the HTTPS listener.
+/// Application protocol of the HTTPS listener, beside the tunnel's.
 const HTTP_ALPN: &[u8] = b"http/1.1";
 
 /// Why the daemon ended with a failure.
@@ -179,9 +179,9 @@ impl Running {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
         };
-        let tls = |alpn: &[u8]| {
+        let tls = |alpn: &[&[u8]]| {
             let clients = ClientAuth::Optional(anchors.clone());
-            server_config(identity.clone(), clients, &[alpn], Arc::clone(&time))
+            server_config(identity.clone(), clients, alpn, Arc::clone(&time))
         };
         let mut bound = Bound::default();
         let listeners = tcp_listeners(&settings.config.listen_https)?;
@@ -193,12 +193,12 @@ impl Running {
             let quic = QuicSettings {
                 max_streams: settings.config.limits.streams_per_session,
             };
-            let endpoint = QuicEndpoint::server(address, tls(TUNNEL_ALPN)?, quic)?;
+            let endpoint = QuicEndpoint::server(address, tls(&[TUNNEL_ALPN])?, quic)?;
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls(HTTP_ALPN)?));
+        let acceptor = TlsAcceptor::from(Arc::new(tls(&[TUNNEL_ALPN, HTTP_ALPN])?));
 
         let supervisor = Supervisor::new();
         let links = Arc::new(Links::new(settings.limits(), supervisor.scope(Stage::Work)));
@@ -234,9 +234,18 @@ impl Running {
             self.clock.clone(),
             self.settings.subscribe(),
         ));
+        let ingress = Arc::new(Ingress {
+            federation: Arc::clone(&federation),
+            registry: Arc::clone(&self.registry),
+            links: Arc::clone(&self.links),
+            clock: self.clock.clone(),
+            work: work.clone(),
+            settings: self.settings.borrow().ingress(),
+        });
         let https = Arc::new(HttpsListener::new(
-            Arc::clone(&federation),
+            federation,
             Arc::clone(&operators),
+            Arc::clone(&ingress),
             work.clone(),
             self.settings.borrow().config.limits.https_connections,
         ));
@@ -247,14 +256,6 @@ impl Running {
                 Ok::<_, Infallible>(())
             });
         }
-        let ingress = Arc::new(Ingress {
-            federation,
-            registry: Arc::clone(&self.registry),
-            links: Arc::clone(&self.links),
-            clock: self.clock.clone(),
-            work: work.clone(),
-            settings: self.settings.borrow().ingress(),
-        });
         for endpoint in &self.endpoints {
             let taking = Arc::clone(&ingress).run(endpoint.clone(), intake.clone());
             intake.spawn_essential("tunnel listener", taking);

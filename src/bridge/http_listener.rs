@@ -1,5 +1,6 @@
-//! HTTP/1.1 as it comes in from outside: the HTTPS listener for satellites without a tunnel and
-//! for operators with a token, and what it has in common with the admin socket.
+//! What comes in over TCP: the HTTPS listener for satellites without a tunnel and for operators
+//! with a token, and what it has in common with the admin socket. Tunnels of satellites whose
+//! networks swallow UDP come to the same port, told apart by ALPN, and are handed on.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,15 +14,17 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::federation_api::{Caller, CallerCertificate, FederationApi};
+use super::ingress::Ingress;
 use super::operator_api::OperatorApi;
 use super::reply::{Reply, ReplyBody};
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::process::supervisor::TaskScope;
+use crate::tunnel::tcp;
 
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,21 +71,25 @@ where
 pub struct HttpsListener {
     federation: Arc<FederationApi>,
     operators: Arc<OperatorApi>,
+    ingress: Arc<Ingress>,
     work: TaskScope,
     places: Arc<Semaphore>,
 }
 
 impl HttpsListener {
-    /// Answers children and operators with a token; connections, so many at once, run in `work`.
+    /// Answers children and operators with a token, and hands tunnels on; connections run in `work`,
+    /// so many of them at once that are no tunnels.
     pub fn new(
         federation: Arc<FederationApi>,
         operators: Arc<OperatorApi>,
+        ingress: Arc<Ingress>,
         work: TaskScope,
         connections_max: u32,
     ) -> Self {
         Self {
             federation,
             operators,
+            ingress,
             work,
             places: Arc::new(Semaphore::new(connections_max as usize)),
         }
@@ -105,8 +112,7 @@ impl HttpsListener {
                     let https = Arc::clone(&self);
                     let tls = tls.clone();
                     self.work.spawn("https", async move {
-                        https.connection(stream, address, tls).await;
-                        drop(place);
+                        https.connection(stream, address, tls, place).await;
                     });
                 }
                 Some((_, Err(error))) => {
@@ -118,7 +124,13 @@ impl HttpsListener {
         }
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, tls: TlsAcceptor) {
+    async fn connection(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        tls: TlsAcceptor,
+        place: OwnedSemaphorePermit,
+    ) {
         let source = address.ip().to_canonical();
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
         let stream = tokio::select! {
@@ -129,6 +141,11 @@ impl HttpsListener {
             },
             () = self.work.cancelled() => return,
         };
+        if tcp::is_tunnel(&stream) {
+            // Tunnels have limits of their own.
+            drop(place);
+            return Arc::clone(&self.ingress).take_tcp(stream, address).await;
+        }
         let certificate = stream
             .get_ref()
             .1

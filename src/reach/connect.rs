@@ -91,7 +91,7 @@ pub async fn connect(approach: Approach) -> Result<(DialTarget, Established), Co
         (Rung::Quic, _) => Way::Quic,
         (Rung::Tls, _) => Way::Tls,
         (Rung::Proxy, Some(proxy)) => {
-            let way = Way::Proxy(proxy.clone(), approach.bridge.clone());
+            let way = Way::Proxy(proxy.clone());
             return through_proxy(approach, way).await;
         }
         (rung @ (Rung::Direct | Rung::Proxy), _) => {

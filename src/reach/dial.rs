@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::interfaces::source_towards;
 use super::{proxy, tcp};
-use crate::contract::invitation::{HostPort, ParentTrust};
+use crate::contract::invitation::ParentTrust;
 use crate::identity::anchors::{Anchors, AnchorsError};
 use crate::identity::certificate::{CertificateChain, PemError};
 use crate::identity::key::{InvalidPrivateKey, PrivateKey};
@@ -256,8 +256,8 @@ pub enum Way {
     Quic,
     /// TLS over TCP to the address.
     Tls,
-    /// The same to this host-bridge through this proxy, which resolves the name itself.
-    Proxy(Proxy, HostPort),
+    /// The same through this proxy, which resolves the name itself: of the address the port counts.
+    Proxy(Proxy),
 }
 
 /// A tunnel that is up.
@@ -356,9 +356,9 @@ async fn connect(
                 host: host.clone(),
                 source,
             }),
-        Way::Proxy(via, bridge) => {
+        Way::Proxy(via) => {
             let settings = TcpSettings::default();
-            proxy::dial(via, bridge, config, &failures, time, settings)
+            proxy::dial(via, host, address.port(), config, &failures, time, settings)
                 .await
                 .map_err(|error| DialError::Proxy(Box::new(error)))
         }

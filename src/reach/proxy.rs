@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::BASE64;
+use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -42,8 +43,8 @@ pub enum DialError {
     Proxy {
         /// Which proxy.
         proxy: ProxyUrl,
-        /// To whom.
-        target: HostPort,
+        /// To whom, `host:port`.
+        target: String,
         /// Why.
         #[source]
         source: ProxyError,
@@ -53,8 +54,8 @@ pub enum DialError {
     Closed {
         /// Which proxy.
         proxy: ProxyUrl,
-        /// To whom.
-        target: HostPort,
+        /// To whom, `host:port`.
+        target: String,
         /// Why.
         #[source]
         reason: TransportClosed,
@@ -205,21 +206,26 @@ impl ProxyError {
     }
 }
 
-/// Dials `target` through `proxy`. The certificate is checked for the target's host; `failures` is
-/// the record that `tls` was made with, whose verdict the error takes over. `time` is for the
+/// Dials `host`, which the proxy resolves, through `proxy`. The certificate is checked for `host`;
+/// `failures` is the record that `tls` was made with, whose verdict the error takes over. `time` is for the
 /// certificate of a proxy with `https://`, which the system's authorities must have issued.
 pub async fn dial(
     proxy: &Proxy,
-    target: &HostPort,
+    host: &str,
+    port: u16,
     tls: rustls::ClientConfig,
     failures: &FailureRecord,
     time: TimeSource,
     settings: TcpSettings,
 ) -> Result<Arc<dyn Transport>, DialError> {
-    let name = certificate_name(target.host()).ok_or_else(|| DialError::Name {
-        host: foreign_text(target.host()),
+    let name = certificate_name(host).ok_or_else(|| DialError::Name {
+        host: foreign_text(host),
     })?;
-    let opened = open(proxy, target, time).await;
+    let target = match name {
+        ServerName::IpAddress(_) if host.contains(':') => format!("[{host}]:{port}"),
+        _ => format!("{host}:{port}"),
+    };
+    let opened = open(proxy, &target, time).await;
     let (io, address) = opened.map_err(|source| DialError::Proxy {
         proxy: proxy.url.clone(),
         target: target.clone(),
@@ -229,17 +235,13 @@ pub async fn dial(
         .await
         .map_err(|reason| DialError::Closed {
             proxy: proxy.url.clone(),
-            target: target.clone(),
+            target,
             reason,
         })
 }
 
 /// Has the proxy open the way.
-async fn open(
-    proxy: &Proxy,
-    target: &HostPort,
-    time: TimeSource,
-) -> Result<(BoxedIo, SocketAddr), ProxyError> {
+async fn open(proxy: &Proxy, target: &str, time: TimeSource) -> Result<(BoxedIo, SocketAddr), ProxyError> {
     let credentials = match &proxy.credentials {
         Some(credentials) => Some(credentials_text(credentials).await?),
         None => None,
@@ -308,7 +310,7 @@ async fn encrypt(stream: TcpStream, host: &str, time: TimeSource) -> Result<Boxe
 }
 
 /// It may hold a password: wiped when it has left.
-fn request(target: &HostPort, credentials: Option<&Secret>) -> Zeroizing<Vec<u8>> {
+fn request(target: &str, credentials: Option<&Secret>) -> Zeroizing<Vec<u8>> {
     let mut request = Zeroizing::new(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n").into_bytes());
     if let Some(credentials) = credentials {
         let encoded = Zeroizing::new(BASE64.encode(credentials.expose()));

@@ -20,7 +20,7 @@ use crate::machine::uplinks::UplinksPolicy;
 use crate::machine::watchdog::Verdict;
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::{BUILD_TIME, Clock};
-use crate::process::config::satellite::SatelliteConfig;
+use crate::process::config::satellite::{SatelliteConfig, TunnelTransport, Ways};
 use crate::process::entropy::{self, EntropyUnavailable};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
@@ -231,7 +231,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         child: ChildPolicy {
             uplinks: UplinksPolicy {
                 ladder: LadderPolicy {
-                    rungs: vec![Rung::Quic, Rung::Tls],
+                    rungs: rungs(&config.ways),
                     backoff: BackoffPolicy {
                         initial: config.reconnect_initial,
                         max: config.reconnect_max,
@@ -249,7 +249,18 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
             keepalive_ceiling: config.tunnel_keepalive,
             ..TunnelSettings::default()
         },
+        ways: config.ways.clone(),
         operator: configured_operator(config),
+    }
+}
+
+/// The rungs that the configuration allows, best first.
+fn rungs(ways: &Ways) -> Vec<Rung> {
+    let proxy = ways.proxy.is_set().then_some(Rung::Proxy);
+    match ways.transport {
+        TunnelTransport::Auto => [Rung::Quic, Rung::Tls].into_iter().chain(proxy).collect(),
+        TunnelTransport::Quic => vec![Rung::Quic],
+        TunnelTransport::Tls => [Rung::Tls].into_iter().chain(proxy).collect(),
     }
 }
 

@@ -8,14 +8,17 @@ use crate::machine::child::{ChildEvent, ChildMachine, EventKind};
 use crate::machine::ladder::{LadderState, TunnelId, WhyNot};
 use crate::machine::uplinks::{LinkState, Uplink};
 
+/// Most failures that are remembered as logged: a few ways, bridges and reasons.
+const SAID_MAX: usize = 16;
+
 /// The last failures, in words. Logged once per kind of text, so that an outage of days is a line
 /// and not a flood.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     /// Of the link, until it is up again.
     pub(super) link: Option<String>,
-    /// Of ways that were tried beside a tunnel that is up.
-    beside: Option<String>,
+    /// What was logged since a tunnel came up last: several ways fail in turn, each in its own words.
+    said: Vec<String>,
     /// Of heartbeats, until one is acknowledged.
     pub(super) heartbeat: Option<String>,
     /// Of the certificate's renewal, until it is issued.
@@ -54,13 +57,12 @@ impl Failures {
                 self.link = Some(why);
             }
             EventKind::Other if connected => {
-                if self.beside.as_ref() != Some(&why) {
+                if self.is_news(&why) {
                     tracing::info!(reason = %why, "another way to the parent was tried and is not open");
                 }
-                self.beside = Some(why);
             }
             EventKind::Other => {
-                if self.link.as_ref() != Some(&why) {
+                if self.is_news(&why) {
                     tracing::warn!(reason = %why, "no tunnel; trying again");
                 }
                 self.link = Some(why);
@@ -75,9 +77,22 @@ impl Failures {
         }
     }
 
-    /// A tunnel is up.
+    fn is_news(&mut self, why: &str) -> bool {
+        if self.said.iter().any(|said| said == why) {
+            return false;
+        }
+        if self.said.len() >= SAID_MAX {
+            self.said.remove(0);
+        }
+        self.said.push(why.to_owned());
+        true
+    }
+
+    /// A tunnel is up. What was said of other ways stays said: they are tried for as long as it is.
     pub(super) fn link_is_up(&mut self) {
-        self.link = None;
+        if self.link.take().is_some() {
+            self.said.clear();
+        }
     }
 
     /// A heartbeat was acknowledged.

@@ -15,6 +15,7 @@ use powernode_satellite::machine::ladder::{LadderPolicy, Rung};
 use powernode_satellite::machine::membership::{Operator, StoredInvitation};
 use powernode_satellite::machine::uplinks::UplinksPolicy;
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
+use powernode_satellite::process::config::satellite::Ways;
 use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor};
 use powernode_satellite::satellite::driver::{Driver, DriverHandle, DriverSettings};
 use powernode_satellite::satellite::membership_store::{Loaded, MembershipStore, OpenStateError};
@@ -107,6 +108,7 @@ pub fn settings() -> DriverSettings {
             bridges: Vec::new(),
         },
         tunnel: TunnelSettings::default(),
+        ways: Ways::default(),
         operator: None,
     }
 }

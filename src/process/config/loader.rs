@@ -11,6 +11,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::key::{AnyKey, Fallback, Key, Raw, Refusal, nearest};
+use super::proxy::InvalidProxyUrl;
 use crate::base::limit::foreign_text;
 use crate::process::environment::Environment;
 
@@ -125,6 +126,11 @@ pub enum ConfigError {
     /// A value that its key does not allow.
     #[error(transparent)]
     Value(Box<InvalidValue>),
+    /// A proxy of the environment's.
+    #[error(
+        "the proxy that the environment names (HTTPS_PROXY) cannot be used; correct it, or set tunnel.proxy = \"none\""
+    )]
+    EnvironmentProxy(#[source] InvalidProxyUrl),
     /// Two values that do not go together.
     #[error("`{first}` and `{second}` do not go together: {why}")]
     Conflict {

@@ -174,6 +174,11 @@ pub struct ProxySettings {
 }
 
 impl ProxySettings {
+    /// Whether there is a proxy for anybody.
+    pub const fn is_set(&self) -> bool {
+        self.proxy.is_some()
+    }
+
     /// What the configuration says, else the environment. Credentials of the file come before
     /// those of the environment's URL.
     pub fn resolve(
@@ -346,7 +351,7 @@ mod tests {
     use super::*;
 
     fn settings(variables: &[(&str, &str)]) -> ProxySettings {
-        let environment = Environment::from_iter(variables.iter().copied());
+        let environment: Environment = variables.iter().copied().collect();
         ProxySettings::resolve(None, None, &environment).unwrap()
     }
 
@@ -468,7 +473,10 @@ mod tests {
 
         #[test]
         fn what_was_percent_encoded_is_read_again(password in proptest::collection::vec(any::<u8>(), 0..20)) {
-            let encoded: String = password.iter().map(|byte| format!("%{byte:02X}")).collect();
+            let digits = data_encoding::HEXUPPER.encode(&password);
+            let encoded: String = digits.chars().enumerate().flat_map(|(at, digit)| {
+                (at % 2 == 0).then_some('%').into_iter().chain([digit])
+            }).collect();
             prop_assert_eq!(percent_decoded(&encoded), password);
         }
     }

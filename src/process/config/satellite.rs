@@ -1,10 +1,15 @@
 //! The satellite's keys, and what they come to.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
+
+use thiserror::Error;
 
 use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use super::proxy::{ProxyChoice, ProxySettings};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
 use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
@@ -48,6 +53,8 @@ pub struct SatelliteConfig {
     pub tunnel_redundancy: u32,
     /// Ceiling of all waits between tries of a better way than the one in use.
     pub tunnel_climb_max: Duration,
+    /// By which ways the tunnel is dialled.
+    pub ways: Ways,
     /// Ceiling of the first wait between attempts to connect.
     pub reconnect_initial: Duration,
     /// Ceiling of all waits between attempts to connect.
@@ -96,6 +103,55 @@ pub struct PayloadConfig {
     pub file: PathBuf,
 }
 
+/// By which ways the tunnel is dialled.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ways {
+    /// Over what.
+    pub transport: TunnelTransport,
+    /// The proxy for TLS over TCP, and for whom it is not.
+    pub proxy: ProxySettings,
+}
+
+/// Over what a tunnel runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TunnelTransport {
+    /// Whatever the network lets through, QUIC where it can be.
+    #[default]
+    Auto,
+    /// QUIC (UDP) alone.
+    Quic,
+    /// TLS over TCP alone, through a proxy where there is one.
+    Tls,
+}
+
+/// A word that names no transport.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("names no transport")]
+pub struct UnknownTransport;
+
+impl FromStr for TunnelTransport {
+    type Err = UnknownTransport;
+
+    fn from_str(text: &str) -> Result<Self, UnknownTransport> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "quic" => Ok(Self::Quic),
+            "tls" => Ok(Self::Tls),
+            _ => Err(UnknownTransport),
+        }
+    }
+}
+
+impl fmt::Display for TunnelTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Quic => "quic",
+            Self::Tls => "tls",
+        })
+    }
+}
+
 impl SatelliteConfig {
     /// Reads all layers. Blocks on files.
     pub fn load(
@@ -139,6 +195,15 @@ impl SatelliteConfig {
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
             tunnel_redundancy: settings.required(&TUNNEL_REDUNDANCY)?,
             tunnel_climb_max: settings.required(&TUNNEL_CLIMB_MAX)?,
+            ways: Ways {
+                transport: settings.required(&TUNNEL_TRANSPORT)?,
+                proxy: ProxySettings::resolve(
+                    settings.get(&TUNNEL_PROXY)?.as_ref(),
+                    settings.get(&TUNNEL_PROXY_CREDENTIALS)?,
+                    environment,
+                )
+                .map_err(ConfigError::EnvironmentProxy)?,
+            },
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
             log: LogConfig {
@@ -233,6 +298,9 @@ static KEYS: &[&dyn AnyKey] = &[
     &TUNNEL_KEEPALIVE,
     &TUNNEL_REDUNDANCY,
     &TUNNEL_CLIMB_MAX,
+    &TUNNEL_TRANSPORT,
+    &TUNNEL_PROXY,
+    &TUNNEL_PROXY_CREDENTIALS,
     &RECONNECT_INITIAL,
     &RECONNECT_MAX,
     &LOG_LEVEL,
@@ -393,6 +461,36 @@ static TUNNEL_CLIMB_MAX: Key<Duration> = Key {
     default: Fallback::Value("30m"),
     doc: "Longest wait between two tries of a better way (QUIC, where TLS over TCP is in use). Each costs some\nkilobytes where the network swallows UDP. A changed network is looked at at once.",
     discreet: false,
+};
+
+static TUNNEL_TRANSPORT: Key<TunnelTransport> = Key {
+    path: "tunnel.transport",
+    form: &Parsed::<TunnelTransport>::new("auto, quic or tls"),
+    default: Fallback::Value("auto"),
+    doc: "Over what the tunnel runs. auto: QUIC (UDP), or TLS over TCP where the network swallows UDP. quic or tls: that\nalone.",
+    discreet: false,
+};
+
+static TUNNEL_PROXY: Key<ProxyChoice> = Key {
+    path: "tunnel.proxy",
+    form: &Parsed::<ProxyChoice>::new(
+        "a URL such as http://proxy.example.com:3128, without user and password, or none",
+    ),
+    default: Fallback::Unset {
+        example: "http://proxy.example.com:3128",
+    },
+    doc: "HTTP CONNECT proxy for TLS over TCP; it resolves the host-bridge's name. Unset: what HTTPS_PROXY says in the\nenvironment. none: no proxy, whatever the environment says. NO_PROXY names hosts that are reached without it:\nnames with all below them, addresses, networks, each with or without a port.",
+    discreet: true,
+};
+
+static TUNNEL_PROXY_CREDENTIALS: Key<PathBuf> = Key {
+    path: "tunnel.proxy_credentials_file",
+    form: &AbsolutePath,
+    default: Fallback::Unset {
+        example: "/etc/powernode-satellite/proxy-credentials",
+    },
+    doc: "File with one line `user:password` for the proxy, readable for the satellite alone. It is read for each dial.",
+    discreet: true,
 };
 
 static RECONNECT_INITIAL: Key<Duration> = Key {

@@ -10,6 +10,7 @@ use crate::machine::child::{ChildPolicy, InvitationRefused};
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
+use crate::process::config::satellite::Ways;
 use crate::satellite::membership_store::SaveStateError;
 use crate::satellite::status::StatusReport;
 use crate::tunnel::TunnelSettings;
@@ -24,6 +25,8 @@ pub struct DriverSettings {
     pub child: ChildPolicy,
     /// Tunnel limits.
     pub tunnel: TunnelSettings,
+    /// By which ways the tunnel is dialled.
+    pub ways: Ways,
     /// The operator from the config, which outranks the one that was given at join.
     pub operator: Option<Operator>,
 }

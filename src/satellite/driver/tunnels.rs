@@ -125,7 +125,12 @@ impl Driver {
         let approach = Approach {
             bridge: bridge.clone(),
             rung,
-            proxy: None,
+            proxy: self
+                .settings
+                .ways
+                .proxy
+                .proxy_for(bridge.host(), bridge.port())
+                .cloned(),
             remembered: remembered.collect(),
             introduction: Introduction {
                 credentials,

@@ -33,7 +33,7 @@ async fn a_connection_without_certificate_holds_few_streams_and_loses_the_rest()
 }
 
 /// Forwards one connection at so many bytes a second, with little in between.
-async fn slow_relay(server: SocketAddr, bytes_a_second: u64) -> (SocketAddr, JoinSet<()>) {
+fn slow_relay(server: SocketAddr, bytes_a_second: u64) -> (SocketAddr, JoinSet<()>) {
     const SLICE: u64 = 20;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 * 1024).unwrap();
@@ -69,7 +69,7 @@ async fn the_control_stream_does_not_stand_behind_what_many_streams_have_queued(
     const WRITERS: usize = 16;
     const BYTES_A_SECOND: u64 = 200_000;
     let site = Site::new(Over::Tcp, 64).await;
-    let (address, _relay) = slow_relay(site.address(), BYTES_A_SECOND).await;
+    let (address, _relay) = slow_relay(site.address(), BYTES_A_SECOND);
     let (near, far) = site.connected_by(address).await;
     let mut control = near.open(Urgency::Control).await.unwrap();
     let mut heard = far.accept(Urgency::Control).await.unwrap();
@@ -77,7 +77,10 @@ async fn the_control_stream_does_not_stand_behind_what_many_streams_have_queued(
     for _ in 0..WRITERS {
         let mut stream = near.open(Urgency::Bulk).await.unwrap();
         let mut read = far.accept(Urgency::Bulk).await.unwrap();
-        tasks.spawn(async move { while stream.write.write_all(&[7; 65_536]).await.is_ok() {} });
+        tasks.spawn(async move {
+            let bytes = vec![7; 65_536];
+            while stream.write.write_all(&bytes).await.is_ok() {}
+        });
         tasks.spawn(async move {
             let mut bytes = vec![0; 65_536];
             while read.read.read(&mut bytes).await.is_ok_and(|count| count > 0) {}
@@ -100,7 +103,7 @@ async fn the_control_stream_does_not_stand_behind_what_many_streams_have_queued(
 #[tokio::test]
 async fn a_line_that_breaks_is_a_reset() {
     let site = Site::new(Over::Tcp, 8).await;
-    let (address, relay) = slow_relay(site.address(), 1_000_000).await;
+    let (address, relay) = slow_relay(site.address(), 1_000_000);
     let (near, far) = site.connected_by(address).await;
     drop(relay);
     for transport in [near, far] {
