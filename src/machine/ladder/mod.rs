@@ -11,6 +11,7 @@
 
 mod addresses;
 mod event;
+mod held;
 mod rung;
 
 use std::collections::VecDeque;
@@ -22,6 +23,7 @@ pub use event::{
     Carrier, DialFailure, DialTarget, LadderAction, LadderEvent, LadderPolicy, LadderState, Loss, Setback,
     TunnelId,
 };
+use held::{Challenger, Race, Retired, Trial};
 use rung::RungRecord;
 pub use rung::{BAR_INITIAL, BAR_MAX, COLLAPSED_WITHIN, COLLAPSES_MAX, Rung, TRUSTED_AFTER, WhyNot};
 
@@ -58,42 +60,6 @@ pub const RETIRED_MAX: usize = 2;
 
 /// A carrier that held this long was no fluke: the next failure starts with a small delay.
 pub const STABLE_AFTER: Duration = Duration::from_secs(60);
-
-/// The dials for a first carrier.
-#[derive(Debug)]
-struct Race {
-    under_way: Vec<(TunnelId, Rung)>,
-    queue: VecDeque<Rung>,
-    next_at: Moment,
-    worst: Option<Setback>,
-}
-
-/// A better rung beside the carrier.
-#[derive(Debug, Clone, Copy)]
-struct Challenger {
-    id: TunnelId,
-    rung: Rung,
-    trial: Option<Trial>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Trial {
-    since: Moment,
-    until: Moment,
-    probe_at: Moment,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Retired {
-    id: TunnelId,
-    rung: Rung,
-    up_since: Moment,
-    /// It would do as a carrier still.
-    fit: bool,
-    not_before: Moment,
-    until: Moment,
-    drained: bool,
-}
 
 /// See the module's text.
 #[derive(Debug)]
@@ -641,19 +607,6 @@ impl LadderMachine {
             trial.probe_at = now.plus(PROBE_EVERY);
             self.actions.push_back(LadderAction::Probe(*id));
         }
-    }
-}
-
-impl Race {
-    fn has(&self, rung: Rung) -> bool {
-        self.queue.contains(&rung) || self.under_way.iter().any(|(_, dialled)| *dialled == rung)
-    }
-}
-
-impl Retired {
-    /// When it is hung up.
-    fn ends_at(&self) -> Moment {
-        if self.drained { self.not_before } else { self.until }
     }
 }
 
