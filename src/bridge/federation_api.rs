@@ -19,6 +19,7 @@ use tracing::{Span, info, warn};
 use super::acceptance::AcceptCall;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::{read_heartbeat, schema_compatibility};
+use super::held_grants;
 use super::links::{Links, REPLACED_KEY};
 use super::rate::SourceRate;
 use super::registry::record::PeerRecord;
@@ -106,6 +107,34 @@ impl FederationApi {
         }
         let reply = self.route(request, caller).await;
         reply.into_response()
+    }
+
+    /// Answers a request about a tunnel's two ends that came through that tunnel.
+    pub async fn handle_tunnel<B>(self: Arc<Self>, request: Request<B>, caller: Caller) -> Response<ReplyBody>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (head, body) = request.into_parts();
+        let body = match read_body(body).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal.into_response(),
+        };
+        let span = Span::current();
+        // The registry blocks on the disk.
+        let answered = tokio::task::spawn_blocking(move || {
+            span.in_scope(|| match self.authenticate(&caller) {
+                Ok((peer, _)) => {
+                    let asked = (&head.method, head.uri.path());
+                    held_grants::answer(&self.registry, &peer, asked, &body, self.clock.trusted().now)
+                }
+                Err(refusal) => refusal,
+            })
+        });
+        answered
+            .await
+            .unwrap_or_else(|_| internal_error())
+            .into_response()
     }
 
     async fn route<B>(self: Arc<Self>, request: Request<B>, caller: Caller) -> Reply

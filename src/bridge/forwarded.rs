@@ -8,7 +8,8 @@ use http::{HeaderMap, HeaderName};
 const STRIPPED: &[&str] = &[
     "x-forwarded-tls-client-cert*",
     "x-calling-instance",
-    "x-sdwan-network",
+    "x-sdwan-network*",
+    "x-powernode-subject",
 ];
 
 fn is_stripped(name: &HeaderName) -> bool {

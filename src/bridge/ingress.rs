@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -13,11 +14,13 @@ use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolled, may_connect};
+use super::held_grants;
 use super::links::{Link, Links, SessionGuard};
 use super::registry::Registry;
 use super::session::Source;
 use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::foreign_text;
+use crate::contract::TUNNEL_LEAVE_PATH;
 use crate::contract::peer::PeerStatus;
 use crate::process::clock::Clock;
 use crate::process::entropy;
@@ -62,6 +65,8 @@ pub struct IngressSettings {
     pub keepalive: Duration,
     /// Streams that a satellite may hold open at once.
     pub max_streams: u32,
+    /// Streams that this side opens at once.
+    pub max_streams_opened: u32,
     /// How long requests in progress may go on when the bridge stops.
     pub drain: Duration,
 }
@@ -302,13 +307,28 @@ impl Ingress {
     }
 
     async fn request(&self, stream: TunnelStream, caller: Caller) {
-        let service = service_fn(|request| {
+        let left = AtomicBool::new(false);
+        let peer = caller.certificate.and_then(|certificate| certificate.peer);
+        let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
             let federation = Arc::clone(&self.federation);
-            let caller = caller.clone();
-            async move { Ok::<_, Infallible>(federation.handle(request, caller).await) }
+            let (caller, left) = (caller.clone(), &left);
+            async move {
+                if !held_grants::serves(request.uri().path()) {
+                    return Ok::<_, Infallible>(federation.handle(request, caller).await);
+                }
+                let leaves = request.uri().path() == TUNNEL_LEAVE_PATH;
+                let answer = federation.handle_tunnel(request, caller).await;
+                left.store(leaves && answer.status().is_success(), Ordering::Relaxed);
+                Ok(answer)
+            }
         });
         if let Err(error) = http::serve(stream, service).await {
             debug!(%error, "a request through a tunnel was not served to its end");
+        }
+        // Now that it has heard the answer.
+        if let Some(peer) = peer.filter(|_| left.load(Ordering::Relaxed)) {
+            self.links
+                .close(peer, GoodbyeReason::Revoked, held_grants::HAS_LEFT);
         }
     }
 
@@ -371,7 +391,7 @@ impl Ingress {
     ) -> Option<(Tunnel, Hello, TunnelDriver)> {
         let address = transport.remote_address();
         let settings = TunnelSettings {
-            max_streams: self.settings.max_streams,
+            max_streams: self.settings.max_streams_opened,
             ..TunnelSettings::default()
         };
         let greeted = Tunnel::accept(transport, settings, self.clock.clone(), decide);

@@ -2,12 +2,14 @@
 //! operator API. Never imports `satellite`.
 
 pub mod acceptance;
+pub mod access;
 pub mod admin_socket;
 pub mod certificate_authority;
 pub mod daemon;
 pub mod federation_api;
 pub mod forwarded;
 pub mod heartbeat;
+pub mod held_grants;
 pub mod http_listener;
 pub mod ingress;
 pub mod links;

@@ -1,5 +1,6 @@
 //! What the configuration and the registry together say to each part of the bridge.
 
+use super::access::AccessLimits;
 use super::ingress::IngressSettings;
 use super::registry::record::PublicRecord;
 use super::session::SessionLimits;
@@ -75,6 +76,13 @@ impl BridgeSettings {
         }
     }
 
+    /// For the accesses in flight.
+    pub const fn access_limits(&self) -> AccessLimits {
+        AccessLimits {
+            sessions: self.config.limits.access_sessions as usize,
+        }
+    }
+
     /// Keys whose value differs in newer settings and takes effect at the next start only: what
     /// listeners, tunnels and the shutdown were set up with.
     pub fn awaiting_restart(&self, newer: &Self) -> Vec<&'static str> {
@@ -84,6 +92,8 @@ impl BridgeSettings {
             ("admin_socket", old.admin_socket != new.admin_socket),
             ("listen.https", old.listen_https != new.listen_https),
             ("listen.quic", old.listen_quic != new.listen_quic),
+            ("proxy.listen", old.proxy.listen != new.proxy.listen),
+            ("proxy.suffix", old.proxy.suffix != new.proxy.suffix),
             (
                 "limits.https_connections",
                 old.limits.https_connections != new.limits.https_connections,
@@ -91,6 +101,10 @@ impl BridgeSettings {
             (
                 "limits.streams_per_session",
                 old.limits.streams_per_session != new.limits.streams_per_session,
+            ),
+            (
+                "limits.streams_to_satellite",
+                old.limits.streams_to_satellite != new.limits.streams_to_satellite,
             ),
             ("tunnel.keepalive", old.tunnel_keepalive != new.tunnel_keepalive),
             ("shutdown.drain", old.drain != new.drain),
@@ -107,6 +121,7 @@ impl BridgeSettings {
         IngressSettings {
             keepalive: self.config.tunnel_keepalive,
             max_streams: self.config.limits.streams_per_session,
+            max_streams_opened: self.config.limits.streams_to_satellite,
             drain: self.config.drain,
         }
     }
@@ -155,9 +170,11 @@ mod tests {
             ("tunnel.keepalive", "10s"),
             ("shutdown.drain", "1s"),
             ("limits.streams_per_session", "8"),
+            ("limits.streams_to_satellite", "8"),
             ("limits.https_connections", "8"),
             ("log.format", "json"),
             ("listen.quic", "[::]:9000"),
+            ("proxy.suffix", "sat"),
         ];
         for change in later {
             let new = settings(&[change], PublicRecord::default());

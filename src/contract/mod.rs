@@ -5,6 +5,7 @@ pub mod invitation;
 pub mod join_code;
 pub mod message;
 pub mod peer;
+pub mod service;
 pub mod token;
 
 /// Base path of every contract resource.
@@ -22,6 +23,26 @@ pub const TRUST_BUNDLE_PATH: &str = "/api/v1/system/federation_api/trust_bundle"
 pub const CERTIFICATE_REFRESH_PATH: &str = "/api/v1/system/federation_api/certificate/refresh";
 /// Path of the operator's peers (contract section 9).
 pub const FEDERATION_PEERS_PATH: &str = "/api/v1/system/sdwan/federation_peers";
+/// Path of one resource, followed by its kind and id (contract section 8).
+pub const RESOURCES_PATH: &str = "/api/v1/system/federation_api/resources";
+/// Path of the subscriptions (contract section 8).
+pub const SUBSCRIPTIONS_PATH: &str = "/api/v1/system/federation_api/subscriptions";
+
+/// Path under which a satellite hands its grants to the host-bridge: over its own tunnel alone. None
+/// of the published contract's.
+pub const TUNNEL_GRANTS_PATH: &str = "/tunnel/v1/grants";
+/// Path of a satellite's last notice, over its own tunnel.
+pub const TUNNEL_LEAVE_PATH: &str = "/tunnel/v1/leave";
+
+/// Header in which the host-bridge tells a satellite who of its operators asks, as it has
+/// authenticated them.
+pub const SUBJECT_HEADER: &str = "x-powernode-subject";
+/// Header in which an operator gives the host-bridge a grant's token to be shown to a satellite:
+/// `Authorization` holds the operator's own.
+pub const GRANT_HEADER: &str = "x-powernode-grant";
+/// Header in which the host-bridge says of `X-Sdwan-Network` that its bridge there is down, by the
+/// word `inactive`.
+pub const NETWORK_STATE_HEADER: &str = "x-sdwan-network-state";
 
 /// The contract version that this build speaks.
 pub const CONTRACT_VERSION: u32 = 1;

@@ -158,6 +158,14 @@ pub enum Denial {
         /// The caller's.
         network: NetworkId,
     },
+    /// The grant is for somebody else on the other side.
+    #[error("remote_subject `{granted}` of the grant does not allow `{asked}`")]
+    Subject {
+        /// The grant's.
+        granted: String,
+        /// The request's, shortened.
+        asked: String,
+    },
     /// The address is in none of the networks.
     #[error("source_cidrs of the grant do not allow {}", value(asked.as_ref(), "source address"))]
     Source {
@@ -190,6 +198,7 @@ impl Denial {
             | Self::Instance { .. }
             | Self::Network { .. }
             | Self::NoActiveBridge { .. }
+            | Self::Subject { .. }
             | Self::Source { .. } => 403,
         }
     }
@@ -211,6 +220,7 @@ impl Denial {
             | Self::Instance { .. }
             | Self::Network { .. }
             | Self::NoActiveBridge { .. }
+            | Self::Subject { .. }
             | Self::Source { .. } => self.to_string(),
         }
     }

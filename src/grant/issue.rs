@@ -9,7 +9,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::allow_list::read_network;
-use super::{AllowList, Grant, GrantState, InvalidAllowList, PermissionScope, UnknownScope};
+use super::{AllowList, Grant, GrantState, InvalidAllowList, PermissionScope, SERVICE_KIND, UnknownScope};
 use crate::base::id::{GrantId, InstanceId, NetworkId, PeerId};
 use crate::base::time::UnixTime;
 
@@ -108,6 +108,9 @@ pub enum InvalidGrant {
         /// The field.
         field: &'static str,
     },
+    /// Whoever writes it means everybody, and it is compared as it stands.
+    #[error("remote_subject has a `*` in it, and a grant to services is for one subject; make one for each")]
+    WildcardSubject,
     /// No scope: it would permit nothing.
     #[error("permission_scopes is empty; name at least one of read, write, admin, migrate")]
     NoScope,
@@ -162,6 +165,9 @@ impl NewGrant {
         let scopes = scopes?;
         if scopes.is_empty() {
             return Err(InvalidGrant::NoScope);
+        }
+        if request.resource_kind.trim() == SERVICE_KIND && request.remote_subject.contains('*') {
+            return Err(InvalidGrant::WildcardSubject);
         }
         Ok(Self {
             peer: request.federation_peer_id,

@@ -16,6 +16,7 @@
 mod allow_list;
 mod authorization;
 mod issue;
+mod service;
 mod token;
 
 use std::collections::BTreeSet;
@@ -33,6 +34,7 @@ pub use issue::{
     GRANT_TTL_DEFAULT, GRANT_TTL_MAX, GRANT_TTL_MIN, GrantRequest, InvalidGrant, MANAGED_CHILD_OPERATOR_KIND,
     MANAGED_CHILD_OPERATOR_TTL, NewGrant,
 };
+pub use service::{SERVICE_KIND, SERVICE_SCOPE, ServiceAccess, authorize_service};
 pub use token::{BearerToken, GRANT_KEY_BYTES, GrantKey, LegacyTokens, MalformedToken};
 
 use crate::base::id::{GrantId, InstanceId, NetworkId, PeerId};

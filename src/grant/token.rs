@@ -138,6 +138,11 @@ impl BearerToken {
         })
     }
 
+    /// The grant that it names. Whether it may be looked up is [`BearerToken::verify`]'s to say.
+    pub const fn grant(&self) -> GrantId {
+        self.grant
+    }
+
     /// Reads the value of an `Authorization` header.
     pub fn from_authorization(header: Option<&str>) -> Result<Self, Denial> {
         let header = header.map(str::trim).filter(|value| !value.is_empty());

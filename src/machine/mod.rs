@@ -11,9 +11,13 @@
 //! | [`renewal`] | when to renew the certificate, and when the new one may replace the old |
 //! | [`child`] | a whole satellite: the four above, and what one tells the other |
 //! | [`liveness`] | when a quiet tunnel is pinged, and when it is given up |
+//! | [`service_health`] | whether a published service's program is there |
 //! | [`watchdog`] | whether the service manager should still believe in this process |
+//!
+//! [`bandwidth`] is a limit that relays charge and wait for.
 
 pub mod backoff;
+pub mod bandwidth;
 pub mod child;
 pub mod heartbeat;
 pub mod join;
@@ -21,5 +25,6 @@ pub mod ladder;
 pub mod liveness;
 pub mod membership;
 pub mod renewal;
+pub mod service_health;
 pub mod uplinks;
 pub mod watchdog;

@@ -296,9 +296,10 @@ async fn dial_unbounded(
         clock,
     } = introduction;
     let time = certificate_time(&clock);
-    let transport = match connect(target, way, credentials.clone(), time).await {
+    let max_streams = settings.max_streams;
+    let transport = match connect(target, way, credentials.clone(), time, max_streams).await {
         Err(error) => match time_for_doubtful_clock(&error, &clock) {
-            Some(time) => connect(target, way, credentials, time).await?,
+            Some(time) => connect(target, way, credentials, time, max_streams).await?,
             None => return Err(error),
         },
         Ok(transport) => transport,
@@ -327,6 +328,7 @@ async fn connect(
     way: &Way,
     credentials: Credentials,
     time: TimeSource,
+    max_streams: u32,
 ) -> Result<Arc<dyn Transport>, DialError> {
     let failures = FailureRecord::default();
     let config = tls_config(credentials, Arc::clone(&time), failures.clone()).await?;
@@ -341,7 +343,7 @@ async fn connect(
                 source,
             })?;
             // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-            let endpoint = QuicEndpoint::client(QuicSettings::default()).map_err(DialError::Socket)?;
+            let endpoint = QuicEndpoint::client(QuicSettings { max_streams }).map_err(DialError::Socket)?;
             endpoint
                 .dial(address, host, config, &failures)
                 .await
@@ -350,14 +352,14 @@ async fn connect(
                     source,
                 })
         }
-        Way::Tls => tcp::dial(address, host, config, &failures, TcpSettings::default())
+        Way::Tls => tcp::dial(address, host, config, &failures, TcpSettings { max_streams })
             .await
             .map_err(|source| DialError::Tcp {
                 host: host.clone(),
                 source,
             }),
         Way::Proxy(via) => {
-            let settings = TcpSettings::default();
+            let settings = TcpSettings { max_streams };
             proxy::dial(via, host, address.port(), config, &failures, time, settings)
                 .await
                 .map_err(|error| DialError::Proxy(Box::new(error)))

@@ -1,4 +1,4 @@
-//! The satellite's admin socket: status and join for the command line, over HTTP on a Unix socket.
+//! The satellite's admin socket: status, join and services for the command line, over HTTP on a Unix socket.
 //! Who may connect is decided by the socket's directory and by the caller's user id.
 
 use std::convert::Infallible;
@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::driver::DriverHandle;
+use super::services::{self, SERVICES_PATH, Services};
 use crate::base::limit::{HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES, error_chain};
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl};
@@ -83,27 +84,27 @@ impl JoinRequest {
 }
 
 /// Serves until the scope is cancelled.
-pub async fn serve(socket: AdminSocket, scope: TaskScope, handle: DriverHandle) {
+pub async fn serve(socket: AdminSocket, scope: TaskScope, handle: DriverHandle, services: Services) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
         let (stream, caller) = socket.accept().await;
-        let handle = handle.clone();
+        let (handle, services) = (handle.clone(), services.clone());
         scope.spawn_until_cancelled("admin connection", async move {
-            serve_connection(stream, caller, handle).await;
+            serve_connection(stream, caller, handle, services).await;
             drop(place);
         });
     }
 }
 
-async fn serve_connection(stream: UnixStream, caller: Caller, handle: DriverHandle) {
+async fn serve_connection(stream: UnixStream, caller: Caller, handle: DriverHandle, services: Services) {
     let service = service_fn(move |request| {
-        let handle = handle.clone();
+        let (handle, services) = (handle.clone(), services.clone());
         async move {
             Ok::<_, Infallible>(match caller {
-                Caller::Admitted => answer(request, &handle).await,
+                Caller::Admitted => answer(request, &handle, &services).await,
                 Caller::Stranger => refuse(StatusCode::FORBIDDEN, STRANGER_REFUSED),
             })
         }
@@ -118,30 +119,42 @@ async fn serve_connection(stream: UnixStream, caller: Caller, handle: DriverHand
     }
 }
 
-async fn answer(request: Request<Incoming>, handle: &DriverHandle) -> Response<Full<Bytes>> {
+async fn answer(
+    request: Request<Incoming>,
+    handle: &DriverHandle,
+    services: &Services,
+) -> Response<Full<Bytes>> {
     match (request.method(), request.uri().path()) {
         (&Method::GET, STATUS_PATH) => {
             let report = handle.status.borrow().clone();
             reply(StatusCode::OK, &success_body(&report))
         }
         (&Method::POST, JOIN_PATH) => join(request, handle).await,
+        (_, path) if is_below(path, SERVICES_PATH) => {
+            let (head, body) = request.into_parts();
+            match read_body(body).await {
+                Ok(body) => {
+                    let (status, answer) =
+                        services::admin::answer(&head.method, head.uri.path(), &body, services).await;
+                    reply(status, &answer)
+                }
+                Err(refused) => refused,
+            }
+        }
         (_, STATUS_PATH | JOIN_PATH) => {
             refuse(StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here")
         }
         _ => refuse(
             StatusCode::NOT_FOUND,
-            "no such resource; known are /v1/status and /v1/join",
+            "no such resource; known are /v1/status, /v1/join and /v1/services",
         ),
     }
 }
 
 async fn join(request: Request<Incoming>, handle: &DriverHandle) -> Response<Full<Bytes>> {
-    let body = match Limited::new(request.into_body(), JSON_BODY_MAX_BYTES)
-        .collect()
-        .await
-    {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string()),
+    let body = match read_body(request.into_body()).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
     };
     let Ok(request) = serde_json::from_slice::<JoinRequest>(&body) else {
         return refuse(
@@ -157,6 +170,18 @@ async fn join(request: Request<Incoming>, handle: &DriverHandle) -> Response<Ful
         Ok(Ok(())) => reply(StatusCode::ACCEPTED, &success_body(&"stored")),
         Ok(Err(error)) => refuse(StatusCode::CONFLICT, &error_chain(&error)),
         Err(stopping) => refuse(StatusCode::SERVICE_UNAVAILABLE, &stopping.to_string()),
+    }
+}
+
+fn is_below(path: &str, resource: &str) -> bool {
+    path.strip_prefix(resource)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+async fn read_body(body: Incoming) -> Result<Bytes, Response<Full<Bytes>>> {
+    match Limited::new(body, JSON_BODY_MAX_BYTES).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) => Err(refuse(StatusCode::PAYLOAD_TOO_LARGE, &error.to_string())),
     }
 }
 

@@ -7,8 +7,10 @@ use thiserror::Error;
 
 use super::admin_api;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
+use super::grants::{GrantBook, OpenGrantsError};
 use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
+use super::services::{PublishedServices, ServiceLimits, ServiceServer, Services};
 use super::status::StatusReport;
 use crate::base::limit::error_chain;
 use crate::machine::backoff::BackoffPolicy;
@@ -24,7 +26,9 @@ use crate::process::config::satellite::{SatelliteConfig, TunnelTransport, Ways};
 use crate::process::entropy::{self, EntropyUnavailable};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
-use crate::process::supervisor::{Stage, StopCause, Supervisor};
+use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
+use crate::store::audit_log::AuditLog;
+use crate::store::database::{Database, StoreError};
 use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
 
@@ -46,6 +50,12 @@ pub enum RunError {
     /// The state.
     #[error(transparent)]
     State(#[from] OpenStateError),
+    /// The grants in it.
+    #[error(transparent)]
+    Grants(#[from] OpenGrantsError),
+    /// The services in it that were published at run time.
+    #[error("cannot read which services were published at run time")]
+    Services(#[source] StoreError),
     /// The invitation that waits for this box.
     #[error(transparent)]
     Invite(#[from] InviteError),
@@ -81,7 +91,11 @@ pub async fn run(
     let supervisor = Supervisor::new();
     let clock = Clock::start(BUILD_TIME);
     let work = supervisor.scope(Stage::Work);
+    let server = service_server(&config, store.database(), clock.clone(), work.clone()).await?;
+    let services = server.services().clone();
     let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config));
+    let driver = driver.with_services(server);
+    work.spawn_until_cancelled("service news", tell_of(services.clone(), handle.clone()));
     work.spawn_essential("driver", async move {
         driver.run().await;
         Ok::<(), std::convert::Infallible>(())
@@ -89,7 +103,7 @@ pub async fn run(
     let intake = supervisor.scope(Stage::Intake);
     intake.spawn_until_cancelled(
         "admin socket",
-        admin_api::serve(socket, intake.clone(), handle.clone()),
+        admin_api::serve(socket, intake.clone(), handle.clone(), services.clone()),
     );
     supervisor
         .scope(Stage::Base)
@@ -110,6 +124,7 @@ pub async fn run(
                 Signal::Reload => {
                     manager.reloading();
                     if let Some(config) = reload() {
+                        services.reconfigure(config.services.clone(), ServiceLimits::from(&config.limits));
                         // A driver that is gone is noticed by `stopped`.
                         let _ = handle.reload(settings(&config)).await;
                     }
@@ -247,6 +262,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         },
         tunnel: TunnelSettings {
             keepalive_ceiling: config.tunnel_keepalive,
+            max_streams: config.limits.streams_per_session,
             ..TunnelSettings::default()
         },
         ways: config.ways.clone(),
@@ -266,6 +282,38 @@ fn rungs(ways: &Ways) -> Vec<Rung> {
 
 fn configured_operator(config: &SatelliteConfig) -> Option<Operator> {
     super::invite::operator(&config.disclosure).ok()
+}
+
+/// What is published and who may reach it, as configuration and store say.
+async fn service_server(
+    config: &SatelliteConfig,
+    database: Database,
+    clock: Clock,
+    scope: TaskScope,
+) -> Result<ServiceServer, RunError> {
+    let (published, book) = {
+        let clock = clock.clone();
+        blocking(move || {
+            let store = PublishedServices::new(database.clone());
+            let published = store.all().map_err(RunError::Services)?;
+            let book = GrantBook::open(database, false, clock)?;
+            Ok::<_, RunError>(((published, store), book))
+        })
+        .await?
+    };
+    let (published, store) = published;
+    let gate = book.gate();
+    scope.spawn_until_cancelled("grant clock", gate.clone().watch_clock());
+    let limits = ServiceLimits::from(&config.limits);
+    let services = Services::start(config.services.clone(), published, store, limits, clock, scope);
+    Ok(ServiceServer::new(services, gate, AuditLog::default()))
+}
+
+/// Has the parent told of what changes in the services.
+async fn tell_of(services: Services, handle: DriverHandle) {
+    let mut offerings = services.offerings();
+    // The registry lives as long as this task; a driver that is gone hears nothing.
+    while offerings.changed().await.is_ok() && handle.content_changed().await.is_ok() {}
 }
 
 /// Keeps the service manager's status text true and its watchdog fed.

@@ -1,9 +1,12 @@
 //! The tasks behind the machine's requests: each carries out one exchange with the parent, checks
 //! what came back, and reports one outcome. Also the checks that need keys and certificates.
 
+use std::sync::Arc;
+
 use crate::base::limit::error_chain;
 use crate::base::time::{TrustedTime, UnixTime};
 use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate};
+use crate::contract::service::Offering;
 use crate::identity::anchors::Anchors;
 use crate::identity::certificate::{CertificateFacts, peer_subject};
 use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
@@ -67,8 +70,13 @@ pub(super) async fn accept(
 }
 
 /// Sends a heartbeat and reports what became of it.
-pub(super) async fn heartbeat(tunnel: Tunnel, reporter: Reporter, membership: Membership) {
-    let news = match parent_client::heartbeat(&tunnel, &membership).await {
+pub(super) async fn heartbeat(
+    tunnel: Tunnel,
+    reporter: Reporter,
+    membership: Membership,
+    services: Arc<[Offering]>,
+) {
+    let news = match parent_client::heartbeat(&tunnel, &membership, &services).await {
         Ok(ContractAnswer::Data(response)) => News::Acknowledged(Box::new(response)),
         Ok(ContractAnswer::Failure(failure)) => {
             let event = match failure.http_status {

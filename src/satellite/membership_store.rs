@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::grants;
 use super::status::StoreReport;
 use crate::base::limit::error_chain;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::machine::join::JoinState;
+use crate::store::audit_log::add_audit_log;
 use crate::store::copy::{self, Copy as SecondCopy, CopyError};
 use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
 use crate::store::record::{self, Only, Record, RecordError};
@@ -32,9 +34,9 @@ pub const COPY_FILE: &str = "membership.copy";
 /// Schema of the store file.
 pub static SCHEMA: Schema = Schema {
     name: "powernode-satellite",
-    version: 1,
-    migrations: &[],
-    sealed: &[MEMBERSHIP.name()],
+    version: 3,
+    migrations: &[add_audit_log, grants::add_grants],
+    sealed: &[MEMBERSHIP.name(), grants::GRANT_KEY.name()],
 };
 
 const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
@@ -310,6 +312,11 @@ impl MembershipStore {
             .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
             .map_err(SaveStateError::Store)?;
         self.write_copy(&stored, copy::write)
+    }
+
+    /// The store file, for what else is kept in it.
+    pub fn database(&self) -> Database {
+        self.database.clone()
     }
 
     /// Makes the facts durable.

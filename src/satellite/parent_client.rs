@@ -19,6 +19,7 @@ use crate::contract::message::{
     AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest,
     HeartbeatResponse, UnusableAnswer, read_answer,
 };
+use crate::contract::service::Offering;
 use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH};
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
@@ -72,12 +73,13 @@ pub async fn accept(
 pub async fn heartbeat(
     tunnel: &Tunnel,
     membership: &Membership,
+    services: &[Offering],
 ) -> Result<ContractAnswer<HeartbeatResponse>, ExchangeError> {
     post(
         tunnel,
         &membership.parent,
         HEARTBEAT_PATH,
-        &heartbeat_request(membership),
+        &heartbeat_request(membership, services),
     )
     .await
 }
@@ -98,9 +100,12 @@ pub async fn refresh(
 }
 
 /// The heartbeat's body (contract section 5).
-pub fn heartbeat_request(membership: &Membership) -> HeartbeatRequest {
+pub fn heartbeat_request(membership: &Membership, services: &[Offering]) -> HeartbeatRequest {
+    let mut capabilities = capabilities(&membership.operator);
+    let declared: Vec<_> = services.iter().map(Offering::capability).collect();
+    capabilities.insert("services".to_owned(), json!(declared));
     HeartbeatRequest {
-        capabilities: capabilities(&membership.operator),
+        capabilities,
         endpoints: Vec::new(),
         sync_cursor: Map::new(),
         extension_slugs: Vec::new(),

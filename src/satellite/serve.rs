@@ -1,5 +1,5 @@
-//! Serves what the parent opens on a tunnel: HTTP streams for the federation API. Also notices the
-//! tunnel's end and reports it.
+//! Serves what the parent opens on a tunnel: HTTP streams for the federation API, and streams to
+//! published services. Also notices the tunnel's end and reports it.
 
 use std::convert::Infallible;
 
@@ -8,6 +8,7 @@ use tracing::{Instrument as _, Span};
 
 use super::driver::{News, Reporter};
 use super::federation_api::FederationApi;
+use super::services::SessionServices;
 use crate::base::limit::error_chain;
 use crate::contract::peer::PeerStatus;
 use crate::machine::child::ChildEvent;
@@ -18,12 +19,20 @@ use crate::tunnel::transport::Outlook;
 use crate::tunnel::{CloseReason, IncomingStream, Tunnel, http};
 use crate::wire::{GoodbyeReason, StreamKind};
 
+/// What a tunnel's streams are served with.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) api: FederationApi,
+    /// `None` on a bootstrap tunnel, whose parent is none yet.
+    pub(super) services: Option<SessionServices>,
+}
+
 /// Starts serving a tunnel until it ends or the scope is cancelled. How many streams are served
 /// at once is bounded by the tunnel.
 pub(super) fn spawn(
     scope: &TaskScope,
     tunnel: Tunnel,
-    api: FederationApi,
+    served: Served,
     clock: Clock,
     reporter: Reporter,
     span: &Span,
@@ -33,7 +42,7 @@ pub(super) fn spawn(
         loop {
             match tunnel.accept_stream().await {
                 Ok(stream) => {
-                    let serving = serve_stream(stream, api.clone(), clock.clone());
+                    let serving = serve_stream(stream, served.clone(), clock.clone());
                     streams.spawn_until_cancelled("stream", serving.instrument(stream_span.clone()));
                 }
                 Err(reason) => {
@@ -46,11 +55,17 @@ pub(super) fn spawn(
     scope.spawn_until_cancelled("serve", serving.instrument(span.clone()));
 }
 
-async fn serve_stream(stream: IncomingStream, api: FederationApi, clock: Clock) {
+async fn serve_stream(stream: IncomingStream, Served { api, services }: Served, clock: Clock) {
     let trace = stream.header().trace;
     match stream.header().kind {
         StreamKind::Http => {}
-        StreamKind::Connect(_) | StreamKind::Flow(_) => return stream.refuse_kind().await,
+        StreamKind::Connect(_) | StreamKind::Flow(_) => {
+            return match services {
+                // Boxed: it is large, and most streams in a satellite's life are requests.
+                Some(services) => Box::pin(services.serve(stream)).await,
+                None => stream.refuse_kind().await,
+            };
+        }
     }
     let stream = match stream.accept().await {
         Ok(stream) => stream,

@@ -10,6 +10,7 @@ use crate::contract::peer::{PeerStatus, SpawnMode};
 use crate::machine::join::JoinState;
 use crate::machine::membership::{Candidate, Membership, Operator};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
+use crate::satellite::services::ServiceReport;
 
 /// The whole report. Field names are the `--json` output: additions only.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +42,9 @@ pub struct StatusReport {
     pub clock: ClockReport,
     /// Where the state is kept.
     pub store: StoreReport,
+    /// What is published; empty without a daemon.
+    #[serde(default)]
+    pub services: Vec<ServiceReport>,
 }
 
 /// The membership.
@@ -224,6 +228,7 @@ impl StatusReport {
             certificate: membership.map(|membership| CertificateReport::of(membership, clock.trusted)),
             clock,
             store,
+            services: Vec::new(),
         }
     }
 

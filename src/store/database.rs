@@ -32,7 +32,7 @@ use super::state_key::StateKey;
 pub use super::error::{Damage, Holder, OpenError, StoreError};
 pub use super::generation::CACHE_BYTES;
 pub use super::schema::{Migration, Schema};
-pub use super::transaction::{Reader, Table, Writer};
+pub use super::transaction::{Direction, Reader, Table, Writer};
 
 /// An open store. Clones share it.
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 //! repairs anything.
 
 use std::marker::PhantomData;
-use std::ops::Deref;
+use std::ops::{Bound, ControlFlow, Deref};
 
 use redb::{
     ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, TableError, WriteTransaction,
@@ -79,6 +79,15 @@ pub(super) fn excerpt(key: &[u8]) -> String {
     data_encoding::HEXLOWER.encode(&key[..key.len().min(KEY_EXCERPT_BYTES)])
 }
 
+/// In which direction rows are gone through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From a key on, to the last.
+    Forward,
+    /// From a key on, to the first.
+    Backward,
+}
+
 /// Reads one state of the store.
 pub struct Reader<'t> {
     transaction: Transaction<'t>,
@@ -116,6 +125,40 @@ impl<'t> Reader<'t> {
                     table.row(self.seals, key.value(), value.value())
                 })
                 .collect()
+        })
+    }
+
+    /// Goes through the rows from a key on (with it), or all, one at a time, until `each` breaks. A
+    /// row whose value cannot be read is given with the error and does not end the walk.
+    pub fn walk<K: Key, V: Record>(
+        &self,
+        table: &Table<K, V>,
+        from: Option<&K>,
+        direction: Direction,
+        mut each: impl FnMut(K, Result<V, StoreError>) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let from = from.map(Key::encode);
+        let bound = from
+            .as_deref()
+            .map_or(Bound::Unbounded, |key: &[u8]| Bound::Included(key));
+        self.with(table, (), |rows| {
+            let mut range = match direction {
+                Direction::Forward => rows.between(bound, Bound::Unbounded)?,
+                Direction::Backward => rows.between(Bound::Unbounded, bound)?,
+            };
+            while let Some(row) = match direction {
+                Direction::Forward => range.next(),
+                Direction::Backward => range.next_back(),
+            } {
+                let (stored_key, value) = row?;
+                let key = K::decode(stored_key.value())
+                    .ok_or_else(|| table.damaged(stored_key.value(), RecordError::Key))?;
+                let value = table.value(self.seals, stored_key.value(), value.value());
+                if each(key, value).is_break() {
+                    break;
+                }
+            }
+            Ok(())
         })
     }
 
@@ -157,6 +200,11 @@ impl<'t> Reader<'t> {
 trait Rows {
     fn at(&self, key: &[u8]) -> redb::Result<Option<redb::AccessGuard<'_, &'static [u8]>>>;
     fn all(&self) -> redb::Result<redb::Range<'_, &'static [u8], &'static [u8]>>;
+    fn between<'k>(
+        &self,
+        from: Bound<&'k [u8]>,
+        to: Bound<&'k [u8]>,
+    ) -> redb::Result<redb::Range<'_, &'static [u8], &'static [u8]>>;
     fn number(&self) -> redb::Result<u64>;
 }
 
@@ -167,6 +215,14 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> Rows for T {
 
     fn all(&self) -> redb::Result<redb::Range<'_, &'static [u8], &'static [u8]>> {
         ReadableTable::iter(self)
+    }
+
+    fn between<'k>(
+        &self,
+        from: Bound<&'k [u8]>,
+        to: Bound<&'k [u8]>,
+    ) -> redb::Result<redb::Range<'_, &'static [u8], &'static [u8]>> {
+        ReadableTable::range::<&[u8]>(self, (from, to))
     }
 
     fn number(&self) -> redb::Result<u64> {

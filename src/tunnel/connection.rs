@@ -29,8 +29,9 @@ use crate::wire::{DecodeError, Goodbye, RefusalCode, StreamHeader, StreamRefusal
 /// on a remote console and a few shells; each open stream may cost its window in memory.
 pub const DEFAULT_MAX_STREAMS: u32 = 64;
 
-/// Most streams that another side's word makes this side open at once.
-pub const MAX_STREAMS_CEILING: u32 = 1_024;
+/// Most streams that one side may hold open at once, whatever it was allowed: each costs a task, and
+/// some KiB on both sides.
+pub const MAX_STREAMS_CEILING: u32 = 4_096;
 
 /// Time in which a greeting must be done, both messages. Several round trips of a satellite link.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(10);

@@ -10,6 +10,7 @@ pub mod http;
 #[cfg(test)]
 pub mod memory;
 pub mod quic;
+pub mod relay;
 pub mod stream;
 pub mod tcp;
 #[cfg(test)]

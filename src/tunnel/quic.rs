@@ -38,6 +38,11 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of one stream that may be on the way or unread: 100 Mbit/s at 100 ms round trip.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 1_310_720;
 
+/// Streams whose whole windows a connection takes in at once, in number: 80 MiB. It bounds what a peer
+/// can make this side hold. So many readers must stand still at once before they are felt by others;
+/// acknowledgements pass even then, so that the tunnel lives.
+pub const WHOLE_WINDOWS_MAX: u32 = 64;
+
 /// Bytes of all streams of a connection that may be written and not yet acknowledged. It bounds
 /// the sender's memory; 320 Mbit/s at 100 ms.
 const SEND_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
@@ -532,10 +537,10 @@ fn stream_limit(max_streams: u32) -> VarInt {
     VarInt::from_u32(max_streams.saturating_add(CONTROL_STREAMS))
 }
 
-/// Room for all streams at once. Less would save memory, but a few readers that stand still could
-/// then use it up, and with it silence the control stream and all others.
+/// Room for all streams at once, up to a bound. Less would save memory, but a few readers that stand still
+/// could then use it up, and with it silence the control stream and all others.
 fn receive_window(max_streams: u32) -> VarInt {
-    let streams = u64::from(max_streams.saturating_add(CONTROL_STREAMS));
+    let streams = u64::from(max_streams.min(WHOLE_WINDOWS_MAX).saturating_add(CONTROL_STREAMS));
     VarInt::from_u64(streams * u64::from(STREAM_WINDOW_BYTES)).unwrap_or(VarInt::MAX)
 }
 

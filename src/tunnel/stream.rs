@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +44,12 @@ impl TunnelStream {
     /// The header it was opened with.
     pub const fn header(&self) -> &StreamHeader {
         &self.header
+    }
+
+    /// Waits until the other side has taken the stream, or says why it does not: [`refusal_in`] the
+    /// error. Whoever writes at once need not call this. Cancel safe.
+    pub async fn accepted(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_reply(Half::Read, cx)).await
     }
 
     /// The opening side's view: the header is written, the reply is not yet read.

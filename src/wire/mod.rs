@@ -10,12 +10,14 @@
 //! in [`Hello`]. A reader skips control messages that it does not know and refuses streams whose
 //! version or kind it does not know; the connection lives on.
 
+mod proxy_header;
 mod sessions;
 mod stream;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use proxy_header::proxy_header;
 pub use sessions::{REPLACES_MAX, SESSIONS_FEATURE, SessionClaim};
 pub use stream::{
     SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,

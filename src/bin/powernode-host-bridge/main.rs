@@ -5,6 +5,7 @@ mod arguments;
 mod call;
 mod commands;
 mod init;
+mod reach;
 mod run;
 mod show;
 mod state_key;
@@ -55,6 +56,8 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             command: ConfigCommand::Show,
         } => print(&settings.to_string()),
         Command::Version => Ok(()),
+        Command::Connect(connect) => reach::connect(&config, &environment, &connect),
+        Command::Forward(forward) => reach::forward(&config, &environment, &forward),
         other => commands::execute(&config, other),
     }
 }

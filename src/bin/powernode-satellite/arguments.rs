@@ -4,8 +4,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use powernode_satellite::contract::service::{
+    CONNECTIONS_DEFAULT, HealthCheck, LocalAddress, ServiceName, ServiceProtocol,
+};
 use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
+use powernode_satellite::process::config::rate::HumaneRate;
 
 /// Joins this box to a Powernode parent and keeps it connected, from behind any NAT.
 #[derive(Parser)]
@@ -49,6 +53,12 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Services of this box that the parent may reach, under grants
+    Services {
+        /// What to do with them
+        #[command(subcommand)]
+        command: ServicesCommand,
+    },
     /// Look at the configuration
     Config {
         /// What to do with it
@@ -72,6 +82,65 @@ pub enum Command {
     },
     /// Print the version
     Version,
+}
+
+/// What to do with services.
+#[derive(Subcommand)]
+pub enum ServicesCommand {
+    /// Show what is published
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Publish a service, or change one that was published like this; it stays over restarts
+    Publish(Box<PublishArguments>),
+    /// Take a service back that was published like this; its connections end
+    Withdraw {
+        /// Its name
+        #[arg(value_name = "NAME")]
+        name: ServiceName,
+    },
+}
+
+/// A service.
+#[derive(Args)]
+pub struct PublishArguments {
+    /// By which it is asked for: letters, digits and hyphens
+    #[arg(value_name = "NAME")]
+    pub name: ServiceName,
+
+    /// Where its program listens: an IP address and a port, localhost:PORT, or the path of a Unix socket
+    #[arg(value_name = "ADDRESS")]
+    pub address: LocalAddress,
+
+    /// What is spoken with it: tcp, http, udp or unix [default: tcp, or unix for a path]
+    #[arg(long, value_name = "PROTOCOL")]
+    pub protocol: Option<ServiceProtocol>,
+
+    /// For the people at the parent's
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub description: String,
+
+    /// How it is looked after: none, connect, or a path that is asked for by HTTP
+    #[arg(long, value_name = "CHECK", default_value = "none")]
+    pub health_check: HealthCheck,
+
+    /// Time between two checks
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub health_interval: HumaneDuration,
+
+    /// Connections to it at the same time
+    #[arg(long, value_name = "NUMBER", default_value_t = CONNECTIONS_DEFAULT)]
+    pub max_connections: u32,
+
+    /// Bytes each second of all its connections, in each direction, such as 2MiB
+    #[arg(long, value_name = "RATE", default_value = "none")]
+    pub bandwidth: HumaneRate,
+
+    /// Tell its program the asking person's address by a PROXY protocol header, version 2
+    #[arg(long)]
+    pub proxy_protocol: bool,
 }
 
 /// What to do with the state key.

@@ -4,6 +4,7 @@ mod arguments;
 mod join;
 mod run;
 mod self_check;
+mod services;
 mod state_key;
 mod status;
 
@@ -50,6 +51,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run => run::run(config, &environment, (file, flags)),
         Command::Join(join) => join::join(&config, &join),
         Command::Status { json } => status::status(&config, json),
+        Command::Services { command } => services::services(&config, &command),
         Command::StateKey {
             command: StateKeyCommand::Unseal,
         } => state_key::unseal(&config),

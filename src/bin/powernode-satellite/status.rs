@@ -7,6 +7,7 @@ use powernode_satellite::cli::client::{AdminClient, AdminError};
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output::{self, Cell, Style, Tone, relative_time};
 use powernode_satellite::contract::peer::PeerStatus;
+use powernode_satellite::contract::service::ServiceHealth;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::admin_api::STATUS_PATH;
@@ -112,6 +113,7 @@ fn render(report: &StatusReport, style: Style) -> String {
     ];
     lines.extend(membership(report));
     lines.extend(connection(report));
+    lines.push(("services", services(report)));
     lines.extend(upkeep(report));
     output::render_pairs(&lines, style)
 }
@@ -200,6 +202,27 @@ fn better_line(better: &BetterReport, report: &StatusReport) -> Cell {
         format!("; next try {}", relative_time(at, report.clock.trusted))
     });
     Cell::toned(format!("{}: {}{next}", better.rung, better.why), Tone::Warn)
+}
+
+/// What is published, and what of it does not answer.
+fn services(report: &StatusReport) -> Option<Cell> {
+    if report.services.is_empty() {
+        return None;
+    }
+    let unhealthy: Vec<_> = report
+        .services
+        .iter()
+        .filter(|service| service.health == ServiceHealth::Unhealthy)
+        .map(|service| service.service.name.as_str())
+        .collect();
+    let open: u32 = report.services.iter().map(|service| service.connections).sum();
+    let published = format!("{} published, {open} connections open", report.services.len());
+    Some(if unhealthy.is_empty() {
+        published.into()
+    } else {
+        let names = unhealthy.join(", ");
+        Cell::toned(format!("{published}; no answer from {names}"), Tone::Warn)
+    })
 }
 
 fn upkeep(report: &StatusReport) -> Vec<Line> {

@@ -5,7 +5,9 @@
 mod access;
 mod peers;
 mod relay;
+mod sessions;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,6 +19,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::info;
 
+use super::access::Access;
 use super::federation_api::{internal_error, read_body, stored_badly};
 use super::forwarded::strip_forwarded_identity;
 use super::links::Links;
@@ -41,6 +44,8 @@ pub const HEALTH_PATH: &str = "/api/v1/system/sdwan/health";
 pub const CA_PATH: &str = "/api/v1/system/sdwan/ca";
 /// Path of the operators.
 pub const OPERATORS_PATH: &str = "/api/v1/system/sdwan/operators";
+/// Path of the accesses in flight.
+pub const SESSIONS_PATH: &str = "/api/v1/system/sdwan/sessions";
 /// Path of the tools for assistants.
 pub const MCP_PATH: &str = "/mcp";
 /// What the path of a request to a peer's own interface begins with.
@@ -64,12 +69,18 @@ impl std::fmt::Display for Operator {
     }
 }
 
+/// Where a request came from, as its connection knows it; among the request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestSource(pub IpAddr);
+
 /// The interface.
 #[derive(Debug)]
 pub struct OperatorApi {
     pub(super) registry: Arc<Registry>,
     /// None in a command line's own process: nobody is connected there.
     links: Option<Arc<Links>>,
+    /// None where `links` is.
+    access: Option<Arc<Access>>,
     clock: Clock,
     settings: watch::Receiver<BridgeSettings>,
 }
@@ -94,8 +105,18 @@ impl OperatorApi {
         Self {
             registry,
             links,
+            access: None,
             clock,
             settings,
+        }
+    }
+
+    /// With the accesses in flight.
+    #[must_use]
+    pub fn with_access(self, access: Arc<Access>) -> Self {
+        Self {
+            access: Some(access),
+            ..self
         }
     }
 
@@ -180,6 +201,8 @@ impl OperatorApi {
             self.grants(&call(rest))
         } else if let Some(rest) = below(OPERATORS_PATH) {
             self.operators(&call(rest))
+        } else if let Some(rest) = below(SESSIONS_PATH) {
+            self.sessions(&call(rest))
         } else if path == HEALTH_PATH {
             match *method {
                 Method::GET => self.health(),

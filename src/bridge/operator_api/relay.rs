@@ -1,21 +1,24 @@
 //! Requests to a peer's own interface, carried to it through its tunnel and answered from there.
-//! Nothing of the operator goes along: not the token, not a claim of identity.
+//! Of the operator goes along who they are and where they are, as this bridge knows it, and a grant of
+//! the peer's: the one that they give, or the one that is held. Not their token, not a claim of theirs.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, Request, Response, StatusCode, Uri, request};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, request};
 use http_body_util::{BodyExt as _, Full};
 use tracing::{info, warn};
 
+use super::super::access::{called, why_offline};
+use super::super::registry::RegistryError;
 use super::super::registry::record::PeerRecord;
 use super::super::reply::{Reply, ReplyBody};
-use super::{Operator, OperatorApi, PEER_PREFIX, internal_error, refused};
+use super::{Operator, OperatorApi, PEER_PREFIX, RequestSource, internal_error, refused};
 use crate::base::id::TraceId;
 use crate::base::limit::foreign_text;
-use crate::contract::API_BASE;
-use crate::contract::peer::PeerStatus;
+use crate::base::secret::Secret;
+use crate::contract::{API_BASE, GRANT_HEADER, RESOURCES_PATH, SUBJECT_HEADER};
 use crate::process::entropy;
 use crate::tunnel::http::{HttpLimits, HttpOverTunnelError, request_streaming};
 
@@ -27,6 +30,9 @@ const PASSED_ON: &[HeaderName] = &[
     header::RANGE,
     header::USER_AGENT,
 ];
+
+/// Where a request came from (contract section 8).
+const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// What comes back of an answer's head.
 const PASSED_BACK: &[HeaderName] = &[
@@ -60,20 +66,27 @@ impl OperatorApi {
         operator: &Operator,
     ) -> Result<Response<ReplyBody>, Reply> {
         let (asked, target) = split(&head.uri)?;
-        let registry = Arc::clone(&self.registry);
-        let peer = tokio::task::spawn_blocking(move || registry.peer(&asked))
+        let subject = operator.to_string();
+        let (registry, now, wanted) = (Arc::clone(&self.registry), self.now(), service_in(target.path()));
+        let found = tokio::task::spawn_blocking(move || {
+            let peer = registry.peer(&asked)?;
+            let kept = registry.held_grant_for(peer.id, &wanted, &subject, now)?;
+            Ok((peer, kept.map(|kept| kept.token)))
+        });
+        let (peer, kept) = found
             .await
             .map_err(|_| internal_error())?
-            .map_err(|error| refused(&error))?;
+            .map_err(|error: RegistryError| refused(&error))?;
         let Some(tunnel) = self.links.as_ref().and_then(|links| links.get(peer.id)) else {
             return Err(offline(&peer, self.links.is_some()));
         };
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
         info!(%operator, peer = %peer.id, method = %head.method, path = target.path(), %trace, "a request goes to a peer");
         let mut request = Request::new(Full::new(body));
-        *request.method_mut() = head.method;
+        *request.method_mut() = head.method.clone();
         *request.uri_mut() = target;
         copy_headers(&head.headers, request.headers_mut(), PASSED_ON);
+        vouch(&head, operator, kept.as_ref(), request.headers_mut());
         match request_streaming(&tunnel, trace, request, HttpLimits::default()).await {
             Ok(answer) => {
                 let (answered, body) = answer.into_parts();
@@ -110,16 +123,41 @@ fn split(uri: &Uri) -> Result<(String, Uri), Reply> {
     }
 }
 
+/// The service that a path is about, as far as it tells: of a resource, its id.
+fn service_in(path: &str) -> String {
+    let rest = path.strip_prefix(RESOURCES_PATH).unwrap_or("");
+    rest.rsplit('/').next().unwrap_or("").to_owned()
+}
+
+/// Says for whom this bridge asks, from where, and by which grant.
+fn vouch(head: &request::Parts, operator: &Operator, kept: Option<&Secret>, to: &mut HeaderMap) {
+    if let Ok(subject) = HeaderValue::try_from(operator.to_string()) {
+        to.insert(HeaderName::from_static(SUBJECT_HEADER), subject);
+    }
+    if let Some(RequestSource(source)) = head.extensions.get()
+        && let Ok(source) = HeaderValue::try_from(source.to_string())
+    {
+        to.insert(HeaderName::from_static(X_FORWARDED_FOR), source);
+    }
+    let given = head
+        .headers
+        .get(GRANT_HEADER)
+        .and_then(|given| given.to_str().ok());
+    let token = given.or_else(|| kept.and_then(Secret::expose_text));
+    if let Some(token) = token
+        && let Ok(mut bearer) = HeaderValue::try_from(format!("Bearer {}", token.trim()))
+    {
+        bearer.set_sensitive(true);
+        to.insert(header::AUTHORIZATION, bearer);
+    }
+}
+
 fn copy_headers(from: &HeaderMap, to: &mut HeaderMap, names: &[HeaderName]) {
     for name in names {
         for value in from.get_all(name) {
             to.append(name.clone(), value.clone());
         }
     }
-}
-
-fn called(peer: &PeerRecord) -> String {
-    peer.name.clone().unwrap_or_else(|| peer.id.to_string())
 }
 
 fn offline(peer: &PeerRecord, daemon: bool) -> Reply {
@@ -132,15 +170,9 @@ fn offline(peer: &PeerRecord, daemon: bool) -> Reply {
             ),
         );
     }
-    let why = match (peer.status, peer.last_heartbeat_at) {
-        (PeerStatus::Proposed, _) => "it has not joined yet".to_owned(),
-        (PeerStatus::Suspended | PeerStatus::Revoked, _) => format!("it is {}", peer.status),
-        (_, Some(heard)) => format!("it is offline since about {heard}, its last heartbeat"),
-        (_, None) => "it has joined but never sent a heartbeat".to_owned(),
-    };
     Reply::failure(
         StatusCode::SERVICE_UNAVAILABLE,
-        &format!("{name} is not connected: {why}"),
+        &format!("{name} is not connected: {}", why_offline(peer)),
     )
 }
 
@@ -194,5 +226,52 @@ mod tests {
         let mut to = HeaderMap::new();
         copy_headers(&from, &mut to, PASSED_ON);
         assert_eq!(to.len(), 1);
+    }
+
+    #[test]
+    fn the_bridge_says_who_asks_and_nobody_else_does() {
+        let operator = Operator::Named("anna".into());
+        let (mut head, ()) = Request::new(()).into_parts();
+        for (name, forged) in [
+            ("x-forwarded-for", "203.0.113.1"),
+            (SUBJECT_HEADER, "berta"),
+            ("authorization", "Bearer hers"),
+        ] {
+            head.headers
+                .insert(HeaderName::from_static(name), HeaderValue::from_static(forged));
+        }
+        let sent = |head: &request::Parts, kept: Option<&Secret>| {
+            let mut to = HeaderMap::new();
+            copy_headers(&head.headers, &mut to, PASSED_ON);
+            vouch(head, &operator, kept, &mut to);
+            let text = |name: &str| to.get(name).map(|value| value.to_str().unwrap().to_owned());
+            (text(SUBJECT_HEADER), text(X_FORWARDED_FOR), text("authorization"))
+        };
+        assert_eq!(sent(&head, None), (Some("anna".into()), None, None));
+        head.extensions
+            .insert(RequestSource("192.0.2.7".parse().unwrap()));
+        let kept = Secret::from_text("fgs.held".into());
+        assert_eq!(
+            sent(&head, Some(&kept)),
+            (
+                Some("anna".into()),
+                Some("192.0.2.7".into()),
+                Some("Bearer fgs.held".into())
+            )
+        );
+        head.headers.insert(
+            HeaderName::from_static(GRANT_HEADER),
+            "fgs.given".parse().unwrap(),
+        );
+        assert_eq!(sent(&head, Some(&kept)).2, Some("Bearer fgs.given".into()));
+    }
+
+    #[test]
+    fn a_resource_names_its_service() {
+        assert_eq!(
+            service_in("/api/v1/system/federation_api/resources/service/ssh"),
+            "ssh"
+        );
+        assert_eq!(service_in("/api/v1/system/federation_api/subscriptions"), "");
     }
 }

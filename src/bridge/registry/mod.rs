@@ -5,6 +5,7 @@
 mod accepting;
 mod access;
 mod certificates;
+mod held;
 mod peers;
 mod presence;
 pub mod record;
@@ -35,6 +36,7 @@ use crate::store::state_key::StateKey;
 pub use self::accepting::{AcceptError, Accepted};
 pub use self::access::MintedOperator;
 pub use self::certificates::{RefreshError, ServerMaterial};
+pub use self::held::HELD_GRANTS_MAX;
 pub use self::peers::{MintedToken, Proposal, Resumption};
 pub use self::presence::{HeartbeatError, HeartbeatTaken, PRESENCE_WRITE_INTERVAL};
 

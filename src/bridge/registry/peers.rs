@@ -6,7 +6,8 @@ use std::time::Duration;
 use zeroize::Zeroizing;
 
 use super::record::{
-    LiveToken, PEER_NAMES, PEERS, PeerNameRecord, PeerRecord, StoredTokenState, TOKENS, TokenRecord,
+    HELD_GRANTS, LiveToken, PEER_NAMES, PEERS, PeerNameRecord, PeerRecord, StoredTokenState, TOKENS,
+    TokenRecord,
 };
 use super::{Registry, RegistryError};
 use crate::base::id::PeerId;
@@ -219,10 +220,12 @@ impl Registry {
             record.status = record.status.apply(event).map_err(RegistryError::Transition)?;
             record.status_since = now;
             and(&mut record);
-            if record.status == PeerStatus::Revoked
-                && let Some(name) = &record.name
-            {
-                w.remove(&PEER_NAMES, name)?;
+            if record.status == PeerStatus::Revoked {
+                if let Some(name) = &record.name {
+                    w.remove(&PEER_NAMES, name)?;
+                }
+                // Their tokens are of no use any more.
+                w.remove(&HELD_GRANTS, &record.id)?;
             }
             w.put(&PEERS, &record.id, &record)?;
             Ok::<_, RegistryError>(record)

@@ -2,6 +2,8 @@
 //! host-bridge's store. Values that the contract leaves open (capabilities, endpoints) are kept
 //! as the JSON that they are; postcard cannot hold values that describe themselves.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::super::heartbeat::Declaration;
@@ -11,16 +13,17 @@ use crate::base::time::UnixTime;
 use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode, SpawnRole};
 use crate::contract::token::TokenDigest;
-use crate::grant::Grant;
-use crate::store::database::{Schema, Table};
+use crate::grant::{Grant, PermissionScope, Revocation};
+use crate::store::audit_log::add_audit_log;
+use crate::store::database::{Schema, StoreError, Table, Writer};
 use crate::store::record::{Only, Record};
 
 /// The host-bridge's store.
 pub const SCHEMA: Schema = Schema {
     name: "powernode-host-bridge",
-    version: 1,
-    migrations: &[],
-    sealed: &[AUTHORITY.name(), SERVER.name()],
+    version: 3,
+    migrations: &[add_audit_log, add_held_grants],
+    sealed: &[AUTHORITY.name(), SERVER.name(), HELD_GRANTS.name()],
 };
 
 /// The peers.
@@ -46,6 +49,15 @@ pub const SERVER: Table<Only, ServerRecord> = Table::new("server");
 
 /// How this bridge is found from outside, as `init` was told.
 pub const PUBLIC: Table<Only, PublicRecord> = Table::new("public");
+
+/// The grants that peers have given to this side, by the peer that gave them.
+pub const HELD_GRANTS: Table<PeerId, HeldGrantsRecord> = Table::new("held_grants");
+
+/// The schema's step to held grants. The table comes with its first row; the new version keeps a
+/// program away that would write the tokens unsealed when it makes the file anew.
+pub fn add_held_grants(_writer: &mut Writer<'_>) -> Result<(), StoreError> {
+    Ok(())
+}
 
 /// A federation peer (contract section 1).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -159,6 +171,37 @@ pub struct GrantRecord {
     pub grant: Grant,
 }
 
+/// All that one peer has given.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct HeldGrantsRecord {
+    /// Oldest first.
+    pub grants: Vec<HeldGrant>,
+}
+
+/// A grant that a peer has issued, with the token that presents it there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HeldGrant {
+    /// The peer's id of it.
+    pub id: GrantId,
+    /// For whom of this side.
+    pub remote_subject: String,
+    /// What it opens.
+    pub resource_kind: String,
+    /// The one thing of that kind; absent, all of them.
+    pub resource_id: Option<String>,
+    /// What may be done.
+    pub permission_scopes: BTreeSet<PermissionScope>,
+    /// When the peer made it.
+    pub issued_at: UnixTime,
+    /// From then on the peer does not take it.
+    pub expires_at: UnixTime,
+    /// When and why the peer ended it.
+    pub revocation: Option<Revocation>,
+    /// To be presented to the peer; wiped when the grant is revoked.
+    #[serde(with = "stored")]
+    pub token: Secret,
+}
+
 /// What an operator may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -235,7 +278,8 @@ first_version!(
     OperatorRecord,
     AuthorityRecord,
     ServerRecord,
-    PublicRecord
+    PublicRecord,
+    HeldGrantsRecord
 );
 
 /// A value as JSON inside of a record.

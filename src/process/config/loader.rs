@@ -10,6 +10,7 @@ use thiserror::Error;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::family::{Family, Member, Members, key_example};
 use super::key::{AnyKey, Fallback, Key, Raw, Refusal, nearest};
 use super::proxy::InvalidProxyUrl;
 use crate::base::limit::foreign_text;
@@ -32,6 +33,8 @@ pub struct Program {
     pub sections: &'static [(&'static str, &'static str)],
     /// Its keys, in the order of the example file.
     pub keys: &'static [&'static dyn AnyKey],
+    /// Its kinds of sections of which there may be many, after the others in the example file.
+    pub families: &'static [&'static Family],
 }
 
 /// The file to read.
@@ -131,6 +134,17 @@ pub enum ConfigError {
         "the proxy that the environment names (HTTPS_PROXY) cannot be used; correct it, or set tunnel.proxy = \"none\""
     )]
     EnvironmentProxy(#[source] InvalidProxyUrl),
+    /// A section whose values make no sense together.
+    #[error("{origin}: [{section}] cannot be used")]
+    Section {
+        /// Where it begins.
+        origin: Origin,
+        /// Which.
+        section: String,
+        /// Why, and what to do.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Two values that do not go together.
     #[error("`{first}` and `{second}` do not go together: {why}")]
     Conflict {
@@ -150,7 +164,7 @@ pub struct InvalidValue {
     /// Where it stands.
     pub origin: Origin,
     /// The key.
-    pub key: &'static str,
+    pub key: String,
     /// The value, as ` = …`, or nothing where it should not be repeated.
     value: String,
     why: String,
@@ -163,6 +177,7 @@ pub struct InvalidValue {
 pub struct Settings {
     program: &'static Program,
     values: BTreeMap<&'static str, (Raw, Origin)>,
+    members: BTreeMap<&'static str, Members>,
 }
 
 impl Settings {
@@ -178,6 +193,7 @@ impl Settings {
         let mut settings = Self {
             program,
             values: BTreeMap::new(),
+            members: BTreeMap::new(),
         };
         settings.add_defaults();
         for (path, (value, variable)) in provided {
@@ -192,7 +208,7 @@ impl Settings {
         for key in program.keys {
             if let Some((raw, origin)) = settings.values.get(key.path()) {
                 key.normalize(raw)
-                    .map_err(|refusal| refused(*key, raw, origin, refusal))?;
+                    .map_err(|refusal| refused(*key, key.path().to_owned(), raw, origin, refusal))?;
             }
         }
         Ok(settings)
@@ -206,15 +222,25 @@ impl Settings {
         let value = key.form.read(raw);
         value
             .map(Some)
-            .map_err(|refusal| refused(key, raw, origin, refusal))
+            .map_err(|refusal| refused(key, key.path.to_owned(), raw, origin, refusal))
     }
 
     /// The value of a key that has a default.
     pub fn required<T>(&self, key: &'static Key<T>) -> Result<T, ConfigError> {
         self.get(key)?.ok_or_else(|| {
             let refusal = Refusal::new("is not set");
-            refused(key, &Raw::Text(String::new()), &Origin::Default, refusal)
+            let nothing = Raw::Text(String::new());
+            refused(key, key.path.to_owned(), &nothing, &Origin::Default, refusal)
         })
+    }
+
+    /// The sections of a kind, by name.
+    pub fn members(&self, family: &Family) -> impl Iterator<Item = (&str, &Member)> {
+        let members = self.members.get(family.name);
+        members
+            .into_iter()
+            .flatten()
+            .map(|(name, member)| (name.as_str(), member))
     }
 
     /// Where a key's value comes from.
@@ -282,7 +308,13 @@ impl Settings {
             };
             let origin = file.origin(name.span().start);
             let is_section = self.program.is_section(&path);
+            let family = self.program.families.iter().find(|family| family.name == path);
             match value.get_ref() {
+                DeValue::Table(inner) if family.is_some() => {
+                    if let Some(family) = family {
+                        self.members.insert(family.name, family.read(file, inner)?);
+                    }
+                }
                 DeValue::Table(inner) if is_section => self.add_table(file, &path, inner)?,
                 other => self.set(&path, raw_of(other), origin)?,
             }
@@ -324,11 +356,14 @@ impl Settings {
         let program = self.program;
         let Some(key) = program.keys.iter().find(|key| key.path() == path) else {
             let sections = program.sections.iter().map(|(name, _)| *name);
+            let families = program.families.iter().map(|family| family.name);
             let known = program.keys.iter().map(|key| key.path()).chain(sections);
-            let advice = if program.is_section(path) {
+            let advice = if program.families.iter().any(|family| family.name == path) {
+                format!("write a section [{path}.NAME] and its keys below")
+            } else if program.is_section(path) {
                 format!("`{path}` is a section: write [{path}] and its keys below")
             } else {
-                program.advice(nearest(path, known))
+                program.advice(nearest(path, known.chain(families)))
             };
             return Err(ConfigError::UnknownKey {
                 origin,
@@ -380,16 +415,11 @@ impl Program {
             }
             for key in self.keys.iter().filter(|key| section_of(key.path()) == *section) {
                 lines.push(String::new());
-                lines.extend(key.doc().lines().map(|line| format!("# {line}")));
-                let (text, remark) = match key.fallback() {
-                    Fallback::Value(text) => (text, ""),
-                    Fallback::Unset { example } => (example, " Not set by default."),
-                };
-                lines.push(format!("# It must be {}.{remark}", key.allowed()));
-                let value = key.normalize(&Raw::Text(text.to_owned())).unwrap_or_default();
-                let name = key.path().rsplit('.').next().unwrap_or_default();
-                lines.push(format!("#{name} = {value}"));
+                lines.extend(key_example(*key));
             }
+        }
+        for family in self.families {
+            lines.extend(family.example());
         }
         lines.push(String::new());
         lines.join("\n")
@@ -435,17 +465,22 @@ impl fmt::Display for Settings {
                 None => writeln!(f, "# {path} is not set")?,
             }
         }
+        for family in self.program.families {
+            if let Some(members) = self.members.get(family.name) {
+                family.show(members, f)?;
+            }
+        }
         Ok(())
     }
 }
 
-struct FileText<'a> {
+pub(super) struct FileText<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
 impl FileText<'_> {
-    fn origin(&self, offset: usize) -> Origin {
+    pub(super) fn origin(&self, offset: usize) -> Origin {
         Origin::File {
             path: self.path.to_owned(),
             line: line_of(self.text, offset),
@@ -461,7 +496,7 @@ fn line_of(text: &str, offset: usize) -> usize {
     1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
 }
 
-fn raw_of(value: &DeValue<'_>) -> Raw {
+pub(super) fn raw_of(value: &DeValue<'_>) -> Raw {
     match value {
         DeValue::String(text) => Raw::Text(text.to_string()),
         DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
@@ -471,6 +506,7 @@ fn raw_of(value: &DeValue<'_>) -> Raw {
             let texts: Option<Vec<_>> = items.iter().map(text).collect();
             texts.map_or(Raw::Foreign("a list of other things than texts"), Raw::List)
         }
+        DeValue::Boolean(truth) => Raw::Truth(*truth),
         other => Raw::Foreign(other.type_str()),
     }
 }
@@ -498,12 +534,18 @@ fn read_file(path: &Path) -> Result<Option<String>, ConfigError> {
     Ok(Some(text))
 }
 
-fn refused(key: &dyn AnyKey, raw: &Raw, origin: &Origin, refusal: Refusal) -> ConfigError {
+pub(super) fn refused(
+    key: &dyn AnyKey,
+    path: String,
+    raw: &Raw,
+    origin: &Origin,
+    refusal: Refusal,
+) -> ConfigError {
     let discreet = key.discreet();
     let shown = foreign_text(raw.to_string().trim());
     ConfigError::Value(Box::new(InvalidValue {
         origin: origin.clone(),
-        key: key.path(),
+        key: path,
         value: if discreet || shown.is_empty() {
             String::new()
         } else {

@@ -10,8 +10,10 @@ use thiserror::Error;
 use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::proxy::{ProxyChoice, ProxySettings};
+use super::services::{self, LimitsConfig};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
+use crate::contract::service::ServiceDefinition;
 use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
 use crate::process::environment::Environment;
 use crate::process::telemetry::{LogFilter, LogFormat};
@@ -55,6 +57,10 @@ pub struct SatelliteConfig {
     pub tunnel_climb_max: Duration,
     /// By which ways the tunnel is dialled.
     pub ways: Ways,
+    /// What the parent may use of this box at once.
+    pub limits: LimitsConfig,
+    /// The services that the configuration publishes, by name.
+    pub services: Vec<ServiceDefinition>,
     /// Ceiling of the first wait between attempts to connect.
     pub reconnect_initial: Duration,
     /// Ceiling of all waits between attempts to connect.
@@ -204,6 +210,8 @@ impl SatelliteConfig {
                 )
                 .map_err(ConfigError::EnvironmentProxy)?,
             },
+            limits: services::limits(settings)?,
+            services: services::services(settings)?,
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
             log: LogConfig {
@@ -276,9 +284,14 @@ pub static PROGRAM: Program = Program {
         ),
         ("tunnel", "The tunnel to the parent."),
         ("reconnect", "How eagerly a lost tunnel is dialled again."),
+        (
+            "limits",
+            "What the parent may use of this box at once. A reload changes them for new tunnels and streams.",
+        ),
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
+    families: &[&services::SERVICES],
 };
 
 static KEYS: &[&dyn AnyKey] = &[
@@ -303,6 +316,11 @@ static KEYS: &[&dyn AnyKey] = &[
     &TUNNEL_PROXY_CREDENTIALS,
     &RECONNECT_INITIAL,
     &RECONNECT_MAX,
+    &services::STREAMS_PER_SESSION,
+    &services::STREAM_BANDWIDTH,
+    &services::SESSION_BANDWIDTH,
+    &services::CONNECT_TIMEOUT,
+    &services::FLOW_IDLE_TIMEOUT,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];

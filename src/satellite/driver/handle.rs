@@ -41,6 +41,8 @@ pub enum Command {
     ),
     /// Take new settings and try to connect at once.
     Reload(Box<DriverSettings>),
+    /// What a heartbeat says has changed.
+    ContentChanged,
 }
 
 /// Why an invitation was not taken.
@@ -86,6 +88,14 @@ impl DriverHandle {
             .await
             .map_err(|_| Stopping)?;
         answer.await.map_err(|_| Stopping)
+    }
+
+    /// Has the next heartbeat sent soon: what it says has changed.
+    pub async fn content_changed(&self) -> Result<(), Stopping> {
+        self.commands
+            .send(Command::ContentChanged)
+            .await
+            .map_err(|_| Stopping)
     }
 
     /// Takes new settings and tries to connect at once.

@@ -23,6 +23,7 @@ use tunnels::Link;
 use super::exchange;
 use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
 use super::report::Failures;
+use super::services::ServiceServer;
 use super::status::StatusReport;
 use crate::base::id::SessionId;
 use crate::base::limit::error_chain;
@@ -66,6 +67,8 @@ pub struct Driver {
     /// When they were last written.
     facts_written: Option<Moment>,
     certificate: CertificateWatch,
+    /// What the parent may reach of this box; `None` in a short run that only joins.
+    services: Option<ServiceServer>,
     /// Dials under way and tunnels that are up.
     links: BTreeMap<TunnelId, Link>,
     /// Tells the sessions of this run of the program from those of another.
@@ -115,6 +118,7 @@ impl Driver {
             facts_due: clock.now().plus(FACTS_INTERVAL),
             facts_written: None,
             certificate: CertificateWatch::default(),
+            services: None,
             links: BTreeMap::new(),
             run: entropy::seed(),
             lost_sessions: Vec::new(),
@@ -137,6 +141,14 @@ impl Driver {
             clock: driver.clock.clone(),
         };
         (driver, handle)
+    }
+
+    /// Lets the parent reach published services.
+    #[must_use]
+    pub fn with_services(mut self, services: ServiceServer) -> Self {
+        self.services = Some(services);
+        self.publish();
+        self
     }
 
     /// Runs until the scope is cancelled, then takes leave of the parent and writes the facts.
@@ -220,6 +232,7 @@ impl Driver {
                 self.tell(ChildEvent::ContentChanged);
                 self.tell(ChildEvent::RetryNow);
             }
+            Command::ContentChanged => self.tell(ChildEvent::ContentChanged),
         }
     }
 
@@ -334,7 +347,14 @@ impl Driver {
         if let Some(operator) = &self.settings.operator {
             membership.operator = operator.clone();
         }
-        self.with_tunnel(|tunnel, reporter| exchange::heartbeat(tunnel, reporter, membership));
+        let services = self.services.as_ref().map(|server| {
+            let offered = server.services().offerings();
+            let offered = offered.borrow().clone();
+            offered
+        });
+        self.with_tunnel(|tunnel, reporter| {
+            exchange::heartbeat(tunnel, reporter, membership, services.unwrap_or_default())
+        });
     }
 
     fn send_refresh(&mut self, key: KeyMaterial) {

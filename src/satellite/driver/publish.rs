@@ -45,6 +45,9 @@ impl Driver {
             store,
         );
         report.daemon_running = true;
+        if let Some(server) = &self.services {
+            report.services = server.services().reports();
+        }
         if let (Some(peer), Some(operator)) = (&mut report.peer, &self.settings.operator) {
             peer.disclose(operator);
         }

@@ -20,7 +20,7 @@ use crate::process::supervisor::TaskScope;
 use crate::reach::connect::{Approach, connect};
 use crate::reach::dial::{Credentials, Established, Introduction};
 use crate::satellite::federation_api::FederationApi;
-use crate::satellite::serve;
+use crate::satellite::serve::{self, Served};
 use crate::tunnel::Tunnel;
 use crate::wire::{Goodbye, GoodbyeReason, REPLACES_MAX, SessionClaim};
 
@@ -194,8 +194,14 @@ impl Driver {
         if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
             tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
         }
-        let api = FederationApi {
-            ca_bundle_pem: self.ca_bundle(),
+        let served = Served {
+            api: FederationApi {
+                ca_bundle_pem: self.ca_bundle(),
+            },
+            services: self.services.as_ref().and_then(|services| {
+                let membership = self.machine.membership()?;
+                Some(services.session(membership.peer_id))
+            }),
         };
         let (since, reporter) = (self.clock.trusted().now, self.reporter(id));
         let peer = self
@@ -216,7 +222,7 @@ impl Driver {
         serve::spawn(
             &link.scope,
             tunnel.clone(),
-            api,
+            served,
             self.clock.clone(),
             reporter,
             &span,

@@ -286,3 +286,57 @@ fn the_seals_come_off_both_files() {
     let (store, loaded) = MembershipStore::open(directory.path(), None).unwrap();
     assert!(loaded.state.is_some() && !store.report(None).sealed);
 }
+
+/// The schema of the programs before grants.
+static FIRST: Schema = Schema {
+    name: "powernode-satellite",
+    version: 1,
+    migrations: &[],
+    sealed: &["membership"],
+};
+
+fn recorded() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store/satellite-schema-1.redb")
+}
+
+/// Writes the fixture. Not run with the others: a fixture that is made anew proves nothing.
+#[test]
+#[ignore = "writes tests/fixtures/store/satellite-schema-1.redb"]
+fn record_the_first_schema() {
+    let database = Database::open(&recorded(), &FIRST).unwrap();
+    let state = StoredState(states().remove(5));
+    database.write(|w| w.put(&MEMBERSHIP, &Only, &state)).unwrap();
+}
+
+#[test]
+fn a_recorded_store_of_the_first_schema_keeps_its_membership_and_takes_grants() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(recorded(), dir.path().join(STORE_FILE)).unwrap();
+    let (peeked, _) = MembershipStore::peek(dir.path(), None).unwrap();
+    assert_eq!(peeked.state.unwrap().name(), "joined");
+    for _ in 0..2 {
+        let (store, loaded) = MembershipStore::open(dir.path(), None).unwrap();
+        let membership = loaded.state.unwrap().membership().cloned().unwrap();
+        assert_eq!(membership.operator.contact, "ops");
+        let clock = crate::process::clock::Clock::start(NOW);
+        grants::GrantBook::open(store.database(), false, clock).unwrap();
+    }
+    let error = Database::open(&dir.path().join(STORE_FILE), &FIRST).unwrap_err();
+    assert!(
+        matches!(error, OpenError::NewerSchema { found, .. } if found == SCHEMA.version),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn the_key_of_the_grants_is_sealed_like_the_membership() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = StateKey::parse(&(0..32).collect::<Vec<u8>>()).unwrap();
+    let clock = crate::process::clock::Clock::start(NOW);
+    let (store, _) = MembershipStore::open(dir.path(), None).unwrap();
+    grants::GrantBook::open(store.database(), false, clock).unwrap();
+    assert!(!store.report(None).sealed);
+    drop(store);
+    let (store, _) = MembershipStore::open(dir.path(), Some(&key)).unwrap();
+    assert!(store.report(None).sealed);
+}

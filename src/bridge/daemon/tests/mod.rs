@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod access;
 mod https;
 mod tunnels;
 
@@ -214,7 +215,7 @@ impl TestBridge {
             tunnel,
             welcome,
             driver,
-            _endpoint: endpoint,
+            endpoint,
         })
     }
 
@@ -232,7 +233,8 @@ struct Dialled {
     tunnel: Tunnel,
     welcome: Welcome,
     driver: TunnelDriver,
-    _endpoint: Option<QuicEndpoint>,
+    #[allow(dead_code, reason = "the connection lives as long as its endpoint")]
+    endpoint: Option<QuicEndpoint>,
 }
 
 async fn run_registry(registry: Registry, dir: &tempfile::TempDir, more: &[(&'static str, &str)]) -> Running {

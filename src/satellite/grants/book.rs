@@ -1,0 +1,433 @@
+//! Makes and ends grants. What the owner or the join decides is durable before it is in force, so
+//! that nothing comes back after a power cut; then it is in force at once.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use thiserror::Error;
+use tokio::sync::watch;
+
+use super::gate::{Gate, Shared};
+use super::record::{BOOK, BookRecord, GRANT_KEY, GRANTS, GrantKeyRecord, Handover, KeptGrant};
+use crate::base::id::{GrantId, PeerId};
+use crate::base::time::UnixTime;
+use crate::grant::{
+    ARCHIVE_AFTER, BearerToken, Grant, GrantKey, GrantState, MANAGED_CHILD_OPERATOR_KIND, NewGrant,
+    RevokeError,
+};
+use crate::process::clock::Clock;
+use crate::process::entropy;
+use crate::store::database::{Database, StoreError, Writer};
+use crate::store::record::Only;
+
+/// Most grants that are kept, ended ones included: some for each technician of a large parent, and
+/// still less than a MiB in memory.
+pub const GRANTS_MAX: usize = 1_000;
+
+/// Why the grants cannot be opened.
+#[derive(Debug, Error)]
+pub enum OpenGrantsError {
+    /// The key of the tokens.
+    #[error(
+        "the key of the grant tokens in the store is damaged; move the state directory away and join again"
+    )]
+    Key,
+    /// The store.
+    #[error("the grants cannot be read")]
+    Store(#[from] StoreError),
+}
+
+/// Why grants were not changed. They are as they were.
+#[derive(Debug, Error)]
+pub enum GrantBookError {
+    /// No such grant.
+    #[error("there is no grant {0}; `powernode-satellite grants list` shows all")]
+    Unknown(GrantId),
+    /// It cannot be revoked.
+    #[error(transparent)]
+    Revoke(#[from] RevokeError),
+    /// A bound is reached.
+    #[error("{GRANTS_MAX} grants are kept already, none of them ended long ago; revoke what is not needed")]
+    Full,
+    /// The key is destroyed.
+    #[error("this satellite has left its parent; join again before you issue grants")]
+    Left,
+    /// The disk.
+    #[error("the grants could not be written; nothing was changed")]
+    Store(#[from] StoreError),
+}
+
+/// A grant with its token, to be shown once.
+#[derive(Debug)]
+pub struct Issued {
+    /// The grant.
+    pub grant: Grant,
+    /// Its token.
+    pub token: BearerToken,
+    /// Whether it was there already.
+    pub reused: bool,
+}
+
+/// Keeps the grants. Cheap to clone; all clones see the same.
+#[derive(Clone)]
+pub struct GrantBook {
+    shared: Arc<Shared>,
+    pub(super) database: Database,
+    /// One change at a time, from the read of the row to what is in force.
+    changing: Arc<Mutex<()>>,
+}
+
+impl GrantBook {
+    /// Reads the grants from the satellite's store and makes their key where there is none.
+    /// Blocking.
+    pub fn open(database: Database, accept_unsigned: bool, clock: Clock) -> Result<Self, OpenGrantsError> {
+        let key = read_or_make_key(&database)?;
+        let grants = database.read(|reader| reader.list(&GRANTS))?;
+        let shared = Shared::new(key, accept_unsigned, grants.into_iter().collect(), clock);
+        Ok(Self {
+            shared: Arc::new(shared),
+            database,
+            changing: Arc::default(),
+        })
+    }
+
+    /// What decides on the parent's requests.
+    pub fn gate(&self) -> Gate {
+        Gate {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Whether unsigned tokens are taken from now on.
+    pub fn set_accept_unsigned(&self, accept: bool) {
+        self.shared.set_accept_unsigned(accept);
+    }
+
+    /// Counts changes: for whoever hands grants over.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes()
+    }
+
+    /// All grants, oldest first.
+    pub fn all(&self) -> Vec<KeptGrant> {
+        self.shared.look(|grants| grants.values().cloned().collect())
+    }
+
+    /// One grant.
+    pub fn get(&self, id: GrantId) -> Option<KeptGrant> {
+        self.shared.look(|grants| grants.get(&id).cloned())
+    }
+
+    /// The token of a grant that is to be handed over.
+    pub fn token_of(&self, id: GrantId) -> Option<BearerToken> {
+        self.shared.token_of(id)
+    }
+
+    /// Makes a grant. With `reuse`, a live one that says the same is given again.
+    pub async fn issue(
+        &self,
+        new: NewGrant,
+        handover: Handover,
+        reuse: bool,
+    ) -> Result<Issued, GrantBookError> {
+        self.change(move |book, now| book.issue_blocking(new, handover, reuse, now))
+            .await
+    }
+
+    /// Ends a grant; streams under it are cut.
+    pub async fn revoke(&self, id: GrantId, reason: &str) -> Result<Grant, GrantBookError> {
+        let reason = reason.to_owned();
+        self.change(move |book, now| book.revoke_blocking(id, &reason, now))
+            .await
+    }
+
+    /// The grant under which the parent operates this child: made when there is none, left alone when
+    /// a live one is there, and not made again when the owner has revoked it. `None` when there is
+    /// none to be had.
+    pub async fn mirror(&self, peer: PeerId) -> Result<Option<Grant>, GrantBookError> {
+        self.change(move |book, now| book.mirror_blocking(peer, now))
+            .await
+    }
+
+    /// Keeps the operator grant of this peering from being made by itself: the store was lost, and
+    /// nobody can tell whether the owner had revoked it.
+    pub async fn withhold_mirror(&self, peer: PeerId) -> Result<(), GrantBookError> {
+        self.change(move |book, _| {
+            let record = BookRecord {
+                withheld_from: Some(peer),
+            };
+            Ok(book.database.write(|w| w.put(&BOOK, &Only, &record))?)
+        })
+        .await
+    }
+
+    /// Ends every live grant under which the parent operates this box.
+    pub async fn emancipate(&self, peer: PeerId, reason: &str) -> Result<Vec<Grant>, GrantBookError> {
+        let reason = reason.to_owned();
+        self.change(move |book, now| book.emancipate_blocking(peer, &reason, now))
+            .await
+    }
+
+    /// Whether the owner has taken back the parent's operator rights and given none since.
+    pub fn is_emancipated(&self, peer: PeerId) -> bool {
+        let now = self.now();
+        self.shared.look(|grants| {
+            let operator = |kept: &&KeptGrant| is_operator_grant(&kept.grant, peer);
+            let ended = grants.values().filter(operator);
+            let mut any_revoked = false;
+            for kept in ended {
+                match kept.grant.state(now) {
+                    GrantState::Active => return false,
+                    GrantState::Revoked | GrantState::Archived => any_revoked = true,
+                    GrantState::Expired => {}
+                }
+            }
+            any_revoked
+        })
+    }
+
+    /// Puts grants away that were revoked long ago. How many there were.
+    pub async fn archive(&self) -> Result<usize, GrantBookError> {
+        self.change(Self::archive_blocking).await
+    }
+
+    /// Notes that the parent has acknowledged what it was told of a grant.
+    pub async fn acknowledged(&self, id: GrantId, told: Handover) -> Result<(), GrantBookError> {
+        self.change(move |book, _| book.acknowledged_blocking(id, told))
+            .await
+    }
+
+    /// Destroys the key and with it all tokens; what was let in is cut. The key in the store is the
+    /// caller's to destroy.
+    pub fn close(&self) {
+        self.shared.replace_key(None);
+    }
+
+    /// Goes on with a new key after [`GrantBook::close`]: another peering begins. Blocking.
+    pub fn reopen(&self) -> Result<(), OpenGrantsError> {
+        let key = read_or_make_key(&self.database)?;
+        self.shared.replace_key(Some(key));
+        Ok(())
+    }
+
+    fn now(&self) -> UnixTime {
+        self.shared.clock.trusted().now
+    }
+
+    async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Self, UnixTime) -> Result<T, GrantBookError> + Send + 'static,
+    ) -> Result<T, GrantBookError> {
+        let book = self.clone();
+        let changed = tokio::task::spawn_blocking(move || {
+            let _alone = book.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&book, book.now())
+        });
+        match changed.await {
+            Ok(outcome) => outcome,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_cancelled) => Err(StoreError::Stopping.into()),
+            },
+        }
+    }
+
+    fn issue_blocking(
+        &self,
+        new: NewGrant,
+        handover: Handover,
+        reuse: bool,
+        now: UnixTime,
+    ) -> Result<Issued, GrantBookError> {
+        let same = |kept: &&KeptGrant| reuse && new.is_served_by(&kept.grant, now);
+        let there = self.shared.look(|grants| grants.values().find(same).cloned());
+        let reused = there.is_some();
+        let grant = there.map_or_else(
+            || new.issue(GrantId::new_v7(now, entropy::id_entropy()), now),
+            |kept| kept.grant,
+        );
+        let token = self.shared.token_of(grant.id).ok_or(GrantBookError::Left)?;
+        if !reused {
+            let kept = KeptGrant {
+                grant: grant.clone(),
+                handover,
+            };
+            let dropped = self.database.write(|w| {
+                let dropped = make_room(w, now)?;
+                w.put(&GRANTS, &kept.grant.id, &kept)?;
+                Ok::<_, GrantBookError>(dropped)
+            })?;
+            self.shared.change(|grants| {
+                if let Some(dropped) = dropped {
+                    grants.remove(&dropped);
+                }
+                grants.insert(kept.grant.id, kept);
+            });
+        }
+        Ok(Issued { grant, token, reused })
+    }
+
+    fn revoke_blocking(&self, id: GrantId, reason: &str, now: UnixTime) -> Result<Grant, GrantBookError> {
+        let kept = self.update(id, |kept| revoke(kept, reason, now))?;
+        Ok(kept.grant)
+    }
+
+    fn mirror_blocking(&self, peer: PeerId, now: UnixTime) -> Result<Option<Grant>, GrantBookError> {
+        let states = self.shared.look(|grants| {
+            let operator = grants
+                .values()
+                .filter(|kept| is_operator_grant(&kept.grant, peer));
+            operator
+                .map(|kept| (kept.grant.state(now), kept.grant.clone()))
+                .collect::<Vec<_>>()
+        });
+        let mut settled = false;
+        for (state, grant) in states {
+            match state {
+                GrantState::Active => return Ok(Some(grant)),
+                GrantState::Revoked | GrantState::Archived => settled = true,
+                GrantState::Expired => {}
+            }
+        }
+        let book = self.database.read(|reader| reader.get(&BOOK, &Only))?;
+        if settled || book.is_some_and(|book| book.withheld_from == Some(peer)) {
+            return Ok(None);
+        }
+        let new = NewGrant::managed_child_operator(peer);
+        Ok(Some(self.issue_blocking(new, Handover::Due, true, now)?.grant))
+    }
+
+    fn emancipate_blocking(
+        &self,
+        peer: PeerId,
+        reason: &str,
+        now: UnixTime,
+    ) -> Result<Vec<Grant>, GrantBookError> {
+        let live = |kept: &&KeptGrant| {
+            is_operator_grant(&kept.grant, peer) && kept.grant.state(now) == GrantState::Active
+        };
+        let mut ended: Vec<KeptGrant> = self
+            .shared
+            .look(|grants| grants.values().filter(live).cloned().collect());
+        for kept in &mut ended {
+            revoke(kept, reason, now)?;
+        }
+        self.database.write(|w| {
+            for kept in &ended {
+                w.put(&GRANTS, &kept.grant.id, kept)?;
+            }
+            Ok::<_, StoreError>(())
+        })?;
+        let grants = ended.iter().map(|kept| kept.grant.clone()).collect();
+        self.shared.change(|all| {
+            all.extend(ended.into_iter().map(|kept| (kept.grant.id, kept)));
+        });
+        Ok(grants)
+    }
+
+    fn archive_blocking(&self, now: UnixTime) -> Result<usize, GrantBookError> {
+        let mut due: Vec<KeptGrant> = self.all();
+        due.retain_mut(|kept| kept.grant.archive(now));
+        if due.is_empty() {
+            return Ok(0);
+        }
+        self.database.write(|w| {
+            for kept in &due {
+                w.put(&GRANTS, &kept.grant.id, kept)?;
+            }
+            Ok::<_, StoreError>(())
+        })?;
+        let archived = due.len();
+        self.shared.change(|all| {
+            all.extend(due.into_iter().map(|kept| (kept.grant.id, kept)));
+        });
+        Ok(archived)
+    }
+
+    fn acknowledged_blocking(&self, id: GrantId, told: Handover) -> Result<(), GrantBookError> {
+        self.update(id, |kept| {
+            kept.handover = match (told, kept.handover) {
+                // It was revoked while it was handed over.
+                (Handover::Due, Handover::Due) if kept.grant.revocation.is_some() => Handover::RevocationDue,
+                (Handover::Due, Handover::Due) => Handover::Done,
+                // It may have arrived unacknowledged, so the end is told of what was never said to be there.
+                (Handover::RevocationDue, Handover::RevocationDue | Handover::Due) => {
+                    Handover::RevocationDone
+                }
+                (_, now) => now,
+            };
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// Changes one grant: durable, then in force.
+    fn update(
+        &self,
+        id: GrantId,
+        change: impl FnOnce(&mut KeptGrant) -> Result<(), GrantBookError>,
+    ) -> Result<KeptGrant, GrantBookError> {
+        let mut kept = self.get(id).ok_or(GrantBookError::Unknown(id))?;
+        change(&mut kept)?;
+        self.database.write(|w| w.put(&GRANTS, &id, &kept))?;
+        self.shared.change(|grants| {
+            grants.insert(id, kept.clone());
+        });
+        Ok(kept)
+    }
+}
+
+impl fmt::Debug for GrantBook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrantBook").finish_non_exhaustive()
+    }
+}
+
+fn revoke(kept: &mut KeptGrant, reason: &str, now: UnixTime) -> Result<(), GrantBookError> {
+    kept.grant.revoke(reason, now)?;
+    kept.handover = match kept.handover {
+        Handover::Done | Handover::RevocationDue => Handover::RevocationDue,
+        // It may be on its way: what has arrived is told of when that is known.
+        Handover::Due => Handover::Due,
+        Handover::ByHand => Handover::ByHand,
+        Handover::RevocationDone => Handover::RevocationDone,
+    };
+    Ok(())
+}
+
+fn is_operator_grant(grant: &Grant, peer: PeerId) -> bool {
+    grant.federation_peer_id == peer && grant.resource_kind == MANAGED_CHILD_OPERATOR_KIND
+}
+
+fn read_or_make_key(database: &Database) -> Result<GrantKey, OpenGrantsError> {
+    let stored = database.read(|reader| reader.get(&GRANT_KEY, &Only))?;
+    if let Some(stored) = stored {
+        return GrantKey::from_secret(&stored.secret).map_err(|_| OpenGrantsError::Key);
+    }
+    let key = GrantKey::new(entropy::secret_bytes());
+    let record = GrantKeyRecord {
+        secret: key.to_secret(),
+    };
+    database.write(|w| w.put(&GRANT_KEY, &Only, &record))?;
+    Ok(key)
+}
+
+/// Makes room for one grant: the oldest that ended long ago goes. Operator grants stay, because
+/// whether one was revoked decides whether another is made.
+fn make_room(w: &mut Writer<'_>, now: UnixTime) -> Result<Option<GrantId>, GrantBookError> {
+    if w.count(&GRANTS)? < GRANTS_MAX {
+        return Ok(None);
+    }
+    let all = w.list(&GRANTS)?;
+    let over = all.iter().map(|(_, kept)| &kept.grant).find(|grant| {
+        grant.resource_kind != MANAGED_CHILD_OPERATOR_KIND
+            && match grant.state(now) {
+                GrantState::Archived => true,
+                GrantState::Expired => now >= grant.expires_at.plus(ARCHIVE_AFTER),
+                GrantState::Active | GrantState::Revoked => false,
+            }
+    });
+    let over = over.ok_or(GrantBookError::Full)?.id;
+    w.remove(&GRANTS, &over)?;
+    Ok(Some(over))
+}

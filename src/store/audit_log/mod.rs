@@ -1,0 +1,85 @@
+//! Takes audit events in and keeps them. Knows how they are stored, not what they mean.
+//!
+//! [`AuditLog::record`] puts an event into a bounded queue and returns; the [`writer`] gathers what
+//! comes within a second into one transaction. When the queue is full, events are counted instead, and
+//! an entry says how many. [`reading`] verifies the log and gives excerpts of it, page by page.
+
+pub mod reading;
+mod rows;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{mpsc, watch};
+
+use super::database::{Database, StoreError, Writer};
+use crate::audit::AuditEvent;
+use crate::audit::entry::AuditEntry;
+use crate::audit::retention::Retention;
+use crate::process::clock::Clock;
+
+pub use self::rows::{AUDIT_ENDS, AUDIT_ROWS};
+pub use self::writer::{AuditWriter, BATCH_MAX_EVENTS, BATCH_WAIT};
+
+/// Events that wait for the writer, at most: a burst of connections in the second of one batch, in
+/// about 512 KiB of memory.
+pub const QUEUE_MAX_EVENTS: usize = 1_024;
+
+/// A handle; clones write to the same log. The default one keeps nothing and tells the log of the
+/// program alone.
+#[derive(Clone, Default)]
+pub struct AuditLog(Option<Arc<Shared>>);
+
+struct Shared {
+    queue: mpsc::Sender<AuditEntry>,
+    /// Events that found the queue full since the last entry that said so.
+    lost: AtomicU64,
+    clock: Clock,
+}
+
+impl AuditLog {
+    /// Opens the log in a store. The writer is to be run, or finished, by the caller: until then
+    /// nothing is written. Blocks on the disk.
+    pub fn open(
+        database: Database,
+        clock: Clock,
+        retention: watch::Receiver<Retention>,
+    ) -> Result<(Self, AuditWriter), StoreError> {
+        let (queue, entries) = mpsc::channel(QUEUE_MAX_EVENTS);
+        let shared = Arc::new(Shared {
+            queue,
+            lost: AtomicU64::new(0),
+            clock,
+        });
+        let writer = AuditWriter::new(database, Arc::clone(&shared), entries, retention)?;
+        Ok((Self(Some(shared)), writer))
+    }
+
+    /// Notes an event. Returns at once; a writer makes it durable within a second.
+    pub fn record(&self, event: &AuditEvent) {
+        tracing::debug!(?event, "audit");
+        if let Some(shared) = &self.0 {
+            let entry = AuditEntry::new(event, shared.clock.trusted());
+            if shared.queue.try_send(entry).is_err() {
+                shared.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for AuditLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AuditLog").field(&self.0.is_some()).finish()
+    }
+}
+
+/// The step of a store's schema that adds the audit log: its tables begin with their first rows. A
+/// program from before it must not run on the store, for it would leave holes in the log.
+pub fn add_audit_log(_writer: &mut Writer<'_>) -> Result<(), StoreError> {
+    Ok(())
+}
