@@ -137,6 +137,27 @@ impl Federation {
         running
     }
 
+    /// The port of the second host-bridge.
+    pub const TWIN_PORT: u16 = 9443;
+
+    /// Starts a second host-bridge that knows the same peers: as two in front of one platform do. Here it
+    /// has a copy of the first one's registry.
+    pub fn run_twin(&self) -> Process {
+        let (from, to) = (self.path("parent/state"), self.path("twin/state"));
+        let mut copy = Command::new("cp");
+        copy.args(["-a", &from, &to]);
+        succeed(copy);
+        let mut twin = self.bridge(&["run"]);
+        let port = Self::TWIN_PORT;
+        twin.env("POWERNODE_HOST_BRIDGE_STATE_DIR", to)
+            .env("POWERNODE_HOST_BRIDGE_ADMIN_SOCKET", self.socket("twin.sock"))
+            .env("POWERNODE_HOST_BRIDGE_LISTEN_HTTPS", format!("[::]:{port}"))
+            .env("POWERNODE_HOST_BRIDGE_LISTEN_QUIC", format!("[::]:{port}"));
+        let mut running = self.lab.spawn("twin", twin);
+        self.wait_for_socket(&mut running, "twin.sock");
+        running
+    }
+
     /// Starts the satellite; returns when it answers.
     pub fn run_satellite(&self) -> Process {
         let mut running = self.lab.spawn("satellite", self.satellite(&["run"]));

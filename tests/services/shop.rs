@@ -115,7 +115,7 @@ impl Shop {
             clock.clone(),
             scope.clone(),
         );
-        let server = ServiceServer::new(services.clone(), book.gate(), AuditLog);
+        let server = ServiceServer::new(services.clone(), book.gate(), AuditLog::default());
         let (satellite, parent) = tunnel(&scope, &clock, streams).await;
         let (session, serving) = (server.session(peer()), scope.clone());
         scope.spawn_until_cancelled("serve", async move {

@@ -184,6 +184,9 @@ impl LadderMachine {
                 }
             }
             LadderEvent::Disable => {
+                if let Some(carrier) = self.carrier.take() {
+                    self.hang_up(carrier.id);
+                }
                 self.dismiss(now);
                 for retired in std::mem::take(&mut self.retired) {
                     self.hang_up(retired.id);
