@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::contract::invitation::HostPort;
 use crate::contract::peer::PeerStatus;
-use crate::machine::join::{JoinEvent, JoinState};
+use crate::machine::join::{Farewell, JoinEvent, JoinState};
 use crate::machine::ladder::{DialFailure, Loss, TunnelId};
 use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredIdentity, StoredInvitation};
 use crate::machine::renewal::IdentityChoice;
@@ -66,6 +66,8 @@ pub enum ChildEvent {
     RefreshIssued(StoredIdentity),
     /// It did not.
     RefreshFailed,
+    /// The owner has ended the peering, and that is durable.
+    Left(Box<Farewell>),
     /// What a heartbeat would say has changed.
     ContentChanged,
     /// Try to connect at once.
@@ -169,7 +171,7 @@ pub enum InvitationRefused {
     /// Member already.
     #[error(
         "this satellite has already joined {parent} as peer {peer_id}; to join another parent, leave this one first \
-         (stop the daemon and remove its state directory)"
+         with `powernode-satellite leave`"
     )]
     AlreadyJoined {
         /// Of whom.

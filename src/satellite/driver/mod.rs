@@ -4,23 +4,26 @@
 //! loop, so nothing that depends on one can overtake it.
 
 mod facts;
+mod grants;
 mod handle;
 mod news;
 mod publish;
 mod tunnels;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
 pub use facts::FACTS_INTERVAL;
-pub use handle::{Command, DriverHandle, DriverSettings, JoinCommandError, Stopping};
+pub use handle::{Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Stopping};
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
 use publish::CertificateWatch;
 use tunnels::Link;
 
 use super::exchange;
+use super::federation_api::Surroundings;
 use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
 use super::report::Failures;
 use super::services::ServiceServer;
@@ -78,6 +81,10 @@ pub struct Driver {
     ways: WayWatch,
     /// When the ways were last looked at.
     looked_at: Moment,
+    /// What the parent's requests are answered with.
+    surroundings: Option<Arc<Surroundings>>,
+    /// The tunnel over which grants are handed over, and where that runs.
+    grants_over: (Option<TunnelId>, TaskScope),
     failures: Failures,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     commands: mpsc::Receiver<Command>,
@@ -111,7 +118,6 @@ impl Driver {
             store,
             recovered: loaded.recovered,
             store_error: None,
-            scope,
             settings,
             facts: loaded.facts,
             facts_dirty: false,
@@ -124,6 +130,9 @@ impl Driver {
             lost_sessions: Vec::new(),
             ways: WayWatch::default(),
             looked_at: clock.now(),
+            surroundings: None,
+            grants_over: (None, scope.child()),
+            scope,
             failures: Failures::default(),
             reports: mpsc::channel(REPORTS_MAX),
             commands,
@@ -147,6 +156,14 @@ impl Driver {
     #[must_use]
     pub fn with_services(mut self, services: ServiceServer) -> Self {
         self.services = Some(services);
+        self.publish();
+        self
+    }
+
+    /// Answers the parent's requests, by the grants that it has.
+    #[must_use]
+    pub fn with_surroundings(mut self, surroundings: Arc<Surroundings>) -> Self {
+        self.surroundings = Some(surroundings);
         self.publish();
         self
     }
@@ -233,6 +250,11 @@ impl Driver {
                 self.tell(ChildEvent::RetryNow);
             }
             Command::ContentChanged => self.tell(ChildEvent::ContentChanged),
+            Command::Leave(reason, reply) => {
+                let outcome = self.leave(reason).await;
+                self.publish();
+                let _ = reply.send(outcome);
+            }
         }
     }
 
@@ -275,6 +297,7 @@ impl Driver {
                 ChildAction::SendRefresh { key } => self.send_refresh(*key),
             }
         }
+        self.hand_over_grants();
         self.write_due_facts().await;
         self.publish();
     }

@@ -1,6 +1,7 @@
 //! The loop's dials and tunnels: what it does for the ladders, and what becomes of it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tracing::{Instrument as _, Span};
 
@@ -195,9 +196,11 @@ impl Driver {
             tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
         }
         let served = Served {
-            api: FederationApi {
+            api: self.surroundings.as_ref().map(|surroundings| FederationApi {
                 ca_bundle_pem: self.ca_bundle(),
-            },
+                surroundings: Arc::clone(surroundings),
+            }),
+            peer: self.machine.membership().map(|membership| membership.peer_id),
             services: self.services.as_ref().and_then(|services| {
                 let membership = self.machine.membership()?;
                 Some(services.session(membership.peer_id))
@@ -219,14 +222,7 @@ impl Driver {
             driver.run().await;
         };
         self.scope.spawn("tunnel", running.instrument(span.clone()));
-        serve::spawn(
-            &link.scope,
-            tunnel.clone(),
-            served,
-            self.clock.clone(),
-            reporter,
-            &span,
-        );
+        serve::spawn(&link.scope, tunnel.clone(), served, reporter, &span);
         link.up = Some(LiveLink {
             tunnel,
             session: welcome.session,
