@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::federation::{Federation, PORT, SOON, logged};
 use crate::proxy::{PROXY_PORT, Proxy};
-use crate::stream::{Reader, publish_counter};
-use crate::topology::{PARENT_V4, PARENT_V6, ROUTER_LAN_V4, ROUTER_WAN_V4};
+use crate::stream::{CONNECT, Reader, publish_counter};
+use crate::topology::{PARENT_V4, PARENT_V6, ROUTER_LAN_V4, ROUTER_WAN_V4, SATELLITE_V4};
 use crate::wait::{wait_timed, wait_until};
 
 /// From the program's start, or from the loss of a tunnel, to another way: the head start of 300 ms, two
@@ -25,6 +25,9 @@ const BACK_UP_WITHIN: Duration = Duration::from_secs(10 + 3 + 10 + 7);
 
 /// Silence with streams open, and what is left of it for a new dial.
 const LOST_AND_FOUND_WITHIN: Duration = Duration::from_secs(5 + 5);
+
+/// Five seconds between two heartbeats, five of silence, and room.
+const LOSS_NOTICED_WITHIN: Duration = Duration::from_secs(15);
 
 /// A pause that the network itself makes in a stream: a ping after two seconds of silence, and a round
 /// trip or two over the new path.
@@ -160,10 +163,64 @@ fn another_wan_address_in_mid_transfer_ends_no_stream() {
     publish_counter(&federation);
     let reader = Reader::start(&federation);
     let router = federation.lab.router.namespace();
-    router.ip("address add 198.51.100.77/24 dev wan0");
     router.ip(&format!("address delete {ROUTER_WAN_V4}/24 dev wan0"));
+    router.ip("address add 198.51.100.77/24 dev wan0");
     reader.goes_on_within(PAUSE_WITHIN);
     assert!(logged(&satellite, "tunnel lost").is_empty());
+    federation.assert_nothing_told(&[&bridge, &satellite]);
+}
+
+#[test]
+fn another_address_of_the_box_in_mid_transfer_ends_no_stream() {
+    let Some(federation) = Federation::open("ladder_roaming") else {
+        return;
+    };
+    let (bridge, satellite) = federation.run_joined();
+    publish_counter(&federation);
+    let reader = Reader::start(&federation);
+    let edge = &federation.lab.satellite;
+    edge.ip(&format!("address delete {SATELLITE_V4}/24 dev up0"));
+    edge.ip("address add 10.77.0.99/24 dev up0");
+    edge.ip(&format!("route replace default via {ROUTER_LAN_V4}"));
+    reader.goes_on_within(PAUSE_WITHIN);
+    wait_until("the change was noticed", SOON, || {
+        let noticed = logged(
+            &satellite,
+            "the network of this box has changed; looking at all tunnels",
+        );
+        (!noticed.is_empty()).then_some(())
+    });
+    assert!(logged(&satellite, "tunnel lost").is_empty());
+    federation.assert_nothing_told(&[&bridge, &satellite]);
+}
+
+#[test]
+fn an_idle_satellite_costs_less_than_four_mebibytes_a_day() {
+    let Some(federation) = Federation::open("ladder_idle") else {
+        return;
+    };
+    let (bridge, satellite) = federation.run_joined();
+    wait_until("the join is over", SOON, || {
+        (federation.peer()["heartbeat_age_seconds"].as_u64() >= Some(10)).then_some(())
+    });
+    // Both directions, with all headers.
+    federation.lab.router.add_rule("counter");
+    let acknowledged = || federation.status()["heartbeat"]["last_acknowledged_at"].clone();
+    let mut last = acknowledged();
+    let minutes = 3;
+    for minute in 0..minutes {
+        wait_until(&format!("heartbeat {minute}"), Duration::from_secs(75), || {
+            let latest = acknowledged();
+            (latest != last).then(|| last = latest)
+        });
+    }
+    let bytes = federation.lab.router.counted_bytes();
+    let a_day = bytes / minutes * 24 * 60;
+    println!(
+        "          {bytes} bytes in {minutes} minutes, {} KiB a day",
+        a_day / 1_024
+    );
+    assert!(bytes > 0 && a_day < 4 * 1_024 * 1_024, "{a_day} bytes a day");
     federation.assert_nothing_told(&[&bridge, &satellite]);
 }
 
@@ -175,12 +232,12 @@ fn a_port_from_which_nothing_comes_back_is_left() {
     let (bridge, satellite) = federation.run_joined();
     publish_counter(&federation);
     let reader = Reader::start(&federation);
-    let flows = federation.lab.router.flows();
-    let flow = flows
-        .lines()
-        .find(|line| line.contains("udp") && line.contains(&format!("dport={PORT}")));
-    let port = flow.and_then(|line| line.split("sport=").nth(1)?.split(' ').next());
-    let port = port.unwrap_or_else(|| panic!("no flow of the tunnel's: {flows}"));
+    // The router keeps ports where it can.
+    let address = federation.peer()["tunnel"]["address"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let port = address.rsplit(':').next().unwrap();
     federation
         .lab
         .router
@@ -223,6 +280,8 @@ fn a_small_mtu_without_a_word_stalls_nothing() {
     federation.lab.router.add_rule("meta length > 1280 counter drop");
     reader.goes_on_within(SOON);
     Reader::start(&federation).goes_on_within(SOON);
+    let vanished = federation.lab.router.counted_packets();
+    assert!(vanished > 0, "the path had been found to be larger");
     assert!(logged(&satellite, "tunnel lost").is_empty());
     federation.assert_nothing_told(&[&bridge, &satellite]);
 }
@@ -270,36 +329,41 @@ fn of_two_host_bridges_one_may_die() {
     let Some(mut federation) = Federation::open("ladder_two") else {
         return;
     };
-    let (first, satellite) = federation.run_joined();
+    let (mut first, satellite) = federation.run_joined();
+    publish_counter(&federation);
+    // The parent has its grant by then.
+    drop(Reader::start(&federation));
     drop(satellite);
     let twin = federation.run_twin();
-    federation.set_satellite(
-        "PARENT_BRIDGES",
-        format!("{PARENT_V4}:{PORT},{PARENT_V4}:{}", Federation::TWIN_PORT),
-    );
+    let bridges = format!("{PARENT_V4}:{PORT},{PARENT_V4}:{}", Federation::TWIN_PORT);
+    federation.set_satellite("PARENT_BRIDGES", bridges);
     let satellite = federation.run_satellite();
-    let up = || {
+    wait_timed("both have a tunnel", SOON, || {
         let bridges = federation.status()["link"]["bridges"].clone();
-        let states = bridges.as_array()?.iter();
-        (states.filter(|bridge| bridge["state"] == "connected").count() == 2).then_some(())
-    };
-    wait_timed("both have a tunnel", SOON, up);
-    let primary = federation.status()["link"]["bridges"][0]["primary"] == true;
-    let (mut dies, stays) = if primary { (first, twin) } else { (twin, first) };
-    let connected_since = federation.status()["link"]["since"].clone();
-    dies.kill_and_wait();
-    // The satellite's own requests: the loss is noticed by a heartbeat, which goes over the other then.
-    satellite.signal(Signal::HUP);
-    wait_timed("the other is the primary", Duration::from_secs(15), || {
+        let mut states = bridges.as_array()?.iter();
+        (bridges.as_array()?.len() == 2 && states.all(|bridge| bridge["state"] == "connected")).then_some(())
+    });
+    publish_counter(&federation);
+    let reader = Reader::start_at(federation.twin(&CONNECT));
+    first.kill_and_wait();
+    reader.goes_on_within(SOON);
+    let (_, took) = wait_timed("a new stream flows", SOON, || {
+        drop(Reader::start_at(federation.twin(&CONNECT)));
+        Some(())
+    });
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    wait_timed("the other is the primary", LOSS_NOTICED_WITHIN, || {
+        // A heartbeat on the tunnel that is dead makes the satellite look.
+        satellite.signal(Signal::HUP);
         let link = federation.status()["link"].clone();
         assert_eq!(link["state"], "connected", "there is no gap");
-        (link["bridges"][usize::from(primary)]["primary"] == true).then_some(())
+        (link["bridges"][1]["primary"] == true).then_some(())
     });
-    println!("          first connected {connected_since}");
     wait_until("a heartbeat was acknowledged over it", SOON, || {
         federation.status()["heartbeat"]["last_error"]
             .is_null()
             .then_some(())
     });
-    federation.assert_nothing_told(&[&stays, &satellite]);
+    reader.goes_on_within(SOON);
+    federation.assert_nothing_told(&[&twin, &satellite]);
 }

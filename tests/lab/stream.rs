@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -16,11 +16,14 @@ use crate::wait::{wait_timed, wait_until};
 /// The service's name.
 const SERVICE: &str = "counter";
 
+/// What leads there, as arguments of a host-bridge.
+pub const CONNECT: [&str; 3] = ["connect", NAME, SERVICE];
+
 /// Pause between two numbers: often enough that a gap of a second shows.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// What pads each number, so that a stream of them is more than a trickle: 20 KiB/s.
-const PADDING: usize = 1_000;
+/// What pads each number, so that the packets are as large as the path lets them be.
+const PADDING: usize = 4_000;
 
 /// Longest life of a service's connection, which ends by itself.
 const NUMBERS_MAX: u64 = 20_000;
@@ -61,8 +64,12 @@ pub struct Reader {
 impl Reader {
     /// Begins to read; returns when numbers arrive.
     pub fn start(federation: &Federation) -> Self {
-        let mut program = federation
-            .bridge(&["connect", NAME, SERVICE])
+        Self::start_at(federation.bridge(&CONNECT))
+    }
+
+    /// The same by way of a host-bridge whose `connect` is given.
+    pub fn start_at(mut connect: Command) -> Self {
+        let mut program = connect
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
