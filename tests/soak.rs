@@ -7,10 +7,9 @@ mod support;
 
 use std::net::SocketAddr;
 
-use powernode_satellite::machine::reconnect::DialTarget;
+use powernode_satellite::machine::ladder::DialTarget;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
-use powernode_satellite::process::config::satellite::Ways;
-use powernode_satellite::satellite::link::{self, Credentials, Established};
+use powernode_satellite::reach::dial::{self, Credentials, Established, Introduction, Way};
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::tunnel::{CloseReason, Tunnel, TunnelSettings};
 use powernode_satellite::wire::{Goodbye, GoodbyeReason};
@@ -72,14 +71,13 @@ impl Session {
             .enable_all()
             .build()
             .unwrap();
-        let ways = Ways::default();
-        let dial = link::dial(
-            target,
-            credentials.clone(),
-            &ways,
-            TunnelSettings::default(),
-            Clock::start(BUILD_TIME),
-        );
+        let introduction = Introduction {
+            credentials: credentials.clone(),
+            features: Vec::new(),
+            settings: TunnelSettings::default(),
+            clock: Clock::start(BUILD_TIME),
+        };
+        let dial = dial::dial(target, &Way::Quic, introduction);
         let Established { tunnel, driver, .. } = runtime.block_on(dial).unwrap();
         let driver = runtime.spawn(driver.run());
         Self {

@@ -228,7 +228,7 @@ impl Running {
             endpoints.push(endpoint);
         }
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls(&HTTPS_ALPN)?));
+        let acceptor = TlsAcceptor::from(Arc::new(tls(&[&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat())?));
 
         let supervisor = Supervisor::new();
         let links = Arc::new(Links::new(settings.limits(), supervisor.scope(Stage::Work)));

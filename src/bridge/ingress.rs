@@ -32,7 +32,9 @@ use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::tcp::{self, TcpSettings};
 use crate::tunnel::transport::Transport;
-use crate::wire::{Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, StreamKind, Welcome};
+use crate::wire::{
+    Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, SESSIONS_FEATURE, SessionClaim, StreamKind, Welcome,
+};
 
 /// Life of a connection without a certificate: an accept takes two round trips and one write to
 /// disk; a slow satellite link has ten times that.
@@ -52,6 +54,9 @@ const BUSY_RETRY: Duration = Duration::from_secs(5);
 /// When satellites should come back after a stop: long enough for a restart. Each is told a time
 /// of its own up to twice this, so that they do not come all at once.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
+
+/// Longest trial that a satellite can ask for.
+const TRIAL_MAX: Duration = Duration::from_secs(60);
 
 /// What a tunnel is told at its beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,8 +209,8 @@ impl Ingress {
         session: SessionId,
     ) {
         let Admitted { peer, certificate } = admitted;
-        let decide = |_: &Hello| match self.links.check(peer) {
-            Ok(()) => Ok(self.welcome(session, address)),
+        let decide = |hello: &Hello| match self.links.check(peer) {
+            Ok(()) => Ok(self.welcome(session, address, hello)),
             Err(full) => Err(refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)),
         };
         let Some((tunnel, hello, driver)) = self.greet(transport, decide).await else {
@@ -218,7 +223,8 @@ impl Ingress {
             agent: foreign_text(&hello.agent),
         };
         let served = async {
-            match self.links.enter(peer, session, link) {
+            let claim = SessionClaim::read(&hello.features);
+            match self.links.enter(peer, session, &claim, link) {
                 Ok(place) => {
                     info!(%address, agent = foreign_text(&hello.agent), "a satellite is connected");
                     // Whoever was suspended since the handshake must not stay. Where the registry
@@ -226,7 +232,10 @@ impl Ingress {
                     if let Ok(Some((reason, why))) = self.objection(certificate, peer).await {
                         place.close(reason, &why);
                     }
-                    self.serve(&tunnel, address, certificate).await;
+                    tokio::join!(
+                        self.serve(&tunnel, address, certificate),
+                        promote(&place, &tunnel, claim.trial),
+                    );
                     Some(place)
                 }
                 Err(full) => {
@@ -337,7 +346,7 @@ impl Ingress {
             }
         };
         let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
-        let decide = |_: &Hello| Ok(self.welcome(session, address));
+        let decide = |hello: &Hello| Ok(self.welcome(session, address, hello));
         let Some((tunnel, _, driver)) = self.greet(transport, decide).await else {
             return;
         };
@@ -405,7 +414,8 @@ impl Ingress {
         }
     }
 
-    fn welcome(&self, session: SessionId, address: SocketAddr) -> Welcome {
+    fn welcome(&self, session: SessionId, address: SocketAddr, hello: &Hello) -> Welcome {
+        let sessions = SessionClaim::read(&hello.features).run.is_some();
         Welcome {
             session,
             agent: AGENT.to_owned(),
@@ -413,8 +423,22 @@ impl Ingress {
             max_streams: self.settings.max_streams,
             observed_address: address.to_string(),
             unix_seconds: self.clock.trusted().now.as_seconds(),
-            features: Vec::new(),
+            features: sessions
+                .then(|| SESSIONS_FEATURE.to_owned())
+                .into_iter()
+                .collect(),
         }
+    }
+}
+
+/// Lets a session carry when its trial is over. A trial longer than any satellite's is none.
+async fn promote(place: &SessionGuard<'_>, tunnel: &Tunnel, trial: Option<Duration>) {
+    let Some(trial) = trial else { return };
+    if tokio::time::timeout(trial.min(TRIAL_MAX), tunnel.closed())
+        .await
+        .is_err()
+    {
+        place.promote();
     }
 }
 

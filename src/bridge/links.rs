@@ -9,7 +9,7 @@ use crate::base::id::{PeerId, SessionId};
 use crate::base::time::UnixTime;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::connection::Tunnel;
-use crate::wire::{Goodbye, GoodbyeReason};
+use crate::wire::{Goodbye, GoodbyeReason, SessionClaim};
 
 /// What a session is told whose peer has accepted again.
 pub const REPLACED_KEY: &str = "another key has accepted as this peer";
@@ -53,11 +53,24 @@ impl Links {
         self.table().check(peer)
     }
 
-    /// Takes a peer's newest tunnel; the one that it replaces is told and closed. Its row goes with
+    /// Takes a peer's newest tunnel; those that it displaces are told and closed. Its row goes with
     /// the guard, however the session's task ends.
-    pub fn enter(&self, peer: PeerId, session: SessionId, link: Link) -> Result<SessionGuard<'_>, Full> {
-        let replaced = self.table().enter(peer, Session { id: session, link })?;
-        if let Some(replaced) = replaced {
+    pub fn enter(
+        &self,
+        peer: PeerId,
+        session: SessionId,
+        claim: &SessionClaim,
+        link: Link,
+    ) -> Result<SessionGuard<'_>, Full> {
+        let entering = Session {
+            id: session,
+            run: claim.run,
+            link,
+        };
+        let displaced = self
+            .table()
+            .enter(peer, entering, &claim.replaces, claim.trial.is_some())?;
+        for replaced in displaced {
             let goodbye = goodbye(
                 GoodbyeReason::Superseded,
                 "a newer session of this peer has taken over",
@@ -71,20 +84,20 @@ impl Links {
         })
     }
 
-    /// Ends a peer's tunnel for a reason, where there is one.
+    /// Ends a peer's tunnels for a reason.
     pub fn close(&self, peer: PeerId, reason: GoodbyeReason, message: &str) {
         let removed = self.table().remove(peer);
-        if let Some(removed) = removed {
+        for removed in removed {
             self.say(removed.link.tunnel, goodbye(reason, message));
         }
     }
 
-    /// A peer's live tunnel.
+    /// The tunnel that carries what is opened towards a peer.
     pub fn get(&self, peer: PeerId) -> Option<Tunnel> {
         self.table().get(peer).map(|live| live.link.tunnel.clone())
     }
 
-    /// What operators see of a peer's live tunnel.
+    /// What operators see of that tunnel.
     pub fn view(&self, peer: PeerId) -> Option<LinkView> {
         self.table().get(peer).map(|live| LinkView {
             session: live.id,
@@ -148,7 +161,12 @@ impl SessionGuard<'_> {
         }
     }
 
-    /// The tunnel has ended. Whether it was the peer's live one.
+    /// The session's trial is over: it carries from now on.
+    pub fn promote(&self) {
+        self.links.table().promote(self.peer, self.session);
+    }
+
+    /// The tunnel has ended. Whether it was still one of the peer's.
     pub fn leave(self) -> bool {
         self.links.leave(self.peer, self.session)
     }

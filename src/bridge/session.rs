@@ -1,7 +1,11 @@
-//! Who is connected: one live session per peer, the newest authenticated one; and the bounds on
-//! connections that have no certificate yet. A pure table: what a session is made of (`H`, in
+//! Who is connected: the live sessions of each peer, one of which *carries* what is opened towards it;
+//! and the bounds on connections that have no certificate yet. A pure table: what a session is made of (`H`, in
 //! the daemon a tunnel) is handed in and handed out, never looked at. Whatever the table hands
 //! out is the caller's to close.
+//!
+//! A peer's newest authenticated session displaces the others, so that a half-open one is in nobody's
+//! way, unless the satellite says that it holds them all (`wire::SessionClaim`): those of one run of its
+//! program live beside each other, but for those that it has lost.
 //!
 //! Nothing accumulates: a row exists exactly as long as its connection does, and a connection
 //! that was replaced cannot remove its successor's row.
@@ -13,10 +17,14 @@ use thiserror::Error;
 
 use crate::base::id::{PeerId, SessionId};
 
+/// Most sessions of one peer: two addresses of this bridge, each with one that carries, one on trial and
+/// one that drains.
+pub const SESSIONS_PER_PEER: usize = 6;
+
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SessionLimits {
-    /// Most authenticated sessions.
+    /// Most peers with a session.
     pub sessions: usize,
     /// Most connections without a certificate.
     pub bootstrap: usize,
@@ -66,6 +74,8 @@ pub struct BootstrapPlace(Source);
 pub struct Session<H> {
     /// Its id, in both sides' logs.
     pub id: SessionId,
+    /// The run of the satellite's program that holds it, where it says so.
+    pub run: Option<u64>,
     /// What it is made of.
     pub link: H,
 }
@@ -74,7 +84,8 @@ pub struct Session<H> {
 #[derive(Debug)]
 pub struct SessionTable<H> {
     limits: SessionLimits,
-    sessions: BTreeMap<PeerId, Session<H>>,
+    /// Never an empty list; the last one carries.
+    sessions: BTreeMap<PeerId, Vec<Session<H>>>,
     bootstrap: BTreeMap<Source, usize>,
     bootstrap_total: usize,
 }
@@ -104,40 +115,76 @@ impl<H> SessionTable<H> {
         }
     }
 
-    /// Takes a peer's newest session and hands out the one that it replaces, to be closed. A
-    /// peer that is in already always gets in: its old session may be half-open.
-    pub fn enter(&mut self, peer: PeerId, session: Session<H>) -> Result<Option<Session<H>>, Full> {
+    /// Takes a peer's newest session, which carries from now on unless it is on trial beside another,
+    /// and hands out those that it displaces, to be closed. A peer that is in already always gets in: its
+    /// old session may be half-open.
+    pub fn enter(
+        &mut self,
+        peer: PeerId,
+        session: Session<H>,
+        replaces: &[SessionId],
+        on_trial: bool,
+    ) -> Result<Vec<Session<H>>, Full> {
         self.check(peer)?;
-        Ok(self.sessions.insert(peer, session))
+        let live = self.sessions.entry(peer).or_default();
+        let stays =
+            |old: &Session<H>| session.run.is_some() && old.run == session.run && !replaces.contains(&old.id);
+        let (mut kept, mut displaced): (Vec<_>, Vec<_>) = live.drain(..).partition(stays);
+        if kept.len() >= SESSIONS_PER_PEER {
+            displaced.push(kept.remove(0));
+        }
+        let at = if on_trial {
+            kept.len().saturating_sub(1)
+        } else {
+            kept.len()
+        };
+        kept.insert(at, session);
+        *live = kept;
+        Ok(displaced)
     }
 
-    /// The session's connection is gone. Whether it was the peer's live one: a replaced session
+    /// A session's trial is over: it carries, if it is still there.
+    pub fn promote(&mut self, peer: PeerId, session: SessionId) {
+        if let Some(live) = self.sessions.get_mut(&peer)
+            && let Some(at) = live.iter().position(|live| live.id == session)
+        {
+            live[at..].rotate_left(1);
+        }
+    }
+
+    /// The session's connection is gone. Whether it was still one of the peer's: a displaced session
     /// ends later than its successor begins.
     pub fn leave(&mut self, peer: PeerId, session: SessionId) -> bool {
         self.remove_session(peer, session).is_some()
     }
 
-    /// Hands out a peer's session, to be closed: the peer was suspended or revoked.
-    pub fn remove(&mut self, peer: PeerId) -> Option<Session<H>> {
-        self.sessions.remove(&peer)
+    /// Hands out all sessions of a peer, to be closed: the peer was suspended or revoked.
+    pub fn remove(&mut self, peer: PeerId) -> Vec<Session<H>> {
+        self.sessions.remove(&peer).unwrap_or_default()
     }
 
-    /// The same, if it is this one: what speaks against one session does not speak against its
-    /// successor.
+    /// Hands out one of them: what speaks against one session does not speak against its successor.
     pub fn remove_session(&mut self, peer: PeerId, session: SessionId) -> Option<Session<H>> {
-        self.sessions
-            .get(&peer)
-            .is_some_and(|live| live.id == session)
-            .then(|| self.sessions.remove(&peer))
-            .flatten()
+        let live = self.sessions.get_mut(&peer)?;
+        let at = live.iter().position(|live| live.id == session)?;
+        let removed = live.remove(at);
+        if live.is_empty() {
+            self.sessions.remove(&peer);
+        }
+        Some(removed)
     }
 
-    /// A peer's live session.
+    /// The session that carries what is opened towards a peer.
     pub fn get(&self, peer: PeerId) -> Option<&Session<H>> {
-        self.sessions.get(&peer)
+        self.sessions.get(&peer)?.last()
     }
 
-    /// How many sessions there are.
+    /// How many sessions a peer has.
+    pub fn count(&self, peer: PeerId) -> usize {
+        self.sessions.get(&peer).map_or(0, Vec::len)
+    }
+
+    /// How many peers have a session.
     pub fn len(&self) -> usize {
         self.sessions.len()
     }
@@ -201,27 +248,99 @@ mod tests {
         entropy[..4].copy_from_slice(&n.to_be_bytes());
         Session {
             id: SessionId::new_v7(UnixTime::EPOCH, entropy),
+            run: None,
             link: n,
         }
+    }
+
+    fn of_run(run: u64, n: u32) -> Session<u32> {
+        Session {
+            run: Some(run),
+            ..session(n)
+        }
+    }
+
+    fn enter(table: &mut SessionTable<u32>, session: Session<u32>) -> Vec<u32> {
+        let displaced = table.enter(peer(1), session, &[], false).unwrap();
+        displaced.into_iter().map(|session| session.link).collect()
+    }
+
+    fn carrying(table: &SessionTable<u32>) -> Option<u32> {
+        table.get(peer(1)).map(|live| live.link)
     }
 
     #[test]
     fn the_newest_session_wins_and_the_old_one_cannot_remove_it() {
         let mut table = SessionTable::new(LIMITS);
-        assert_eq!(table.enter(peer(1), session(1)), Ok(None));
-        let old = table.enter(peer(1), session(2)).unwrap().unwrap();
-        assert_eq!(old.link, 1);
-        assert!(!table.leave(peer(1), old.id));
-        assert_eq!(table.get(peer(1)).map(|live| live.link), Some(2));
+        assert!(enter(&mut table, session(1)).is_empty());
+        assert_eq!(enter(&mut table, session(2)), [1]);
+        assert!(!table.leave(peer(1), session(1).id));
+        assert_eq!(carrying(&table), Some(2));
         assert!(table.leave(peer(1), session(2).id));
         assert!(table.is_empty());
     }
 
     #[test]
+    fn sessions_of_one_run_live_beside_each_other_and_those_of_another_are_displaced() {
+        let mut table = SessionTable::new(LIMITS);
+        assert!(enter(&mut table, of_run(7, 1)).is_empty());
+        assert!(enter(&mut table, of_run(7, 2)).is_empty());
+        assert_eq!((table.len(), table.count(peer(1))), (1, 2));
+        assert_eq!(carrying(&table), Some(2));
+        assert!(table.leave(peer(1), session(2).id));
+        assert_eq!(carrying(&table), Some(1), "at once");
+        assert!(enter(&mut table, of_run(7, 3)).is_empty());
+        assert_eq!(
+            enter(&mut table, of_run(8, 4)),
+            [1, 3],
+            "the box was cloned, or has restarted"
+        );
+        assert_eq!(enter(&mut table, session(5)), [4], "an earlier build");
+    }
+
+    #[test]
+    fn a_session_that_the_satellite_has_lost_goes_at_once() {
+        let mut table = SessionTable::new(LIMITS);
+        enter(&mut table, of_run(7, 1));
+        enter(&mut table, of_run(7, 2));
+        let displaced = table
+            .enter(peer(1), of_run(7, 3), &[session(1).id], false)
+            .unwrap();
+        assert_eq!(displaced, [of_run(7, 1)]);
+        assert_eq!(table.count(peer(1)), 2);
+    }
+
+    #[test]
+    fn a_session_on_trial_carries_only_afterwards_or_when_it_is_the_last() {
+        let mut table = SessionTable::new(LIMITS);
+        table.enter(peer(1), of_run(7, 1), &[], true).unwrap();
+        assert_eq!(carrying(&table), Some(1), "there is no other");
+        table.enter(peer(1), of_run(7, 2), &[], true).unwrap();
+        assert_eq!(carrying(&table), Some(1));
+        table.promote(peer(1), session(2).id);
+        assert_eq!(carrying(&table), Some(2));
+        table.promote(peer(1), session(9).id);
+        table.enter(peer(1), of_run(7, 3), &[], true).unwrap();
+        table.leave(peer(1), session(2).id);
+        table.leave(peer(1), session(1).id);
+        assert_eq!(carrying(&table), Some(3));
+    }
+
+    #[test]
+    fn one_peer_cannot_pile_sessions_up() {
+        let mut table = SessionTable::new(LIMITS);
+        for n in 0..20 {
+            enter(&mut table, of_run(7, n));
+            assert!(table.count(peer(1)) <= SESSIONS_PER_PEER);
+        }
+        assert_eq!(carrying(&table), Some(19));
+    }
+
+    #[test]
     fn an_objection_to_one_session_leaves_its_successor() {
         let mut table = SessionTable::new(LIMITS);
-        table.enter(peer(1), session(1)).unwrap();
-        table.enter(peer(1), session(2)).unwrap();
+        enter(&mut table, session(1));
+        enter(&mut table, session(2));
         assert_eq!(table.remove_session(peer(1), session(1).id), None);
         assert_eq!(table.len(), 1);
         let removed = table.remove_session(peer(1), session(2).id);
@@ -233,10 +352,12 @@ mod tests {
     fn a_full_table_still_takes_the_peers_that_are_in() {
         let mut table = SessionTable::new(LIMITS);
         for n in 0..3 {
-            table.enter(peer(n), session(u32::from(n))).unwrap();
+            let entered = table.enter(peer(n), session(u32::from(n)), &[], false);
+            assert_eq!(entered, Ok(vec![]));
         }
-        assert_eq!(table.enter(peer(9), session(9)), Err(Full::Sessions));
-        assert!(table.enter(peer(0), session(10)).unwrap().is_some());
+        let ninth = table.enter(peer(9), session(9), &[], false);
+        assert_eq!(ninth, Err(Full::Sessions));
+        assert_eq!(table.enter(peer(0), session(10), &[], false).unwrap().len(), 1);
     }
 
     #[test]
@@ -264,8 +385,7 @@ mod tests {
         for n in 0..20_000_u32 {
             let place = table.enter_bootstrap(source).unwrap();
             table.leave_bootstrap(&place);
-            let old = table.enter(peer(1), session(n)).unwrap();
-            if let Some(old) = old {
+            for old in table.enter(peer(1), session(n), &[], false).unwrap() {
                 assert!(!table.leave(peer(1), old.id));
             }
             assert_eq!((table.len(), table.bootstrap_len()), (1, 0));
@@ -276,16 +396,19 @@ mod tests {
     proptest! {
         #[test]
         fn the_table_agrees_with_the_connections_in_any_order(
-            steps in proptest::collection::vec((0_u8..5, 0_u8..4), 0..200),
+            steps in proptest::collection::vec((0_u8..5, 0_u8..4, 0_u64..3, any::<bool>()), 0..200),
         ) {
             let mut table = SessionTable::new(LIMITS);
             let mut connected: Vec<(u8, Session<u32>)> = Vec::new();
-            for (number, (who, what)) in (0_u32..).zip(steps) {
+            for (number, (who, what, run, on_trial)) in (0_u32..).zip(steps) {
                 match what {
                     0 | 1 => {
-                        let new = session(number);
-                        if let Ok(old) = table.enter(peer(who), new.clone()) {
-                            if let Some(old) = old {
+                        let new = if run == 0 { session(number) } else { of_run(run, number) };
+                        let lost: Vec<_> = connected.last().map(|(_, lost)| lost.id).into_iter().collect();
+                        let lost = if what == 1 { lost } else { Vec::new() };
+                        let entered = table.enter(peer(who), new.clone(), &lost, on_trial);
+                        if let Ok(displaced) = entered {
+                            for old in displaced {
                                 prop_assert!(connected.contains(&(who, old)));
                             }
                             connected.push((who, new));
@@ -298,7 +421,7 @@ mod tests {
                         }
                     }
                     _ => {
-                        if let Some(removed) = table.remove(peer(who)) {
+                        for removed in table.remove(peer(who)) {
                             prop_assert!(connected.contains(&(who, removed)));
                         }
                     }

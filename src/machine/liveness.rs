@@ -24,6 +24,10 @@ pub const DEAD_AFTER_BUSY: Duration = Duration::from_secs(5);
 /// retransmissions.
 pub const DEAD_AFTER_IDLE_PING: Duration = Duration::from_secs(10);
 
+/// Time that a ping may stay unanswered that was asked for, because the path is in doubt: a network has
+/// changed, or a tunnel is to be proven. As with streams open, the answer is wanted soon.
+pub const DEAD_AFTER_DOUBT: Duration = DEAD_AFTER_BUSY;
+
 /// Pause between two pings of an idle tunnel, where the accepting side names none. Below the
 /// 30 s after which the tightest NATs in the field forget a UDP mapping.
 pub const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(20);
@@ -71,6 +75,8 @@ pub enum LivenessEvent {
     Traffic,
     /// Whether any stream is open now.
     StreamsOpen(bool),
+    /// The path is in doubt: ask now.
+    Doubt,
     /// The time of `poll_timeout` has come.
     Timer,
 }
@@ -80,6 +86,9 @@ pub enum LivenessEvent {
 pub enum LivenessAction {
     /// Send a ping of this number.
     Ping(u64),
+    /// Leave from another local port, where the transport can: what a router or a firewall has done to
+    /// the present one does not hold for it. Asked for once in each silence, well before the verdict.
+    ChangePort,
     /// Give the tunnel up. Nothing follows.
     Dead {
         /// How long nothing has arrived.
@@ -104,6 +113,8 @@ enum Rhythm {
 struct Unanswered {
     first: Moment,
     last: Moment,
+    /// The answer is wanted soon.
+    doubted: bool,
 }
 
 /// The machine of one side of one tunnel.
@@ -120,6 +131,7 @@ pub struct Liveness {
     put_off: bool,
     next_number: u64,
     ping_due: Option<u64>,
+    change_port_due: bool,
     verdict: Verdict,
 }
 
@@ -142,6 +154,7 @@ impl Liveness {
             put_off: false,
             next_number: 1,
             ping_due: None,
+            change_port_due: false,
             verdict: Verdict::Alive,
         }
     }
@@ -159,6 +172,7 @@ impl Liveness {
             }
             LivenessEvent::Traffic => self.sign_of_life(now),
             LivenessEvent::StreamsOpen(open) => self.set_rhythm(open, now),
+            LivenessEvent::Doubt => self.doubt(now),
             LivenessEvent::Timer => {}
         }
         self.advance(now);
@@ -172,6 +186,10 @@ impl Liveness {
                 told: true,
             };
             return (!told).then_some(LivenessAction::Dead { silent_for });
+        }
+        // From the new port already.
+        if std::mem::take(&mut self.change_port_due) {
+            return Some(LivenessAction::ChangePort);
         }
         self.ping_due.take().map(LivenessAction::Ping)
     }
@@ -193,6 +211,7 @@ impl Liveness {
     }
 
     fn sign_of_life(&mut self, now: Moment) {
+        self.change_port_due = false;
         self.alive_at = now;
         self.unanswered = None;
         self.put_off = false;
@@ -216,6 +235,7 @@ impl Liveness {
         {
             if self.put_off || now.since(dead_at) < SLEPT_THROUGH {
                 self.ping_due = None;
+                self.change_port_due = false;
                 self.verdict = Verdict::Dead {
                     silent_for: now.since(self.alive_at),
                     told: false,
@@ -239,10 +259,27 @@ impl Liveness {
         }
     }
 
+    /// One that is being asked already is not given more time.
+    fn doubt(&mut self, now: Moment) {
+        match &mut self.unanswered {
+            Some(pings) if pings.doubted => {}
+            _ => {
+                self.unanswered = None;
+                self.ping(now);
+                if let Some(pings) = &mut self.unanswered {
+                    pings.doubted = true;
+                }
+            }
+        }
+    }
+
     fn ping(&mut self, now: Moment) {
+        let before = self.unanswered;
+        self.change_port_due |= before.is_some_and(|pings| pings.first == pings.last);
         self.unanswered = Some(Unanswered {
-            first: self.unanswered.map_or(now, |pings| pings.first),
+            first: before.map_or(now, |pings| pings.first),
             last: now,
+            doubted: before.is_some_and(|pings| pings.doubted),
         });
         self.ping_due = Some(self.next_number);
         self.next_number += 1;
@@ -250,6 +287,7 @@ impl Liveness {
 
     fn ping_at(&self) -> Moment {
         match (self.rhythm, self.unanswered) {
+            (_, Some(pings)) if pings.doubted => pings.last.plus(BUSY_PING_REPEAT),
             (Rhythm::Idle, None) => self.message_at.plus(self.keepalive),
             (Rhythm::Idle, Some(pings)) => pings.last.plus(IDLE_PING_REPEAT),
             (Rhythm::Busy { .. }, None) => self.alive_at.plus(BUSY_PING_AFTER),
@@ -258,9 +296,13 @@ impl Liveness {
     }
 
     fn dead_at(&self) -> Option<Moment> {
-        let by_ping = self
-            .unanswered
-            .map(|pings| pings.first.plus(DEAD_AFTER_IDLE_PING));
+        let by_ping = self.unanswered.map(|pings| {
+            pings.first.plus(if pings.doubted {
+                DEAD_AFTER_DOUBT
+            } else {
+                DEAD_AFTER_IDLE_PING
+            })
+        });
         match self.rhythm {
             Rhythm::Idle => by_ping,
             Rhythm::Busy { since, .. } => {
@@ -309,6 +351,35 @@ mod tests {
             machine.handle_event(LivenessEvent::Message, ping_at.plus(Duration::from_millis(100)));
             assert_eq!(actions(&mut machine), []);
         }
+    }
+
+    #[test]
+    fn a_path_in_doubt_is_asked_at_once_and_given_up_in_five_seconds() {
+        let mut machine = started();
+        machine.handle_event(LivenessEvent::Doubt, at(7_000));
+        assert_eq!(actions(&mut machine), [LivenessAction::Ping(1)]);
+        machine.handle_event(LivenessEvent::Doubt, at(7_100));
+        assert_eq!(actions(&mut machine), [], "it is being asked");
+        let done = run_silently(&mut machine, at(60_000));
+        assert_eq!(done[0], (at(8_000), LivenessAction::ChangePort));
+        assert_eq!(done[1], (at(8_000), LivenessAction::Ping(2)));
+        let (dead_at, verdict) = *done.last().unwrap();
+        assert_eq!(dead_at, at(12_000));
+        assert!(matches!(verdict, LivenessAction::Dead { .. }));
+        let changes = done
+            .iter()
+            .filter(|(_, action)| *action == LivenessAction::ChangePort);
+        assert_eq!(changes.count(), 1);
+    }
+
+    #[test]
+    fn an_answer_ends_the_doubt() {
+        let mut machine = started();
+        machine.handle_event(LivenessEvent::Doubt, at(7_000));
+        actions(&mut machine);
+        machine.handle_event(LivenessEvent::Message, at(7_050));
+        assert_eq!(machine.poll_timeout(), Some(at(27_050)), "the next keepalive");
+        assert_eq!(actions(&mut machine), []);
     }
 
     #[test]

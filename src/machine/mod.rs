@@ -5,7 +5,8 @@
 //! | machine | decides |
 //! |---|---|
 //! | [`join`] | from invitation to a stored certificate, exactly once |
-//! | [`reconnect`] | when and where to dial, and how long to wait |
+//! | [`ladder`] | which way carries to one host-bridge, when a better one takes over, how long to wait |
+//! | [`uplinks`] | how many host-bridges are held at once, and over which the satellite speaks |
 //! | [`heartbeat`] | when to send, what an answer or its absence means |
 //! | [`renewal`] | when to renew the certificate, and when the new one may replace the old |
 //! | [`child`] | a whole satellite: the four above, and what one tells the other |
@@ -20,9 +21,10 @@ pub mod bandwidth;
 pub mod child;
 pub mod heartbeat;
 pub mod join;
+pub mod ladder;
 pub mod liveness;
 pub mod membership;
-pub mod reconnect;
 pub mod renewal;
 pub mod service_health;
+pub mod uplinks;
 pub mod watchdog;

@@ -4,12 +4,12 @@
 
 use std::time::Duration;
 
-use super::reconnect::LinkState;
+use super::uplinks::LinkState;
 use crate::base::time::Moment;
 use crate::contract::peer::HEARTBEAT_STALE_AFTER;
 
-/// Longest that resolving or dialling may take before it counts as stuck. A dial ends by itself
-/// after 15 s, resolving the eight bridges that can be named after 80 s.
+/// Longest that dialling may take before it counts as stuck. A dial of one address ends by itself after
+/// 15 s; a race over all rungs and addresses of a bridge in less than a minute.
 pub const ATTEMPT_MAX: Duration = Duration::from_secs(120);
 
 /// A wait that is over for so long and has not become a new attempt is stuck.
@@ -46,10 +46,10 @@ pub fn judge(facts: &WatchdogFacts, now: Moment) -> Verdict {
         LinkState::Waiting(until) if now.since(*until) > OVERDUE_MAX => {
             Verdict::Starve("the next connection attempt is long overdue")
         }
-        LinkState::Resolving | LinkState::Dialing(_) if now.since(facts.link_since) > ATTEMPT_MAX => {
+        LinkState::Dialing if now.since(facts.link_since) > ATTEMPT_MAX => {
             Verdict::Starve("a connection attempt neither succeeds nor fails")
         }
-        LinkState::Waiting(_) | LinkState::Resolving | LinkState::Dialing(_) => Verdict::Feed,
+        LinkState::Waiting(_) | LinkState::Dialing => Verdict::Feed,
         LinkState::Connected(since) => {
             let latest = facts
                 .last_acknowledged
@@ -97,9 +97,9 @@ mod tests {
 
     #[test]
     fn a_stuck_attempt_is_not() {
-        assert_eq!(judge(&facts(LinkState::Resolving), at(120)), Verdict::Feed);
+        assert_eq!(judge(&facts(LinkState::Dialing), at(120)), Verdict::Feed);
         assert!(matches!(
-            judge(&facts(LinkState::Resolving), at(121)),
+            judge(&facts(LinkState::Dialing), at(121)),
             Verdict::Starve(_)
         ));
         assert!(matches!(

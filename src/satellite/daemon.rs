@@ -19,12 +19,15 @@ use super::status::StatusReport;
 use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
 use crate::machine::backoff::BackoffPolicy;
+use crate::machine::child::ChildPolicy;
 use crate::machine::join::JoinState;
+use crate::machine::ladder::{CLIMB_INITIAL, LadderPolicy, Rung};
 use crate::machine::membership::{Operator, StoredInvitation};
+use crate::machine::uplinks::UplinksPolicy;
 use crate::machine::watchdog::Verdict;
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::{BUILD_TIME, Clock};
-use crate::process::config::satellite::SatelliteConfig;
+use crate::process::config::satellite::{SatelliteConfig, TunnelTransport, Ways};
 use crate::process::entropy::{self, EntropyUnavailable};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
@@ -307,9 +310,22 @@ async fn wanted_invitation(
 
 fn settings(config: &SatelliteConfig) -> DriverSettings {
     DriverSettings {
-        backoff: BackoffPolicy {
-            initial: config.reconnect_initial,
-            max: config.reconnect_max,
+        child: ChildPolicy {
+            uplinks: UplinksPolicy {
+                ladder: LadderPolicy {
+                    rungs: rungs(&config.ways),
+                    backoff: BackoffPolicy {
+                        initial: config.reconnect_initial,
+                        max: config.reconnect_max,
+                    },
+                    climb: BackoffPolicy {
+                        initial: CLIMB_INITIAL.min(config.tunnel_climb_max),
+                        max: config.tunnel_climb_max,
+                    },
+                },
+                redundancy: config.tunnel_redundancy,
+            },
+            bridges: config.parent.bridges.clone(),
         },
         tunnel: TunnelSettings {
             keepalive_ceiling: config.tunnel_keepalive,
@@ -318,7 +334,16 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         },
         ways: config.ways.clone(),
         operator: configured_operator(config),
-        bridges: config.parent.bridges.clone(),
+    }
+}
+
+/// The rungs that the configuration allows, best first.
+fn rungs(ways: &Ways) -> Vec<Rung> {
+    let proxy = ways.proxy.is_set().then_some(Rung::Proxy);
+    match ways.transport {
+        TunnelTransport::Auto => [Rung::Quic, Rung::Tls].into_iter().chain(proxy).collect(),
+        TunnelTransport::Quic => vec![Rung::Quic],
+        TunnelTransport::Tls => [Rung::Tls].into_iter().chain(proxy).collect(),
     }
 }
 

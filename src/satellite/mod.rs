@@ -8,7 +8,6 @@ mod exchange;
 pub mod federation_api;
 pub mod grants;
 pub mod invite;
-pub mod link;
 pub mod membership_store;
 pub mod parent_client;
 pub mod payload;

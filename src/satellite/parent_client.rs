@@ -13,7 +13,6 @@ use serde_json::{Map, Value, json};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::link::AGENT;
 use crate::base::id::TraceId;
 
 use crate::contract::message::{
@@ -24,6 +23,7 @@ use crate::contract::service::Offering;
 use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH};
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
+use crate::reach::dial::AGENT;
 use crate::tunnel::Tunnel;
 use crate::tunnel::http::{self as tunnel_http, HttpLimits, HttpOverTunnelError};
 

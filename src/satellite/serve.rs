@@ -13,7 +13,7 @@ use crate::base::id::PeerId;
 use crate::base::limit::error_chain;
 use crate::contract::peer::PeerStatus;
 use crate::machine::child::ChildEvent;
-use crate::machine::reconnect::Setback;
+use crate::machine::ladder::{Loss, Setback};
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::transport::Outlook;
 use crate::tunnel::{CloseReason, IncomingStream, Tunnel, http};
@@ -105,8 +105,14 @@ async fn ended(reason: &CloseReason, reporter: &Reporter) {
             reporter.send(News::Failed(event, error_chain(reason))).await;
         }
     }
-    let event = ChildEvent::TunnelLost(setback(reason));
-    reporter.send(News::Failed(event, error_chain(reason))).await;
+    let why = error_chain(reason);
+    let loss = Loss {
+        setback: setback(reason),
+        told: !matches!(reason, CloseReason::Silent { .. } | CloseReason::Transport(_)),
+        why: why.clone(),
+    };
+    let event = ChildEvent::TunnelLost(reporter.tunnel(), loss);
+    reporter.send(News::Failed(event, why)).await;
 }
 
 fn setback(reason: &CloseReason) -> Setback {

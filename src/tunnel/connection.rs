@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use zeroize::Zeroizing;
 
 use super::close::CloseReason;
@@ -104,6 +104,7 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     pub(super) streams: Arc<StreamCount>,
     pub(super) flows: Arc<Flows>,
+    pub(super) doubt: Notify,
     close: watch::Sender<Option<CloseReason>>,
     goodbye: watch::Sender<Option<Goodbye>>,
     may_open: Arc<Semaphore>,
@@ -132,6 +133,7 @@ impl Tunnel {
             clock,
             streams: Arc::new(StreamCount::new()),
             flows,
+            doubt: Notify::new(),
             close: watch::Sender::new(None),
             goodbye: watch::Sender::new(None),
             may_open: Arc::new(Semaphore::new(permits(limits.ours))),
@@ -203,6 +205,19 @@ impl Tunnel {
         if tokio::time::timeout(patience, self.closed()).await.is_err() {
             self.shared.finish(CloseReason::Local(goodbye));
         }
+    }
+
+    /// Asks the other side for a sign of life now, and ends the tunnel soon if none comes: for when the
+    /// network has changed, or before the tunnel is relied on.
+    pub fn probe(&self) {
+        self.shared.doubt.notify_one();
+    }
+
+    /// Waits until no stream is open.
+    pub async fn idle(&self) {
+        let mut streams = self.shared.streams.subscribe();
+        // The sender lives as long as this handle.
+        let _ = streams.wait_for(|open| *open == 0).await;
     }
 
     /// Waits for the end and says why.

@@ -52,6 +52,7 @@ enum Step {
     Sent(io::Result<()>),
     Received(Result<Vec<u8>, FrameError>),
     Streams,
+    Doubted,
     TransportClosed(TransportClosed),
     Timer,
 }
@@ -91,6 +92,7 @@ impl TunnelDriver {
             while let Some(action) = self.liveness.poll_action() {
                 match action {
                     LivenessAction::Ping(number) => self.outgoing.ping = Some(number),
+                    LivenessAction::ChangePort => self.shared.transport.change_port(),
                     LivenessAction::Dead { silent_for } => {
                         return self.ended_by(CloseReason::Silent { silent_for });
                     }
@@ -105,6 +107,10 @@ impl TunnelDriver {
                 Step::Streams => {
                     let open = *self.streams.borrow_and_update() > 0;
                     self.look(LivenessEvent::StreamsOpen(open));
+                    None
+                }
+                Step::Doubted => {
+                    self.look(LivenessEvent::Doubt);
                     None
                 }
                 Step::TransportClosed(closed) => Some(CloseReason::Transport(closed)),
@@ -137,6 +143,7 @@ impl TunnelDriver {
             sent = self.outgoing.write(&mut *self.io.write) => Step::Sent(sent),
             received = self.incoming.read(&mut *self.io.read) => Step::Received(received),
             Ok(()) = self.streams.changed() => Step::Streams,
+            () = self.shared.doubt.notified() => Step::Doubted,
             closed = self.shared.transport.closed() => Step::TransportClosed(closed),
             () = timer => Step::Timer,
         }

@@ -7,12 +7,13 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, IdleTimeout, SendDatagramError, VarInt};
+use quinn::{ConnectionError, IdleTimeout, MtuDiscoveryConfig, SendDatagramError, VarInt};
 use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -80,9 +81,16 @@ const MAX_WAITING: usize = MAX_HANDSHAKES + 64;
 const WAITING_BYTES: u64 = 16 * 1024;
 const WAITING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
 
-/// UDP socket buffers that are asked for, in bytes; the system may grant less. The usual default
-/// of 208 KiB loses packets in a burst of 17 ms at 100 Mbit/s.
+/// UDP socket buffers that are asked for, in bytes; the system may grant less (packaging/sysctl raises its
+/// limit). The usual default of 208 KiB loses packets in a burst of 17 ms at 100 Mbit/s.
 const SOCKET_BUFFER_BYTES: usize = 2 * 1024 * 1024;
+
+/// Whether it has been said that the system grants less.
+static SMALL_BUFFERS_TOLD: AtomicBool = AtomicBool::new(false);
+
+/// Datagram size that every network carries (RFC 9000, section 14). The path's own is found by probing, and
+/// a black hole that opens later brings it back to this.
+const MIN_MTU_BYTES: u16 = 1_200;
 
 /// Code with which an abandoned stream half is reset or stopped.
 const ABANDONED_STREAM: VarInt = VarInt::from_u32(1);
@@ -238,7 +246,10 @@ impl QuicEndpoint {
                 cause: Arc::new(error),
             })?;
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => Ok(Arc::new(QuicTransport { connection })),
+            Ok(Ok(connection)) => Ok(Arc::new(QuicTransport {
+                connection,
+                dialled_from: Some(self.endpoint.clone()),
+            })),
             Ok(Err(error)) => Err(DialError::Closed {
                 address,
                 reason: dial_failed(error, failures),
@@ -321,7 +332,10 @@ impl IncomingConnection {
             .await
             .map_err(|_| TransportClosed::TimedOut)?
             .map_err(closed)?;
-        let transport = QuicTransport { connection };
+        let transport = QuicTransport {
+            connection,
+            dialled_from: None,
+        };
         if transport.peer_certificate().is_some() {
             let streams = self.settings.max_streams.max(BOOTSTRAP_MAX_STREAMS);
             let connection = &transport.connection;
@@ -335,6 +349,8 @@ impl IncomingConnection {
 #[derive(Debug)]
 struct QuicTransport {
     connection: quinn::Connection,
+    /// The socket, where this side has dialled.
+    dialled_from: Option<quinn::Endpoint>,
 }
 
 impl Transport for QuicTransport {
@@ -381,6 +397,17 @@ impl Transport for QuicTransport {
 
     fn remote_address(&self) -> SocketAddr {
         canonical(self.connection.remote_address())
+    }
+
+    fn change_port(&self) {
+        let Some(endpoint) = &self.dialled_from else {
+            return;
+        };
+        let any = (std::net::Ipv6Addr::UNSPECIFIED, 0).into();
+        match udp_socket(any).and_then(|socket| endpoint.rebind(socket)) {
+            Ok(()) => tracing::debug!("nothing comes back; going on from another UDP port"),
+            Err(error) => tracing::debug!(%error, "no other UDP port to be had"),
+        }
     }
 
     fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
@@ -488,15 +515,27 @@ fn udp_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
             Err(error)
         }
     })?;
-    for grown in [
-        socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES),
-        socket.set_send_buffer_size(SOCKET_BUFFER_BYTES),
-    ] {
-        if let Err(error) = grown {
-            tracing::debug!(%error, "the UDP socket keeps its default buffers");
-        }
-    }
+    grow_buffers(&socket);
     Ok(socket.into())
+}
+
+/// Asks for large buffers, and says once what the system grants.
+fn grow_buffers(socket: &Socket) {
+    let asked = socket
+        .set_recv_buffer_size(SOCKET_BUFFER_BYTES)
+        .and(socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
+    if let Err(error) = asked {
+        tracing::debug!(%error, "the UDP socket keeps its default buffers");
+    }
+    // Linux tells twice of what it counts: half of it is for its own records.
+    let granted = socket.recv_buffer_size().unwrap_or(SOCKET_BUFFER_BYTES) / 2;
+    if granted < SOCKET_BUFFER_BYTES && !SMALL_BUFFERS_TOLD.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            granted_kib = granted / 1_024,
+            wanted_kib = SOCKET_BUFFER_BYTES / 1_024,
+            "UDP receive buffers are small, and bursts will be lost; raise net.core.rmem_max and net.core.wmem_max"
+        );
+    }
 }
 
 fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, BindError> {
@@ -536,6 +575,9 @@ fn transport_config(max_streams: u32) -> quinn::TransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(receive_window(max_streams))
         .send_window(SEND_WINDOW_BYTES)
+        .min_mtu(MIN_MTU_BYTES)
+        .initial_mtu(MIN_MTU_BYTES)
+        .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES);
     config

@@ -62,6 +62,10 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     fn receive_datagram(&self) -> BoxFuture<'_, Result<Bytes, TransportClosed>> {
         Box::pin(std::future::pending())
     }
+
+    /// Goes on from another local port, where the transport can and this side has dialled: a router that
+    /// swallows what comes from the present one may let the other through. Streams live on.
+    fn change_port(&self) {}
 }
 
 /// Why a datagram was not sent.

@@ -12,6 +12,7 @@
 
 mod flow;
 mod proxy_header;
+mod sessions;
 mod stream;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ pub use flow::{
     DATAGRAMS_FEATURE, End, FLOW_NUMBERS, FlowId, NoFlowId, PACKET_MAX_BYTES, PACKET_PREFIX_BYTES,
 };
 pub use proxy_header::proxy_header;
+pub use sessions::{REPLACES_MAX, SESSIONS_FEATURE, SessionClaim};
 pub use stream::{
     SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,
 };
@@ -47,7 +49,7 @@ pub struct Hello {
     pub version: u16,
     /// Program and version, for logs.
     pub agent: String,
-    /// Names of optional features that the dialer has, [`DATAGRAMS_FEATURE`] among them.
+    /// Names of optional features that the dialer has: [`DATAGRAMS_FEATURE`] and those of [`SessionClaim`].
     pub features: Vec<String>,
 }
 

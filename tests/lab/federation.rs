@@ -137,6 +137,32 @@ impl Federation {
         running
     }
 
+    /// The port of the second host-bridge.
+    pub const TWIN_PORT: u16 = 9443;
+
+    /// A command of the second host-bridge.
+    pub fn twin(&self, arguments: &[&str]) -> Command {
+        let mut twin = self.bridge(arguments);
+        let listen = format!("[::]:{}", Self::TWIN_PORT);
+        twin.env("POWERNODE_HOST_BRIDGE_STATE_DIR", self.path("twin/state"))
+            .env("POWERNODE_HOST_BRIDGE_ADMIN_SOCKET", self.socket("twin.sock"))
+            .env("POWERNODE_HOST_BRIDGE_LISTEN_HTTPS", &listen)
+            .env("POWERNODE_HOST_BRIDGE_LISTEN_QUIC", &listen);
+        twin
+    }
+
+    /// Starts a second host-bridge that knows the same peers: as two in front of one platform do. Here it
+    /// has a copy of the first one's registry.
+    pub fn run_twin(&self) -> Process {
+        let (from, to) = (self.path("parent/state"), self.path("twin/state"));
+        let mut copy = Command::new("cp");
+        copy.args(["-a", &from, &to]);
+        succeed(copy);
+        let mut running = self.lab.spawn("twin", self.twin(&["run"]));
+        self.wait_for_socket(&mut running, "twin.sock");
+        running
+    }
+
     /// Starts the satellite; returns when it answers.
     pub fn run_satellite(&self) -> Process {
         let mut running = self.lab.spawn("satellite", self.satellite(&["run"]));

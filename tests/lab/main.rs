@@ -14,12 +14,15 @@
 
 mod federation;
 mod joining;
+mod ladder;
 mod namespace;
 mod prerequisites;
 mod process;
+mod proxy;
 mod secrets;
 mod self_test;
 mod staying;
+mod stream;
 mod topology;
 mod wait;
 

@@ -218,6 +218,15 @@ impl Router {
 
     /// How many packets the added rules with a `counter` have met.
     pub fn counted_packets(&self) -> u64 {
+        self.counted("packets")
+    }
+
+    /// How many bytes they have met, IP headers included.
+    pub fn counted_bytes(&self) -> u64 {
+        self.counted("bytes")
+    }
+
+    fn counted(&self, what: &str) -> u64 {
         let mut list = self.namespace.command("nft");
         list.args(["--json", "list", "chain", "inet", "lab", "scenario"]);
         let listed = succeed(list).json();
@@ -226,7 +235,7 @@ impl Router {
             .iter()
             .filter_map(|entry| entry["rule"]["expr"].as_array())
             .flatten()
-            .filter_map(|expression| expression["counter"]["packets"].as_u64())
+            .filter_map(|expression| expression["counter"][what].as_u64())
             .sum()
     }
 

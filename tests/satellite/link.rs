@@ -139,7 +139,7 @@ async fn of_several_addresses_the_one_that_works_is_found_and_remembered() {
     running
         .wait("connected", |report| report.link.state == "connected")
         .await;
-    assert!(clock.now().since_start() < powernode_satellite::satellite::link::DIAL_TIMEOUT);
+    assert!(clock.now().since_start() < powernode_satellite::reach::dial::DIAL_TIMEOUT);
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn a_parent_that_is_away_at_the_start_is_waited_for() {
     drop(parent);
     let mut site = site;
     // No bridge of that name exists; the remembered address belongs to another name.
-    site.settings.bridges = vec!["bridge.invalid:8443".parse().unwrap()];
+    site.settings.child.bridges = vec!["bridge.invalid:8443".parse().unwrap()];
     let running = site.run().await;
     let report = running
         .wait("the reason is shown", |report| report.link.last_error.is_some())
@@ -171,7 +171,7 @@ async fn a_stranger_at_the_parents_address_gets_nothing() {
     let site = Site::joined(&parent).await;
     let stranger = ScriptedParent::with(&Setup::default());
     let mut site = site;
-    site.settings.bridges = vec![stranger.bridge()];
+    site.settings.child.bridges = vec![stranger.bridge()];
     let running = site.run().await;
     let report = running
         .wait("waiting", |report| report.link.state == "waiting")
@@ -186,13 +186,13 @@ async fn a_stranger_at_the_parents_address_gets_nothing() {
 async fn an_operator_changes_the_bridges_without_a_restart() {
     let parent = ScriptedParent::start();
     let mut site = Site::joined(&parent).await;
-    site.settings.bridges = vec!["bridge.invalid:8443".parse().unwrap()];
+    site.settings.child.bridges = vec!["bridge.invalid:8443".parse().unwrap()];
     let running = site.run().await;
     running
         .wait("no address", |report| report.link.last_error.is_some())
         .await;
     let mut settings = site.settings.clone();
-    settings.bridges = vec![parent.bridge()];
+    settings.child.bridges = vec![parent.bridge()];
     running.handle.reload(settings).await.unwrap();
     running
         .wait("connected", |report| report.link.state == "connected")

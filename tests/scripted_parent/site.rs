@@ -10,8 +10,11 @@ use powernode_satellite::contract::invitation::{ContractVersion, HostPort, Invit
 use powernode_satellite::contract::peer::SpawnMode;
 use powernode_satellite::contract::token::AcceptanceToken;
 use powernode_satellite::machine::backoff::BackoffPolicy;
+use powernode_satellite::machine::child::ChildPolicy;
 use powernode_satellite::machine::join::JoinState;
+use powernode_satellite::machine::ladder::{LadderPolicy, Rung};
 use powernode_satellite::machine::membership::{Operator, StoredInvitation};
+use powernode_satellite::machine::uplinks::UplinksPolicy;
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
 use powernode_satellite::process::config::satellite::Ways;
 use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor};
@@ -113,14 +116,23 @@ impl Site {
 
 pub fn settings() -> DriverSettings {
     DriverSettings {
-        backoff: BackoffPolicy {
-            initial: Duration::from_millis(50),
-            max: Duration::from_millis(200),
+        child: ChildPolicy {
+            uplinks: UplinksPolicy {
+                ladder: LadderPolicy {
+                    rungs: vec![Rung::Quic],
+                    backoff: BackoffPolicy {
+                        initial: Duration::from_millis(50),
+                        max: Duration::from_millis(200),
+                    },
+                    ..LadderPolicy::default()
+                },
+                ..UplinksPolicy::default()
+            },
+            bridges: Vec::new(),
         },
         tunnel: TunnelSettings::default(),
         ways: Ways::default(),
         operator: None,
-        bridges: Vec::new(),
     }
 }
 

@@ -14,7 +14,8 @@ use powernode_satellite::satellite::admin_api::STATUS_PATH;
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
-    CertificateReport, ClockReport, HeartbeatReport, LinkReport, StatusReport, StoreReport,
+    BetterReport, BridgeReport, CertificateReport, ClockReport, HeartbeatReport, LinkReport, StatusReport,
+    StoreReport,
 };
 use powernode_satellite::store::state_key::StateKey;
 
@@ -142,12 +143,20 @@ fn connection(report: &StatusReport) -> Vec<Line> {
     let mut lines = vec![
         ("tunnel", Some(tunnel(report))),
         ("last failure", toned(report.link.last_error.as_ref(), Tone::Warn)),
-        ("heartbeat", Some(acknowledged)),
-        (
-            "heartbeat failure",
-            toned(heartbeat.last_error.as_ref(), Tone::Warn),
-        ),
     ];
+    for bridge in &report.link.bridges {
+        // One that is alone is shown above.
+        let alone = report.link.bridges.len() == 1 && bridge.draining == 0;
+        lines.push(("host-bridge", (!alone).then(|| bridge_line(bridge, report))));
+        for better in &bridge.better {
+            lines.push(("better way", Some(better_line(better, report))));
+        }
+    }
+    lines.push(("heartbeat", Some(acknowledged)));
+    lines.push((
+        "heartbeat failure",
+        toned(heartbeat.last_error.as_ref(), Tone::Warn),
+    ));
     for endpoint in &heartbeat.our_endpoints {
         let shown = format!("{} ({})", endpoint.url, endpoint.scope);
         lines.push(("parent endpoint", Some(shown.into())));
@@ -160,6 +169,39 @@ fn connection(report: &StatusReport) -> Vec<Line> {
         lines.push(("versions", Some(format!("{}{notes}", schema.status).into())));
     }
     lines
+}
+
+fn bridge_line(bridge: &BridgeReport, report: &StatusReport) -> Cell {
+    let now = report.clock.trusted;
+    let mut text = match (&bridge.rung, bridge.since, bridge.next_attempt_at) {
+        (Some(rung), Some(since), _) => {
+            format!(
+                "{}: {rung}, connected {}",
+                bridge.bridge,
+                relative_time(since, now)
+            )
+        }
+        (_, _, Some(at)) => format!("{}: down, next try {}", bridge.bridge, relative_time(at, now)),
+        _ => format!("{}: {}", bridge.bridge, bridge.state),
+    };
+    if let Some(error) = &bridge.last_error {
+        text = format!("{text}; {error}");
+    }
+    if bridge.draining > 0 {
+        text = format!(
+            "{text}; {} older tunnel(s) end with their streams",
+            bridge.draining
+        );
+    }
+    let up = bridge.state == "connected";
+    Cell::toned(text, if up { Tone::Good } else { Tone::Warn })
+}
+
+fn better_line(better: &BetterReport, report: &StatusReport) -> Cell {
+    let next = better.next_try_at.map_or_else(String::new, |at| {
+        format!("; next try {}", relative_time(at, report.clock.trusted))
+    });
+    Cell::toned(format!("{}: {}{next}", better.rung, better.why), Tone::Warn)
 }
 
 /// What is published, and what of it does not answer.

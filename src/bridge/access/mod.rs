@@ -61,10 +61,6 @@ use sessions::{About, Place};
 /// program is 10 s, and a satellite link answers within a few more.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long accesses may go on when the bridge stops. A request in progress ends within it; a shell
-/// would go on for hours, and holds the stop up in vain.
-const STOP_PATIENCE: Duration = Duration::from_secs(1);
-
 /// How long the tunnel's own word is awaited when a stream of it has failed: the tunnel knows why.
 const CLOSE_REASON_WAIT: Duration = Duration::from_millis(500);
 
@@ -106,7 +102,6 @@ pub struct ServiceStream {
 #[derive(Debug)]
 pub struct Hold {
     tunnel: Tunnel,
-    work: TaskScope,
     place: Place,
 }
 
@@ -279,11 +274,7 @@ impl Access {
             })?;
         debug!(%trace, peer = %peer.id, service = ask.service, operator = %ask.operator, "an access begins");
         let passed = place.opened();
-        let hold = Hold {
-            tunnel,
-            work: self.work.clone(),
-            place,
-        };
+        let hold = Hold { tunnel, place };
         Ok((opened, passed, hold))
     }
 
@@ -377,17 +368,15 @@ impl Hold {
     }
 
     /// Resolves when the access must end, in the words that the user is told. Cancel safe.
+    /// Resolves when the access must end, in the words that the user is told. When the bridge stops, the
+    /// tunnel ends after its part of `shutdown.drain`, and not before: a transfer may come to its end. Cancel
+    /// safe.
     pub async fn must_end(&mut self) -> String {
-        let stopping = async {
-            self.work.cancelled().await;
-            tokio::time::sleep(STOP_PATIENCE).await;
-        };
         let peer = self.place.peer_name().to_owned();
         tokio::select! {
             biased;
             words = self.place.cut() => words,
             reason = self.tunnel.closed() => tunnel_ended(&peer, &reason),
-            () = stopping => "the host-bridge stops or restarts".to_owned(),
         }
     }
 

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use crate::contract::invitation::HostPort;
 use crate::contract::peer::PeerStatus;
 use crate::machine::join::{Farewell, JoinEvent, JoinState};
+use crate::machine::ladder::{DialFailure, Loss, TunnelId};
 use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredIdentity, StoredInvitation};
-use crate::machine::reconnect::{DialTarget, Setback};
 use crate::machine::renewal::IdentityChoice;
+use crate::machine::uplinks::{UplinkDial, UplinksPolicy};
 
 /// What a tunnel is for, and so which identity it presents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,15 @@ pub enum LinkPurpose {
     Bootstrap,
     /// Membership: this certificate.
     Member(IdentityChoice),
+}
+
+/// What an operator decides about the tunnels.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ChildPolicy {
+    /// How many, which ways, and how eagerly.
+    pub uplinks: UplinksPolicy,
+    /// The bridges, which outrank the invitation's; empty leaves it at those.
+    pub bridges: Vec<HostPort>,
 }
 
 /// What the machine is told.
@@ -29,16 +40,18 @@ pub enum ChildEvent {
     Persisted(u64),
     /// The `Persist` of this number failed.
     PersistFailed(u64),
-    /// The names' addresses.
-    Resolved(Vec<DialTarget>),
-    /// The last `Dial` gave a tunnel.
-    Connected,
-    /// The last `Dial` failed.
-    DialFailed(Setback),
-    /// The last `Dial` failed because the parent did not take the identity that it presented.
-    DialRefused(Setback),
-    /// The tunnel ended.
-    TunnelLost(Setback),
+    /// A `Dial` gave a tunnel.
+    Connected(TunnelId),
+    /// A `Dial` failed.
+    DialFailed(TunnelId, DialFailure),
+    /// A `Dial` failed because the parent did not take the identity that it presented.
+    DialRefused(TunnelId, DialFailure),
+    /// A tunnel ended.
+    TunnelLost(TunnelId, Loss),
+    /// A retired tunnel has no open stream.
+    TunnelDrained(TunnelId),
+    /// The box's addresses or routes are others now.
+    NetworkChanged,
     /// The parent told, over an authenticated tunnel, that the peering was suspended or revoked.
     StatusTold(PeerStatus),
     /// What became of the accept, or of the check of its certificate.
@@ -63,6 +76,52 @@ pub enum ChildEvent {
     Timeout,
 }
 
+/// Of what an event tells, for logs and status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// A heartbeat was not acknowledged.
+    Heartbeat,
+    /// The certificate was not renewed.
+    Renewal,
+    /// The accept was not answered with a membership.
+    Accept,
+    /// A tunnel was lost.
+    Tunnel,
+    /// The parent told the peering's status.
+    Status(PeerStatus),
+    /// A dial failed, or anything else.
+    Other,
+}
+
+impl ChildEvent {
+    /// Whether it tells of a dial or a tunnel, rather than of what was asked over one.
+    pub const fn is_of_a_tunnel(&self) -> bool {
+        matches!(
+            self,
+            Self::Connected(_)
+                | Self::DialFailed(..)
+                | Self::DialRefused(..)
+                | Self::TunnelLost(..)
+                | Self::TunnelDrained(_)
+                | Self::StatusTold(_)
+        )
+    }
+
+    /// Of what it tells.
+    pub const fn kind(&self) -> EventKind {
+        match self {
+            Self::HeartbeatFailed(_) | Self::HeartbeatRefused => EventKind::Heartbeat,
+            Self::RefreshFailed => EventKind::Renewal,
+            Self::Join(
+                JoinEvent::Failed(_) | JoinEvent::AnswerLost | JoinEvent::NotSent | JoinEvent::Unusable(_),
+            ) => EventKind::Accept,
+            Self::TunnelLost(..) => EventKind::Tunnel,
+            Self::StatusTold(status) => EventKind::Status(*status),
+            _ => EventKind::Other,
+        }
+    }
+}
+
 /// What the machine wants done.
 #[derive(Debug)]
 pub enum ChildAction {
@@ -73,13 +132,15 @@ pub enum ChildAction {
     },
     /// Make this state durable; report `Persisted` or `PersistFailed` with the number.
     Persist(u64, Box<JoinState>),
-    /// Resolve the parent's addresses; report `Resolved`.
-    Resolve(Box<Parent>),
-    /// Dial; report `Connected` or `DialFailed`.
-    Dial(DialTarget, LinkPurpose),
+    /// Dial; report `Connected` or `DialFailed`, and once connected `TunnelLost`.
+    Dial(UplinkDial, LinkPurpose),
     /// Close the tunnel or give up the dial; nothing is to be reported.
-    Hangup,
-    /// Send accept; report a `Join` event.
+    Hangup(TunnelId),
+    /// Open nothing more on the tunnel; report `TunnelDrained` when it has no open stream.
+    Retire(TunnelId),
+    /// Ask the other side of the tunnel for a sign of life now.
+    Probe(TunnelId),
+    /// Send accept over the primary tunnel; report a `Join` event.
     SendAccept {
         /// The invitation with the token.
         invitation: Box<StoredInvitation>,
@@ -95,9 +156,9 @@ pub enum ChildAction {
         /// The key that it must belong to.
         key: Box<KeyMaterial>,
     },
-    /// Send a heartbeat with what is true now; report its outcome.
+    /// Send a heartbeat over the primary tunnel with what is true now; report its outcome.
     SendHeartbeat,
-    /// Ask for a renewed certificate; report `RefreshIssued` or `RefreshFailed`.
+    /// Ask over the primary tunnel for a renewed certificate; report `RefreshIssued` or `RefreshFailed`.
     SendRefresh {
         /// The key that the new certificate must belong to.
         key: Box<KeyMaterial>,

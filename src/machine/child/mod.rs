@@ -1,4 +1,4 @@
-//! A whole satellite's decisions in one machine: join, reconnect, heartbeat and renewal, and what
+//! A whole satellite's decisions in one machine: join, tunnels, heartbeat and renewal, and what
 //! one tells the other. It owns the durable state; whoever drives it makes that state durable, dials,
 //! sends, and reports back. Nothing here knows how.
 //!
@@ -6,18 +6,20 @@
 //! `Persisted` of that number.
 
 mod event;
+mod link;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-pub use event::{ChildAction, ChildEvent, InvitationRefused, LinkPurpose};
+pub use event::{ChildAction, ChildEvent, ChildPolicy, EventKind, InvitationRefused, LinkPurpose};
 
 use super::backoff::BackoffPolicy;
 use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};
 use super::join::{Farewell, JoinAction, JoinEvent, JoinMachine, JoinState};
+use super::ladder::{LadderEvent, TunnelId};
 use super::membership::{Candidate, KeyMaterial, Membership, StoredInvitation};
-use super::reconnect::{LinkState, ReconnectAction, ReconnectEvent, ReconnectMachine};
 use super::renewal::{IdentityChoice, RenewalAction, RenewalEvent, RenewalMachine};
+use super::uplinks::{LinkState, Uplinks};
 use super::watchdog::{self, Verdict, WatchdogFacts};
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::peer::PeerStatus;
@@ -57,9 +59,11 @@ enum Phase {
 #[derive(Debug)]
 pub struct ChildMachine {
     phase: Phase,
-    policy: BackoffPolicy,
+    policy: ChildPolicy,
     seed: u64,
-    reconnect: ReconnectMachine,
+    uplinks: Uplinks,
+    /// The primary tunnel that the other machines know of.
+    primary: Option<TunnelId>,
     link_since: Moment,
     heartbeat: HeartbeatMachine,
     last_outcome: Option<Moment>,
@@ -74,16 +78,18 @@ impl ChildMachine {
     /// Goes on from what the store holds.
     pub fn new(
         state: Option<JoinState>,
-        policy: BackoffPolicy,
+        policy: ChildPolicy,
         seed: u64,
         now: Moment,
         wall: UnixTime,
     ) -> Self {
+        let uplinks = Uplinks::new(policy.uplinks.clone(), seed.rotate_left(16));
         let mut machine = Self {
             phase: Phase::Idle,
             policy,
             seed,
-            reconnect: ReconnectMachine::new(policy, seed.rotate_left(16)),
+            uplinks,
+            primary: None,
             link_since: now,
             heartbeat: HeartbeatMachine::new(),
             last_outcome: None,
@@ -99,13 +105,19 @@ impl ChildMachine {
         machine
     }
 
-    /// Other reconnect delays from the next one on.
-    pub fn set_policy(&mut self, policy: BackoffPolicy) {
+    /// Another policy from now on. Tunnels that it still allows stay.
+    pub fn set_policy(&mut self, policy: ChildPolicy, now: Moment, wall: UnixTime) {
         self.policy = policy;
-        self.reconnect.set_policy(policy);
+        self.uplinks.set_policy(self.policy.uplinks.clone(), now);
+        let backoff = self.backoff();
         if let Phase::Joining { machine, .. } = &mut self.phase {
-            machine.set_policy(policy);
+            machine.set_policy(backoff);
         }
+        self.settle(now, wall);
+    }
+
+    const fn backoff(&self) -> BackoffPolicy {
+        self.policy.uplinks.ladder.backoff
     }
 
     /// The state as it should be in the store; `None` when never invited.
@@ -122,19 +134,24 @@ impl ChildMachine {
         self.state().and_then(JoinState::membership)
     }
 
-    /// Where the link stands.
-    pub const fn link(&self) -> &LinkState {
-        self.reconnect.state()
+    /// Where the link stands, all tunnels together.
+    pub fn link(&self) -> LinkState {
+        self.uplinks.state()
     }
 
-    /// What the present or next tunnel is for.
+    /// The host-bridges and how each is reached.
+    pub const fn uplinks(&self) -> &Uplinks {
+        &self.uplinks
+    }
+
+    /// The tunnel that the satellite's own requests go over.
+    pub const fn primary(&self) -> Option<TunnelId> {
+        self.uplinks.primary()
+    }
+
+    /// What the present or next tunnels are for.
     pub const fn purpose(&self) -> Option<LinkPurpose> {
         self.purpose
-    }
-
-    /// Failed rounds since the last stable connection.
-    pub const fn connection_failures(&self) -> u32 {
-        self.reconnect.failures()
     }
 
     /// When the parent last acknowledged a heartbeat.
@@ -145,7 +162,7 @@ impl ChildMachine {
     /// Whether the service manager should go on believing in this process.
     pub fn watchdog(&self, now: Moment) -> Verdict {
         let facts = WatchdogFacts {
-            link: self.reconnect.state().clone(),
+            link: self.uplinks.state(),
             link_since: self.link_since,
             last_acknowledged: self.heartbeat.last_acknowledged(),
             last_outcome: self.last_outcome,
@@ -169,28 +186,30 @@ impl ChildMachine {
 
     /// One event. Reports that do not fit the state change nothing.
     pub fn handle_event(&mut self, event: ChildEvent, now: Moment, wall: UnixTime) {
-        let link_before = self.reconnect.state().clone();
+        let link_before = self.uplinks.state();
         match event {
             ChildEvent::Invited(invitation) => self.invited(*invitation, now, wall),
             ChildEvent::KeyGenerated(key) => self.key_generated(key, now, wall),
             ChildEvent::Persisted(sequence) => self.persisted(sequence, now, wall),
             ChildEvent::PersistFailed(sequence) => self.persist_failed(sequence, now, wall),
-            ChildEvent::Resolved(targets) => self
-                .reconnect
-                .handle_event(ReconnectEvent::Resolved(targets), now),
-            ChildEvent::Connected => self.connected(now, wall),
-            ChildEvent::DialFailed(setback) => self
-                .reconnect
-                .handle_event(ReconnectEvent::DialFailed(setback), now),
-            ChildEvent::DialRefused(setback) => {
-                self.reconnect
-                    .handle_event(ReconnectEvent::DialFailed(setback), now);
-                self.identity_refused(now, wall);
+            ChildEvent::Connected(id) => self.uplinks.handle_event(id, LadderEvent::Connected(id), now),
+            ChildEvent::DialFailed(id, failure) => {
+                self.uplinks
+                    .handle_event(id, LadderEvent::DialFailed(id, failure), now);
             }
-            ChildEvent::TunnelLost(setback) => {
-                self.reconnect.handle_event(ReconnectEvent::Lost(setback), now);
-                self.link_down(now, wall);
+            ChildEvent::DialRefused(id, failure) => {
+                self.uplinks
+                    .handle_event(id, LadderEvent::DialFailed(id, failure), now);
+                // Where another bridge takes it, this one does not know the peer.
+                if self.uplinks.primary().is_none() {
+                    self.identity_refused(now, wall);
+                }
             }
+            ChildEvent::TunnelLost(id, loss) => {
+                self.uplinks.handle_event(id, LadderEvent::Lost(id, loss), now);
+            }
+            ChildEvent::TunnelDrained(id) => self.uplinks.handle_event(id, LadderEvent::Drained(id), now),
+            ChildEvent::NetworkChanged => self.uplinks.tell_all(&LadderEvent::NetworkChanged, now),
             ChildEvent::StatusTold(status) => self.status_told(status),
             ChildEvent::Join(event) => self.join_event(event, now, wall),
             ChildEvent::HeartbeatAcknowledged(status) => self.acknowledged(status, now, wall),
@@ -210,11 +229,11 @@ impl ChildMachine {
             ChildEvent::RefreshFailed => self.renewal_event(RenewalEvent::RefreshFailed, now, wall),
             ChildEvent::Left(farewell) => self.left(*farewell, now, wall),
             ChildEvent::ContentChanged => self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now),
-            ChildEvent::RetryNow => self.reconnect.handle_event(ReconnectEvent::RetryNow, now),
+            ChildEvent::RetryNow => self.uplinks.tell_all(&LadderEvent::RetryNow, now),
             ChildEvent::Timeout => self.timeout(now, wall),
         }
         self.settle(now, wall);
-        if *self.reconnect.state() != link_before {
+        if self.uplinks.state() != link_before {
             self.link_since = now;
         }
     }
@@ -236,7 +255,7 @@ impl ChildMachine {
         };
         [
             of_phase,
-            self.reconnect.poll_timeout(),
+            self.uplinks.poll_timeout(),
             self.heartbeat.poll_timeout(),
         ]
         .into_iter()
@@ -267,7 +286,7 @@ impl ChildMachine {
             | JoinState::Accepted { .. }
             | JoinState::Refused { .. }
             | JoinState::Left(_) => Phase::Joining {
-                machine: Box::new(JoinMachine::new(state, self.policy, self.seed)),
+                machine: Box::new(JoinMachine::new(state, self.backoff(), self.seed)),
                 waits_for: None,
             },
         }
@@ -278,21 +297,21 @@ impl ChildMachine {
             return;
         }
         if self.state().is_some_and(|state| state.is_under_way(&invitation)) {
-            self.reconnect.handle_event(ReconnectEvent::RetryNow, now);
+            self.uplinks.tell_all(&LadderEvent::RetryNow, now);
             return;
         }
-        self.reconnect.handle_event(ReconnectEvent::Disable, now);
+        self.uplinks.disable(now);
         self.purpose = None;
-        self.link_down(now, wall);
+        self.follow_primary(now, wall);
         let state = JoinState::invited(invitation, self.state());
         self.phase = self.phase_of(state);
     }
 
     /// What is left of the membership is the record of it; the driver has made that durable.
     fn left(&mut self, farewell: Farewell, now: Moment, wall: UnixTime) {
-        self.reconnect.handle_event(ReconnectEvent::Disable, now);
+        self.uplinks.disable(now);
         self.purpose = None;
-        self.link_down(now, wall);
+        self.follow_primary(now, wall);
         self.phase = self.phase_of(JoinState::Left(farewell));
     }
 
@@ -330,35 +349,6 @@ impl ChildMachine {
             Phase::Member(member) => member.persist_again = Some(now.plus(PERSIST_RETRY)),
             Phase::Idle | Phase::Joining { .. } => {}
         }
-    }
-
-    fn connected(&mut self, now: Moment, wall: UnixTime) {
-        self.reconnect.handle_event(ReconnectEvent::Connected, now);
-        if !self.reconnect.is_connected() {
-            return;
-        }
-        match self.purpose {
-            Some(LinkPurpose::Bootstrap) => self.join_event(JoinEvent::ChannelUp, now, wall),
-            Some(LinkPurpose::Member(choice)) => {
-                self.heartbeat.handle_event(HeartbeatEvent::LinkUp, now);
-                // A candidate is proven by a heartbeat, and a peering that was not active becomes it
-                // by one: neither should wait for its minute.
-                let active = self.membership().is_some_and(|m| m.status == PeerStatus::Active);
-                let prove = choice == IdentityChoice::Candidate || !active;
-                if prove && !self.heartbeat.is_in_flight() {
-                    self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now);
-                }
-                self.renewal_event(RenewalEvent::LinkUp(choice), now, wall);
-            }
-            None => {}
-        }
-    }
-
-    fn link_down(&mut self, now: Moment, wall: UnixTime) {
-        self.presents_committed = false;
-        self.heartbeat.handle_event(HeartbeatEvent::LinkDown, now);
-        self.join_event(JoinEvent::ChannelDown, now, wall);
-        self.renewal_event(RenewalEvent::LinkDown, now, wall);
     }
 
     fn join_event(&mut self, event: JoinEvent, now: Moment, wall: UnixTime) {
@@ -429,7 +419,7 @@ impl ChildMachine {
     }
 
     fn timeout(&mut self, now: Moment, wall: UnixTime) {
-        self.reconnect.handle_event(ReconnectEvent::Timeout, now);
+        self.uplinks.tell_all(&LadderEvent::Timeout, now);
         self.heartbeat.handle_event(HeartbeatEvent::Timeout, now);
         self.join_event(JoinEvent::Timeout, now, wall);
         self.renewal_event(RenewalEvent::Timeout, now, wall);
@@ -470,6 +460,7 @@ impl ChildMachine {
                 }
             }
             self.align_link(now, wall);
+            self.follow_primary(now, wall);
             self.drain_link();
             while let Some(HeartbeatAction::Send) = self.heartbeat.poll_action() {
                 self.actions.push_back(ChildAction::SendHeartbeat);
@@ -531,7 +522,7 @@ impl ChildMachine {
                     membership.candidate = candidate;
                 }),
                 RenewalAction::Commit(identity) => {
-                    self.presents_committed = self.reconnect.is_connected();
+                    self.presents_committed = self.uplinks.primary().is_some();
                     self.store_candidate(move |membership| {
                         membership.identity = identity;
                         membership.candidate = None;
@@ -550,55 +541,6 @@ impl ChildMachine {
         });
         if let Phase::Member(member) = &mut self.phase {
             member.renewal_waits_for = sequence;
-        }
-    }
-
-    fn wanted_purpose(&self) -> Option<LinkPurpose> {
-        match &self.phase {
-            Phase::Idle => None,
-            Phase::Joining { machine, .. } => machine.wants_channel().then_some(LinkPurpose::Bootstrap),
-            Phase::Member(member) => match member.state.membership() {
-                Some(membership) if membership.status != PeerStatus::Revoked => {
-                    Some(LinkPurpose::Member(member.renewal.identity_choice()))
-                }
-                _ => None,
-            },
-        }
-    }
-
-    /// Hangs up a link that presents the wrong identity or is not wanted, and starts one that is.
-    fn align_link(&mut self, now: Moment, wall: UnixTime) {
-        let wanted = self.wanted_purpose();
-        if wanted == self.purpose {
-            return;
-        }
-        // A committed candidate is the membership's identity now: the tunnel already presents it.
-        let same_certificate = self.purpose == Some(LinkPurpose::Member(IdentityChoice::Candidate))
-            && wanted == Some(LinkPurpose::Member(IdentityChoice::Current))
-            && self.presents_committed;
-        self.purpose = wanted;
-        if same_certificate {
-            self.renewal_event(RenewalEvent::LinkUp(IdentityChoice::Current), now, wall);
-            return;
-        }
-        self.reconnect.handle_event(ReconnectEvent::Disable, now);
-        self.link_down(now, wall);
-        if wanted.is_some() {
-            self.reconnect.handle_event(ReconnectEvent::Enable, now);
-        }
-    }
-
-    fn drain_link(&mut self) {
-        while let Some(action) = self.reconnect.poll_action() {
-            let mapped = match (action, self.purpose) {
-                (ReconnectAction::Hangup, _) => Some(ChildAction::Hangup),
-                (ReconnectAction::Resolve, _) => self
-                    .state()
-                    .map(|state| ChildAction::Resolve(Box::new(state.parent().clone()))),
-                (ReconnectAction::Dial(target), Some(purpose)) => Some(ChildAction::Dial(target, purpose)),
-                (ReconnectAction::Dial(_), None) => None,
-            };
-            self.actions.extend(mapped);
         }
     }
 }

@@ -1,8 +1,6 @@
 //! The whole satellite's decisions against a parent and a store in memory: random orders of
 //! success, loss, crash and restart, then a fair world in which it must end up a member.
 
-use std::net::SocketAddr;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -12,8 +10,9 @@ use crate::contract::invitation::{ContractVersion, ParentTrust};
 use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
 use crate::contract::peer::{PeerKind, SpawnMode};
 use crate::contract::token::TokenDigest;
+use crate::machine::ladder::{DialFailure, LadderPolicy, Loss, Rung, Setback};
 use crate::machine::membership::{JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity};
-use crate::machine::reconnect::{DialTarget, Setback};
+use crate::machine::uplinks::UplinksPolicy;
 
 mod refused;
 
@@ -102,6 +101,36 @@ enum Fate {
     CrashAfter,
 }
 
+/// One way and one bridge, so that one thing is under way at a time.
+fn policy() -> ChildPolicy {
+    ChildPolicy {
+        uplinks: UplinksPolicy {
+            ladder: LadderPolicy {
+                rungs: vec![Rung::Quic],
+                ..LadderPolicy::default()
+            },
+            ..UplinksPolicy::default()
+        },
+        bridges: vec![],
+    }
+}
+
+fn failure(setback: Setback) -> DialFailure {
+    DialFailure {
+        setback,
+        answered: true,
+        why: "no".into(),
+    }
+}
+
+fn loss(setback: Setback) -> Loss {
+    Loss {
+        setback,
+        told: true,
+        why: "gone".into(),
+    }
+}
+
 struct World {
     durable: Option<JoinState>,
     machine: ChildMachine,
@@ -110,14 +139,14 @@ struct World {
     keys_made: u32,
     now: Moment,
     heartbeats: u32,
-    connected_as: Option<LinkPurpose>,
+    tunnels: Vec<(TunnelId, LinkPurpose)>,
 }
 
 impl World {
     fn new(repeats_answer: bool) -> Self {
         let mut world = Self {
             durable: None,
-            machine: ChildMachine::new(None, BackoffPolicy::default(), 5, Moment::START, START),
+            machine: ChildMachine::new(None, policy(), 5, Moment::START, START),
             under_way: VecDeque::new(),
             parent: ParentModel {
                 repeats_answer,
@@ -126,7 +155,7 @@ impl World {
             keys_made: 0,
             now: Moment::START,
             heartbeats: 0,
-            connected_as: None,
+            tunnels: vec![],
         };
         // The daemon stores an invitation before it hands it to the machine.
         world.durable = Some(JoinState::Invited(invitation("t")));
@@ -140,31 +169,46 @@ impl World {
 
     fn restart(&mut self) {
         self.under_way.clear();
-        self.connected_as = None;
-        self.machine = ChildMachine::new(
-            self.durable.clone(),
-            BackoffPolicy::default(),
-            5,
-            self.now,
-            self.wall(),
-        );
+        self.tunnels.clear();
+        self.machine = ChildMachine::new(self.durable.clone(), policy(), 5, self.now, self.wall());
         self.collect();
     }
 
     fn event(&mut self, event: ChildEvent) {
         let wall = self.wall();
+        let primary = self.machine.primary();
         self.machine.handle_event(event, self.now, wall);
+        if self.machine.primary() != primary {
+            // What was asked over another tunnel is not reported any more.
+            self.under_way.retain(|action| !needs_link(action));
+        }
         self.collect();
+    }
+
+    /// What the tunnel is for that requests go over.
+    fn connected_as(&self) -> Option<LinkPurpose> {
+        let primary = self.machine.primary()?;
+        let tunnel = self.tunnels.iter().find(|(id, _)| *id == primary);
+        Some(tunnel.expect("the primary is up").1)
+    }
+
+    fn lose_tunnel(&mut self, setback: Setback) {
+        if let Some(id) = self.machine.primary() {
+            self.tunnels.retain(|(up, _)| *up != id);
+            self.event(ChildEvent::TunnelLost(id, loss(setback)));
+        }
     }
 
     fn collect(&mut self) {
         while let Some(action) = self.machine.poll_action() {
-            if matches!(action, ChildAction::Hangup) {
-                self.connected_as = None;
-                self.under_way
-                    .retain(|a| !needs_link(a) && !matches!(a, ChildAction::Dial(..)));
-            } else {
-                self.under_way.push_back(action);
+            match action {
+                ChildAction::Hangup(id) => {
+                    self.tunnels.retain(|(up, _)| *up != id);
+                    self.under_way
+                        .retain(|action| !matches!(action, ChildAction::Dial(dial, _) if dial.id == id));
+                }
+                ChildAction::Retire(_) | ChildAction::Probe(_) => {}
+                action => self.under_way.push_back(action),
             }
         }
         if let Some((key, _)) = &self.parent.used_by {
@@ -201,7 +245,7 @@ impl World {
             self.restart();
             return;
         }
-        if needs_link(&action) && self.connected_as.is_none() {
+        if needs_link(&action) && self.machine.primary().is_none() {
             return;
         }
         let done = !matches!(fate, Fate::Fails);
@@ -210,9 +254,8 @@ impl World {
             self.restart();
         } else {
             self.event(report);
-            if matches!(fate, Fate::AnswerLost) && self.connected_as.take().is_some() {
-                self.under_way.retain(|a| !needs_link(a));
-                self.event(ChildEvent::TunnelLost(Setback::Transient));
+            if matches!(fate, Fate::AnswerLost) {
+                self.lose_tunnel(Setback::Transient);
             }
         }
     }
@@ -236,25 +279,16 @@ impl World {
                     ChildEvent::PersistFailed(sequence)
                 }
             }
-            ChildAction::Resolve(parent) => ChildEvent::Resolved(if done {
-                let address = SocketAddr::from(([192, 0, 2, 1], 8443));
-                vec![DialTarget {
-                    host: parent.url.host().host().to_owned(),
-                    address,
-                }]
-            } else {
-                vec![]
-            }),
-            ChildAction::Dial(_, purpose) => {
+            ChildAction::Dial(dial, purpose) => {
                 if done {
-                    self.connected_as = Some(purpose);
-                    ChildEvent::Connected
+                    self.tunnels.push((dial.id, purpose));
+                    ChildEvent::Connected(dial.id)
                 } else {
-                    ChildEvent::DialFailed(Setback::Transient)
+                    ChildEvent::DialFailed(dial.id, failure(Setback::Transient))
                 }
             }
             ChildAction::SendAccept { csr_pem, .. } => {
-                assert_eq!(self.connected_as, Some(LinkPurpose::Bootstrap));
+                assert_eq!(self.connected_as(), Some(LinkPurpose::Bootstrap));
                 let lost = ChildEvent::Join(JoinEvent::AnswerLost);
                 if !done {
                     return lost;
@@ -272,7 +306,7 @@ impl World {
                 })
             }
             ChildAction::SendHeartbeat => {
-                assert!(matches!(self.connected_as, Some(LinkPurpose::Member(_))));
+                assert!(matches!(self.connected_as(), Some(LinkPurpose::Member(_))));
                 if done && !answer_lost {
                     self.heartbeats += 1;
                     ChildEvent::HeartbeatAcknowledged(PeerStatus::Active)
@@ -291,7 +325,9 @@ impl World {
                     ChildEvent::RefreshFailed
                 }
             }
-            ChildAction::Hangup => unreachable!("carried out when it is collected"),
+            ChildAction::Hangup(_) | ChildAction::Retire(_) | ChildAction::Probe(_) => {
+                unreachable!("carried out when it is collected")
+            }
         }
     }
 }
@@ -422,7 +458,7 @@ fn revoked_means_silence_until_a_new_invitation() {
     assert!(world.machine.may_invite().is_err());
     world.event(ChildEvent::StatusTold(PeerStatus::Revoked));
     world.step(Fate::Succeeds);
-    assert_eq!(world.machine.link(), &LinkState::Off);
+    assert_eq!(world.machine.link(), LinkState::Off);
     assert!(world.machine.may_invite().is_ok());
     world.parent = ParentModel {
         repeats_answer: true,
@@ -443,8 +479,7 @@ fn a_resumed_peer_proves_itself_as_soon_as_it_is_back() {
     }
     let heartbeats = world.heartbeats;
     world.event(ChildEvent::StatusTold(PeerStatus::Suspended));
-    world.connected_as = None;
-    world.event(ChildEvent::TunnelLost(Setback::Persistent));
+    world.lose_tunnel(Setback::Persistent);
     let lost_at = world.now;
     while world.heartbeats == heartbeats {
         world.step(Fate::Succeeds);

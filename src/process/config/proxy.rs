@@ -174,6 +174,11 @@ pub struct ProxySettings {
 }
 
 impl ProxySettings {
+    /// Whether there is a proxy for anybody.
+    pub const fn is_set(&self) -> bool {
+        self.proxy.is_some()
+    }
+
     /// What the configuration says, else the environment. Credentials of the file come before
     /// those of the environment's URL.
     pub fn resolve(

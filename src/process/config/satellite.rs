@@ -8,7 +8,9 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
-use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed, YesNo};
+use super::key::{
+    AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, Line, ListOf, Parsed, YesNo,
+};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::proxy::{ProxyChoice, ProxySettings};
 use super::services::{self, LimitsConfig};
@@ -53,6 +55,10 @@ pub struct SatelliteConfig {
     pub payload: PayloadConfig,
     /// Longest silence on an idle tunnel before the satellite asks whether the parent is there.
     pub tunnel_keepalive: Duration,
+    /// Host-bridges of which a tunnel is held at once.
+    pub tunnel_redundancy: u32,
+    /// Ceiling of all waits between tries of a better way than the one in use.
+    pub tunnel_climb_max: Duration,
     /// By which ways the tunnel is dialled.
     pub ways: Ways,
     /// What the parent may use of this box at once.
@@ -201,6 +207,8 @@ impl SatelliteConfig {
                 file: settings.required(&PAYLOAD_FILE)?,
             },
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
+            tunnel_redundancy: settings.required(&TUNNEL_REDUNDANCY)?,
+            tunnel_climb_max: settings.required(&TUNNEL_CLIMB_MAX)?,
             ways: Ways {
                 transport: settings.required(&TUNNEL_TRANSPORT)?,
                 proxy: ProxySettings::resolve(
@@ -313,6 +321,8 @@ static KEYS: &[&dyn AnyKey] = &[
     &PAYLOAD_FW_CFG_DIR,
     &PAYLOAD_FILE,
     &TUNNEL_KEEPALIVE,
+    &TUNNEL_REDUNDANCY,
+    &TUNNEL_CLIMB_MAX,
     &TUNNEL_TRANSPORT,
     &TUNNEL_PROXY,
     &TUNNEL_PROXY_CREDENTIALS,
@@ -466,6 +476,26 @@ static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     discreet: false,
 };
 
+static TUNNEL_REDUNDANCY: Key<u32> = Key {
+    path: "tunnel.redundancy",
+    form: &CountBetween {
+        least: 1,
+        most: 8,
+        unit: "host-bridges",
+    },
+    default: Fallback::Value("2"),
+    doc: "Host-bridges of which a tunnel is held at once, where parent.bridges names so many. The first that is up\ncarries heartbeats and renewals; what the parent opens is served on all.",
+    discreet: false,
+};
+
+static TUNNEL_CLIMB_MAX: Key<Duration> = Key {
+    path: "tunnel.climb_max",
+    form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(86_400)),
+    default: Fallback::Value("30m"),
+    doc: "Longest wait between two tries of a better way (QUIC, where TLS over TCP is in use). Each costs some\nkilobytes where the network swallows UDP. A changed network is looked at at once.",
+    discreet: false,
+};
+
 static TUNNEL_TRANSPORT: Key<TunnelTransport> = Key {
     path: "tunnel.transport",
     form: &Parsed::<TunnelTransport>::new("auto, quic or tls"),
@@ -542,6 +572,8 @@ static LOG_FORMAT: Key<LogFormat> = Key {
 mod tests {
     use super::*;
     use crate::machine::backoff::BackoffPolicy;
+    use crate::machine::ladder::CLIMB_MAX;
+    use crate::machine::uplinks::DEFAULT_REDUNDANCY;
 
     fn loaded(environment: &Environment, flags: &Flags) -> Result<SatelliteConfig, ConfigError> {
         let nowhere = ConfigFile::Default;
@@ -554,6 +586,8 @@ mod tests {
         let policy = BackoffPolicy::default();
         assert_eq!(config.reconnect_initial, policy.initial);
         assert_eq!(config.reconnect_max, policy.max);
+        assert_eq!(config.tunnel_redundancy, DEFAULT_REDUNDANCY);
+        assert_eq!(config.tunnel_climb_max, CLIMB_MAX);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::Driver;
 use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::message::{HeartbeatResponse, OurEndpoint, SchemaCompatibility};
 use crate::machine::child::ChildEvent;
-use crate::machine::reconnect::DialTarget;
+use crate::machine::ladder::DialTarget;
 
 /// How often the facts of the minute are written while nothing else changes. Each write costs
 /// tens of KiB of flash; four a day keep an idle box far below its budget of 1 MiB a day.

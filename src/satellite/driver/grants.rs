@@ -19,21 +19,35 @@ use crate::tunnel::Tunnel;
 const ANSWER_TIME: Duration = Duration::from_millis(500);
 
 impl Driver {
-    pub(super) fn hand_over_grants(&self, tunnel: &Tunnel) {
+    /// Over the primary tunnel, and over another one when that becomes the primary.
+    pub(super) fn hand_over_grants(&mut self) {
+        let primary = self.primary_tunnel();
+        let id = primary.as_ref().map(|(id, _, _)| *id);
+        if self.grants_over.0 == id {
+            return;
+        }
+        self.grants_over.1.cancel();
+        self.grants_over = (id, self.scope.child());
+        if let Some((_, tunnel, _)) = primary {
+            self.hand_over_grants_through(tunnel);
+        }
+    }
+
+    fn hand_over_grants_through(&self, tunnel: Tunnel) {
         let (Some(membership), Some(surroundings)) = (self.machine.membership(), &self.surroundings) else {
             return;
         };
         let managed = membership.spawn_mode == SpawnMode::ManagedChild;
         let audit = surroundings.audit.clone();
         let courier = Courier {
-            tunnel: tunnel.clone(),
+            tunnel,
             parent: membership.parent.clone(),
             peer: membership.peer_id,
             book: surroundings.grants.clone(),
             clock: self.clock.clone(),
             trouble: Arc::clone(&surroundings.handover_trouble),
         };
-        self.link_scope.spawn_until_cancelled("grants", async move {
+        self.grants_over.1.spawn_until_cancelled("grants", async move {
             if managed {
                 match courier.book.mirror(courier.peer).await {
                     Ok(Some(issued)) if !issued.reused => {
@@ -60,8 +74,8 @@ impl Driver {
     pub(super) async fn leave(&mut self, reason: String) -> Result<Departure, LeaveError> {
         let membership = self.machine.membership().ok_or(LeaveError::NotJoined)?;
         let (peer_id, parent) = (membership.peer_id, membership.parent.clone());
-        let not_told = match &self.link {
-            Some(link) => last_notice(&link.tunnel, &parent, &reason).await.err(),
+        let not_told = match self.primary_tunnel() {
+            Some((_, tunnel, _)) => last_notice(&tunnel, &parent, &reason).await.err(),
             None => Some("there is no tunnel to it at this moment".to_owned()),
         };
         let farewell = Farewell {

@@ -8,9 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::id::PeerId;
 use crate::base::time::Moment;
-use crate::contract::invitation::HostPort;
-use crate::machine::backoff::BackoffPolicy;
-use crate::machine::child::InvitationRefused;
+use crate::machine::child::{ChildPolicy, InvitationRefused};
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
@@ -25,16 +23,14 @@ const STUCK_AFTER: Duration = Duration::from_secs(60);
 /// What the loop is set up with.
 #[derive(Debug, Clone)]
 pub struct DriverSettings {
-    /// Reconnect delays.
-    pub backoff: BackoffPolicy,
+    /// How the parent is reached; its bridges come from the config and outrank the invitation's.
+    pub child: ChildPolicy,
     /// Tunnel limits.
     pub tunnel: TunnelSettings,
     /// By which ways the tunnel is dialled.
     pub ways: Ways,
     /// The operator from the config, which outranks the one that was given at join.
     pub operator: Option<Operator>,
-    /// The bridges from the config, which outrank the invitation's.
-    pub bridges: Vec<HostPort>,
 }
 
 /// What others ask of the loop.

@@ -1,51 +1,49 @@
 //! Carries out what `machine::child` decides: one loop that owns the machine, the store and the
-//! tunnel. Slow work (resolving, dialling, requests) runs in tasks that report back through a
-//! bounded queue; a report of a link that was hung up meanwhile carries an old number and is dropped.
-//! Writes to the store are awaited in the loop, so nothing that depends on one can overtake it.
+//! tunnels. Slow work (dialling, requests) runs in tasks that report back through a bounded queue; a
+//! report of a tunnel that was hung up meanwhile is dropped. Writes to the store are awaited in the
+//! loop, so nothing that depends on one can overtake it.
 
 mod facts;
 mod grants;
 mod handle;
 mod news;
 mod publish;
+mod tunnels;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tracing::{Instrument as _, Span};
 
 pub use facts::FACTS_INTERVAL;
 pub use handle::{Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Stopping};
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
 use publish::CertificateWatch;
+use tunnels::Link;
 
 use super::exchange;
-use super::federation_api::{FederationApi, Surroundings};
-use super::link::{self, Credentials, Established};
+use super::federation_api::Surroundings;
 use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
 use super::report::Failures;
-use super::serve::{self, Served};
 use super::services::ServiceServer;
 use super::status::StatusReport;
 use crate::audit::{AuditAction, AuditEvent};
-use crate::base::id::PeerId;
-use crate::base::limit::{error_chain, foreign_text};
+use crate::base::id::{PeerId, SessionId};
+use crate::base::limit::error_chain;
 use crate::base::time::{Moment, UnixTime};
-use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, LinkPurpose};
+use crate::contract::invitation::HostPort;
+use crate::machine::child::{ChildAction, ChildEvent, ChildMachine};
 use crate::machine::join::{JoinEvent, JoinState};
-use crate::machine::membership::{
-    AcceptedAnswer, Candidate, KeyMaterial, Parent, StoredIdentity, StoredInvitation,
-};
-use crate::machine::reconnect::DialTarget;
-use crate::machine::renewal::IdentityChoice;
+use crate::machine::ladder::TunnelId;
+use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredInvitation};
 use crate::machine::watchdog::Verdict;
-use crate::process::clock::{Clock, ParentTimeNote};
+use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
+use crate::reach::interfaces::{LOOK_EVERY, WayWatch};
 use crate::store::audit_log::AuditLog;
 use crate::tunnel::Tunnel;
-use crate::wire::{Goodbye, GoodbyeReason};
 
 /// Reports of tasks that may wait for the loop. There are never more than a handful of tasks; a full
 /// queue makes them wait.
@@ -56,15 +54,6 @@ const COMMANDS_MAX: usize = 8;
 
 /// Longest that the loop sleeps, so that the watchdog is fed and the status is fresh.
 const PULSE: Duration = Duration::from_secs(5);
-
-/// The tunnel that is up.
-struct LiveLink {
-    tunnel: Tunnel,
-    target: DialTarget,
-    since: UnixTime,
-    /// Peer and session, on every log line about this tunnel.
-    span: Span,
-}
 
 /// See the module's text.
 pub struct Driver {
@@ -88,12 +77,19 @@ pub struct Driver {
     certificate: CertificateWatch,
     /// What the parent may reach of this box; `None` in a short run that only joins.
     services: Option<ServiceServer>,
+    /// Dials under way and tunnels that are up.
+    links: BTreeMap<TunnelId, Link>,
+    /// Tells the sessions of this run of the program from those of another.
+    run: u64,
+    /// Sessions that were lost, until their bridge has heard of it.
+    lost_sessions: Vec<(HostPort, SessionId)>,
+    ways: WayWatch,
+    /// When the ways were last looked at.
+    looked_at: Moment,
     /// What the parent's requests are answered with.
     surroundings: Option<Arc<Surroundings>>,
-    /// The number of the present link or dial; reports of others are dropped.
-    link_number: u64,
-    link_scope: TaskScope,
-    link: Option<LiveLink>,
+    /// The tunnel over which grants are handed over, and where that runs.
+    grants_over: (Option<TunnelId>, TaskScope),
     failures: Failures,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     commands: mpsc::Receiver<Command>,
@@ -122,19 +118,17 @@ impl Driver {
             .map(|m| m.peer_id);
         let machine = ChildMachine::new(
             loaded.state,
-            settings.backoff,
+            settings.child.clone(),
             entropy::seed(),
             clock.now(),
             clock.trusted().now,
         );
         let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
-        let link_scope = scope.child();
         let mut driver = Self {
             machine,
             store,
             recovered: loaded.recovered,
             store_error: None,
-            scope,
             settings,
             audit,
             joined_as,
@@ -144,10 +138,14 @@ impl Driver {
             facts_written: None,
             certificate: CertificateWatch::default(),
             services: None,
+            links: BTreeMap::new(),
+            run: entropy::seed(),
+            lost_sessions: Vec::new(),
+            ways: WayWatch::default(),
+            looked_at: clock.now(),
             surroundings: None,
-            link_number: 0,
-            link_scope,
-            link: None,
+            grants_over: (None, scope.child()),
+            scope,
             failures: Failures::default(),
             reports: mpsc::channel(REPORTS_MAX),
             commands,
@@ -192,10 +190,16 @@ impl Driver {
                 .poll_timeout()
                 .unwrap_or(Moment::after_start(Duration::MAX));
             let pulse = self.clock.now().plus(PULSE);
+            let look = self.looked_at.plus(LOOK_EVERY);
             tokio::select! {
                 () = self.scope.cancelled() => break,
                 Some(report) = self.reports.1.recv() => self.take_report(report),
                 Some(command) = self.commands.recv() => self.take_command(command).await,
+                () = self.clock.sleep_until(look) => {
+                    if !self.look_at_ways() {
+                        continue;
+                    }
+                }
                 () = self.clock.sleep_until(wake.min(pulse)) => {
                     let now = self.clock.now();
                     if self.machine.poll_timeout().is_some_and(|due| due <= now) {
@@ -214,8 +218,9 @@ impl Driver {
     }
 
     fn take_report(&mut self, report: Report) {
-        if report.link != self.link_number {
-            tracing::debug!(link = report.link, "report of an earlier link dropped");
+        let id = report.link;
+        if !self.awaits(id, &report.news) {
+            tracing::debug!(link = %id, "report of an earlier link dropped");
             return;
         }
         match report.news {
@@ -224,17 +229,19 @@ impl Driver {
                 self.tell(event);
             }
             News::Failed(event, why) => {
-                let span = self
-                    .link
-                    .as_ref()
-                    .map_or_else(Span::none, |link| link.span.clone());
-                span.in_scope(|| self.failures.note(&event, why));
-                if matches!(event, ChildEvent::TunnelLost(_)) {
-                    self.link = None;
+                let span = self.span_of(id);
+                if matches!(
+                    event,
+                    ChildEvent::TunnelLost(..) | ChildEvent::DialFailed(..) | ChildEvent::DialRefused(..)
+                ) {
+                    self.forget_link(id);
                 }
+                let noted = event.kind();
                 self.tell(event);
+                let connected = self.machine.primary().is_some();
+                span.in_scope(|| self.failures.note(noted, why, connected));
             }
-            News::Established(link) => self.established(*link),
+            News::Established(link) => self.established(id, *link),
             News::Acknowledged(response) => self.acknowledged(&response),
         }
     }
@@ -250,7 +257,8 @@ impl Driver {
             }
             Command::Reload(settings) => {
                 self.settings = *settings;
-                self.machine.set_policy(self.settings.backoff);
+                let (now, wall) = (self.clock.now(), self.clock.trusted().now);
+                self.machine.set_policy(self.settings.child.clone(), now, wall);
                 self.tell(ChildEvent::ContentChanged);
                 self.tell(ChildEvent::RetryNow);
             }
@@ -291,9 +299,10 @@ impl Driver {
             match action {
                 ChildAction::GenerateKey { common_name } => self.generate_key(&common_name),
                 ChildAction::Persist(sequence, state) => self.persist(sequence, &state).await,
-                ChildAction::Resolve(parent) => self.resolve(*parent),
-                ChildAction::Dial(target, purpose) => self.dial(target, purpose),
-                ChildAction::Hangup => self.hang_up(),
+                ChildAction::Dial(dial, purpose) => self.dial(dial, purpose),
+                ChildAction::Hangup(id) => self.hang_up(id),
+                ChildAction::Retire(id) => self.retire(id),
+                ChildAction::Probe(id) => self.probe(id),
                 ChildAction::SendAccept { invitation, csr_pem } => self
                     .with_tunnel(|tunnel, reporter| exchange::accept(tunnel, reporter, *invitation, csr_pem)),
                 ChildAction::VerifyCertificate { parent, answer, key } => self.verify(&parent, &answer, &key),
@@ -301,6 +310,7 @@ impl Driver {
                 ChildAction::SendRefresh { key } => self.send_refresh(*key),
             }
         }
+        self.hand_over_grants();
         self.write_due_facts().await;
         self.publish();
     }
@@ -370,170 +380,15 @@ impl Driver {
         }
     }
 
-    fn reporter(&self) -> Reporter {
-        Reporter {
-            link: self.link_number,
-            reports: self.reports.0.clone(),
-        }
-    }
-
-    fn resolve(&mut self, mut parent: Parent) {
-        self.new_link();
-        if !self.settings.bridges.is_empty() {
-            parent.bridges.clone_from(&self.settings.bridges);
-        }
-        let remembered: Vec<DialTarget> = self
-            .facts
-            .good_addresses
-            .iter()
-            .map(|(host, address)| DialTarget {
-                host: host.clone(),
-                address: *address,
-            })
-            .collect();
-        let (ways, reporter) = (self.settings.ways.clone(), self.reporter());
-        self.link_scope.spawn_until_cancelled("resolve", async move {
-            let targets = link::resolve(&parent, &remembered, &ways).await;
-            if targets.is_empty() {
-                let names: Vec<String> = parent.dial_addresses().iter().map(ToString::to_string).collect();
-                let why = format!(
-                    "no address found for {}; check the network and DNS of this box",
-                    names.join(", ")
-                );
-                reporter
-                    .send(News::Failed(ChildEvent::Resolved(targets), why))
-                    .await;
-            } else {
-                reporter.send(News::Event(ChildEvent::Resolved(targets))).await;
-            }
-        });
-    }
-
-    fn dial(&mut self, target: DialTarget, purpose: LinkPurpose) {
-        let Some(credentials) = self.credentials(purpose) else {
-            tracing::error!("a dial was wanted for an identity that is not there");
-            return;
-        };
-        let (settings, clock, reporter) = (self.settings.tunnel, self.clock.clone(), self.reporter());
-        let ways = self.settings.ways.clone();
-        self.link_scope.spawn_until_cancelled("dial", async move {
-            match link::dial(&target, credentials, &ways, settings, clock).await {
-                Ok(established) => {
-                    let link = EstablishedLink { target, established };
-                    reporter.send(News::Established(Box::new(link))).await;
-                }
-                Err(error) => {
-                    let event = if error.refuses_identity() {
-                        ChildEvent::DialRefused(error.setback())
-                    } else {
-                        ChildEvent::DialFailed(error.setback())
-                    };
-                    reporter.send(News::Failed(event, error_chain(&error))).await;
-                }
-            }
-        });
-    }
-
-    fn credentials(&self, purpose: LinkPurpose) -> Option<Credentials> {
-        let state = self.machine.state()?;
-        let identity = match purpose {
-            LinkPurpose::Bootstrap => None,
-            LinkPurpose::Member(choice) => Some(identity_of(state, choice)?),
-        };
-        Some(Credentials {
-            trust: state.parent().trust.clone(),
-            identity,
-        })
-    }
-
-    /// A new number: what is still under way for the link before is cancelled and not listened to.
-    fn new_link(&mut self) {
-        self.link_scope.cancel();
-        self.link_scope = self.scope.child();
-        self.link_number += 1;
-        self.link = None;
-    }
-
-    fn hang_up(&mut self) {
-        if let Some(link) = self.link.take() {
-            let goodbye = Goodbye {
-                reason: GoodbyeReason::Done,
-                message: String::new(),
-                retry_after_millis: 0,
-            };
-            // The tunnel's own task outlives the link's scope by this goodbye.
-            self.scope
-                .spawn("goodbye", async move { link.tunnel.close(goodbye).await });
-        }
-        self.new_link();
-    }
-
-    fn established(&mut self, link: EstablishedLink) {
-        let EstablishedLink {
-            target,
-            established:
-                Established {
-                    tunnel,
-                    driver,
-                    welcome,
-                },
-        } = link;
-        let told = link::welcome_time(&welcome);
-        if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
-            tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
-        }
-        let peer = self
-            .machine
-            .membership()
-            .map(|membership| tracing::field::display(membership.peer_id));
-        let span = tracing::info_span!("tunnel", peer, session = %welcome.session);
-        span.in_scope(|| {
-            tracing::info!(bridge = %target.address, host = %target.host, agent = %foreign_text(&welcome.agent), "tunnel up");
-        });
-        let running = async move {
-            driver.run().await;
-        };
-        self.scope.spawn("tunnel", running.instrument(span.clone()));
-        let served = Served {
-            api: self.surroundings.as_ref().map(|surroundings| FederationApi {
-                ca_bundle_pem: self.ca_bundle(),
-                surroundings: Arc::clone(surroundings),
-            }),
-            peer: self.machine.membership().map(|membership| membership.peer_id),
-            services: self.services.as_ref().and_then(|services| {
-                let membership = self.machine.membership()?;
-                Some(services.session(membership.peer_id))
-            }),
-        };
-        serve::spawn(&self.link_scope, tunnel.clone(), served, self.reporter(), &span);
-        self.hand_over_grants(&tunnel);
-        self.remember(&target);
-        self.failures.link_is_up();
-        self.link = Some(LiveLink {
-            tunnel,
-            target,
-            since: self.clock.trusted().now,
-            span,
-        });
-        self.tell(ChildEvent::Connected);
-    }
-
-    fn ca_bundle(&self) -> String {
-        self.machine
-            .membership()
-            .map_or_else(String::new, |m| m.identity.certificate.ca_chain_pem.clone())
-    }
-
     fn with_tunnel<F, T>(&mut self, work: T)
     where
         T: FnOnce(Tunnel, Reporter) -> F,
         F: Future<Output = ()> + Send + 'static,
     {
-        let reporter = self.reporter();
         // Without a tunnel the machine hears of its loss by that event.
-        if let Some(link) = &self.link {
-            let task = work(link.tunnel.clone(), reporter);
-            self.link_scope.spawn_until_cancelled("exchange", task);
+        if let Some((id, tunnel, scope)) = self.primary_tunnel() {
+            let task = work(tunnel, self.reporter(id));
+            scope.spawn_until_cancelled("exchange", task);
         }
     }
 
@@ -561,26 +416,10 @@ impl Driver {
     }
 
     async fn take_leave(mut self) {
-        if let Some(link) = self.link.take() {
-            let goodbye = Goodbye {
-                reason: GoodbyeReason::ShuttingDown,
-                message: "the satellite stops".to_owned(),
-                retry_after_millis: 0,
-            };
-            link.tunnel.close(goodbye).await;
-        }
+        self.say_goodbyes();
         if self.facts_dirty {
             self.write_facts().await;
         }
         tracing::info!("stopped");
-    }
-}
-
-/// The identity that a tunnel presents.
-fn identity_of(state: &JoinState, choice: IdentityChoice) -> Option<StoredIdentity> {
-    let membership = state.membership()?;
-    match (choice, &membership.candidate) {
-        (IdentityChoice::Candidate, Some(Candidate::Issued(identity))) => Some(identity.clone()),
-        (IdentityChoice::Candidate | IdentityChoice::Current, _) => Some(membership.identity.clone()),
     }
 }

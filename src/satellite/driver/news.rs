@@ -4,13 +4,13 @@ use tokio::sync::mpsc;
 
 use crate::contract::message::HeartbeatResponse;
 use crate::machine::child::ChildEvent;
-use crate::machine::reconnect::DialTarget;
-use crate::satellite::link::Established;
+use crate::machine::ladder::{DialTarget, TunnelId};
+use crate::reach::dial::Established;
 
 /// A task's report: of which link, and what.
 #[derive(Debug)]
 pub(in crate::satellite) struct Report {
-    pub(in crate::satellite) link: u64,
+    pub(in crate::satellite) link: TunnelId,
     pub(in crate::satellite) news: News,
 }
 
@@ -44,11 +44,16 @@ impl std::fmt::Debug for EstablishedLink {
 /// Sends one task's reports with its link's number on them.
 #[derive(Debug, Clone)]
 pub(in crate::satellite) struct Reporter {
-    pub(super) link: u64,
+    pub(super) link: TunnelId,
     pub(super) reports: mpsc::Sender<Report>,
 }
 
 impl Reporter {
+    /// The tunnel that it speaks of.
+    pub(in crate::satellite) const fn tunnel(&self) -> TunnelId {
+        self.link
+    }
+
     /// Waits for a place in the queue; a loop that is gone does not want it any more.
     pub(in crate::satellite) async fn send(&self, news: News) {
         let _ = self

@@ -4,18 +4,14 @@
 use super::Driver;
 use crate::base::time::UnixTime;
 use crate::machine::membership::{Candidate, Membership};
-use crate::machine::reconnect::LinkState;
 use crate::machine::renewal::CertificateStanding;
 use crate::machine::watchdog::Verdict;
 use crate::satellite::parent_client::RELEASE;
-use crate::satellite::report::link_report;
+use crate::satellite::report::{Reached, link_report};
 use crate::satellite::status::{ClockReport, HeartbeatReport, LinkReport, StatusReport};
 
 impl Driver {
     pub(super) fn publish(&mut self) {
-        if matches!(self.machine.link(), LinkState::Off) {
-            self.link = None;
-        }
         let now = self.clock.trusted().now;
         self.certificate.observe(self.machine.membership(), now);
         self.pulse.send_replace(self.clock.now());
@@ -82,13 +78,17 @@ impl Driver {
 
     fn link_report(&self) -> LinkReport {
         let wall = self.clock.trusted().now;
-        link_report(
-            self.machine.link(),
-            self.link.as_ref().map(|link| (link.target.address, link.since)),
-            self.machine.connection_failures(),
-            self.failures.link.clone(),
-            |moment| wall.plus(moment.since(self.clock.now())),
-        )
+        let now = self.clock.now();
+        let reached = |id| {
+            self.live(id).map(|live| Reached {
+                address: live.address,
+                since: live.since,
+            })
+        };
+        let last_error = self.failures.link.clone();
+        link_report(&self.machine, reached, last_error, now, |moment| {
+            wall.plus(moment.since(now))
+        })
     }
 }
 

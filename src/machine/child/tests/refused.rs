@@ -35,7 +35,7 @@ fn a_certificate_whose_heartbeats_are_refused_gives_way_to_the_old_one() {
     let mut refusals = 0;
     while refusals < 3 {
         let sending = matches!(world.under_way.front(), Some(ChildAction::SendHeartbeat));
-        if sending && world.connected_as == Some(proving) {
+        if sending && world.connected_as() == Some(proving) {
             refusals += 1;
             world.under_way.pop_front();
             world.event(ChildEvent::HeartbeatRefused);
@@ -50,7 +50,7 @@ fn a_certificate_whose_heartbeats_are_refused_gives_way_to_the_old_one() {
     assert_eq!(membership.identity.certificate, first);
     assert!(membership.candidate.is_none());
     assert_eq!(
-        world.connected_as,
+        world.connected_as(),
         Some(LinkPurpose::Member(IdentityChoice::Current))
     );
 }
@@ -66,13 +66,15 @@ fn an_absent_network_does_not_speak_against_a_new_certificate_but_the_parent_may
             while !matches!(world.under_way.front(), Some(ChildAction::Dial(..))) {
                 world.step(Fate::Succeeds);
             }
-            world.under_way.pop_front();
+            let Some(ChildAction::Dial(dial, _)) = world.under_way.pop_front() else {
+                panic!("a dial was due");
+            };
             // As the host-bridge refuses: with a time to come back.
-            let setback = Setback::RetryAfter(Duration::from_secs(30));
+            let failure = failure(Setback::RetryAfter(Duration::from_secs(30)));
             world.event(if refused {
-                ChildEvent::DialRefused(setback)
+                ChildEvent::DialRefused(dial.id, failure)
             } else {
-                ChildEvent::DialFailed(setback)
+                ChildEvent::DialFailed(dial.id, failure)
             });
         }
         assert_eq!(
@@ -90,14 +92,14 @@ fn the_same_code_again_does_not_disturb_a_join_under_way() {
         world.step(Fate::Succeeds);
     }
     world.event(ChildEvent::Invited(Box::new(invitation("t"))));
-    assert!(world.connected_as.is_some(), "the request goes on");
+    assert!(world.connected_as().is_some(), "the request goes on");
     // Another operator, or another trust, is news; that the token may have been used is kept.
     let mut corrected = invitation("t");
     corrected.operator.contact = "corrected".into();
     let state = JoinState::invited(corrected.clone(), world.machine.state());
     assert!(matches!(state, JoinState::Sent { .. }));
     world.event(ChildEvent::Invited(Box::new(corrected)));
-    assert_eq!(world.connected_as, None);
+    assert_eq!(world.connected_as(), None);
     for _ in 0..FAIR_STEPS {
         world.step(Fate::Succeeds);
     }

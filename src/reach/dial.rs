@@ -1,14 +1,15 @@
-//! One attempt at a tunnel: resolve the parent's names, shake hands, greet. Which address is tried
-//! when is the machine's decision; here a single dial succeeds or fails with a reason.
+//! One dial of one address on one rung: shake hands, greet. Which is tried when is the machines'
+//! decision; here a single dial succeeds or fails with a reason.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::base::time::UnixTime;
+use super::interfaces::source_towards;
+use super::{proxy, tcp};
 use crate::contract::invitation::ParentTrust;
 use crate::identity::anchors::{Anchors, AnchorsError};
 use crate::identity::certificate::{CertificateChain, PemError};
@@ -17,12 +18,10 @@ use crate::identity::tls::{
     ClientTls, TimeSource, TlsConfigError, TlsIdentity, TlsIdentityError, client_config,
 };
 use crate::identity::tls_failure::{FailureRecord, TlsFailure};
-use crate::machine::membership::{Parent, StoredIdentity};
-use crate::machine::reconnect::{DialTarget, Setback, TARGETS_MAX};
+use crate::machine::ladder::{DialTarget, Setback};
+use crate::machine::membership::StoredIdentity;
 use crate::process::clock::Clock;
 use crate::process::config::proxy::Proxy;
-use crate::process::config::satellite::{TunnelTransport, Ways};
-use crate::reach::{proxy, tcp};
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
 use crate::tunnel::tcp::TcpSettings;
 use crate::tunnel::transport::{Outlook, Side, Transport, TransportClosed};
@@ -35,9 +34,6 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 const _: () = assert!(DIAL_TIMEOUT.as_secs() > quic::HANDSHAKE_TIMEOUT.as_secs());
 
-/// Time for the resolver; its own default of several servers and tries is about this.
-pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Program and version, as the other side's log shows it.
 pub const AGENT: &str = concat!("powernode-satellite/", env!("CARGO_PKG_VERSION"));
 
@@ -48,6 +44,19 @@ pub struct Credentials {
     pub trust: ParentTrust,
     /// The certificate and key, once there are some.
     pub identity: Option<StoredIdentity>,
+}
+
+/// What this side says of itself on whatever way.
+#[derive(Debug, Clone)]
+pub struct Introduction {
+    /// What it presents and by what it knows the parent.
+    pub credentials: Credentials,
+    /// Optional features, for the hello.
+    pub features: Vec<String>,
+    /// Limits of the tunnel.
+    pub settings: TunnelSettings,
+    /// The time.
+    pub clock: Clock,
 }
 
 /// Why a dial failed.
@@ -107,7 +116,7 @@ pub enum DialError {
     },
     /// Too slow.
     #[error(
-        "the host-bridge {host} at {address} did not answer within {} s; check that it runs and that UDP gets out",
+        "the host-bridge {host} at {address} did not answer within {} s; check that it runs and that the network lets it through",
         DIAL_TIMEOUT.as_secs()
     )]
     TimedOut {
@@ -148,17 +157,6 @@ impl DialError {
             )
         };
         match self {
-            Self::Connect {
-                source: quic::DialError::Closed { reason, .. },
-                ..
-            }
-            | Self::Tcp {
-                source: tcp::DialError::Closed { reason, .. },
-                ..
-            } => by_tls(reason),
-            Self::Proxy(error) => {
-                matches!(&**error, proxy::DialError::Closed { reason, .. } if by_tls(reason))
-            }
             Self::Greeting {
                 source: GreetingError::Refused(refused),
                 ..
@@ -172,13 +170,56 @@ impl DialError {
                 ..
             } => by_tls(closed),
             Self::Identity(_) => true,
-            Self::Tls(_)
-            | Self::Socket(_)
-            | Self::Connect { .. }
+            _ => self.closed().is_some_and(by_tls),
+        }
+    }
+
+    /// Why the connection was closed, where it failed in its handshake.
+    fn closed(&self) -> Option<&TransportClosed> {
+        match self {
+            Self::Connect {
+                source: quic::DialError::Closed { reason, .. },
+                ..
+            }
+            | Self::Tcp {
+                source: tcp::DialError::Closed { reason, .. },
+                ..
+            } => Some(reason),
+            Self::Proxy(error) => match &**error {
+                proxy::DialError::Closed { reason, .. } => Some(reason),
+                proxy::DialError::Proxy { .. } | proxy::DialError::Name { .. } => None,
+            },
+            Self::Connect { .. }
             | Self::Tcp { .. }
-            | Self::Greeting { .. }
+            | Self::Identity(_)
+            | Self::Tls(_)
+            | Self::Socket(_)
             | Self::NoRoute { .. }
-            | Self::TimedOut { .. } => false,
+            | Self::Greeting { .. }
+            | Self::TimedOut { .. } => None,
+        }
+    }
+
+    /// Whether the host-bridge itself answered, and refused: it would say the same on every other way.
+    pub fn is_answer(&self) -> bool {
+        let refused = matches!(
+            self,
+            Self::Greeting {
+                source: GreetingError::Refused(_),
+                ..
+            }
+        );
+        refused || self.refuses_identity()
+    }
+
+    /// How much it says, compared with what other addresses of the same host-bridge say.
+    pub(super) fn weight(&self) -> u8 {
+        match self {
+            Self::NoRoute { .. } => 0,
+            Self::TimedOut { .. } => 1,
+            Self::Connect { .. } | Self::Tcp { .. } | Self::Proxy(_) => 2,
+            Self::Socket(_) | Self::Tls(_) | Self::Identity(_) => 3,
+            Self::Greeting { .. } => 4,
         }
     }
 
@@ -208,6 +249,17 @@ const fn setback(outlook: Outlook) -> Setback {
     }
 }
 
+/// By what a host-bridge is reached.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Way {
+    /// QUIC to the address.
+    Quic,
+    /// TLS over TCP to the address.
+    Tls,
+    /// The same through this proxy, which resolves the name itself: of the address the port counts.
+    Proxy(Proxy),
+}
+
 /// A tunnel that is up.
 pub struct Established {
     /// The tunnel.
@@ -218,75 +270,14 @@ pub struct Established {
     pub welcome: Welcome,
 }
 
-/// Addresses of the parent's bridges: what the resolver says now, and behind that what worked
-/// before, for boxes whose DNS is away.
-pub async fn resolve(parent: &Parent, remembered: &[DialTarget], ways: &Ways) -> Vec<DialTarget> {
-    let mut targets: Vec<DialTarget> = Vec::new();
-    for bridge in parent.dial_addresses() {
-        if proxy_for(ways, bridge.host(), bridge.port()).is_some() {
-            // The proxy resolves it.
-            targets.push(DialTarget {
-                host: bridge.host().to_owned(),
-                address: (Ipv4Addr::UNSPECIFIED, bridge.port()).into(),
-            });
-            continue;
-        }
-        let lookup = tokio::net::lookup_host((bridge.host().to_owned(), bridge.port()));
-        match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
-            Ok(Ok(addresses)) => {
-                targets.extend(addresses.map(|address| DialTarget {
-                    host: bridge.host().to_owned(),
-                    address,
-                }));
-            }
-            Ok(Err(error)) => tracing::debug!(bridge = %bridge, %error, "name not resolved"),
-            Err(_) => tracing::debug!(bridge = %bridge, "resolver too slow"),
-        }
-    }
-    // An address of a bridge that was named before, or of another port, is none of the parent's now.
-    let bridges = parent.dial_addresses();
-    let still_named = |target: &&DialTarget| {
-        bridges
-            .iter()
-            .any(|bridge| bridge.host() == target.host && bridge.port() == target.address.port())
-    };
-    let remembered: Vec<DialTarget> = remembered.iter().filter(still_named).cloned().collect();
-    targets.extend(remembered.iter().cloned());
-    let mut unique: Vec<DialTarget> = Vec::new();
-    for target in targets {
-        if !unique.contains(&target) {
-            unique.push(target);
-        }
-    }
-    // What worked last comes first.
-    if let Some(at) = remembered
-        .first()
-        .and_then(|last| unique.iter().position(|target| target == last))
-    {
-        unique[..=at].rotate_right(1);
-    }
-    unique.truncate(TARGETS_MAX);
-    unique
-}
-
-/// The proxy on the way to a host-bridge, where the tunnel runs over TCP.
-fn proxy_for<'a>(ways: &'a Ways, host: &str, port: u16) -> Option<&'a Proxy> {
-    match ways.transport {
-        TunnelTransport::Tls => ways.proxy.proxy_for(host, port),
-        TunnelTransport::Auto | TunnelTransport::Quic => None,
-    }
-}
-
 /// Dials one address within [`DIAL_TIMEOUT`].
 pub async fn dial(
     target: &DialTarget,
-    credentials: Credentials,
-    ways: &Ways,
-    settings: TunnelSettings,
-    clock: Clock,
+    way: &Way,
+    introduction: Introduction,
 ) -> Result<Established, DialError> {
     let (host, address) = (target.host.clone(), target.address);
-    let attempt = dial_unbounded(target, credentials, ways, settings, clock);
+    let attempt = dial_unbounded(target, way, introduction);
     match tokio::time::timeout(DIAL_TIMEOUT, attempt).await {
         Ok(outcome) => outcome,
         Err(_) => Err(DialError::TimedOut { host, address }),
@@ -295,23 +286,20 @@ pub async fn dial(
 
 async fn dial_unbounded(
     target: &DialTarget,
-    credentials: Credentials,
-    ways: &Ways,
-    settings: TunnelSettings,
-    clock: Clock,
+    way: &Way,
+    introduction: Introduction,
 ) -> Result<Established, DialError> {
-    if proxy_for(ways, &target.host, target.address.port()).is_none() {
-        check_route(target.address).map_err(|source| DialError::NoRoute {
-            host: target.host.clone(),
-            address: target.address,
-            source,
-        })?;
-    }
+    let Introduction {
+        credentials,
+        features,
+        settings,
+        clock,
+    } = introduction;
     let time = certificate_time(&clock);
     let max_streams = settings.max_streams;
-    let transport = match connect(target, credentials.clone(), ways, time, max_streams).await {
+    let transport = match connect(target, way, credentials.clone(), time, max_streams).await {
         Err(error) => match time_for_doubtful_clock(&error, &clock) {
-            Some(time) => connect(target, credentials, ways, time, max_streams).await?,
+            Some(time) => connect(target, way, credentials, time, max_streams).await?,
             None => return Err(error),
         },
         Ok(transport) => transport,
@@ -319,7 +307,7 @@ async fn dial_unbounded(
     let hello = Hello {
         version: TUNNEL_VERSION,
         agent: AGENT.to_owned(),
-        features: Vec::new(),
+        features,
     };
     match Tunnel::dial(transport, hello, settings, clock).await {
         Ok((tunnel, welcome, driver)) => Ok(Established {
@@ -337,51 +325,46 @@ async fn dial_unbounded(
 
 async fn connect(
     target: &DialTarget,
+    way: &Way,
     credentials: Credentials,
-    ways: &Ways,
     time: TimeSource,
     max_streams: u32,
 ) -> Result<Arc<dyn Transport>, DialError> {
     let failures = FailureRecord::default();
     let config = tls_config(credentials, Arc::clone(&time), failures.clone()).await?;
-    if ways.transport == TunnelTransport::Tls {
-        let settings = TcpSettings { max_streams };
-        let host = &target.host;
-        return match proxy_for(ways, host, target.address.port()) {
-            Some(via) => {
-                let port = target.address.port();
-                proxy::dial(via, host, port, config, &failures, time, settings)
-                    .await
-                    .map_err(|error| DialError::Proxy(Box::new(error)))
-            }
-            None => tcp::dial(target.address, host, config, &failures, settings)
+    let (host, address) = (&target.host, target.address);
+    match way {
+        Way::Quic => {
+            // QUIC takes an absent route for loss and would wait its whole time: for each IPv6 address of
+            // the parent, on a box that has IPv4 alone.
+            source_towards(address).map_err(|source| DialError::NoRoute {
+                host: host.clone(),
+                address,
+                source,
+            })?;
+            // A new socket for each dial: a port that some router on the way has black-holed is left behind.
+            let endpoint = QuicEndpoint::client(QuicSettings { max_streams }).map_err(DialError::Socket)?;
+            endpoint
+                .dial(address, host, config, &failures)
                 .await
-                .map_err(|source| DialError::Tcp {
+                .map_err(|source| DialError::Connect {
                     host: host.clone(),
                     source,
-                }),
-        };
+                })
+        }
+        Way::Tls => tcp::dial(address, host, config, &failures, TcpSettings { max_streams })
+            .await
+            .map_err(|source| DialError::Tcp {
+                host: host.clone(),
+                source,
+            }),
+        Way::Proxy(via) => {
+            let settings = TcpSettings { max_streams };
+            proxy::dial(via, host, address.port(), config, &failures, time, settings)
+                .await
+                .map_err(|error| DialError::Proxy(Box::new(error)))
+        }
     }
-    // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-    let endpoint = QuicEndpoint::client(QuicSettings { max_streams }).map_err(DialError::Socket)?;
-    endpoint
-        .dial(target.address, &target.host, config, &failures)
-        .await
-        .map_err(|source| DialError::Connect {
-            host: target.host.clone(),
-            source,
-        })
-}
-
-/// Whether the system would send to an address at all. QUIC takes an absent route for loss and would
-/// wait its whole time: for each IPv6 address of the parent, on a box that has IPv4 alone. Connecting
-/// a UDP socket sends nothing.
-fn check_route(address: SocketAddr) -> std::io::Result<()> {
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    UdpSocket::bind((any, 0))?.connect(address)
 }
 
 /// A board that has lost its clock may be older than the bridge's certificate and would never get
@@ -389,21 +372,7 @@ fn check_route(address: SocketAddr) -> std::io::Result<()> {
 /// proves no less about the time than the clock does; the end is checked as ever.
 fn time_for_doubtful_clock(error: &DialError, clock: &Clock) -> Option<TimeSource> {
     clock.trusted().doubt?;
-    let reason = match error {
-        DialError::Connect {
-            source: quic::DialError::Closed { reason, .. },
-            ..
-        }
-        | DialError::Tcp {
-            source: tcp::DialError::Closed { reason, .. },
-            ..
-        } => reason,
-        DialError::Proxy(error) => match &**error {
-            proxy::DialError::Closed { reason, .. } => reason,
-            proxy::DialError::Proxy { .. } | proxy::DialError::Name { .. } => return None,
-        },
-        _ => return None,
-    };
+    let reason = error.closed()?;
     let TransportClosed::Tls {
         failure: TlsFailure::NotYetValid { not_before, .. },
         ..
@@ -460,23 +429,4 @@ fn identity_parts(stored: &StoredIdentity) -> Result<(Anchors, TlsIdentity), Ide
     let chain = CertificateChain::from_pem(&stored.certificate.cert_pem)?;
     let anchors = Anchors::from_pem(&stored.certificate.ca_chain_pem)?;
     Ok((anchors, TlsIdentity::new(&chain, &key)?))
-}
-
-/// The parent's time in a welcome.
-pub fn welcome_time(welcome: &Welcome) -> UnixTime {
-    UnixTime::from_seconds(welcome.unix_seconds)
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_that_nothing_can_be_sent_to_is_known_at_once() {
-        // Broadcast is refused to an ordinary socket whatever the routes are.
-        assert!(check_route((Ipv4Addr::BROADCAST, 1).into()).is_err());
-        let listening = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        check_route(listening.local_addr().unwrap()).unwrap();
-    }
 }

@@ -1,0 +1,317 @@
+//! The loop's dials and tunnels: what it does for the ladders, and what becomes of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tracing::{Instrument as _, Span};
+
+use super::{Driver, EstablishedLink, News, Reporter};
+use crate::base::id::SessionId;
+use crate::base::limit::foreign_text;
+use crate::base::time::UnixTime;
+use crate::contract::invitation::HostPort;
+use crate::machine::child::{ChildEvent, LinkPurpose};
+use crate::machine::join::JoinState;
+use crate::machine::ladder::{DialTarget, OVERLAP, Rung, TunnelId};
+use crate::machine::membership::{Candidate, StoredIdentity};
+use crate::machine::renewal::IdentityChoice;
+use crate::machine::uplinks::UplinkDial;
+use crate::process::clock::ParentTimeNote;
+use crate::process::supervisor::TaskScope;
+use crate::reach::connect::{Approach, connect};
+use crate::reach::dial::{Credentials, Established, Introduction};
+use crate::satellite::federation_api::FederationApi;
+use crate::satellite::serve::{self, Served};
+use crate::tunnel::Tunnel;
+use crate::wire::{Goodbye, GoodbyeReason, REPLACES_MAX, SessionClaim};
+
+/// A dial, or the tunnel that it gave.
+pub(super) struct Link {
+    bridge: HostPort,
+    rung: Rung,
+    /// What runs for it; nothing of it is heard once this is cancelled.
+    scope: TaskScope,
+    up: Option<LiveLink>,
+}
+
+/// A tunnel that is up.
+pub(super) struct LiveLink {
+    tunnel: Tunnel,
+    session: SessionId,
+    pub(super) address: SocketAddr,
+    pub(super) since: UnixTime,
+    /// Peer and session, on every log line about this tunnel.
+    span: Span,
+}
+
+impl Driver {
+    /// Whether this news of this tunnel is still of interest.
+    pub(super) fn awaits(&self, id: TunnelId, news: &News) -> bool {
+        let of_link = match news {
+            News::Established(_) => true,
+            News::Event(event) | News::Failed(event, _) => event.is_of_a_tunnel(),
+            News::Acknowledged(_) => false,
+        };
+        if of_link {
+            self.links.contains_key(&id)
+        } else {
+            // What was asked over another tunnel counts as lost.
+            self.machine.primary() == Some(id)
+        }
+    }
+
+    pub(super) fn span_of(&self, id: TunnelId) -> Span {
+        self.live(id).map_or_else(Span::none, |live| live.span.clone())
+    }
+
+    pub(super) fn live(&self, id: TunnelId) -> Option<&LiveLink> {
+        self.links.get(&id)?.up.as_ref()
+    }
+
+    /// The tunnel that this side's requests go over, and where they run.
+    pub(super) fn primary_tunnel(&self) -> Option<(TunnelId, Tunnel, TaskScope)> {
+        let id = self.machine.primary()?;
+        let link = self.links.get(&id)?;
+        Some((id, link.up.as_ref()?.tunnel.clone(), link.scope.clone()))
+    }
+
+    pub(super) fn reporter(&self, link: TunnelId) -> Reporter {
+        Reporter {
+            link,
+            reports: self.reports.0.clone(),
+        }
+    }
+
+    /// Whether the box's way to its bridges is another one than before, of which the machine is told.
+    pub(super) fn look_at_ways(&mut self) -> bool {
+        self.looked_at = self.clock.now();
+        let up = self
+            .links
+            .values()
+            .filter_map(|link| Some(link.up.as_ref()?.address));
+        let remembered = self.facts.good_addresses.iter().map(|(_, address)| *address);
+        let changed = self.ways.look(up.chain(remembered));
+        if changed {
+            tracing::info!("the network of this box has changed; looking at all tunnels");
+            self.tell(ChildEvent::NetworkChanged);
+        }
+        changed
+    }
+
+    pub(super) fn dial(&mut self, dial: UplinkDial, purpose: LinkPurpose) {
+        let Some(credentials) = self.credentials(purpose) else {
+            tracing::error!("a dial was wanted for an identity that is not there");
+            return;
+        };
+        let UplinkDial {
+            id,
+            bridge,
+            rung,
+            trial,
+        } = dial;
+        let lost = self.lost_sessions.iter().filter(|(of, _)| *of == bridge);
+        let claim = SessionClaim {
+            run: Some(self.run),
+            trial,
+            replaces: lost.map(|(_, session)| *session).collect(),
+        };
+        let remembered = self
+            .facts
+            .good_addresses
+            .iter()
+            .map(|(host, address)| DialTarget {
+                host: host.clone(),
+                address: *address,
+            });
+        let approach = Approach {
+            bridge: bridge.clone(),
+            rung,
+            proxy: self
+                .settings
+                .ways
+                .proxy
+                .proxy_for(bridge.host(), bridge.port())
+                .cloned(),
+            remembered: remembered.collect(),
+            introduction: Introduction {
+                credentials,
+                features: claim.features(),
+                settings: self.settings.tunnel,
+                clock: self.clock.clone(),
+            },
+        };
+        tracing::debug!(%bridge, %rung, link = %id, "dialling");
+        let (scope, reporter) = (self.scope.child(), self.reporter(id));
+        scope.spawn_until_cancelled("dial", async move {
+            let news = match connect(approach).await {
+                Ok((target, established)) => {
+                    News::Established(Box::new(EstablishedLink { target, established }))
+                }
+                Err(failure) => {
+                    let of_ladder = failure.for_ladder();
+                    let why = of_ladder.why.clone();
+                    let event = if failure.refuses_identity() {
+                        ChildEvent::DialRefused(id, of_ladder)
+                    } else {
+                        ChildEvent::DialFailed(id, of_ladder)
+                    };
+                    News::Failed(event, why)
+                }
+            };
+            reporter.send(news).await;
+        });
+        let link = Link {
+            bridge,
+            rung,
+            scope,
+            up: None,
+        };
+        self.links.insert(id, link);
+    }
+
+    fn credentials(&self, purpose: LinkPurpose) -> Option<Credentials> {
+        let state = self.machine.state()?;
+        let identity = match purpose {
+            LinkPurpose::Bootstrap => None,
+            LinkPurpose::Member(choice) => Some(identity_of(state, choice)?),
+        };
+        Some(Credentials {
+            trust: state.parent().trust.clone(),
+            identity,
+        })
+    }
+
+    pub(super) fn established(&mut self, id: TunnelId, link: EstablishedLink) {
+        let EstablishedLink {
+            target,
+            established:
+                Established {
+                    tunnel,
+                    driver,
+                    welcome,
+                },
+        } = link;
+        let told = UnixTime::from_seconds(welcome.unix_seconds);
+        if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
+            tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
+        }
+        let served = Served {
+            api: self.surroundings.as_ref().map(|surroundings| FederationApi {
+                ca_bundle_pem: self.ca_bundle(),
+                surroundings: Arc::clone(surroundings),
+            }),
+            peer: self.machine.membership().map(|membership| membership.peer_id),
+            services: self.services.as_ref().and_then(|services| {
+                let membership = self.machine.membership()?;
+                Some(services.session(membership.peer_id))
+            }),
+        };
+        let (since, reporter) = (self.clock.trusted().now, self.reporter(id));
+        let peer = self
+            .machine
+            .membership()
+            .map(|membership| tracing::field::display(membership.peer_id));
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let span = tracing::info_span!("tunnel", peer, session = %welcome.session);
+        span.in_scope(|| {
+            tracing::info!(bridge = %target.address, host = %target.host, rung = %link.rung, agent = %foreign_text(&welcome.agent), "tunnel up");
+        });
+        let running = async move {
+            driver.run().await;
+        };
+        self.scope.spawn("tunnel", running.instrument(span.clone()));
+        serve::spawn(&link.scope, tunnel.clone(), served, reporter, &span);
+        link.up = Some(LiveLink {
+            tunnel,
+            session: welcome.session,
+            address: target.address,
+            since,
+            span,
+        });
+        let bridge = link.bridge.clone();
+        self.lost_sessions.retain(|(of, _)| *of != bridge);
+        self.remember(&target);
+        self.failures.link_is_up();
+        self.tell(ChildEvent::Connected(id));
+    }
+
+    fn ca_bundle(&self) -> String {
+        self.machine
+            .membership()
+            .map_or_else(String::new, |m| m.identity.certificate.ca_chain_pem.clone())
+    }
+
+    /// Whatever still runs for it ends; its session, if it had one, is named to the bridge as gone.
+    pub(super) fn forget_link(&mut self, id: TunnelId) -> Option<Tunnel> {
+        let link = self.links.remove(&id)?;
+        link.scope.cancel();
+        let live = link.up?;
+        self.lost_sessions.push((link.bridge, live.session));
+        if self.lost_sessions.len() > REPLACES_MAX {
+            self.lost_sessions.remove(0);
+        }
+        Some(live.tunnel)
+    }
+
+    pub(super) fn hang_up(&mut self, id: TunnelId) {
+        if let Some(tunnel) = self.forget_link(id) {
+            let goodbye = goodbye(GoodbyeReason::Done, "");
+            // The tunnel's own task outlives the link's scope by this goodbye.
+            self.scope
+                .spawn("goodbye", async move { tunnel.close(goodbye).await });
+        }
+    }
+
+    /// New streams go elsewhere; those that are open may end.
+    pub(super) fn retire(&self, id: TunnelId) {
+        let Some(link) = self.links.get(&id) else { return };
+        let Some(live) = &link.up else { return };
+        live.span.in_scope(
+            || tracing::info!(rung = %link.rung, "another tunnel takes over; this one ends with its streams"),
+        );
+        let (tunnel, clock, reporter) = (live.tunnel.clone(), self.clock.clone(), self.reporter(id));
+        link.scope.spawn_until_cancelled("drain", async move {
+            // What the other side opens meanwhile counts, too.
+            clock.sleep_until(clock.now().plus(OVERLAP)).await;
+            tunnel.idle().await;
+            reporter.send(News::Event(ChildEvent::TunnelDrained(id))).await;
+        });
+    }
+
+    pub(super) fn probe(&self, id: TunnelId) {
+        if let Some(live) = self.live(id) {
+            live.tunnel.probe();
+        }
+    }
+
+    /// Of all tunnels at once; the supervisor waits for them.
+    pub(super) fn say_goodbyes(&mut self) {
+        for (_, link) in std::mem::take(&mut self.links) {
+            link.scope.cancel();
+            if let Some(live) = link.up {
+                let goodbye = goodbye(GoodbyeReason::ShuttingDown, "the satellite stops");
+                self.scope
+                    .spawn("goodbye", async move { live.tunnel.close(goodbye).await });
+            }
+        }
+    }
+}
+
+fn goodbye(reason: GoodbyeReason, message: &str) -> Goodbye {
+    Goodbye {
+        reason,
+        message: message.to_owned(),
+        retry_after_millis: 0,
+    }
+}
+
+/// The identity that a tunnel presents.
+fn identity_of(state: &JoinState, choice: IdentityChoice) -> Option<StoredIdentity> {
+    let membership = state.membership()?;
+    match (choice, &membership.candidate) {
+        (IdentityChoice::Candidate, Some(Candidate::Issued(identity))) => Some(identity.clone()),
+        (IdentityChoice::Candidate | IdentityChoice::Current, _) => Some(membership.identity.clone()),
+    }
+}
