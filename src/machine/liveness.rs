@@ -54,6 +54,13 @@ const BUSY_SILENCE: Duration = DEAD_AFTER_BUSY
 /// in this time, and three pings fit before the verdict.
 const BUSY_PING_AFTER: Duration = Duration::from_secs(2);
 
+/// The other side asks again after [`BUSY_PING_REPEAT`] if the answer has not arrived: two questions no
+/// further apart mean that it does not hear this side, whatever this side hears.
+const ASKED_AGAIN_WITHIN: Duration = Duration::from_millis(1_500);
+
+/// Least pause between two changes of port because of that: a slow path answers late.
+const CHANGE_PORT_REPEAT: Duration = Duration::from_secs(10);
+
 /// Pause between unanswered pings of a busy tunnel. A new ping leaves at once, where the
 /// transport's own retransmission has backed off.
 const BUSY_PING_REPEAT: Duration = Duration::from_secs(1);
@@ -77,6 +84,8 @@ pub enum LivenessEvent {
     StreamsOpen(bool),
     /// The path is in doubt: ask now.
     Doubt,
+    /// The other side has asked for a sign of life.
+    Asked,
     /// The time of `poll_timeout` has come.
     Timer,
 }
@@ -132,6 +141,10 @@ pub struct Liveness {
     next_number: u64,
     ping_due: Option<u64>,
     change_port_due: bool,
+    /// When the other side asked last.
+    asked_at: Option<Moment>,
+    /// When its questions last made this side leave its port.
+    unheard_at: Option<Moment>,
     verdict: Verdict,
 }
 
@@ -155,6 +168,8 @@ impl Liveness {
             next_number: 1,
             ping_due: None,
             change_port_due: false,
+            asked_at: None,
+            unheard_at: None,
             verdict: Verdict::Alive,
         }
     }
@@ -173,6 +188,7 @@ impl Liveness {
             LivenessEvent::Traffic => self.sign_of_life(now),
             LivenessEvent::StreamsOpen(open) => self.set_rhythm(open, now),
             LivenessEvent::Doubt => self.doubt(now),
+            LivenessEvent::Asked => self.asked(now),
             LivenessEvent::Timer => {}
         }
         self.advance(now);
@@ -273,6 +289,20 @@ impl Liveness {
         }
     }
 
+    fn asked(&mut self, now: Moment) {
+        let again = self
+            .asked_at
+            .is_some_and(|at| now.since(at) <= ASKED_AGAIN_WITHIN);
+        let lately = self
+            .unheard_at
+            .is_some_and(|at| now.since(at) < CHANGE_PORT_REPEAT);
+        self.asked_at = Some(now);
+        if again && !lately {
+            self.unheard_at = Some(now);
+            self.change_port_due = true;
+        }
+    }
+
     fn ping(&mut self, now: Moment) {
         let before = self.unanswered;
         self.change_port_due |= before.is_some_and(|pings| pings.first == pings.last);
@@ -370,6 +400,28 @@ mod tests {
             .iter()
             .filter(|(_, action)| *action == LivenessAction::ChangePort);
         assert_eq!(changes.count(), 1);
+    }
+
+    #[test]
+    fn asked_twice_in_a_row_it_leaves_a_port_from_which_nothing_arrives_there() {
+        let mut machine = started();
+        for (millis, changes) in [
+            (2_000, 0),
+            (30_000, 0),
+            (31_000, 1),
+            (32_000, 0),
+            (33_000, 0),
+            (42_000, 0),
+            (43_000, 1),
+        ] {
+            machine.handle_event(LivenessEvent::Message, at(millis));
+            machine.handle_event(LivenessEvent::Asked, at(millis));
+            assert_eq!(
+                actions(&mut machine),
+                vec![LivenessAction::ChangePort; changes],
+                "{millis}"
+            );
+        }
     }
 
     #[test]

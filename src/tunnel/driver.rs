@@ -167,6 +167,8 @@ impl TunnelDriver {
             Ok(None | Some(ControlMessage::Pong(_))) => return None,
             Ok(Some(ControlMessage::Ping(number))) => {
                 self.outgoing.pong = Some(number);
+                let now = self.shared.clock.now();
+                self.liveness.handle_event(LivenessEvent::Asked, now);
                 return None;
             }
             Ok(Some(ControlMessage::Goodbye(goodbye))) => return Some(CloseReason::Goodbye(goodbye)),

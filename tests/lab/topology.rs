@@ -218,17 +218,18 @@ impl Router {
 
     /// How many packets the added rules with a `counter` have met.
     pub fn counted_packets(&self) -> u64 {
-        self.counted("packets")
+        self.counted_in("scenario", "packets")
     }
 
     /// How many bytes they have met, IP headers included.
     pub fn counted_bytes(&self) -> u64 {
-        self.counted("bytes")
+        self.counted_in("scenario", "bytes")
     }
 
-    fn counted(&self, what: &str) -> u64 {
+    /// The `packets` or `bytes` that a chain's counters have met.
+    pub fn counted_in(&self, chain: &str, what: &str) -> u64 {
         let mut list = self.namespace.command("nft");
-        list.args(["--json", "list", "chain", "inet", "lab", "scenario"]);
+        list.args(["--json", "list", "chain", "inet", "lab", chain]);
         let listed = succeed(list).json();
         let rules = listed["nftables"].as_array().unwrap();
         rules
