@@ -18,7 +18,7 @@ use powernode_satellite::identity::tls::{ClientAuth, ClientTls, TlsIdentity, cli
 use powernode_satellite::identity::tls_failure::FailureRecord;
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
 use powernode_satellite::process::supervisor::{Stage, Supervisor, TaskScope};
-use powernode_satellite::satellite::grants::{GrantBook, Handover};
+use powernode_satellite::satellite::grants::{GrantBook, Handover, Issue};
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::services::{
     PublishedServices, ServiceLimits, ServiceReport, ServiceServer, Services,
@@ -26,6 +26,7 @@ use powernode_satellite::satellite::services::{
 use powernode_satellite::store::audit_log::reading::{ENTRIES, answer};
 use powernode_satellite::store::audit_log::{AuditLog, AuditWriter};
 use powernode_satellite::store::database::Database;
+use powernode_satellite::tunnel::flow::Flow;
 use powernode_satellite::tunnel::quic::{QuicEndpoint, QuicSettings};
 use powernode_satellite::tunnel::stream::refusal_in;
 use powernode_satellite::tunnel::{Tunnel, TunnelSettings, TunnelStream};
@@ -157,7 +158,7 @@ impl Shop {
         request.resource_id = service.map(str::to_owned);
         change(&mut request);
         let new = NewGrant::check(request).unwrap();
-        let issued = self.book.issue(new, Handover::ByHand, false).await.unwrap();
+        let issued = self.book.issue(Issue::of(new, Handover::ByHand)).await.unwrap();
         Ticket {
             grant: issued.grant.id,
             token: issued.token.to_secret(),
@@ -187,6 +188,21 @@ impl Shop {
             trace: TraceId(7),
         };
         in_time(self.parent.open_stream(header)).await.unwrap()
+    }
+
+    /// A flow of packets to a service.
+    pub async fn flow(&self, service: &str, ticket: Option<&Ticket>) -> Flow {
+        let request = ServiceRequest {
+            service: service.to_owned(),
+            grant_token: ticket.map(|ticket| ticket.token.clone()),
+            subject: ANNA.to_owned(),
+            source: None,
+        };
+        let header = StreamHeader {
+            kind: StreamKind::Flow(request),
+            trace: TraceId(8),
+        };
+        in_time(self.parent.open_flow(header)).await.unwrap()
     }
 
     /// The refusal that a stream meets.
