@@ -53,12 +53,12 @@ pub const BOOTSTRAP_MAX_STREAMS: u32 = super::quic::BOOTSTRAP_MAX_STREAMS;
 /// Content of one frame, in bytes: with its head it fills one TLS record.
 const FRAME_BODY_BYTES: usize = 16 * 1024 - link::HEAD_BYTES;
 
-/// Content that the TLS session holds back for the socket, in bytes: two records.
-const TLS_BUFFER_BYTES: usize = 32 * 1024;
+/// Content that the TLS session holds back for the socket, in bytes: one record.
+const TLS_BUFFER_BYTES: usize = 16 * 1024;
 
 /// Content that the system holds unsent before it takes no more, in bytes. What is sent and not
 /// acknowledged does not count, so throughput does not suffer; a ping waits behind this much.
-const UNSENT_BYTES: u32 = 32 * 1024;
+const UNSENT_BYTES: u32 = 16 * 1024;
 
 /// Most streams of a connection that each side may open, whatever the settings allow; further ones
 /// wait. Each may hold [`FIRST_WINDOW_BYTES`] unread, and all of them must count in 32 bits.
