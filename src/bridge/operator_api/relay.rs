@@ -9,9 +9,11 @@ use http::{HeaderMap, Request, Response, StatusCode, Uri, request};
 use http_body_util::{BodyExt as _, Full};
 use tracing::{info, warn};
 
+use super::super::permission::PeerAction;
 use super::super::registry::record::PeerRecord;
 use super::super::reply::{Reply, ReplyBody};
-use super::{Operator, OperatorApi, PEER_PREFIX, internal_error, refused};
+use super::{Operator, OperatorApi, PEER_PREFIX, internal_error};
+use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::TraceId;
 use crate::base::limit::foreign_text;
 use crate::contract::API_BASE;
@@ -60,23 +62,43 @@ impl OperatorApi {
         operator: &Operator,
     ) -> Result<Response<ReplyBody>, Reply> {
         let (asked, target) = split(&head.uri)?;
-        let registry = Arc::clone(&self.registry);
-        let peer = tokio::task::spawn_blocking(move || registry.peer(&asked))
-            .await
-            .map_err(|_| internal_error())?
-            .map_err(|error| refused(&error))?;
+        let action = if head.method.is_safe() {
+            PeerAction::Ask
+        } else {
+            PeerAction::Instruct
+        };
+        let peer = {
+            let (api, operator) = (Arc::clone(&self), operator.clone());
+            tokio::task::spawn_blocking(move || api.peer_for(&operator, &asked, action))
+                .await
+                .map_err(|_| internal_error())??
+        };
         let Some(tunnel) = self.links.as_ref().and_then(|links| links.get(peer.id)) else {
             return Err(offline(&peer, self.links.is_some()));
         };
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
         info!(%operator, peer = %peer.id, method = %head.method, path = target.path(), %trace, "a request goes to a peer");
+        let mut noted = AuditEvent {
+            federation_peer_id: Some(peer.id),
+            actor: Some(operator.to_string()),
+            object: Some(format!("{} {}", head.method, target.path())),
+            trace: Some(trace),
+            ..AuditEvent::of(AuditAction::Request)
+        };
+        let began = self.clock.now();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = head.method;
         *request.uri_mut() = target;
         copy_headers(&head.headers, request.headers_mut(), PASSED_ON);
-        match request_streaming(&tunnel, trace, request, HttpLimits::default()).await {
+        let answer = request_streaming(&tunnel, trace, request, HttpLimits::default()).await;
+        noted.duration = self.clock.now().since(began);
+        match answer {
             Ok(answer) => {
                 let (answered, body) = answer.into_parts();
+                if !answered.status.is_success() {
+                    noted.outcome = AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()));
+                }
+                self.audit.record(&noted);
                 let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
                 *response.status_mut() = answered.status;
                 copy_headers(&answered.headers, response.headers_mut(), PASSED_BACK);
@@ -84,6 +106,8 @@ impl OperatorApi {
             }
             Err(error) => {
                 warn!(peer = %peer.id, %trace, %error, "a request to a peer failed");
+                noted.outcome = AuditOutcome::Failed(error.to_string());
+                self.audit.record(&noted);
                 Err(failed(&peer, &error))
             }
         }
