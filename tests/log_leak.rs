@@ -76,7 +76,7 @@ fn key_of(state: &JoinState) -> Vec<u8> {
         | JoinState::Accepted { key, .. }
         | JoinState::Refused { key: Some(key), .. } => &key.pkcs8,
         JoinState::Enrolled(membership) | JoinState::Joined(membership) => &membership.identity.pkcs8,
-        JoinState::Invited(_) | JoinState::Refused { key: None, .. } => panic!("no key yet"),
+        JoinState::Invited(_) | JoinState::Refused { key: None, .. } | JoinState::Left(_) => panic!("no key"),
     };
     secret.expose().to_vec()
 }

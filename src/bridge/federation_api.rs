@@ -18,7 +18,7 @@ use tracing::{Span, info, warn};
 
 use super::acceptance::AcceptCall;
 use super::forwarded::strip_forwarded_identity;
-use super::heartbeat::{read_heartbeat, schema_compatibility};
+use super::heartbeat::read_heartbeat;
 use super::held_grants;
 use super::links::{Links, REPLACED_KEY};
 use super::rate::SourceRate;
@@ -30,6 +30,7 @@ use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
+use crate::contract::compatibility::schema_compatibility;
 use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{

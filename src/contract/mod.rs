@@ -1,6 +1,7 @@
 //! Floor 1: the parent's published federation contract as types and rules. JSON messages,
 //! peer states, spawn payloads, join codes, acceptance tokens. No IO: text in, values out.
 
+pub mod compatibility;
 pub mod invitation;
 pub mod join_code;
 pub mod message;

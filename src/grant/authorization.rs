@@ -203,6 +203,27 @@ impl Denial {
         }
     }
 
+    /// The grant that did not let it through, where the denial knows it.
+    pub const fn grant(&self) -> Option<GrantId> {
+        match self {
+            Self::TokenForged { grant }
+            | Self::TokenUnsigned { grant }
+            | Self::UnknownGrant { grant }
+            | Self::OtherPeer { grant, .. }
+            | Self::NotLive { grant, .. } => Some(*grant),
+            Self::TokenMissing
+            | Self::TokenMalformed
+            | Self::ResourceKind { .. }
+            | Self::ResourceId { .. }
+            | Self::Scope { .. }
+            | Self::Instance { .. }
+            | Self::Network { .. }
+            | Self::NoActiveBridge { .. }
+            | Self::Subject { .. }
+            | Self::Source { .. } => None,
+        }
+    }
+
     /// What the caller may read. One text for all tokens that are not a grant of this peer's,
     /// so that nobody can learn by trying which grants there are.
     pub fn answer(&self) -> String {

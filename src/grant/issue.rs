@@ -150,6 +150,7 @@ pub struct NewGrant {
     sdwan_network_ids: AllowList<NetworkId>,
     source_cidrs: AllowList<IpNet>,
     ttl: Duration,
+    not_after: Option<UnixTime>,
 }
 
 impl NewGrant {
@@ -184,6 +185,7 @@ impl NewGrant {
             source_cidrs: AllowList::read(&request.source_cidrs, read_network)
                 .map_err(list_error("source_cidrs"))?,
             ttl: check_ttl(request.ttl_seconds)?,
+            not_after: None,
         })
     }
 
@@ -205,7 +207,21 @@ impl NewGrant {
             sdwan_network_ids: AllowList::Any,
             source_cidrs: AllowList::Any,
             ttl: MANAGED_CHILD_OPERATOR_TTL,
+            not_after: None,
         }
+    }
+
+    /// The same, no wider and no longer than the grant under which it is asked for: who may reach
+    /// something from one network until Friday does not get more by asking for a grant of their own.
+    #[must_use]
+    pub fn within(mut self, origin: &Grant) -> Self {
+        self.permission_scopes
+            .retain(|scope| origin.permission_scopes.contains(scope));
+        self.node_instance_ids.clone_from(&origin.node_instance_ids);
+        self.sdwan_network_ids.clone_from(&origin.sdwan_network_ids);
+        self.source_cidrs.clone_from(&origin.source_cidrs);
+        self.not_after = Some(origin.expires_at);
+        self
     }
 
     /// The peer that will present it.
@@ -229,6 +245,7 @@ impl NewGrant {
 
     /// Makes the grant.
     pub fn issue(self, id: GrantId, now: UnixTime) -> Grant {
+        let expires_at = now.plus(self.ttl);
         Grant {
             id,
             federation_peer_id: self.peer,
@@ -240,7 +257,7 @@ impl NewGrant {
             sdwan_network_ids: self.sdwan_network_ids,
             source_cidrs: self.source_cidrs,
             issued_at: now,
-            expires_at: now.plus(self.ttl),
+            expires_at: self.not_after.map_or(expires_at, |latest| expires_at.min(latest)),
             revocation: None,
             archived_at: None,
         }
@@ -286,6 +303,23 @@ mod tests {
         let scopes: Vec<_> = grant.permission_scopes.iter().map(|s| s.as_str()).collect();
         assert_eq!(scopes, ["read", "write", "admin"]);
         assert_eq!(grant.expires_at.since(NOW), Duration::from_secs(365 * 86_400));
+    }
+
+    #[test]
+    fn a_grant_within_another_is_no_wider_and_no_longer() {
+        let origin = NewGrant::check(GrantRequest {
+            source_cidrs: vec!["203.0.113.0/24".into()],
+            permission_scopes: vec!["write".into()],
+            ttl_seconds: Some(604_800),
+            ..request()
+        });
+        let origin = origin.unwrap().issue(grant_id(), NOW);
+        let later = NOW.plus(Duration::from_secs(86_400));
+        let derived = NewGrant::check(request()).unwrap().within(&origin);
+        let derived = derived.issue(grant_id(), later);
+        assert_eq!(derived.expires_at, origin.expires_at);
+        assert_eq!(derived.source_cidrs, origin.source_cidrs);
+        assert_eq!(derived.permission_scopes, origin.permission_scopes);
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::authorization::{AccessRequest, Denial, Permit, authorize};
+use super::authorization::{AccessRequest, Denial, NetworkPath, Permit, authorize};
 use super::{Grant, MANAGED_CHILD_OPERATOR_KIND, PermissionScope};
-use crate::base::id::PeerId;
+use crate::base::id::{InstanceId, PeerId};
 use crate::base::limit::foreign_text;
 use crate::base::time::UnixTime;
 
@@ -22,8 +22,13 @@ pub struct ServiceAccess<'a> {
     pub peer: PeerId,
     /// The service's published name.
     pub service: &'a str,
-    /// Who acts, as the peer has authenticated them.
-    pub subject: &'a str,
+    /// Who acts, as the peer has authenticated them; absent where the peer presents a grant of its
+    /// own and stands for its subject itself.
+    pub subject: Option<&'a str>,
+    /// The instance that the caller's certificate names.
+    pub instance: Option<InstanceId>,
+    /// The network through which it comes.
+    pub network: Option<NetworkPath>,
     /// The address of their program, as the peer saw it.
     pub source: Option<IpAddr>,
 }
@@ -42,18 +47,19 @@ pub fn authorize_service(grant: &Grant, asked: &ServiceAccess<'_>, now: UnixTime
         },
         resource_id: Some(asked.service),
         scope: SERVICE_SCOPE,
-        instance: None,
-        network: None,
+        instance: asked.instance,
+        network: asked.network,
         source: asked.source,
     };
     let permit = authorize(grant, &request, now)?;
-    if operates || names_one_subject(&grant.remote_subject, asked.subject) {
-        Ok(permit)
-    } else {
-        Err(Denial::Subject {
-            granted: grant.remote_subject.clone(),
-            asked: foreign_text(asked.subject),
-        })
+    match asked.subject {
+        Some(subject) if !operates && !names_one_subject(&grant.remote_subject, subject) => {
+            Err(Denial::Subject {
+                granted: grant.remote_subject.clone(),
+                asked: foreign_text(subject),
+            })
+        }
+        Some(_) | None => Ok(permit),
     }
 }
 
@@ -75,7 +81,9 @@ mod tests {
         ServiceAccess {
             peer: peer(),
             service: "ssh",
-            subject: "technician@example.com",
+            subject: Some("technician@example.com"),
+            instance: None,
+            network: None,
             source: Some(IpAddr::from([203, 0, 113, 9])),
         }
     }
@@ -91,7 +99,7 @@ mod tests {
         for (service, subject) in [("ssh", "anna"), ("web", "berta"), ("web", "*")] {
             let asked = ServiceAccess {
                 service,
-                subject,
+                subject: Some(subject),
                 ..asked()
             };
             let permit = authorize_service(&grant, &asked, NOW).unwrap();
@@ -117,7 +125,7 @@ mod tests {
             (403, "resource_id `ssh` of the grant does not allow `web`".into())
         );
         let other = ServiceAccess {
-            subject: "somebody",
+            subject: Some("somebody"),
             ..asked()
         };
         assert_eq!(
@@ -141,7 +149,10 @@ mod tests {
             ..grant
         };
         for subject in ["*", "technician@example.com", ""] {
-            let asked = ServiceAccess { subject, ..asked() };
+            let asked = ServiceAccess {
+                subject: Some(subject),
+                ..asked()
+            };
             assert_eq!(answer(&grant, &asked).0, 403, "{subject}");
         }
     }
@@ -173,7 +184,7 @@ mod tests {
             ..request()
         });
         let asked = ServiceAccess {
-            subject: "somebody",
+            subject: Some("somebody"),
             ..asked()
         };
         assert_eq!(
@@ -186,7 +197,7 @@ mod tests {
         #[test]
         fn a_service_grant_opens_for_the_very_same_subject_alone(subject in "[a-c*]{0,3}", granted in "[a-c]{1,3}") {
             let grant = issued(GrantRequest { remote_subject: granted.clone(), ..request() });
-            let asked = ServiceAccess { subject: &subject, ..asked() };
+            let asked = ServiceAccess { subject: Some(&subject), ..asked() };
             prop_assert_eq!(authorize_service(&grant, &asked, NOW).is_ok(), subject == granted);
         }
     }

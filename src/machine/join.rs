@@ -14,6 +14,7 @@ use super::backoff::{Backoff, BackoffPolicy};
 use super::membership::{
     AcceptedAnswer, JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
 };
+use crate::base::id::PeerId;
 use crate::base::limit::foreign_text;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
@@ -69,6 +70,25 @@ pub enum JoinState {
         /// Of which token, so that a payload that still names it is not tried again at each start.
         token: TokenDigest,
     },
+    /// The owner has ended the peering. No key is left.
+    Left(Farewell),
+}
+
+/// How a peering was ended by the owner of the box.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Farewell {
+    /// With whom.
+    pub parent: Parent,
+    /// As which peer.
+    pub peer_id: PeerId,
+    /// In the owner's words.
+    pub reason: String,
+    /// When.
+    pub at: UnixTime,
+    /// Whether the parent has acknowledged the last notice.
+    pub told: bool,
+    /// Whether the files were made anew since, so that nothing of the keys is left in them.
+    pub erased: bool,
 }
 
 impl JoinState {
@@ -80,7 +100,8 @@ impl JoinState {
             | Self::KeyReady { .. }
             | Self::Sent { .. }
             | Self::Accepted { .. }
-            | Self::Refused { .. } => None,
+            | Self::Refused { .. }
+            | Self::Left(_) => None,
         }
     }
 
@@ -92,7 +113,8 @@ impl JoinState {
             | Self::KeyReady { .. }
             | Self::Sent { .. }
             | Self::Accepted { .. }
-            | Self::Refused { .. } => None,
+            | Self::Refused { .. }
+            | Self::Left(_) => None,
         }
     }
 
@@ -105,6 +127,7 @@ impl JoinState {
             | Self::Accepted { invitation, .. } => &invitation.parent,
             Self::Enrolled(membership) | Self::Joined(membership) => &membership.parent,
             Self::Refused { parent, .. } => parent,
+            Self::Left(farewell) => &farewell.parent,
         }
     }
 
@@ -115,7 +138,7 @@ impl JoinState {
             | Self::KeyReady { invitation, .. }
             | Self::Sent { invitation, .. }
             | Self::Accepted { invitation, .. } => Some(invitation),
-            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } => None,
+            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => None,
         }
     }
 
@@ -129,6 +152,7 @@ impl JoinState {
             Self::Enrolled(_) => "enrolled",
             Self::Joined(_) => "joined",
             Self::Refused { .. } => "refused",
+            Self::Left(_) => "left",
         }
     }
 
@@ -162,7 +186,8 @@ impl JoinState {
                 | Self::Accepted { .. }
                 | Self::Enrolled(_)
                 | Self::Joined(_)
-                | Self::Refused { .. },
+                | Self::Refused { .. }
+                | Self::Left(_),
             )
             | None => None,
         };
@@ -187,7 +212,7 @@ impl JoinState {
                     && mine.operator == invitation.operator
             }
             Self::Accepted { invitation: mine, .. } => mine.is_same(invitation),
-            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } => false,
+            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => false,
         }
     }
 }
@@ -450,7 +475,10 @@ impl JoinMachine {
                 });
                 Waiting::Report
             }
-            JoinState::Enrolled(_) | JoinState::Joined(_) | JoinState::Refused { .. } => Waiting::Nothing,
+            JoinState::Enrolled(_)
+            | JoinState::Joined(_)
+            | JoinState::Refused { .. }
+            | JoinState::Left(_) => Waiting::Nothing,
         };
     }
 
@@ -477,7 +505,8 @@ impl JoinMachine {
             | JoinState::Accepted { .. }
             | JoinState::Enrolled(_)
             | JoinState::Joined(_)
-            | JoinState::Refused { .. } => self.waiting = Waiting::Nothing,
+            | JoinState::Refused { .. }
+            | JoinState::Left(_) => self.waiting = Waiting::Nothing,
         }
     }
 
@@ -588,7 +617,8 @@ impl JoinMachine {
             JoinState::Invited(_)
             | JoinState::Enrolled(_)
             | JoinState::Joined(_)
-            | JoinState::Refused { .. } => None,
+            | JoinState::Refused { .. }
+            | JoinState::Left(_) => None,
         };
         let Some(invitation) = self.state.invitation() else {
             return;

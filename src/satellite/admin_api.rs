@@ -1,4 +1,5 @@
-//! The satellite's admin socket: status, join, services and the audit log for the command line, over HTTP
+//! The satellite's admin socket: status, join, leave, services, grants and the audit log for the command
+//! line, over HTTP on a Unix socket.
 //! on a Unix socket.
 //! Who may connect is decided by the socket's directory and by the caller's user id.
 
@@ -17,7 +18,8 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use super::driver::DriverHandle;
+use super::driver::{DriverHandle, LeaveError};
+use super::grants::admin::{EMANCIPATE_PATH, GRANTS_PATH, GrantDesk, ReasonFields};
 use super::services::{self, SERVICES_PATH, Services};
 use crate::base::limit::{HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES, error_chain};
 use crate::base::time::UnixTime;
@@ -35,6 +37,8 @@ use crate::store::database::Database;
 pub const STATUS_PATH: &str = "/v1/status";
 /// Path of the join command.
 pub const JOIN_PATH: &str = "/v1/join";
+/// Path of the leave command.
+pub const LEAVE_PATH: &str = "/v1/leave";
 /// What the paths of the audit log begin with.
 pub const AUDIT_PREFIX: &str = "/v1/audit/";
 
@@ -94,34 +98,44 @@ pub async fn serve(
     scope: TaskScope,
     handle: DriverHandle,
     services: Services,
+    desk: GrantDesk,
     database: Database,
 ) {
+    let parts = Parts {
+        handle,
+        services,
+        desk,
+        database,
+    };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
             return;
         };
         let (stream, caller) = socket.accept().await;
-        let (handle, services, database) = (handle.clone(), services.clone(), database.clone());
+        let parts = parts.clone();
         scope.spawn_until_cancelled("admin connection", async move {
-            serve_connection(stream, caller, handle, services, database).await;
+            serve_connection(stream, caller, parts).await;
             drop(place);
         });
     }
 }
 
-async fn serve_connection(
-    stream: UnixStream,
-    caller: Caller,
+/// What the commands are about.
+#[derive(Clone)]
+struct Parts {
     handle: DriverHandle,
     services: Services,
+    desk: GrantDesk,
     database: Database,
-) {
+}
+
+async fn serve_connection(stream: UnixStream, caller: Caller, parts: Parts) {
     let service = service_fn(move |request| {
-        let (handle, services, database) = (handle.clone(), services.clone(), database.clone());
+        let parts = parts.clone();
         async move {
             Ok::<_, Infallible>(match caller {
-                Caller::Admitted => answer(request, &handle, &services, database).await,
+                Caller::Admitted => answer(request, parts).await,
                 Caller::Stranger => refuse(StatusCode::FORBIDDEN, STRANGER_REFUSED),
             })
         }
@@ -136,12 +150,13 @@ async fn serve_connection(
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    handle: &DriverHandle,
-    services: &Services,
-    database: Database,
-) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, parts: Parts) -> Response<Full<Bytes>> {
+    let Parts {
+        handle,
+        services,
+        desk,
+        database,
+    } = parts;
     if let Some(what) = request.uri().path().strip_prefix(AUDIT_PREFIX) {
         let (what, query) = (
             what.to_owned(),
@@ -160,25 +175,71 @@ async fn answer(
             let report = handle.status.borrow().clone();
             reply(StatusCode::OK, &success_body(&report))
         }
-        (&Method::POST, JOIN_PATH) => join(request, handle).await,
+        (&Method::POST, JOIN_PATH) => join(request, &handle).await,
+        (&Method::POST, LEAVE_PATH) => leave(request, &handle).await,
+        (_, path) if is_below(path, GRANTS_PATH) || path == EMANCIPATE_PATH => {
+            grants(request, &handle, desk).await
+        }
         (_, path) if is_below(path, SERVICES_PATH) => {
             let (head, body) = request.into_parts();
             match read_body(body).await {
                 Ok(body) => {
                     let (status, answer) =
-                        services::admin::answer(&head.method, head.uri.path(), &body, services).await;
+                        services::admin::answer(&head.method, head.uri.path(), &body, &services).await;
                     reply(status, &answer)
                 }
                 Err(refused) => refused,
             }
         }
-        (_, STATUS_PATH | JOIN_PATH) => {
+        (_, STATUS_PATH | JOIN_PATH | LEAVE_PATH) => {
             refuse(StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here")
         }
         _ => refuse(
             StatusCode::NOT_FOUND,
-            "no such resource; known are /v1/status, /v1/join, /v1/services and /v1/audit/…",
+            "no such resource; known are /v1/status, /v1/join, /v1/leave, /v1/services, /v1/grants, /v1/emancipate \
+             and /v1/audit/…",
         ),
+    }
+}
+
+async fn grants(
+    request: Request<Incoming>,
+    handle: &DriverHandle,
+    mut desk: GrantDesk,
+) -> Response<Full<Bytes>> {
+    let (now, joined) = {
+        let report = handle.status.borrow();
+        (report.clock.trusted, report.peer.as_ref().map(|peer| peer.id))
+    };
+    desk.peer = joined;
+    let (head, body) = request.into_parts();
+    match read_body(body).await {
+        Ok(body) => {
+            let (status, answer) = desk.answer(&head.method, head.uri.path(), &body, now).await;
+            reply(status, &answer)
+        }
+        Err(refused) => refused,
+    }
+}
+
+async fn leave(request: Request<Incoming>, handle: &DriverHandle) -> Response<Full<Bytes>> {
+    let body = match read_body(request.into_body()).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
+    };
+    let Ok(asked) = serde_json::from_slice::<ReasonFields>(&body) else {
+        return refuse(
+            StatusCode::BAD_REQUEST,
+            "the request is not what this daemon's version understands",
+        );
+    };
+    match handle.leave(asked.reason).await {
+        Ok(Ok(departure)) => reply(StatusCode::OK, &success_body(&departure)),
+        Ok(Err(error @ LeaveError::NotJoined)) => refuse(StatusCode::CONFLICT, &error.to_string()),
+        Ok(Err(error @ LeaveError::Save(_))) => {
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, &error_chain(&error))
+        }
+        Err(stopping) => refuse(StatusCode::SERVICE_UNAVAILABLE, &stopping.to_string()),
     }
 }
 

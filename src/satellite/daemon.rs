@@ -1,6 +1,7 @@
 //! The satellite as a daemon, and as the short run behind `join`: opens the state, starts the driver
 //! under a supervisor, talks to the service manager, and stops in order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -8,6 +9,8 @@ use tokio::sync::watch;
 
 use super::admin_api;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
+use super::federation_api::{NoOfferings, Surroundings};
+use super::grants::admin::GrantDesk;
 use super::grants::{GrantBook, OpenGrantsError};
 use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
@@ -33,6 +36,9 @@ use crate::tunnel::TunnelSettings;
 
 /// Time for goodbyes and the last write. Well below the service manager's 90 s.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// How often grants are looked through for some to archive: it is a matter of days.
+const ARCHIVE_PERIOD: Duration = Duration::from_secs(6 * 3_600);
 
 /// How often the status text of the service manager is brought up to date without a watchdog.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
@@ -78,12 +84,28 @@ pub enum RunError {
 /// Gives the configuration anew, for a reload.
 pub type Reload = Box<dyn FnMut() -> Option<SatelliteConfig> + Send>;
 
-/// Runs until a signal stops it.
-pub async fn run(
+/// Runs until a signal stops it, or the owner leaves the parent.
+pub async fn run(config: SatelliteConfig, manager: ServiceManager, reload: Reload) -> Result<(), RunError> {
+    let state = (config.state_dir.clone(), config.state_key.clone());
+    if run_to_the_end(config, manager, reload).await? {
+        // Opening the state of a satellite that has left erases what is left of its keys.
+        let (directory, key_file) = state;
+        blocking(move || {
+            let key = StateKey::read(&key_file)?;
+            MembershipStore::open(&directory, key.as_ref())?;
+            Ok::<_, RunError>(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Whether the owner has left the parent meanwhile.
+async fn run_to_the_end(
     config: SatelliteConfig,
     manager: ServiceManager,
     mut reload: Reload,
-) -> Result<(), RunError> {
+) -> Result<bool, RunError> {
     entropy::check()?;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
     let (store, loaded) = open(&config).await?;
@@ -96,17 +118,22 @@ pub async fn run(
     let (retention, kept) = watch::channel(config.audit);
     let database = store.database().clone();
     let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
-    let server = service_server(
-        &config,
-        database.clone(),
-        clock.clone(),
-        work.clone(),
-        audit.clone(),
-    )
-    .await?;
+    let book = grant_book(&config, database.clone(), clock.clone()).await?;
+    let granted = (&book, audit.clone());
+    let server = service_server(&config, database.clone(), granted, clock.clone(), work.clone()).await?;
     let services = server.services().clone();
+    let desk = GrantDesk {
+        book: book.clone(),
+        audit: audit.clone(),
+        peer: None,
+    };
+    work.spawn_until_cancelled("grant archive", archive_for_ever(book.clone(), clock.clone()));
+    let catalog = Arc::new(services.clone());
+    let surroundings = Surroundings::new(book.clone(), catalog, audit.clone(), clock.clone());
     let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config), audit);
-    let driver = driver.with_services(server);
+    let driver = driver
+        .with_services(server)
+        .with_surroundings(Arc::new(surroundings));
     work.spawn_until_cancelled("service news", tell_of(services.clone(), handle.clone()));
     work.spawn_essential("driver", async move {
         driver.run().await;
@@ -115,7 +142,14 @@ pub async fn run(
     let intake = supervisor.scope(Stage::Intake);
     intake.spawn_until_cancelled(
         "admin socket",
-        admin_api::serve(socket, intake.clone(), handle.clone(), services.clone(), database),
+        admin_api::serve(
+            socket,
+            intake.clone(),
+            handle.clone(),
+            services.clone(),
+            desk,
+            database,
+        ),
     );
     supervisor
         .scope(Stage::Base)
@@ -136,6 +170,7 @@ pub async fn run(
                 Signal::Reload => {
                     manager.reloading();
                     if let Some(config) = reload() {
+                        book.set_accept_unsigned(config.accept_unsigned_grants);
                         services.reconfigure(config.services.clone(), ServiceLimits::from(&config.limits));
                         retention.send_replace(config.audit);
                         // A driver that is gone is noticed by `stopped`.
@@ -149,8 +184,9 @@ pub async fn run(
     };
     manager.stopping();
     supervisor.shutdown(SHUTDOWN_GRACE, signals.stop()).await.log();
+    let left = handle.status.borrow().state == "left";
     match cause {
-        StopCause::Requested => Ok(()),
+        StopCause::Requested => Ok(left),
         StopCause::Failed(failure) => Err(RunError::Task(failure)),
     }
 }
@@ -180,7 +216,10 @@ pub async fn join_once(
     let clock = Clock::start(BUILD_TIME);
     let (_, kept) = watch::channel(config.audit);
     let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
+    let book = grant_book(config, store.database().clone(), clock.clone()).await?;
+    let surroundings = Surroundings::new(book, Arc::new(NoOfferings), audit.clone(), clock.clone());
     let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(config), audit);
+    let driver = driver.with_surroundings(Arc::new(surroundings));
     work.spawn("driver", driver.run());
     let outcome = match handle.join(invitation).await {
         Ok(Ok(())) => Ok(await_join(&handle, timeout).await),
@@ -286,30 +325,49 @@ fn configured_operator(config: &SatelliteConfig) -> Option<Operator> {
     super::invite::operator(&config.disclosure).ok()
 }
 
+/// The grants, as the store has them.
+async fn grant_book(
+    config: &SatelliteConfig,
+    database: Database,
+    clock: Clock,
+) -> Result<GrantBook, OpenGrantsError> {
+    let accept_unsigned = config.accept_unsigned_grants;
+    blocking(move || GrantBook::open(database, accept_unsigned, clock)).await
+}
+
 /// What is published and who may reach it, as configuration and store say.
 async fn service_server(
     config: &SatelliteConfig,
     database: Database,
+    surroundings: (&GrantBook, AuditLog),
     clock: Clock,
     scope: TaskScope,
-    audit: AuditLog,
 ) -> Result<ServiceServer, RunError> {
-    let (published, book) = {
-        let clock = clock.clone();
-        blocking(move || {
-            let store = PublishedServices::new(database.clone());
-            let published = store.all().map_err(RunError::Services)?;
-            let book = GrantBook::open(database, false, clock)?;
-            Ok::<_, RunError>(((published, store), book))
-        })
-        .await?
-    };
-    let (published, store) = published;
+    let (published, store) = blocking(move || {
+        let store = PublishedServices::new(database);
+        Ok::<_, RunError>((store.all().map_err(RunError::Services)?, store))
+    })
+    .await?;
+    let (book, audit) = surroundings;
     let gate = book.gate();
     scope.spawn_until_cancelled("grant clock", gate.clone().watch_clock());
     let limits = ServiceLimits::from(&config.limits);
     let services = Services::start(config.services.clone(), published, store, limits, clock, scope);
     Ok(ServiceServer::new(services, gate, audit))
+}
+
+/// Puts grants away that were revoked long ago.
+async fn archive_for_ever(book: GrantBook, clock: Clock) {
+    loop {
+        match book.archive().await {
+            Ok(0) => {}
+            Ok(archived) => tracing::info!(archived, "grants that were revoked long ago are archived"),
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "revoked grants could not be archived");
+            }
+        }
+        clock.sleep_until(clock.now().plus(ARCHIVE_PERIOD)).await;
+    }
 }
 
 /// Has the parent told of what changes in the services.

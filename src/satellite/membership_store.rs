@@ -15,7 +15,7 @@ use crate::base::limit::error_chain;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
-use crate::machine::join::JoinState;
+use crate::machine::join::{Farewell, JoinState};
 use crate::store::audit_log::add_audit_log;
 use crate::store::copy::{self, Copy as SecondCopy, CopyError};
 use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
@@ -75,6 +75,8 @@ pub struct Loaded {
     pub state: Option<JoinState>,
     /// The facts, or none.
     pub facts: Facts,
+    /// The grants, oldest first.
+    pub grants: Vec<grants::KeptGrant>,
     /// Whether the store's secrets are sealed with a state key.
     pub sealed: bool,
     /// Set when the store was damaged and the second copy was used: what happened, in words.
@@ -103,6 +105,7 @@ impl Loaded {
                 schema_compatibility: None,
                 good_addresses: Vec::new(),
             },
+            grants: Vec::new(),
             sealed,
             recovered: None,
         }
@@ -205,8 +208,13 @@ impl MembershipStore {
         let gone = !path.exists();
         match Database::open_under(key, &path, &SCHEMA) {
             Ok(database) => {
-                let loaded = read(&database, directory)?;
-                let store = Self::of(database, directory, key);
+                let mut loaded = read(&database, directory)?;
+                let mut store = Self::of(database, directory, key);
+                if let Some(JoinState::Left(farewell)) = &mut loaded.state
+                    && !farewell.erased
+                {
+                    store = store.erase(farewell)?;
+                }
                 if loaded.state.is_some() {
                     store.mend_copy(loaded.state.as_ref());
                     return Ok((store, loaded));
@@ -314,6 +322,57 @@ impl MembershipStore {
         self.write_copy(&stored, copy::write)
     }
 
+    /// Ends the membership: the record of it takes the place of the keys, in the store and in the
+    /// second copy, and the key of the grants goes. What was in the store's file before is still in
+    /// its free pages until it is opened the next time.
+    pub async fn save_farewell(&self, farewell: Farewell) -> Result<(), SaveStateError> {
+        let store = self.clone();
+        run_blocking(move || store.save_farewell_blocking(farewell)).await
+    }
+
+    /// The same, for where blocking is allowed.
+    pub fn save_farewell_blocking(&self, farewell: Farewell) -> Result<(), SaveStateError> {
+        let stored = StoredState(JoinState::Left(farewell));
+        self.database
+            .write(|writer| {
+                writer.remove(&grants::GRANT_KEY, &Only)?;
+                writer.put(&MEMBERSHIP, &Only, &stored)
+            })
+            .map_err(SaveStateError::Store)?;
+        self.write_copy(&stored, copy::write_and_erase)
+    }
+
+    /// Frees the files of a satellite that has left of what was removed from them.
+    fn erase(self, farewell: &mut Farewell) -> Result<Self, OpenStateError> {
+        let Self {
+            database,
+            directory,
+            key,
+        } = self;
+        let path = database.path().to_owned();
+        drop(database);
+        let open_failed = |source| OpenStateError::Open {
+            directory: directory.clone(),
+            source,
+        };
+        Database::renew(key.as_ref(), &path, &SCHEMA).map_err(open_failed)?;
+        let database = Database::open_under(key.as_ref(), &path, &SCHEMA).map_err(open_failed)?;
+        farewell.erased = true;
+        let stored = StoredState(JoinState::Left(farewell.clone()));
+        database
+            .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
+            .map_err(|source| OpenStateError::Read {
+                directory: directory.clone(),
+                source,
+            })?;
+        tracing::info!("the keys of the peering that was left are erased");
+        Ok(Self {
+            database,
+            directory,
+            key,
+        })
+    }
+
     /// Makes the facts durable.
     pub async fn save_facts(&self, facts: &Facts) -> Result<(), StoreError> {
         let facts = facts.clone();
@@ -360,8 +419,13 @@ impl MembershipStore {
             Copied::State(state) => {
                 let stored = StoredState((*state).clone());
                 self.database
-                    .write(|writer| writer.put(&MEMBERSHIP, &Only, &stored))
-                    .map_err(|source| OpenStateError::Read {
+                    .write(|writer| {
+                        if let Some(membership) = state.membership() {
+                            grants::withhold(writer, membership.peer_id)?;
+                        }
+                        writer.put(&MEMBERSHIP, &Only, &stored)
+                    })
+                    .map_err(|source: StoreError| OpenStateError::Read {
                         directory: self.directory.clone(),
                         source,
                     })?;
@@ -461,14 +525,16 @@ fn read(database: &Database, directory: &Path) -> Result<Loaded, OpenStateError>
         directory: directory.to_owned(),
         source,
     };
-    let (state, facts) = database
+    let (state, facts, kept) = database
         .read(|reader| -> Result<_, StoreError> {
-            Ok((reader.get(&MEMBERSHIP, &Only)?, reader.get(&FACTS, &Only)?))
+            let kept = reader.list(&grants::GRANTS)?;
+            Ok((reader.get(&MEMBERSHIP, &Only)?, reader.get(&FACTS, &Only)?, kept))
         })
         .map_err(failed)?;
     Ok(Loaded {
         state: state.map(|StoredState(state)| state),
         facts: facts.unwrap_or_default(),
+        grants: kept.into_iter().map(|(_, kept)| kept).collect(),
         sealed: database.is_sealed(),
         recovered: None,
     })

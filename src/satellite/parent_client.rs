@@ -125,7 +125,8 @@ fn capabilities(operator: &Operator) -> Map<String, Value> {
     capabilities
 }
 
-async fn post<T: DeserializeOwned>(
+/// One exchange with the parent.
+pub(super) async fn post<T: DeserializeOwned>(
     tunnel: &Tunnel,
     parent: &Parent,
     path: &str,

@@ -9,15 +9,12 @@ use tracing::{Instrument as _, Span};
 use super::driver::{News, Reporter};
 use super::federation_api::FederationApi;
 use super::services::SessionServices;
-use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{PeerId, TraceId};
-use crate::base::limit::{error_chain, foreign_text};
+use crate::base::id::PeerId;
+use crate::base::limit::error_chain;
 use crate::contract::peer::PeerStatus;
 use crate::machine::child::ChildEvent;
 use crate::machine::reconnect::Setback;
-use crate::process::clock::Clock;
 use crate::process::supervisor::TaskScope;
-use crate::store::audit_log::AuditLog;
 use crate::tunnel::transport::Outlook;
 use crate::tunnel::{CloseReason, IncomingStream, Tunnel, http};
 use crate::wire::{GoodbyeReason, StreamKind};
@@ -25,60 +22,22 @@ use crate::wire::{GoodbyeReason, StreamKind};
 /// What a tunnel's streams are served with.
 #[derive(Clone)]
 pub(super) struct Served {
-    pub(super) api: FederationApi,
-    pub(super) noting: Noting,
+    pub(super) api: Option<FederationApi>,
+    /// The peering that the tunnel was opened for.
+    pub(super) peer: Option<PeerId>,
     /// `None` on a bootstrap tunnel, whose parent is none yet.
     pub(super) services: Option<SessionServices>,
 }
 
-/// Where what the parent asks is noted, and as whose asking.
-#[derive(Debug, Clone)]
-pub(super) struct Noting {
-    pub(super) audit: AuditLog,
-    /// Which peer this box is of its parent; none during a join.
-    pub(super) peer: Option<PeerId>,
-    /// The parent, as its certificate names it.
-    pub(super) parent: Option<String>,
-}
-
-impl Noting {
-    fn request<B>(&self, trace: TraceId, request: &hyper::Request<B>, status: hyper::StatusCode) {
-        let outcome = if status.is_success() {
-            AuditOutcome::Done
-        } else {
-            AuditOutcome::Refused(format!("HTTP {}", status.as_u16()))
-        };
-        self.audit.record(&AuditEvent {
-            federation_peer_id: self.peer,
-            remote_subject: self.parent.clone(),
-            object: Some(foreign_text(&format!(
-                "{} {}",
-                request.method(),
-                request.uri().path()
-            ))),
-            trace: Some(trace),
-            outcome,
-            ..AuditEvent::of(AuditAction::Request)
-        });
-    }
-}
-
 /// Starts serving a tunnel until it ends or the scope is cancelled. How many streams are served
 /// at once is bounded by the tunnel.
-pub(super) fn spawn(
-    scope: &TaskScope,
-    tunnel: Tunnel,
-    served: Served,
-    clock: Clock,
-    reporter: Reporter,
-    span: &Span,
-) {
+pub(super) fn spawn(scope: &TaskScope, tunnel: Tunnel, served: Served, reporter: Reporter, span: &Span) {
     let (streams, stream_span) = (scope.clone(), span.clone());
     let serving = async move {
         loop {
             match tunnel.accept_stream().await {
                 Ok(stream) => {
-                    let serving = serve_stream(stream, served.clone(), clock.clone());
+                    let serving = serve_stream(stream, served.clone());
                     streams.spawn_until_cancelled("stream", serving.instrument(stream_span.clone()));
                 }
                 Err(reason) => {
@@ -91,12 +50,8 @@ pub(super) fn spawn(
     scope.spawn_until_cancelled("serve", serving.instrument(span.clone()));
 }
 
-async fn serve_stream(stream: IncomingStream, served: Served, clock: Clock) {
-    let Served {
-        api,
-        noting,
-        services,
-    } = served;
+async fn serve_stream(stream: IncomingStream, served: Served) {
+    let Served { api, peer, services } = served;
     let trace = stream.header().trace;
     match stream.header().kind {
         StreamKind::Http => {}
@@ -108,6 +63,9 @@ async fn serve_stream(stream: IncomingStream, served: Served, clock: Clock) {
             };
         }
     }
+    let Some(api) = api else {
+        return stream.refuse_kind().await;
+    };
     let stream = match stream.accept().await {
         Ok(stream) => stream,
         Err(error) => {
@@ -115,17 +73,8 @@ async fn serve_stream(stream: IncomingStream, served: Served, clock: Clock) {
             return;
         }
     };
-    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        let response = api.answer(request.method(), request.uri().path(), clock.trusted().now);
-        tracing::info!(
-            trace = %trace,
-            method = %request.method(),
-            path = %foreign_text(request.uri().path()),
-            status = response.status().as_u16(),
-            "answered the parent"
-        );
-        noting.request(trace, &request, response.status());
-        async move { Ok::<_, Infallible>(response) }
+    let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| async {
+        Ok::<_, Infallible>(api.answer_bridge(request, peer, trace).await)
     });
     if let Err(error) = http::serve(stream, service).await {
         tracing::debug!(trace = %trace, error = %error_chain(&error), "exchange broken off");

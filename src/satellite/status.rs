@@ -10,6 +10,7 @@ use crate::contract::peer::{PeerStatus, SpawnMode};
 use crate::machine::join::JoinState;
 use crate::machine::membership::{Candidate, Membership, Operator};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
+use crate::satellite::grants::GrantsReport;
 use crate::satellite::services::ServiceReport;
 
 /// The whole report. Field names are the `--json` output: additions only.
@@ -45,6 +46,9 @@ pub struct StatusReport {
     /// What is published; empty without a daemon.
     #[serde(default)]
     pub services: Vec<ServiceReport>,
+    /// By what the parent may act here.
+    #[serde(default)]
+    pub grants: GrantsReport,
 }
 
 /// The membership.
@@ -185,6 +189,7 @@ impl StatusReport {
             clock,
             store,
             services: Vec::new(),
+            grants: GrantsReport::default(),
         }
     }
 

@@ -152,6 +152,20 @@ impl Database {
         Ok(found.sealed)
     }
 
+    /// Makes the file of a store that nobody has open anew and overwrites the old one, so that what was
+    /// removed from its tables is in neither; redb's freed pages would keep it. An earlier file that
+    /// was set aside goes, too.
+    pub fn renew(key: Option<&StateKey>, path: &Path, schema: &'static Schema) -> Result<(), OpenError> {
+        let missing = || OpenError::Missing {
+            path: path.to_owned(),
+        };
+        let file = Arc::new(file::open_locked(path, Lock::Exclusive)?.ok_or_else(missing)?);
+        let seals = Seals::new(schema, key);
+        rewrite::rewrite(path, &file, &seals, &seals)?;
+        file::remove_aside(path)
+            .map_err(|error| OpenError::io(path, "remove beside", "write access to its directory", error))
+    }
+
     /// Moves the file of a store that cannot be opened out of the way, to the same name with
     /// `.damaged` after it, and gives the new name. An earlier one is replaced.
     pub fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {

@@ -182,6 +182,21 @@ pub(super) fn aside(path: &Path) -> PathBuf {
     beside(path, ASIDE_SUFFIX)
 }
 
+/// Overwrites and removes the file that was set aside, where there is one.
+pub(super) fn remove_aside(path: &Path) -> io::Result<()> {
+    let aside = aside(path);
+    let file = match File::options().read(true).write(true).open(&aside) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    fs::remove_file(&aside)?;
+    if !erase(&file)? {
+        tracing::warn!(path = %aside.display(), "the damaged file has another name; it may still hold what was secret");
+    }
+    Ok(())
+}
+
 /// Gives the file to the owner of another: root may work on the state of a daemon that is not root.
 /// Who may not give files away keeps it, and root's own file says nothing of whose it should be.
 pub(super) fn belong_as(file: &File, other: &File) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! Sealing and unsealing a whole store. The file is made anew beside the old one and takes its
+//! Sealing and unsealing a whole store, and freeing it of what was removed. The file is made anew beside the old one and takes its
 //! place when it is whole: pages that redb has freed would otherwise go on holding what was there
 //! before it was sealed. A power cut leaves the old file or the new one.
 
@@ -71,14 +71,16 @@ pub(super) fn rewrite(
     drop((source, target));
     drop(Generation::examined(path, bytes(draft.file()), to)?);
     let new = draft.publish(path)?;
-    if to.has_key() {
+    // What was unsealed on purpose is not secret any more.
+    let unsealed = from.has_key() && !to.has_key();
+    if !unsealed {
         match file::erase(old) {
             Ok(true) => {}
             Ok(false) => {
-                tracing::warn!(path = %path.display(), "the file from before the sealing has another name; it still holds what is secret");
+                tracing::warn!(path = %path.display(), "the old file has another name; it still holds what was secret");
             }
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the file from before the sealing was removed, but not overwritten");
+                tracing::warn!(path = %path.display(), %error, "the old file was removed, but not overwritten");
             }
         }
     }

@@ -9,6 +9,7 @@
 
 mod clock;
 mod daemon;
+mod grants;
 mod join;
 mod link;
 mod membership;

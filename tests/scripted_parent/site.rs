@@ -2,6 +2,7 @@
 //! clock that the test sets. It can be stopped in order, or vanish as in a power cut.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use powernode_satellite::base::time::UnixTime;
@@ -14,6 +15,8 @@ use powernode_satellite::machine::membership::{Operator, StoredInvitation};
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
 use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor};
 use powernode_satellite::satellite::driver::{Driver, DriverHandle, DriverSettings};
+use powernode_satellite::satellite::federation_api::{NoOfferings, Surroundings};
+use powernode_satellite::satellite::grants::GrantBook;
 use powernode_satellite::satellite::membership_store::{Loaded, MembershipStore, OpenStateError};
 use powernode_satellite::satellite::status::StatusReport;
 use powernode_satellite::store::audit_log::AuditLog;
@@ -68,6 +71,13 @@ impl Site {
         let supervisor = Supervisor::new();
         let scope = supervisor.scope(Stage::Work);
         let clock = Clock::with_wall_clock(self.build, self.wall.clone());
+        let grants = GrantBook::open(store.database().clone(), false, clock.clone()).unwrap();
+        let surroundings = Arc::new(Surroundings::new(
+            grants,
+            Arc::new(NoOfferings),
+            AuditLog::default(),
+            clock.clone(),
+        ));
         let (driver, handle) = Driver::new(
             store,
             loaded,
@@ -76,8 +86,13 @@ impl Site {
             self.settings.clone(),
             AuditLog::default(),
         );
+        let driver = driver.with_surroundings(Arc::clone(&surroundings));
         scope.spawn("driver", driver.run());
-        Running { supervisor, handle }
+        Running {
+            supervisor,
+            handle,
+            surroundings,
+        }
     }
 
     /// A member that has stopped.
@@ -138,6 +153,7 @@ pub fn invitation_with(parent: &ScriptedParent, token: &str, bridges: Vec<HostPo
 pub struct Running {
     supervisor: Supervisor,
     pub handle: DriverHandle,
+    pub surroundings: Arc<Surroundings>,
 }
 
 impl Running {

@@ -18,7 +18,7 @@ use powernode_satellite::identity::tls::{ClientAuth, ClientTls, TlsIdentity, cli
 use powernode_satellite::identity::tls_failure::FailureRecord;
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
 use powernode_satellite::process::supervisor::{Stage, Supervisor, TaskScope};
-use powernode_satellite::satellite::grants::{GrantBook, Handover};
+use powernode_satellite::satellite::grants::{GrantBook, Handover, Issue};
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::services::{
     PublishedServices, ServiceLimits, ServiceReport, ServiceServer, Services,
@@ -157,7 +157,7 @@ impl Shop {
         request.resource_id = service.map(str::to_owned);
         change(&mut request);
         let new = NewGrant::check(request).unwrap();
-        let issued = self.book.issue(new, Handover::ByHand, false).await.unwrap();
+        let issued = self.book.issue(Issue::of(new, Handover::ByHand)).await.unwrap();
         Ticket {
             grant: issued.grant.id,
             token: issued.token.to_secret(),

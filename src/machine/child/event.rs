@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::contract::peer::PeerStatus;
-use crate::machine::join::{JoinEvent, JoinState};
+use crate::machine::join::{Farewell, JoinEvent, JoinState};
 use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredIdentity, StoredInvitation};
 use crate::machine::reconnect::{DialTarget, Setback};
 use crate::machine::renewal::IdentityChoice;
@@ -53,6 +53,8 @@ pub enum ChildEvent {
     RefreshIssued(StoredIdentity),
     /// It did not.
     RefreshFailed,
+    /// The owner has ended the peering, and that is durable.
+    Left(Box<Farewell>),
     /// What a heartbeat would say has changed.
     ContentChanged,
     /// Try to connect at once.
@@ -108,7 +110,7 @@ pub enum InvitationRefused {
     /// Member already.
     #[error(
         "this satellite has already joined {parent} as peer {peer_id}; to join another parent, leave this one first \
-         (stop the daemon and remove its state directory)"
+         with `powernode-satellite leave`"
     )]
     AlreadyJoined {
         /// Of whom.

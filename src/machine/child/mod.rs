@@ -14,7 +14,7 @@ pub use event::{ChildAction, ChildEvent, InvitationRefused, LinkPurpose};
 
 use super::backoff::BackoffPolicy;
 use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};
-use super::join::{JoinAction, JoinEvent, JoinMachine, JoinState};
+use super::join::{Farewell, JoinAction, JoinEvent, JoinMachine, JoinState};
 use super::membership::{Candidate, KeyMaterial, Membership, StoredInvitation};
 use super::reconnect::{LinkState, ReconnectAction, ReconnectEvent, ReconnectMachine};
 use super::renewal::{IdentityChoice, RenewalAction, RenewalEvent, RenewalMachine};
@@ -208,6 +208,7 @@ impl ChildMachine {
                 self.renewal_event(RenewalEvent::Issued(identity), now, wall);
             }
             ChildEvent::RefreshFailed => self.renewal_event(RenewalEvent::RefreshFailed, now, wall),
+            ChildEvent::Left(farewell) => self.left(*farewell, now, wall),
             ChildEvent::ContentChanged => self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now),
             ChildEvent::RetryNow => self.reconnect.handle_event(ReconnectEvent::RetryNow, now),
             ChildEvent::Timeout => self.timeout(now, wall),
@@ -264,7 +265,8 @@ impl ChildMachine {
             | JoinState::KeyReady { .. }
             | JoinState::Sent { .. }
             | JoinState::Accepted { .. }
-            | JoinState::Refused { .. } => Phase::Joining {
+            | JoinState::Refused { .. }
+            | JoinState::Left(_) => Phase::Joining {
                 machine: Box::new(JoinMachine::new(state, self.policy, self.seed)),
                 waits_for: None,
             },
@@ -284,6 +286,14 @@ impl ChildMachine {
         self.link_down(now, wall);
         let state = JoinState::invited(invitation, self.state());
         self.phase = self.phase_of(state);
+    }
+
+    /// What is left of the membership is the record of it; the driver has made that durable.
+    fn left(&mut self, farewell: Farewell, now: Moment, wall: UnixTime) {
+        self.reconnect.handle_event(ReconnectEvent::Disable, now);
+        self.purpose = None;
+        self.link_down(now, wall);
+        self.phase = self.phase_of(JoinState::Left(farewell));
     }
 
     fn key_generated(&mut self, key: KeyMaterial, now: Moment, wall: UnixTime) {

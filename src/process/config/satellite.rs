@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
-use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
+use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed, YesNo};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::services::{self, LimitsConfig};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
@@ -56,6 +56,8 @@ pub struct SatelliteConfig {
     pub reconnect_initial: Duration,
     /// Ceiling of all waits between attempts to connect.
     pub reconnect_max: Duration,
+    /// Whether unsigned grant tokens are taken.
+    pub accept_unsigned_grants: bool,
     /// How long the audit log is kept.
     pub audit: Retention,
     /// Logs.
@@ -147,6 +149,7 @@ impl SatelliteConfig {
             services: services::services(settings)?,
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
+            accept_unsigned_grants: settings.required(&GRANTS_ACCEPT_UNSIGNED)?,
             audit: audit::retention(settings, &SATELLITE_MAX_ROWS)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
@@ -222,6 +225,7 @@ pub static PROGRAM: Program = Program {
             "limits",
             "What the parent may use of this box at once. A reload changes them for new tunnels and streams.",
         ),
+        ("grants", "By what the parent's people and programs may act here."),
         audit::SECTION,
         ("log", "Logs go to standard error."),
     ],
@@ -251,6 +255,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &services::SESSION_BANDWIDTH,
     &services::CONNECT_TIMEOUT,
     &services::FLOW_IDLE_TIMEOUT,
+    &GRANTS_ACCEPT_UNSIGNED,
     &RETENTION_DAYS,
     &SATELLITE_MAX_ROWS,
     &LOG_LEVEL,
@@ -406,6 +411,14 @@ static RECONNECT_MAX: Key<Duration> = Key {
     form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(3_600)),
     default: Fallback::Value("60s"),
     doc: "Longest wait between attempts, however many have failed.",
+    discreet: false,
+};
+
+static GRANTS_ACCEPT_UNSIGNED: Key<bool> = Key {
+    path: "grants.accept_unsigned",
+    form: &YesNo,
+    default: Fallback::Value("false"),
+    doc: "Whether grant tokens of the older form `fg-<grant id>` are taken, too. They prove nothing: whoever reads a\ngrant's id in a log can use it. For parents that know no other form.",
     discreet: false,
 };
 

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::base::id::PeerId;
 use crate::base::time::Moment;
 use crate::contract::invitation::HostPort;
 use crate::machine::backoff::BackoffPolicy;
@@ -44,6 +46,28 @@ pub enum Command {
     Reload(Box<DriverSettings>),
     /// What a heartbeat says has changed.
     ContentChanged,
+    /// End the peering, for this reason.
+    Leave(String, oneshot::Sender<Result<Departure, LeaveError>>),
+}
+
+/// How a peering was ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departure {
+    /// Which.
+    pub peer_id: PeerId,
+    /// Why the parent was not told, if it was not.
+    pub not_told: Option<String>,
+}
+
+/// Why a peering was not ended.
+#[derive(Debug, Error)]
+pub enum LeaveError {
+    /// There is none.
+    #[error("this box has not joined a parent, so there is nothing to leave")]
+    NotJoined,
+    /// The keys are still there.
+    #[error("the keys could not be destroyed; free the disk or mend it, then leave again")]
+    Save(#[source] SaveStateError),
 }
 
 /// Why an invitation was not taken.
@@ -97,6 +121,17 @@ impl DriverHandle {
             .send(Command::ContentChanged)
             .await
             .map_err(|_| Stopping)
+    }
+
+    /// Ends the peering; returns when its keys are out of use and the parent was told or cannot be. The
+    /// daemon stops after it.
+    pub async fn leave(&self, reason: String) -> Result<Result<Departure, LeaveError>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(Command::Leave(reason, reply))
+            .await
+            .map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
     }
 
     /// Takes new settings and tries to connect at once.

@@ -4,22 +4,24 @@
 //! Writes to the store are awaited in the loop, so nothing that depends on one can overtake it.
 
 mod facts;
+mod grants;
 mod handle;
 mod news;
 mod publish;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tracing::{Instrument as _, Span};
 
 pub use facts::FACTS_INTERVAL;
-pub use handle::{Command, DriverHandle, DriverSettings, JoinCommandError, Stopping};
+pub use handle::{Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Stopping};
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
 use publish::CertificateWatch;
 
 use super::exchange;
-use super::federation_api::FederationApi;
+use super::federation_api::{FederationApi, Surroundings};
 use super::link::{self, Credentials, Established};
 use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
 use super::report::Failures;
@@ -86,6 +88,8 @@ pub struct Driver {
     certificate: CertificateWatch,
     /// What the parent may reach of this box; `None` in a short run that only joins.
     services: Option<ServiceServer>,
+    /// What the parent's requests are answered with.
+    surroundings: Option<Arc<Surroundings>>,
     /// The number of the present link or dial; reports of others are dropped.
     link_number: u64,
     link_scope: TaskScope,
@@ -140,6 +144,7 @@ impl Driver {
             facts_written: None,
             certificate: CertificateWatch::default(),
             services: None,
+            surroundings: None,
             link_number: 0,
             link_scope,
             link: None,
@@ -166,6 +171,14 @@ impl Driver {
     #[must_use]
     pub fn with_services(mut self, services: ServiceServer) -> Self {
         self.services = Some(services);
+        self.publish();
+        self
+    }
+
+    /// Answers the parent's requests, by the grants that it has.
+    #[must_use]
+    pub fn with_surroundings(mut self, surroundings: Arc<Surroundings>) -> Self {
+        self.surroundings = Some(surroundings);
         self.publish();
         self
     }
@@ -242,6 +255,11 @@ impl Driver {
                 self.tell(ChildEvent::RetryNow);
             }
             Command::ContentChanged => self.tell(ChildEvent::ContentChanged),
+            Command::Leave(reason, reply) => {
+                let outcome = self.leave(reason).await;
+                self.publish();
+                let _ = reply.send(outcome);
+            }
         }
     }
 
@@ -476,30 +494,18 @@ impl Driver {
         };
         self.scope.spawn("tunnel", running.instrument(span.clone()));
         let served = Served {
-            api: FederationApi {
+            api: self.surroundings.as_ref().map(|surroundings| FederationApi {
                 ca_bundle_pem: self.ca_bundle(),
-            },
-            noting: serve::Noting {
-                audit: self.audit.clone(),
-                peer: self.machine.membership().map(|membership| membership.peer_id),
-                parent: self
-                    .machine
-                    .membership()
-                    .map(|membership| membership.parent.url.host().host().to_owned()),
-            },
+                surroundings: Arc::clone(surroundings),
+            }),
+            peer: self.machine.membership().map(|membership| membership.peer_id),
             services: self.services.as_ref().and_then(|services| {
                 let membership = self.machine.membership()?;
                 Some(services.session(membership.peer_id))
             }),
         };
-        serve::spawn(
-            &self.link_scope,
-            tunnel.clone(),
-            served,
-            self.clock.clone(),
-            self.reporter(),
-            &span,
-        );
+        serve::spawn(&self.link_scope, tunnel.clone(), served, self.reporter(), &span);
+        self.hand_over_grants(&tunnel);
         self.remember(&target);
         self.failures.link_is_up();
         self.link = Some(LiveLink {

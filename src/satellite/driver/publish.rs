@@ -49,6 +49,10 @@ impl Driver {
             store,
         );
         report.daemon_running = true;
+        if let Some(surroundings) = &self.surroundings {
+            let peer = self.machine.membership().map(|membership| membership.peer_id);
+            report.grants = surroundings.grants_report(peer);
+        }
         if let Some(server) = &self.services {
             report.services = server.services().reports();
         }

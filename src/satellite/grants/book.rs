@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::gate::{Gate, Shared};
-use super::record::{BOOK, BookRecord, GRANT_KEY, GRANTS, GrantKeyRecord, Handover, KeptGrant};
+use super::record::{BOOK, GRANT_KEY, GRANTS, GrantKeyRecord, Handover, KeptGrant};
 use crate::base::id::{GrantId, PeerId};
 use crate::base::time::UnixTime;
 use crate::grant::{
@@ -55,6 +55,31 @@ pub enum GrantBookError {
     /// The disk.
     #[error("the grants could not be written; nothing was changed")]
     Store(#[from] StoreError),
+}
+
+/// How a grant is to be made.
+#[derive(Debug, Clone)]
+pub struct Issue {
+    /// What it says.
+    pub new: NewGrant,
+    /// Whether the parent is to have it.
+    pub handover: Handover,
+    /// Whether a live one that says the same will do.
+    pub reuse: bool,
+    /// The grant under which it is asked for.
+    pub derived_from: Option<GrantId>,
+}
+
+impl Issue {
+    /// A grant of the owner's own making.
+    pub const fn of(new: NewGrant, handover: Handover) -> Self {
+        Self {
+            new,
+            handover,
+            reuse: false,
+            derived_from: None,
+        }
+    }
 }
 
 /// A grant with its token, to be shown once.
@@ -123,18 +148,13 @@ impl GrantBook {
         self.shared.token_of(id)
     }
 
-    /// Makes a grant. With `reuse`, a live one that says the same is given again.
-    pub async fn issue(
-        &self,
-        new: NewGrant,
-        handover: Handover,
-        reuse: bool,
-    ) -> Result<Issued, GrantBookError> {
-        self.change(move |book, now| book.issue_blocking(new, handover, reuse, now))
+    /// Makes a grant.
+    pub async fn issue(&self, issue: Issue) -> Result<Issued, GrantBookError> {
+        self.change(move |book, now| book.issue_blocking(issue, now))
             .await
     }
 
-    /// Ends a grant; streams under it are cut.
+    /// Ends a grant and those that were made under it; their streams are cut.
     pub async fn revoke(&self, id: GrantId, reason: &str) -> Result<Grant, GrantBookError> {
         let reason = reason.to_owned();
         self.change(move |book, now| book.revoke_blocking(id, &reason, now))
@@ -144,24 +164,12 @@ impl GrantBook {
     /// The grant under which the parent operates this child: made when there is none, left alone when
     /// a live one is there, and not made again when the owner has revoked it. `None` when there is
     /// none to be had.
-    pub async fn mirror(&self, peer: PeerId) -> Result<Option<Grant>, GrantBookError> {
+    pub async fn mirror(&self, peer: PeerId) -> Result<Option<Issued>, GrantBookError> {
         self.change(move |book, now| book.mirror_blocking(peer, now))
             .await
     }
 
-    /// Keeps the operator grant of this peering from being made by itself: the store was lost, and
-    /// nobody can tell whether the owner had revoked it.
-    pub async fn withhold_mirror(&self, peer: PeerId) -> Result<(), GrantBookError> {
-        self.change(move |book, _| {
-            let record = BookRecord {
-                withheld_from: Some(peer),
-            };
-            Ok(book.database.write(|w| w.put(&BOOK, &Only, &record))?)
-        })
-        .await
-    }
-
-    /// Ends every live grant under which the parent operates this box.
+    /// Ends every live grant under which the parent operates this box, and what was made under them.
     pub async fn emancipate(&self, peer: PeerId, reason: &str) -> Result<Vec<Grant>, GrantBookError> {
         let reason = reason.to_owned();
         self.change(move |book, now| book.emancipate_blocking(peer, &reason, now))
@@ -171,19 +179,8 @@ impl GrantBook {
     /// Whether the owner has taken back the parent's operator rights and given none since.
     pub fn is_emancipated(&self, peer: PeerId) -> bool {
         let now = self.now();
-        self.shared.look(|grants| {
-            let operator = |kept: &&KeptGrant| is_operator_grant(&kept.grant, peer);
-            let ended = grants.values().filter(operator);
-            let mut any_revoked = false;
-            for kept in ended {
-                match kept.grant.state(now) {
-                    GrantState::Active => return false,
-                    GrantState::Revoked | GrantState::Archived => any_revoked = true,
-                    GrantState::Expired => {}
-                }
-            }
-            any_revoked
-        })
+        self.shared
+            .look(|grants| is_emancipated(grants.values(), peer, now))
     }
 
     /// Puts grants away that were revoked long ago. How many there were.
@@ -197,17 +194,10 @@ impl GrantBook {
             .await
     }
 
-    /// Destroys the key and with it all tokens; what was let in is cut. The key in the store is the
-    /// caller's to destroy.
+    /// Forgets the key and with it all tokens, for good; what was let in is cut. The key in the store
+    /// is the caller's to destroy.
     pub fn close(&self) {
-        self.shared.replace_key(None);
-    }
-
-    /// Goes on with a new key after [`GrantBook::close`]: another peering begins. Blocking.
-    pub fn reopen(&self) -> Result<(), OpenGrantsError> {
-        let key = read_or_make_key(&self.database)?;
-        self.shared.replace_key(Some(key));
-        Ok(())
+        self.shared.forget_key();
     }
 
     fn now(&self) -> UnixTime {
@@ -232,13 +222,13 @@ impl GrantBook {
         }
     }
 
-    fn issue_blocking(
-        &self,
-        new: NewGrant,
-        handover: Handover,
-        reuse: bool,
-        now: UnixTime,
-    ) -> Result<Issued, GrantBookError> {
+    fn issue_blocking(&self, issue: Issue, now: UnixTime) -> Result<Issued, GrantBookError> {
+        let Issue {
+            new,
+            handover,
+            reuse,
+            derived_from,
+        } = issue;
         let same = |kept: &&KeptGrant| reuse && new.is_served_by(&kept.grant, now);
         let there = self.shared.look(|grants| grants.values().find(same).cloned());
         let reused = there.is_some();
@@ -251,6 +241,7 @@ impl GrantBook {
             let kept = KeptGrant {
                 grant: grant.clone(),
                 handover,
+                derived_from,
             };
             let dropped = self.database.write(|w| {
                 let dropped = make_room(w, now)?;
@@ -268,11 +259,60 @@ impl GrantBook {
     }
 
     fn revoke_blocking(&self, id: GrantId, reason: &str, now: UnixTime) -> Result<Grant, GrantBookError> {
-        let kept = self.update(id, |kept| revoke(kept, reason, now))?;
-        Ok(kept.grant)
+        let kept = self.get(id).ok_or(GrantBookError::Unknown(id))?;
+        let ended = self.revoke_with_derived(vec![kept], reason, now)?;
+        let ended = ended.into_iter().find(|grant| grant.id == id);
+        ended.ok_or(GrantBookError::Unknown(id))
     }
 
-    fn mirror_blocking(&self, peer: PeerId, now: UnixTime) -> Result<Option<Grant>, GrantBookError> {
+    /// Ends these and whatever was made under them, in one transaction.
+    fn revoke_with_derived(
+        &self,
+        mut ending: Vec<KeptGrant>,
+        reason: &str,
+        now: UnixTime,
+    ) -> Result<Vec<Grant>, GrantBookError> {
+        for kept in &mut ending {
+            revoke(kept, reason, now)?;
+        }
+        let mut at = 0;
+        while let Some(origin) = ending.get(at).map(|kept| kept.grant.id) {
+            let mut derived = self.shared.look(|grants| {
+                let under = |kept: &&KeptGrant| {
+                    kept.derived_from == Some(origin) && kept.grant.state(now) == GrantState::Active
+                };
+                grants.values().filter(under).cloned().collect::<Vec<_>>()
+            });
+            derived.retain(|kept| ending.iter().all(|other| other.grant.id != kept.grant.id));
+            for kept in &mut derived {
+                revoke(
+                    kept,
+                    &format!("made under grant {origin}, which was revoked"),
+                    now,
+                )?;
+            }
+            ending.append(&mut derived);
+            at += 1;
+        }
+        self.put_all(&ending)?;
+        Ok(ending.into_iter().map(|kept| kept.grant).collect())
+    }
+
+    /// Durable, then in force.
+    fn put_all(&self, changed: &[KeptGrant]) -> Result<(), GrantBookError> {
+        self.database.write(|w| {
+            for kept in changed {
+                w.put(&GRANTS, &kept.grant.id, kept)?;
+            }
+            Ok::<_, StoreError>(())
+        })?;
+        self.shared.change(|all| {
+            all.extend(changed.iter().map(|kept| (kept.grant.id, kept.clone())));
+        });
+        Ok(())
+    }
+
+    fn mirror_blocking(&self, peer: PeerId, now: UnixTime) -> Result<Option<Issued>, GrantBookError> {
         let states = self.shared.look(|grants| {
             let operator = grants
                 .values()
@@ -284,7 +324,14 @@ impl GrantBook {
         let mut settled = false;
         for (state, grant) in states {
             match state {
-                GrantState::Active => return Ok(Some(grant)),
+                GrantState::Active => {
+                    let token = self.shared.token_of(grant.id).ok_or(GrantBookError::Left)?;
+                    return Ok(Some(Issued {
+                        grant,
+                        token,
+                        reused: true,
+                    }));
+                }
                 GrantState::Revoked | GrantState::Archived => settled = true,
                 GrantState::Expired => {}
             }
@@ -293,8 +340,8 @@ impl GrantBook {
         if settled || book.is_some_and(|book| book.withheld_from == Some(peer)) {
             return Ok(None);
         }
-        let new = NewGrant::managed_child_operator(peer);
-        Ok(Some(self.issue_blocking(new, Handover::Due, true, now)?.grant))
+        let issue = Issue::of(NewGrant::managed_child_operator(peer), Handover::Due);
+        self.issue_blocking(issue, now).map(Some)
     }
 
     fn emancipate_blocking(
@@ -306,23 +353,10 @@ impl GrantBook {
         let live = |kept: &&KeptGrant| {
             is_operator_grant(&kept.grant, peer) && kept.grant.state(now) == GrantState::Active
         };
-        let mut ended: Vec<KeptGrant> = self
+        let ending: Vec<KeptGrant> = self
             .shared
             .look(|grants| grants.values().filter(live).cloned().collect());
-        for kept in &mut ended {
-            revoke(kept, reason, now)?;
-        }
-        self.database.write(|w| {
-            for kept in &ended {
-                w.put(&GRANTS, &kept.grant.id, kept)?;
-            }
-            Ok::<_, StoreError>(())
-        })?;
-        let grants = ended.iter().map(|kept| kept.grant.clone()).collect();
-        self.shared.change(|all| {
-            all.extend(ended.into_iter().map(|kept| (kept.grant.id, kept)));
-        });
-        Ok(grants)
+        self.revoke_with_derived(ending, reason, now)
     }
 
     fn archive_blocking(&self, now: UnixTime) -> Result<usize, GrantBookError> {
@@ -331,17 +365,8 @@ impl GrantBook {
         if due.is_empty() {
             return Ok(0);
         }
-        self.database.write(|w| {
-            for kept in &due {
-                w.put(&GRANTS, &kept.grant.id, kept)?;
-            }
-            Ok::<_, StoreError>(())
-        })?;
-        let archived = due.len();
-        self.shared.change(|all| {
-            all.extend(due.into_iter().map(|kept| (kept.grant.id, kept)));
-        });
-        Ok(archived)
+        self.put_all(&due)?;
+        Ok(due.len())
     }
 
     fn acknowledged_blocking(&self, id: GrantId, told: Handover) -> Result<(), GrantBookError> {
@@ -369,10 +394,7 @@ impl GrantBook {
     ) -> Result<KeptGrant, GrantBookError> {
         let mut kept = self.get(id).ok_or(GrantBookError::Unknown(id))?;
         change(&mut kept)?;
-        self.database.write(|w| w.put(&GRANTS, &id, &kept))?;
-        self.shared.change(|grants| {
-            grants.insert(id, kept.clone());
-        });
+        self.put_all(std::slice::from_ref(&kept))?;
         Ok(kept)
     }
 }
@@ -393,6 +415,23 @@ fn revoke(kept: &mut KeptGrant, reason: &str, now: UnixTime) -> Result<(), Grant
         Handover::RevocationDone => Handover::RevocationDone,
     };
     Ok(())
+}
+
+/// Whether among these some operator grant of the peer's was revoked and none is live.
+pub(super) fn is_emancipated<'g>(
+    grants: impl Iterator<Item = &'g KeptGrant>,
+    peer: PeerId,
+    now: UnixTime,
+) -> bool {
+    let mut any_revoked = false;
+    for kept in grants.filter(|kept| is_operator_grant(&kept.grant, peer)) {
+        match kept.grant.state(now) {
+            GrantState::Active => return false,
+            GrantState::Revoked | GrantState::Archived => any_revoked = true,
+            GrantState::Expired => {}
+        }
+    }
+    any_revoked
 }
 
 fn is_operator_grant(grant: &Grant, peer: PeerId) -> bool {

@@ -102,7 +102,9 @@ impl Gate {
         let access = ServiceAccess {
             peer: asked.peer,
             service: asked.service,
-            subject: asked.subject,
+            subject: Some(asked.subject),
+            instance: None,
+            network: None,
             source: asked.source,
         };
         let permit = self.decide(&token, |grant| authorize_service(grant, &access, now))?;
@@ -123,6 +125,17 @@ impl Gate {
     ) -> Result<Permit, Denial> {
         let token = BearerToken::from_authorization(authorization)?;
         self.decide(&token, |grant| authorize(grant, request, now))
+    }
+
+    /// Decides on one request of the federation API that is about a service.
+    pub fn permit_service(
+        &self,
+        authorization: Option<&str>,
+        access: &ServiceAccess<'_>,
+        now: UnixTime,
+    ) -> Result<Permit, Denial> {
+        let token = BearerToken::from_authorization(authorization)?;
+        self.decide(&token, |grant| authorize_service(grant, access, now))
     }
 
     /// How many streams are let in at this moment.
@@ -249,9 +262,9 @@ impl Shared {
         self.accept_unsigned.store(accept, Ordering::Relaxed);
     }
 
-    /// Another key, or none; what was let in with the one before is cut.
-    pub(super) fn replace_key(&self, key: Option<GrantKey>) {
-        *self.key.write().unwrap_or_else(PoisonError::into_inner) = key;
+    /// What was let in is cut, and nothing is let in any more.
+    pub(super) fn forget_key(&self) {
+        *self.key.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.wake();
     }
 

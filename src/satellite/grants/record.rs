@@ -9,7 +9,7 @@ use crate::store::database::{StoreError, Table, Writer};
 use crate::store::record::{Only, Record};
 
 /// The grants.
-pub(super) const GRANTS: Table<GrantId, KeptGrant> = Table::new("grants");
+pub(in crate::satellite) const GRANTS: Table<GrantId, KeptGrant> = Table::new("grants");
 
 /// Under what their tokens are signed. Sealed where there is a state key.
 pub(in crate::satellite) const GRANT_KEY: Table<Only, GrantKeyRecord> = Table::new("grant_key");
@@ -24,6 +24,8 @@ pub struct KeptGrant {
     pub grant: Grant,
     /// Whether the parent has it.
     pub handover: Handover,
+    /// The grant under which it was asked for; it ends with that one.
+    pub derived_from: Option<GrantId>,
 }
 
 /// What the parent is to be told of a grant, and whether it was.
@@ -73,4 +75,13 @@ impl Record for BookRecord {
 /// program away that would write the key unsealed when it makes the file anew.
 pub fn add_grants(_writer: &mut Writer<'_>) -> Result<(), StoreError> {
     Ok(())
+}
+
+/// Keeps the operator grant of a peering from being made by itself: the store was lost, and nobody can
+/// tell whether the owner had revoked it.
+pub(in crate::satellite) fn withhold(writer: &mut Writer<'_>, peer: PeerId) -> Result<(), StoreError> {
+    let book = BookRecord {
+        withheld_from: Some(peer),
+    };
+    writer.put(&BOOK, &Only, &book)
 }

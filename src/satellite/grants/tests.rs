@@ -58,7 +58,7 @@ impl Desk {
             ..GrantRequest::new(peer(), subject, SERVICE_KIND, &["read", "write"])
         };
         let new = NewGrant::check(request).unwrap();
-        self.book.issue(new, Handover::ByHand, false).await.unwrap()
+        self.book.issue(Issue::of(new, Handover::ByHand)).await.unwrap()
     }
 
     fn admit(&self, token: Option<&Secret>, subject: &str) -> Result<Admission, Denial> {
@@ -228,15 +228,16 @@ async fn a_clock_that_jumps_beyond_the_end_cuts_within_a_second() {
 #[tokio::test(start_paused = true)]
 async fn the_mirror_grant_is_made_once_and_an_emancipated_child_stays_so() {
     let desk = Desk::new();
-    let mirror = desk.book.mirror(peer()).await.unwrap().unwrap();
+    let mirror = desk.book.mirror(peer()).await.unwrap().unwrap().grant;
     assert_eq!(mirror.remote_subject, format!("parent-operator@{}", peer()));
-    assert_eq!(desk.book.mirror(peer()).await.unwrap().unwrap().id, mirror.id);
+    let again = desk.book.mirror(peer()).await.unwrap().unwrap();
+    assert_eq!((again.grant.id, again.reused), (mirror.id, true));
     assert_eq!(desk.book.all().len(), 1);
     assert_eq!(desk.book.get(mirror.id).unwrap().handover, Handover::Due);
 
     // A year later it is over, and the next start makes another: nobody has said no.
     let desk = desk.restarted(mirror.expires_at);
-    let second = desk.book.mirror(peer()).await.unwrap().unwrap();
+    let second = desk.book.mirror(peer()).await.unwrap().unwrap().grant;
     assert_ne!(second.id, mirror.id);
     assert!(!desk.book.is_emancipated(peer()));
 
@@ -255,26 +256,53 @@ async fn the_mirror_grant_is_made_once_and_an_emancipated_child_stays_so() {
     let desk = desk.restarted(later);
     assert_eq!(desk.book.archive().await.unwrap(), 1);
     assert_eq!(desk.state(second.id), GrantState::Archived);
-    assert_eq!(desk.book.mirror(peer()).await.unwrap(), None);
+    assert!(desk.book.mirror(peer()).await.unwrap().is_none());
     assert!(desk.book.is_emancipated(peer()));
     // Only the owner gives it back.
     let given = NewGrant::managed_child_operator(peer());
-    desk.book.issue(given, Handover::Due, true).await.unwrap();
+    desk.book.issue(Issue::of(given, Handover::Due)).await.unwrap();
     assert!(!desk.book.is_emancipated(peer()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_made_under_a_grant_ends_with_it() {
+    let desk = Desk::new();
+    let mirror = desk.book.mirror(peer()).await.unwrap().unwrap().grant;
+    let under = async |subject: &str, origin: GrantId| {
+        let request = GrantRequest::new(peer(), subject, SERVICE_KIND, &["write"]);
+        let issue = Issue {
+            derived_from: Some(origin),
+            ..Issue::of(NewGrant::check(request).unwrap(), Handover::Done)
+        };
+        desk.book.issue(issue).await.unwrap()
+    };
+    let first = under("anna", mirror.id).await;
+    let second = under("berta", first.grant.id).await;
+    let own = desk.issue("carla", None).await;
+    let mut admission = desk.admit(Some(&second.token.to_secret()), "berta").unwrap();
+    let ended = desk.book.emancipate(peer(), "on our own").await.unwrap();
+    assert_eq!(ended.len(), 3);
+    assert!(matches!(admission.ended().await, AccessEnded::Revoked { .. }));
+    assert_eq!(desk.state(second.grant.id), GrantState::Revoked);
+    assert_eq!(
+        desk.book.get(second.grant.id).unwrap().handover,
+        Handover::RevocationDue
+    );
+    assert_eq!(desk.state(own.grant.id), GrantState::Active, "the owner's own");
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_a_lost_store_no_operator_grant_is_made_by_itself() {
     let desk = Desk::new();
-    desk.book.withhold_mirror(peer()).await.unwrap();
+    desk.book.database.write(|w| withhold(w, peer())).unwrap();
     let desk = desk.restarted(NOW);
-    assert_eq!(desk.book.mirror(peer()).await.unwrap(), None);
+    assert!(desk.book.mirror(peer()).await.unwrap().is_none());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_is_revoked_while_it_is_handed_over_is_told_as_revoked() {
     let desk = Desk::new();
-    let due = desk.book.mirror(peer()).await.unwrap().unwrap().id;
+    let due = desk.book.mirror(peer()).await.unwrap().unwrap().grant.id;
     desk.book.revoke(due, "no").await.unwrap();
     assert_eq!(desk.book.get(due).unwrap().handover, Handover::Due);
     desk.book.acknowledged(due, Handover::Due).await.unwrap();
@@ -300,7 +328,7 @@ async fn whoever_has_left_lets_nobody_in() {
     assert_eq!(desk.book.gate().admitted(), 0);
     let new = NewGrant::managed_child_operator(peer());
     assert!(matches!(
-        desk.book.issue(new, Handover::Due, true).await,
+        desk.book.issue(Issue::of(new, Handover::Due)).await,
         Err(GrantBookError::Left)
     ));
 }
@@ -318,6 +346,7 @@ async fn the_book_is_bounded_and_what_ended_long_ago_makes_room() {
                 let kept = KeptGrant {
                     grant,
                     handover: Handover::ByHand,
+                    derived_from: None,
                 };
                 w.put(&record::GRANTS, &id, &kept)?;
             }
@@ -327,10 +356,10 @@ async fn the_book_is_bounded_and_what_ended_long_ago_makes_room() {
     let desk = desk.restarted(NOW);
     let new = || NewGrant::managed_child_operator(peer());
     assert!(matches!(
-        desk.book.issue(new(), Handover::Due, true).await,
+        desk.book.issue(Issue::of(new(), Handover::Due)).await,
         Err(GrantBookError::Full)
     ));
     let desk = desk.restarted(NOW.plus(DAY * 121));
-    desk.book.issue(new(), Handover::Due, true).await.unwrap();
+    desk.book.issue(Issue::of(new(), Handover::Due)).await.unwrap();
     assert_eq!(desk.book.all().len(), GRANTS_MAX);
 }

@@ -1,0 +1,99 @@
+//! What the loop does about grants, and about the end of them all: once a member's tunnel is up, the
+//! parent's operator grant is made where there should be one, and what is due is handed over; when the
+//! owner leaves, the parent gets a last notice and the keys go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Departure, Driver, LeaveError};
+use crate::audit::{AuditAction, AuditEvent};
+use crate::base::limit::error_chain;
+use crate::contract::peer::SpawnMode;
+use crate::machine::child::ChildEvent;
+use crate::machine::join::Farewell;
+use crate::satellite::grants::courier::{Courier, last_notice};
+use crate::satellite::membership_store::Facts;
+use crate::tunnel::Tunnel;
+
+/// Time between the answer to whoever has asked to leave and the stop of the daemon.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
+
+impl Driver {
+    pub(super) fn hand_over_grants(&self, tunnel: &Tunnel) {
+        let (Some(membership), Some(surroundings)) = (self.machine.membership(), &self.surroundings) else {
+            return;
+        };
+        let managed = membership.spawn_mode == SpawnMode::ManagedChild;
+        let audit = surroundings.audit.clone();
+        let courier = Courier {
+            tunnel: tunnel.clone(),
+            parent: membership.parent.clone(),
+            peer: membership.peer_id,
+            book: surroundings.grants.clone(),
+            clock: self.clock.clone(),
+            trouble: Arc::clone(&surroundings.handover_trouble),
+        };
+        self.link_scope.spawn_until_cancelled("grants", async move {
+            if managed {
+                match courier.book.mirror(courier.peer).await {
+                    Ok(Some(issued)) if !issued.reused => {
+                        tracing::info!(grant = %issued.grant.id, until = %issued.grant.expires_at, "the parent may operate this box");
+                        audit.record(&AuditEvent {
+                            federation_peer_id: Some(courier.peer),
+                            remote_subject: Some(issued.grant.remote_subject.clone()),
+                            grant: Some(issued.grant.id),
+                            ..AuditEvent::of(AuditAction::GrantIssued)
+                        });
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::error!(error = %error_chain(&error), "the parent's operator grant could not be made; the next tunnel tries again");
+                    }
+                }
+            }
+            courier.run().await;
+        });
+    }
+
+    /// Ends the peering. The parent is told first, while there is a key to tell it with; that it cannot
+    /// be told holds nobody here.
+    pub(super) async fn leave(&mut self, reason: String) -> Result<Departure, LeaveError> {
+        let membership = self.machine.membership().ok_or(LeaveError::NotJoined)?;
+        let (peer_id, parent) = (membership.peer_id, membership.parent.clone());
+        let not_told = match &self.link {
+            Some(link) => last_notice(&link.tunnel, &parent, &reason).await.err(),
+            None => Some("there is no tunnel to it at this moment".to_owned()),
+        };
+        let farewell = Farewell {
+            parent,
+            peer_id,
+            reason,
+            at: self.clock.trusted().now,
+            told: not_told.is_none(),
+            erased: false,
+        };
+        let saved = self.store.save_farewell(farewell.clone()).await;
+        self.store_error = saved.as_ref().err().map(|error| error_chain(error));
+        saved.map_err(LeaveError::Save)?;
+        tracing::warn!(peer = %peer_id, reason = %farewell.reason, not_told, "left the parent; the keys are destroyed");
+        if let Some(surroundings) = &self.surroundings {
+            surroundings.grants.close();
+            surroundings.audit.record(&AuditEvent {
+                federation_peer_id: Some(peer_id),
+                actor: Some("owner".to_owned()),
+                object: Some(farewell.reason.clone()),
+                ..AuditEvent::of(AuditAction::Left)
+            });
+        }
+        self.facts = Facts::default();
+        self.facts_dirty = true;
+        self.tell(ChildEvent::Left(Box::new(farewell)));
+        let (clock, scope) = (self.clock.clone(), self.scope.clone());
+        // The files are made anew when nobody has them open. First the command line reads its answer.
+        self.scope.spawn_until_cancelled("leave", async move {
+            clock.sleep_until(clock.now().plus(ANSWER_TIME)).await;
+            scope.request_stop();
+        });
+        Ok(Departure { peer_id, not_told })
+    }
+}
