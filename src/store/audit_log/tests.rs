@@ -18,7 +18,7 @@ use crate::audit::{AuditAction, AuditOutcome};
 use crate::base::time::UnixTime;
 use crate::process::clock::ManualWallClock;
 use crate::process::supervisor::{Stage, Supervisor};
-use crate::store::database::Schema;
+use crate::store::database::{OpenError, Schema};
 use crate::store::record::Only;
 use crate::store::seal::Seals;
 use crate::store::tests::disk::{Disk, Fault};
@@ -301,6 +301,31 @@ fn the_chain_goes_on_after_a_restart() {
     assert_eq!(bench.database.read(|r| r.get(&AUDIT_ENDS, &Only)).unwrap(), ends);
     bench.add_rows(2, KEEP);
     assert_eq!(bench.verify().unwrap().rows, 5);
+}
+
+#[test]
+fn a_store_from_before_the_log_is_raised_and_then_closed_to_earlier_programs() {
+    static RAISED: Schema = Schema {
+        name: SCHEMA.name,
+        version: 2,
+        migrations: &[add_audit_log],
+        sealed: &[],
+    };
+    let bench = Bench::new();
+    let path = bench.database.path().to_owned();
+    drop(bench.database);
+    let bench = Bench {
+        database: Database::open(&path, &RAISED).unwrap(),
+        ..bench
+    };
+    bench.add_rows(3, KEEP);
+    assert_eq!(bench.verify().unwrap().rows, 3);
+    drop(bench.database);
+    let earlier = Database::open(&path, &SCHEMA);
+    assert!(
+        matches!(earlier, Err(OpenError::NewerSchema { .. })),
+        "it would leave a hole in the log"
+    );
 }
 
 #[test]
