@@ -19,7 +19,11 @@ pub(super) fn address() -> Vec<u8> {
 
 /// Asks for a mapping, or for its renewal; a lease of nought removes it.
 pub(super) fn map(record: &MappingRecord, lease_seconds: u32) -> Vec<u8> {
-    let external_port = if lease_seconds == 0 { 0 } else { record.external_port };
+    let external_port = if lease_seconds == 0 {
+        0
+    } else {
+        record.external_port
+    };
     let mut packet = vec![VERSION, OPCODE_MAP_UDP, 0, 0];
     packet.extend(record.internal.port().to_be_bytes());
     packet.extend(external_port.to_be_bytes());

@@ -32,7 +32,11 @@ pub(super) fn map(record: &MappingRecord, lease_seconds: u32) -> Vec<u8> {
     packet.extend(record.nonce);
     packet.extend([UDP, 0, 0, 0]);
     packet.extend(record.internal.port().to_be_bytes());
-    let external_port = if lease_seconds == 0 { 0 } else { record.external_port };
+    let external_port = if lease_seconds == 0 {
+        0
+    } else {
+        record.external_port
+    };
     packet.extend(external_port.to_be_bytes());
     // Any address of the family.
     let any = match local {
@@ -171,9 +175,7 @@ mod tests {
 
     #[test]
     fn requests_are_these_bytes() {
-        let local = [
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 20,
-        ];
+        let local = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 168, 1, 20];
         let mut expected = vec![2, 0, 0, 0, 0, 0, 0, 0];
         expected.extend(local);
         assert_eq!(announce("192.168.1.20".parse().unwrap()), expected);

@@ -72,9 +72,7 @@ pub(super) enum Unusable {
 
 /// A search, to a group or to the gateway alone.
 pub(super) fn search(to: SocketAddr, target: &str) -> String {
-    format!(
-        "M-SEARCH * HTTP/1.1\r\nHOST: {to}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: {target}\r\n\r\n"
-    )
+    format!("M-SEARCH * HTTP/1.1\r\nHOST: {to}\r\nMAN: \"ssdp:discover\"\r\nMX: 1\r\nST: {target}\r\n\r\n")
 }
 
 /// Where the description of the device is that answered a search: on the gateway, or nowhere.
