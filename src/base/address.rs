@@ -42,7 +42,7 @@ impl AddressScope {
             [169, 254, ..] => Self::LinkLocal,
             [127, ..] => Self::Loopback,
             [224..=239, ..] => Self::Multicast,
-            [0, ..]
+            [0 | 240..=255, ..]
             | [192, 0, 0 | 2, _]
             | [192, 31, 196, _]
             | [192, 52, 193, _]
@@ -50,8 +50,7 @@ impl AddressScope {
             | [192, 175, 48, _]
             | [198, 18 | 19, ..]
             | [198, 51, 100, _]
-            | [203, 0, 113, _]
-            | [240..=255, ..] => Self::Reserved,
+            | [203, 0, 113, _] => Self::Reserved,
             _ => Self::Public,
         }
     }
@@ -63,11 +62,9 @@ impl AddressScope {
         match v6.segments() {
             [0xff00..=0xffff, ..] => Self::Multicast,
             [0xfe80..=0xfebf, ..] => Self::LinkLocal,
-            [0xfec0..=0xfeff, ..] | [0xfc00..=0xfdff, ..] => Self::Private,
+            [0xfec0..=0xfeff | 0xfc00..=0xfdff, ..] => Self::Private,
             // Protocol assignments with Teredo, documentation, 6to4.
-            [0x2001, 0..=0x01ff, ..] | [0x2001, 0x0db8, ..] | [0x2002, ..] | [0x3fff, 0..=0x0fff, ..] => {
-                Self::Reserved
-            }
+            [0x2001, 0..=0x01ff | 0x0db8, ..] | [0x2002, ..] | [0x3fff, 0..=0x0fff, ..] => Self::Reserved,
             // Of all the rest, 2000::/3 alone is given out.
             [0x2000..=0x3fff, ..] => Self::Public,
             _ => Self::Reserved,

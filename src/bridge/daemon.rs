@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
 use super::admin_socket;
+use super::dial_back::DialBack;
 use super::federation_api::FederationApi;
 use super::http_listener::HttpsListener;
 use super::ingress::Ingress;
@@ -197,6 +198,7 @@ impl Running {
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
+        let dial_back = DialBack::new(identity.clone(), anchors.clone(), clock.clone());
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
         let acceptor = TlsAcceptor::from(Arc::new(tls(HTTP_ALPN)?));
 
@@ -213,21 +215,28 @@ impl Running {
             endpoints,
             bound,
         };
-        running.listen(listeners, &acceptor, admin);
+        running.listen(listeners, &acceptor, admin, dial_back);
         running.keep_going(service);
         info!(https = ?running.bound.https, quic = ?running.bound.quic, "the host-bridge listens");
         Ok(running)
     }
 
-    fn listen(&self, listeners: Vec<TcpListener>, tls: &TlsAcceptor, admin: AdminSocket) {
+    fn listen(
+        &self,
+        listeners: Vec<TcpListener>,
+        tls: &TlsAcceptor,
+        admin: AdminSocket,
+        dial_back: DialBack,
+    ) {
         let intake = self.supervisor.scope(Stage::Intake);
         let work = self.supervisor.scope(Stage::Work);
-        let federation = Arc::new(FederationApi::new(
+        let federation = FederationApi::new(
             Arc::clone(&self.registry),
             Arc::clone(&self.links),
             self.clock.clone(),
             self.settings.subscribe(),
-        ));
+        );
+        let federation = Arc::new(federation.with_dial_back(dial_back));
         let operators = Arc::new(OperatorApi::new(
             Arc::clone(&self.registry),
             Some(Arc::clone(&self.links)),

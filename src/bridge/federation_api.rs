@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tracing::{Span, info, warn};
 
 use super::acceptance::AcceptCall;
+use super::dial_back::DialBack;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::{read_heartbeat, schema_compatibility};
 use super::links::{Links, REPLACED_KEY};
@@ -32,6 +33,7 @@ use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
+    TUNNEL_DIAL_BACK_PATH,
 };
 use crate::identity::certificate::{CertificateFacts, peer_id_of};
 use crate::process::clock::Clock;
@@ -74,6 +76,8 @@ pub struct FederationApi {
     clock: Clock,
     settings: watch::Receiver<BridgeSettings>,
     rate: Mutex<SourceRate>,
+    /// Absent where nothing may be dialled.
+    dial_back: Option<DialBack>,
 }
 
 impl FederationApi {
@@ -91,7 +95,15 @@ impl FederationApi {
             clock,
             settings,
             rate: Mutex::new(rate),
+            dial_back: None,
         }
+    }
+
+    /// The same, and it proves satellites' endpoints.
+    #[must_use]
+    pub fn with_dial_back(mut self, dial_back: DialBack) -> Self {
+        self.dial_back = Some(dial_back);
+        self
     }
 
     /// Answers one request.
@@ -117,7 +129,7 @@ impl FederationApi {
         let path = head.uri.path();
         let path = path.strip_suffix('/').unwrap_or(path).to_owned();
         let allow = match path.as_str() {
-            ACCEPT_PATH | HEARTBEAT_PATH | CERTIFICATE_REFRESH_PATH => Method::POST,
+            ACCEPT_PATH | HEARTBEAT_PATH | CERTIFICATE_REFRESH_PATH | TUNNEL_DIAL_BACK_PATH => Method::POST,
             TRUST_BUNDLE_PATH | SERVICE_CATALOG_PATH => Method::GET,
             other => return Reply::unknown_path(other),
         };
@@ -137,11 +149,30 @@ impl FederationApi {
             Ok(body) => body,
             Err(refusal) => return refusal,
         };
+        if path == TUNNEL_DIAL_BACK_PATH {
+            return self.dial_back(&body, caller).await;
+        }
         // The registry blocks on the disk.
         let span = Span::current();
         let answered =
             tokio::task::spawn_blocking(move || span.in_scope(|| self.answer(&path, &body, &caller)));
         answered.await.unwrap_or_else(|_| internal_error())
+    }
+
+    async fn dial_back(self: Arc<Self>, body: &[u8], caller: Caller) -> Reply {
+        let (api, source) = (Arc::clone(&self), caller.source);
+        let known = tokio::task::spawn_blocking(move || api.authenticate(&caller)).await;
+        let peer = match known {
+            Ok(Ok((peer, _))) if peer.status.inbound_allowed() => peer,
+            Ok(Ok(_)) => return unreachable_peer(),
+            Ok(Err(refusal)) => return refusal,
+            Err(_) => return internal_error(),
+        };
+        let allow_private = self.settings.borrow().config.reach_allow_private;
+        match &self.dial_back {
+            Some(dial_back) => dial_back.answer(&peer, source, allow_private, body).await,
+            None => Reply::unknown_path(TUNNEL_DIAL_BACK_PATH),
+        }
     }
 
     fn answer(&self, path: &str, body: &[u8], caller: &Caller) -> Reply {

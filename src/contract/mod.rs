@@ -23,5 +23,9 @@ pub const CERTIFICATE_REFRESH_PATH: &str = "/api/v1/system/federation_api/certif
 /// Path of the operator's peers (contract section 9).
 pub const FEDERATION_PEERS_PATH: &str = "/api/v1/system/sdwan/federation_peers";
 
+/// Path under which a satellite has an endpoint of its own dialled, over its tunnel. None of the
+/// published contract's.
+pub const TUNNEL_DIAL_BACK_PATH: &str = "/tunnel/v1/dial_back";
+
 /// The contract version that this build speaks.
 pub const CONTRACT_VERSION: u32 = 1;

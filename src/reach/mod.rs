@@ -2,4 +2,5 @@
 //! dials. Knows tunnels and sockets; must not know the daemons, their stores or the federation.
 
 pub mod default_route;
+pub mod listen;
 pub mod port_mapping;

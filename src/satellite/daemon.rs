@@ -6,6 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::admin_api;
+use super::direct::Direct;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
 use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
@@ -78,7 +79,20 @@ pub async fn run(
     let supervisor = Supervisor::new();
     let clock = Clock::start(BUILD_TIME);
     let work = supervisor.scope(Stage::Work);
-    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config));
+    let (driver, handle) = Driver::new(
+        store.clone(),
+        loaded,
+        clock.clone(),
+        work.clone(),
+        settings(&config),
+    );
+    let direct = Direct {
+        config: config.reach,
+        store,
+        clock,
+        driver: handle.clone(),
+    };
+    direct.spawn(&work);
     work.spawn_essential("driver", async move {
         driver.run().await;
         Ok::<(), std::convert::Infallible>(())

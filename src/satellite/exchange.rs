@@ -3,7 +3,7 @@
 
 use crate::base::limit::error_chain;
 use crate::base::time::{TrustedTime, UnixTime};
-use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate};
+use crate::contract::message::{ContractAnswer, ContractFailure, Endpoint, FederationCertificate};
 use crate::identity::anchors::Anchors;
 use crate::identity::certificate::{CertificateFacts, peer_subject};
 use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
@@ -67,8 +67,13 @@ pub(super) async fn accept(
 }
 
 /// Sends a heartbeat and reports what became of it.
-pub(super) async fn heartbeat(tunnel: Tunnel, reporter: Reporter, membership: Membership) {
-    let news = match parent_client::heartbeat(&tunnel, &membership).await {
+pub(super) async fn heartbeat(
+    tunnel: Tunnel,
+    reporter: Reporter,
+    membership: Membership,
+    endpoints: Vec<Endpoint>,
+) {
+    let news = match parent_client::heartbeat(&tunnel, &membership, endpoints).await {
         Ok(ContractAnswer::Data(response)) => News::Acknowledged(Box::new(response)),
         Ok(ContractAnswer::Failure(failure)) => {
             let event = match failure.http_status {

@@ -15,6 +15,7 @@ use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::machine::join::JoinState;
+use crate::machine::mapping_lease::MappingRecord;
 use crate::store::copy::{self, Copy as SecondCopy, CopyError};
 use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
 use crate::store::record::{self, Only, Record, RecordError};
@@ -39,6 +40,34 @@ pub static SCHEMA: Schema = Schema {
 
 const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
 const FACTS: Table<Only, Facts> = Table::new("facts");
+const MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("mappings_v4");
+const MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("mappings_v6");
+
+/// Which addresses a mapping is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MappingFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl MappingFamily {
+    const fn table(self) -> &'static Table<Only, StoredMappings> {
+        match self {
+            Self::V4 => &MAPPINGS_V4,
+            Self::V6 => &MAPPINGS_V6,
+        }
+    }
+}
+
+/// What may exist on routers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct StoredMappings(Vec<MappingRecord>);
+
+impl Record for StoredMappings {
+    const VERSION: u8 = 1;
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct StoredState(JoinState);
@@ -317,6 +346,24 @@ impl MembershipStore {
         let facts = facts.clone();
         self.database
             .write_async(move |writer| writer.put(&FACTS, &Only, &facts))
+            .await
+    }
+
+    /// What may exist on routers. Blocking.
+    pub fn mappings(&self, family: MappingFamily) -> Result<Vec<MappingRecord>, StoreError> {
+        let stored = self.database.read(|reader| reader.get(family.table(), &Only))?;
+        Ok(stored.map_or_else(Vec::new, |stored: StoredMappings| stored.0))
+    }
+
+    /// Makes durable what may exist on routers.
+    pub async fn save_mappings(
+        &self,
+        family: MappingFamily,
+        records: Vec<MappingRecord>,
+    ) -> Result<(), StoreError> {
+        let stored = StoredMappings(records);
+        self.database
+            .write_async(move |writer| writer.put(family.table(), &Only, &stored))
             .await
     }
 

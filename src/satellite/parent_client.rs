@@ -17,10 +17,10 @@ use super::link::AGENT;
 use crate::base::id::TraceId;
 
 use crate::contract::message::{
-    AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest,
-    HeartbeatResponse, UnusableAnswer, read_answer,
+    AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, DialBackAnswer, DialBackRequest,
+    Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, UnusableAnswer, read_answer,
 };
-use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH};
+use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TUNNEL_DIAL_BACK_PATH};
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
 use crate::tunnel::Tunnel;
@@ -72,12 +72,13 @@ pub async fn accept(
 pub async fn heartbeat(
     tunnel: &Tunnel,
     membership: &Membership,
+    endpoints: Vec<Endpoint>,
 ) -> Result<ContractAnswer<HeartbeatResponse>, ExchangeError> {
     post(
         tunnel,
         &membership.parent,
         HEARTBEAT_PATH,
-        &heartbeat_request(membership),
+        &heartbeat_request(membership, endpoints),
     )
     .await
 }
@@ -97,11 +98,20 @@ pub async fn refresh(
     .await
 }
 
+/// Asks the bridge to dial an endpoint of this satellite's.
+pub async fn dial_back(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    request: &DialBackRequest,
+) -> Result<ContractAnswer<DialBackAnswer>, ExchangeError> {
+    post(tunnel, parent, TUNNEL_DIAL_BACK_PATH, request).await
+}
+
 /// The heartbeat's body (contract section 5).
-pub fn heartbeat_request(membership: &Membership) -> HeartbeatRequest {
+pub fn heartbeat_request(membership: &Membership, endpoints: Vec<Endpoint>) -> HeartbeatRequest {
     HeartbeatRequest {
         capabilities: capabilities(&membership.operator),
-        endpoints: Vec::new(),
+        endpoints,
         sync_cursor: Map::new(),
         extension_slugs: Vec::new(),
         platform_version: Some(RELEASE.to_owned()),

@@ -210,7 +210,7 @@ impl MappingLease {
         }
     }
 
-    pub(super) fn chore_done(&mut self, mut hold: Box<Hold>, outcome: Outcome, now: Moment) {
+    pub(super) fn chore_done(&mut self, mut hold: Hold, outcome: Outcome, now: Moment) {
         let chore = hold.chore.take();
         match (chore, outcome) {
             (Some(Chore::ReadBack | Chore::Look), Outcome::Looked(seen)) => {
@@ -219,13 +219,13 @@ impl MappingLease {
             (Some(Chore::Renew), Outcome::Mapped(result)) => self.renewed(hold, result, now),
             (Some(Chore::Prove), Outcome::Proved(outcome)) => self.proved(hold, outcome, now),
             // Another kind of answer than was asked for.
-            (_, _) => self.hold(*hold, now),
+            (_, _) => self.hold(hold, now),
         }
     }
 
-    fn looked(&mut self, mut hold: Box<Hold>, first: bool, seen: Seen, now: Moment) {
+    fn looked(&mut self, mut hold: Hold, first: bool, seen: Seen, now: Moment) {
         let Means::Mapping(attempt) = &hold.means else {
-            return self.hold(*hold, now);
+            return self.hold(hold, now);
         };
         let attempt = attempt.clone();
         hold.look_at = Some(now.plus(LOOK_INTERVAL));
@@ -285,7 +285,7 @@ impl MappingLease {
             }
             Sight::Absent => return self.map_again(*attempt, now),
         }
-        self.hold(*hold, now);
+        self.hold(hold, now);
     }
 
     /// The router has forgotten it: the same again, at once.
@@ -294,18 +294,18 @@ impl MappingLease {
         self.try_mapping(Box::new(attempt), now);
     }
 
-    fn renewed(&mut self, mut hold: Box<Hold>, result: Result<Granted, Denial>, now: Moment) {
+    fn renewed(&mut self, mut hold: Hold, result: Result<Granted, Denial>, now: Moment) {
         let over = hold.is_over(now);
         let left = hold.ends_at.map_or(LOOK_INTERVAL, |end| end.since(now));
         let Means::Mapping(attempt) = &mut hold.means else {
-            return self.hold(*hold, now);
+            return self.hold(hold, now);
         };
         let granted = match result {
             Ok(granted) => granted,
             Err(Denial::Silent | Denial::Temporary) if !over => {
                 // Half of what is left, and half of that.
                 hold.renew_at = Some(now.plus((left / 2).max(RENEWAL_FLOOR)));
-                return self.hold(*hold, now);
+                return self.hold(hold, now);
             }
             Err(_) => {
                 let record = attempt.record.clone();
@@ -345,10 +345,10 @@ impl MappingLease {
         {
             hold.look_at = Some(now);
         }
-        self.hold(*hold, now);
+        self.hold(hold, now);
     }
 
-    fn proved(&mut self, mut hold: Box<Hold>, outcome: ProofOutcome, now: Moment) {
+    fn proved(&mut self, mut hold: Hold, outcome: ProofOutcome, now: Moment) {
         match outcome {
             ProofOutcome::Reached => {
                 hold.proven = true;
@@ -364,11 +364,11 @@ impl MappingLease {
                 hold.refutations += 1;
                 hold.prove_at = now.plus(PROOF_AGAIN);
                 if hold.refutations >= REFUTATIONS_MAX {
-                    return self.refuted(*hold, now);
+                    return self.refuted(hold, now);
                 }
             }
         }
-        self.hold(*hold, now);
+        self.hold(hold, now);
     }
 
     /// Nothing comes through: away with it, and once more from the beginning.

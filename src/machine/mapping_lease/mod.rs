@@ -350,7 +350,7 @@ impl MappingLease {
                 self.next_plan(now);
             }
             (Stage::Examining(attempt), Outcome::Looked(seen)) => self.examined(attempt, seen, now),
-            (Stage::Mapping(attempt), Outcome::Mapped(result)) => self.mapped(attempt, result, now),
+            (Stage::Mapping(attempt), Outcome::Mapped(result)) => self.mapped(*attempt, result, now),
             (Stage::Undoing(record, next), Outcome::Unmapped(removal)) => {
                 self.unmapped(&record, removal);
                 match next {
@@ -359,7 +359,7 @@ impl MappingLease {
                     Next::Begin => self.begin(now),
                 }
             }
-            (Stage::Holding(hold), outcome) => self.chore_done(hold, outcome, now),
+            (Stage::Holding(hold), outcome) => self.chore_done(*hold, outcome, now),
             (Stage::Stopping(mut left), Outcome::Unmapped(removal)) => {
                 if let Some(record) = left.pop_front() {
                     self.unmapped(&record, removal);
@@ -460,7 +460,7 @@ impl MappingLease {
         }
     }
 
-    fn mapped(&mut self, mut attempt: Box<Attempt>, result: Result<Granted, Denial>, now: Moment) {
+    fn mapped(&mut self, mut attempt: Attempt, result: Result<Granted, Denial>, now: Moment) {
         let granted = match result {
             Ok(granted) => granted,
             Err(denial) => {
@@ -499,7 +499,7 @@ impl MappingLease {
             return self.undo(record, Next::Plan, now);
         }
         let endpoint = SocketAddr::new(external, external_port);
-        self.hold(Hold::mapped(*attempt, endpoint, &granted, now), now);
+        self.hold(Hold::mapped(attempt, endpoint, &granted, now), now);
     }
 
     /// Removes a mapping, then goes on.

@@ -3,6 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::base::address::AddressScope;
 
 /// The lowest external port that is asked for or accepted. Lower ones belong to the router's own
 /// services, and 0 is a wildcard on some of them.
@@ -256,34 +259,47 @@ pub enum MappingAction {
 }
 
 /// Why nothing leads in from outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Unmapped {
     /// Switched off.
+    #[error("switched off by reach.port_mapping")]
     Disabled,
     /// No tunnel yet over which a proof could be asked for.
+    #[error("no tunnel yet to a host-bridge that could prove it")]
     NoProver,
     /// No default route with a gateway.
+    #[error("no default route over a router")]
     NoGateway,
     /// Looking.
+    #[error("asking the router")]
     UnderWay,
     /// No gateway speaks any of the protocols.
+    #[error(
+        "the router answers neither PCP nor NAT-PMP nor UPnP; switch one of them on there to have a port"
+    )]
     NoAnswer,
     /// The router is itself behind a NAT.
+    #[error("a second NAT: the router's own address outside is {external}, {}; connected by the tunnel alone", AddressScope::of(*external).words())]
     SecondNat {
         /// Its address outside.
         external: IpAddr,
     },
     /// The router does not want it.
+    #[error("the router does not give ports to this box; allow it there to have one")]
     NotAllowed,
     /// The router said yes to nothing that was asked.
+    #[error("the router gave no port that can be used")]
     Refused,
     /// Mapped and listed, yet nothing comes through.
+    #[error("{endpoint} was mapped, but the host-bridge did not reach this satellite there")]
     NotForwarding {
         /// What was mapped.
         endpoint: SocketAddr,
     },
     /// The intent cannot be stored, and without that nothing is asked for.
+    #[error("the state directory cannot be written, and without a note nothing is asked for")]
     NotStored,
     /// Stopping.
+    #[error("stopping")]
     Stopped,
 }

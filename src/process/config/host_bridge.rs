@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed};
+use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed, YesNo};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::base::limit::foreign_text;
@@ -60,6 +60,8 @@ pub struct HostBridgeConfig {
     pub tunnel_keepalive: Duration,
     /// How long a shutdown waits for what is in progress.
     pub drain: Duration,
+    /// Whether satellites are dialled back at addresses that are reachable within a site alone.
+    pub reach_allow_private: bool,
     /// Logs.
     pub log: LogConfig,
 }
@@ -142,6 +144,7 @@ impl HostBridgeConfig {
             stale_after: settings.required(&STALE_AFTER)?,
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
             drain: settings.required(&DRAIN)?,
+            reach_allow_private: settings.required(&REACH_ALLOW_PRIVATE)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -238,6 +241,10 @@ pub static PROGRAM: Program = Program {
         ),
         ("heartbeat", "What is expected of the satellites."),
         ("tunnel", "The tunnels of the satellites."),
+        (
+            "reach",
+            "Satellites ask to be dialled where they believe to be reachable.",
+        ),
         ("shutdown", "How the host-bridge ends."),
         ("log", "Logs go to standard error."),
     ],
@@ -263,6 +270,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &ACCEPTS_PER_SOURCE,
     &STALE_AFTER,
     &TUNNEL_KEEPALIVE,
+    &REACH_ALLOW_PRIVATE,
     &DRAIN,
     &LOG_LEVEL,
     &LOG_FORMAT,
@@ -463,6 +471,14 @@ static DRAIN: Key<Duration> = Key {
     form: &DurationBetween(Duration::ZERO, DRAIN_MAX),
     default: Fallback::Value("10s"),
     doc: "How long a shutdown waits for requests in progress; a second SIGTERM ends the wait.",
+    discreet: false,
+};
+
+static REACH_ALLOW_PRIVATE: Key<bool> = Key {
+    path: "reach.allow_private",
+    form: &YesNo,
+    default: Fallback::Value("false"),
+    doc: "Whether they are dialled, too, at addresses that are reachable within a site alone, and at the host-bridge's own.\nFor labs: on a real site, a satellite could have hosts of that site dialled.",
     discreet: false,
 };
 

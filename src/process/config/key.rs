@@ -47,6 +47,8 @@ pub enum Raw {
     Text(String),
     /// A number.
     Number(i64),
+    /// Yes or no.
+    Truth(bool),
     /// A list of texts.
     List(Vec<String>),
     /// Something that no key has: the name of its TOML type.
@@ -151,7 +153,7 @@ impl Form<u32> for CountBetween {
         let number = match raw {
             Raw::Number(number) => u32::try_from(*number).ok(),
             Raw::Text(text) => text.trim().parse().ok(),
-            Raw::List(_) | Raw::Foreign(_) => None,
+            Raw::Truth(_) | Raw::List(_) | Raw::Foreign(_) => None,
         };
         let number = number.ok_or_else(|| Refusal::new("is not a whole number in range"))?;
         if number < self.least || number > self.most {
@@ -166,6 +168,30 @@ impl Form<u32> for CountBetween {
 
     fn allowed(&self) -> String {
         format!("a number of {} from {} to {}", self.unit, self.least, self.most)
+    }
+}
+
+/// Yes or no.
+pub(super) struct YesNo;
+
+impl Form<bool> for YesNo {
+    fn read(&self, raw: &Raw) -> Result<bool, Refusal> {
+        match raw {
+            Raw::Truth(truth) => Ok(*truth),
+            other => match other.text()? {
+                "true" => Ok(true),
+                "false" => Ok(false),
+                _ => Err(Refusal::new("is neither true nor false")),
+            },
+        }
+    }
+
+    fn write(&self, value: &bool) -> String {
+        value.to_string()
+    }
+
+    fn allowed(&self) -> String {
+        "true or false".to_owned()
     }
 }
 
@@ -264,7 +290,7 @@ impl<T, F: Form<T>> Form<Vec<T>> for ListOf<F> {
             Raw::List(items) => items.clone(),
             Raw::Text(text) if text.trim().is_empty() => Vec::new(),
             Raw::Text(text) => text.split(',').map(|item| item.trim().to_owned()).collect(),
-            Raw::Number(_) | Raw::Foreign(_) => return Err(Refusal::new("is not a list")),
+            Raw::Number(_) | Raw::Truth(_) | Raw::Foreign(_) => return Err(Refusal::new("is not a list")),
         };
         if items.len() < self.least || items.len() > self.most {
             return Err(Refusal::new("has too few or too many entries"));
@@ -297,6 +323,7 @@ impl Raw {
             Self::Text(text) if text.chars().count() > VALUE_MAX_CHARS => Err(Refusal::new("is too long")),
             Self::Text(text) => Ok(text.trim()),
             Self::Number(_) => Err(Refusal::new("is a bare number; put it in quotes, with its unit")),
+            Self::Truth(_) => Err(Refusal::new("is of the wrong type (boolean)")),
             Self::List(_) => Err(Refusal::new("is a list")),
             Self::Foreign(kind) => Err(Refusal::new(format!("is of the wrong type ({kind})"))),
         }
@@ -308,6 +335,7 @@ impl fmt::Display for Raw {
         match self {
             Self::Text(text) => f.write_str(text),
             Self::Number(number) => number.fmt(f),
+            Self::Truth(truth) => truth.fmt(f),
             Self::List(items) => f.write_str(&items.join(", ")),
             Self::Foreign(kind) => f.write_str(kind),
         }

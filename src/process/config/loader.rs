@@ -465,6 +465,7 @@ fn raw_of(value: &DeValue<'_>) -> Raw {
             let texts: Option<Vec<_>> = items.iter().map(text).collect();
             texts.map_or(Raw::Foreign("a list of other things than texts"), Raw::List)
         }
+        DeValue::Boolean(truth) => Raw::Truth(*truth),
         other => Raw::Foreign(other.type_str()),
     }
 }

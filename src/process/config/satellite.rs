@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed};
+use super::key::{
+    AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, Line, ListOf, Parsed, YesNo,
+};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
@@ -48,8 +50,21 @@ pub struct SatelliteConfig {
     pub reconnect_initial: Duration,
     /// Ceiling of all waits between attempts to connect.
     pub reconnect_max: Duration,
+    /// Ways in from outside.
+    pub reach: ReachConfig,
     /// Logs.
     pub log: LogConfig,
+}
+
+/// Ways in from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReachConfig {
+    /// Whether routers are asked for a port.
+    pub port_mapping: bool,
+    /// The UDP port that the satellite listens on for its host-bridge; 0 is the system's choice.
+    pub listen_port: u16,
+    /// Whether addresses count that are reachable within a site alone.
+    pub allow_private: bool,
 }
 
 /// The parent, as far as the configuration names it: what `join` would be told.
@@ -135,6 +150,12 @@ impl SatelliteConfig {
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
+            reach: ReachConfig {
+                port_mapping: settings.required(&PORT_MAPPING)?,
+                // The form allows no larger one.
+                listen_port: u16::try_from(settings.required(&LISTEN_PORT)?).unwrap_or(0),
+                allow_private: settings.required(&ALLOW_PRIVATE)?,
+            },
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -205,6 +226,10 @@ pub static PROGRAM: Program = Program {
         ),
         ("tunnel", "The tunnel to the parent."),
         ("reconnect", "How eagerly a lost tunnel is dialled again."),
+        (
+            "reach",
+            "Ways in from outside: a port on the router, proven by the host-bridge before anybody is told of it.",
+        ),
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
@@ -227,6 +252,9 @@ static KEYS: &[&dyn AnyKey] = &[
     &TUNNEL_KEEPALIVE,
     &RECONNECT_INITIAL,
     &RECONNECT_MAX,
+    &PORT_MAPPING,
+    &LISTEN_PORT,
+    &ALLOW_PRIVATE,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];
@@ -380,6 +408,34 @@ static RECONNECT_MAX: Key<Duration> = Key {
     form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(3_600)),
     default: Fallback::Value("60s"),
     doc: "Longest wait between attempts, however many have failed.",
+    discreet: false,
+};
+
+static PORT_MAPPING: Key<bool> = Key {
+    path: "reach.port_mapping",
+    form: &YesNo,
+    default: Fallback::Value("true"),
+    doc: "Whether the routers of the default routes are asked for a port by PCP, NAT-PMP and UPnP. If not, what an earlier\nrun has left on them is still removed.",
+    discreet: false,
+};
+
+static LISTEN_PORT: Key<u32> = Key {
+    path: "reach.listen_port",
+    form: &CountBetween {
+        least: 0,
+        most: 65_535,
+        unit: "a UDP port",
+    },
+    default: Fallback::Value("0"),
+    doc: "UDP port on which the satellite listens for its host-bridge. 0: the system chooses one at each start. Set it\nwhere a firewall must let it in.",
+    discreet: false,
+};
+
+static ALLOW_PRIVATE: Key<bool> = Key {
+    path: "reach.allow_private",
+    form: &YesNo,
+    default: Fallback::Value("false"),
+    doc: "Whether addresses count as reachable that are so within a site alone. For labs, together with the same key of\nthe host-bridge.",
     discreet: false,
 };
 

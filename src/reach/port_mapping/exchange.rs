@@ -14,8 +14,8 @@ use super::pcp::PACKET_MAX_BYTES;
 const WAITS: [Duration; 4] = [
     Duration::from_millis(250),
     Duration::from_millis(500),
-    Duration::from_millis(1_000),
-    Duration::from_millis(2_000),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
 ];
 
 /// Datagrams that are read for one question, in number. More than a few are no answers.

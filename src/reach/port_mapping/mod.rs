@@ -2,8 +2,8 @@
 //! `machine::mapping_lease`'s decision; here one question is asked and its answer understood.
 //!
 //! Only the gateways that the caller names are asked and believed. The clients are this project's
-//! own: igd-next takes the first answer to a search from whoever sends it, reads no single entry
-//! back, and brings a second HTTP client and the Unicode tables of a URL parser; crab_nat takes
+//! own: `igd-next` takes the first answer to a search from whoever sends it, reads no single entry
+//! back, and brings a second HTTP client and the Unicode tables of a URL parser; `crab_nat` takes
 //! the first datagram for the answer where this one reads on until the right one comes. What is
 //! left of the protocols is a few packets.
 
@@ -241,11 +241,11 @@ impl RouterClients {
         match record.protocol {
             MappingProtocol::Pcp => {
                 let read = |packet: &[u8]| pcp::read_map(packet, record);
-                removal(exchange::ask(local, server, &pcp::map(record, 0), read).await)
+                removal(&exchange::ask(local, server, &pcp::map(record, 0), read).await)
             }
             MappingProtocol::NatPmp => {
                 let read = |packet: &[u8]| nat_pmp::read_map(packet, record);
-                removal(exchange::ask(local, server, &nat_pmp::map(record, 0), read).await)
+                removal(&exchange::ask(local, server, &nat_pmp::map(record, 0), read).await)
             }
             MappingProtocol::Upnp => match self.unmap_upnp(record).await {
                 Ok(removal) => removal,
@@ -344,7 +344,7 @@ fn answer<T>(asked: std::io::Result<Option<T>>) -> Result<T, String> {
 
 /// A router that refuses to remove what it does not have has nothing left of it either way; one that
 /// says nothing may.
-fn removal(asked: std::io::Result<Option<Result<Granted, Denial>>>) -> Removal {
+fn removal(asked: &std::io::Result<Option<Result<Granted, Denial>>>) -> Removal {
     match asked {
         Ok(Some(Ok(_))) => Removal::Gone,
         Ok(Some(Err(_)) | None) | Err(_) => Removal::Unknown,

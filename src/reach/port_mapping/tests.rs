@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::base::time::UnixTime;
-use crate::machine::mapping_lease::{LeaseSettings, MappingLease, ProofOutcome, Unmapped};
+use crate::machine::mapping_lease::{LeaseSettings, LeaseView, MappingLease, ProofOutcome, Unmapped};
 use crate::process::clock::Clock;
 use crate::process::supervisor::{Stage, Supervisor};
 use router::{Entries, Script, ScriptedRouter};
@@ -174,8 +174,6 @@ impl Site {
         assert!(self.disk.records.lock().unwrap().is_empty());
     }
 }
-
-use crate::machine::mapping_lease::LeaseView;
 
 #[tokio::test]
 async fn a_sound_upnp_router_gives_a_port_and_gets_it_back() {
@@ -360,7 +358,7 @@ async fn a_probe_tells_what_each_protocol_answers() {
         match answer.protocol {
             MappingProtocol::Upnp => {
                 let found = answer.answer.unwrap();
-                assert_eq!(found.external, Some(router.external()));
+                assert_eq!(found.external, Some(router::external()));
             }
             MappingProtocol::Pcp | MappingProtocol::NatPmp => {
                 assert!(!answer.answer.unwrap_err().is_empty());

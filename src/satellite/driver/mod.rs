@@ -7,6 +7,7 @@ mod facts;
 mod handle;
 mod news;
 mod publish;
+mod reach;
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{Instrument as _, Span};
 
 pub use facts::FACTS_INTERVAL;
-pub use handle::{Command, DriverHandle, DriverSettings, JoinCommandError, Stopping};
+pub use handle::{Command, DriverHandle, DriverSettings, JoinCommandError, Standing, Stopping};
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
 use publish::CertificateWatch;
 
@@ -84,6 +85,7 @@ pub struct Driver {
     failures: Failures,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     commands: mpsc::Receiver<Command>,
+    reach: reach::Reach,
     status: watch::Sender<StatusReport>,
     health: watch::Sender<Verdict>,
     pulse: watch::Sender<Moment>,
@@ -128,6 +130,7 @@ impl Driver {
             failures: Failures::default(),
             reports: mpsc::channel(REPORTS_MAX),
             commands,
+            reach: reach::Reach::default(),
             status: watch::channel(StatusReport::empty(clock.trusted().now)).0,
             health: watch::channel(Verdict::Feed).0,
             pulse: watch::channel(clock.now()).0,
@@ -137,6 +140,7 @@ impl Driver {
         let handle = DriverHandle {
             commands: commands_in,
             status: driver.status.subscribe(),
+            standing: driver.reach.standing.subscribe(),
             health: driver.health.subscribe(),
             pulse: driver.pulse.subscribe(),
             clock: driver.clock.clone(),
@@ -214,6 +218,11 @@ impl Driver {
                 self.machine.set_policy(self.settings.backoff);
                 self.tell(ChildEvent::ContentChanged);
                 self.tell(ChildEvent::RetryNow);
+            }
+            Command::Reach(report, proven) => {
+                if self.reach.take(*report, proven) {
+                    self.tell(ChildEvent::ContentChanged);
+                }
             }
         }
     }
@@ -480,7 +489,8 @@ impl Driver {
         if let Some(operator) = &self.settings.operator {
             membership.operator = operator.clone();
         }
-        self.with_tunnel(|tunnel, reporter| exchange::heartbeat(tunnel, reporter, membership));
+        let endpoints = self.endpoints(&membership);
+        self.with_tunnel(|tunnel, reporter| exchange::heartbeat(tunnel, reporter, membership, endpoints));
     }
 
     fn send_refresh(&mut self, key: KeyMaterial) {

@@ -19,6 +19,7 @@ impl Driver {
         let now = self.clock.trusted().now;
         self.certificate.observe(self.machine.membership(), now);
         self.pulse.send_replace(self.clock.now());
+        self.show_standing();
         self.status.send_replace(self.report());
         let verdict = self.machine.watchdog(self.clock.now());
         self.health.send_if_modified(|current| {
@@ -49,6 +50,7 @@ impl Driver {
             store,
         );
         report.daemon_running = true;
+        report.reach = self.reach.report().cloned();
         if let (Some(peer), Some(operator)) = (&mut report.peer, &self.settings.operator) {
             peer.disclose(operator);
         }

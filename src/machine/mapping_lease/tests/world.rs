@@ -35,6 +35,7 @@ pub(super) fn settings() -> LeaseSettings {
 }
 
 /// What a router does wrong.
+#[allow(clippy::struct_excessive_bools, reason = "each is a fault of its own")]
 #[derive(Debug, Clone, Default)]
 pub(super) struct Quirks {
     /// Denials that are given before anything else, by protocol.

@@ -171,11 +171,6 @@ impl ScriptedRouter {
         self.address
     }
 
-    /// The address that it says to have outside.
-    pub(super) fn external(&self) -> IpAddr {
-        external()
-    }
-
     pub(super) fn entries(&self) -> Entries {
         self.entries.clone()
     }
@@ -195,7 +190,8 @@ impl Drop for ScriptedRouter {
     }
 }
 
-fn external() -> IpAddr {
+/// The address that they all say to have outside.
+pub(super) fn external() -> IpAddr {
     Ipv4Addr::new(93, 184, 216, 34).into()
 }
 
