@@ -10,9 +10,9 @@ use tokio::sync::watch;
 
 use crate::machine::mapping_lease::Gateway;
 
-const ROUTES_V4: &str = "/proc/net/route";
-const ROUTES_V6: &str = "/proc/net/ipv6_route";
-const INTERFACES_V6: &str = "/proc/net/if_inet6";
+const ROUTES_V4: &str = "/proc/self/net/route";
+const ROUTES_V6: &str = "/proc/self/net/ipv6_route";
+const INTERFACES_V6: &str = "/proc/self/net/if_inet6";
 
 /// Default routes that are looked at, in number: a box has a handful of uplinks at most.
 const GATEWAYS_MAX: usize = 4;

@@ -15,6 +15,7 @@
 mod federation;
 mod joining;
 mod namespace;
+mod port_mapping;
 mod prerequisites;
 mod process;
 mod secrets;

@@ -354,6 +354,9 @@ fn behind_a_second_nat_nothing_is_mapped_and_the_reason_is_known() {
         assert_eq!(world.machine.why_not(), Some(Unmapped::SecondNat { external }));
         assert_eq!(world.machine.endpoint(), None);
     }
+    let told = |external| Unmapped::SecondNat { external }.to_string();
+    assert!(told(ip("100.72.1.1")).contains("100.72.1.1, an address of a provider's own NAT"));
+    assert!(told(ip("0.0.0.0")).contains("second NAT, or its line is down"));
 }
 
 #[test]

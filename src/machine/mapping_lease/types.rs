@@ -57,7 +57,8 @@ pub struct Finding {
     pub gateway: Gateway,
     /// In which protocol.
     pub protocol: MappingProtocol,
-    /// Its external address, where the protocol tells it without a mapping.
+    /// Its external address, where the protocol tells it without a mapping; unspecified when the
+    /// gateway says that it has none.
     pub external: Option<IpAddr>,
     /// Seconds since the gateway lost its state, where it tells them.
     pub epoch: Option<u32>,
@@ -278,10 +279,10 @@ pub enum Unmapped {
         "the router answers neither PCP nor NAT-PMP nor UPnP; switch one of them on there to have a port"
     )]
     NoAnswer,
-    /// The router is itself behind a NAT.
-    #[error("a second NAT: the router's own address outside is {external}, {}; connected by the tunnel alone", AddressScope::of(*external).words())]
+    /// The router is itself behind a NAT, or has no address outside at all.
+    #[error("{}; connected by the tunnel alone", second_nat(*external))]
     SecondNat {
-        /// Its address outside.
+        /// Its address outside; unspecified when it says that it has none.
         external: IpAddr,
     },
     /// The router does not want it.
@@ -302,4 +303,13 @@ pub enum Unmapped {
     /// Stopping.
     #[error("stopping")]
     Stopped,
+}
+
+fn second_nat(external: IpAddr) -> String {
+    if external.is_unspecified() {
+        return "the router says that it has no public address: it is behind a second NAT, or its line is down"
+            .to_owned();
+    }
+    let what = AddressScope::of(external).words();
+    format!("a second NAT: the router's own address outside is {external}, {what}")
 }

@@ -424,7 +424,7 @@ static LISTEN_PORT: Key<u32> = Key {
     form: &CountBetween {
         least: 0,
         most: 65_535,
-        unit: "a UDP port",
+        unit: "UDP ports",
     },
     default: Fallback::Value("0"),
     doc: "UDP port on which the satellite listens for its host-bridge. 0: the system chooses one at each start. Set it\nwhere a firewall must let it in.",

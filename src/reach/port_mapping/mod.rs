@@ -119,7 +119,7 @@ impl RouterClients {
         Ok(Finding {
             gateway: *gateway,
             protocol: MappingProtocol::NatPmp,
-            external,
+            external: Some(external),
             epoch: Some(epoch),
         })
     }
@@ -160,7 +160,7 @@ impl RouterClients {
                 let question = nat_pmp::address();
                 let answered = exchange::ask(local, server, &question, nat_pmp::read_address).await;
                 let (epoch, external) = answered.ok().flatten().unzip();
-                epoch_alone(epoch, external.flatten())
+                epoch_alone(epoch, external)
             }
             MappingProtocol::Upnp => match self.look_upnp(record).await {
                 Ok(seen) => seen,

@@ -31,18 +31,19 @@ pub(super) fn map(record: &MappingRecord, lease_seconds: u32) -> Vec<u8> {
     packet
 }
 
-/// Epoch, and address where the router has one; `None` for what is no answer to [`address`].
-pub(super) fn read_address(packet: &[u8]) -> Option<(u32, Option<IpAddr>)> {
+/// Epoch and address, unspecified where the router has none; `None` for what is no answer to
+/// [`address`].
+pub(super) fn read_address(packet: &[u8]) -> Option<(u32, IpAddr)> {
     let (result, epoch) = head(packet, OPCODE_ADDRESS)?;
     // A version that is not known to the other side is no sign of this protocol.
     if UNSUPPORTED.contains(&result) {
         return None;
     }
     let address = match packet.get(8..12) {
-        Some(&[a, b, c, d]) if result == 0 => Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d))),
-        _ => None,
+        Some(&[a, b, c, d]) if result == 0 => Ipv4Addr::new(a, b, c, d),
+        _ => Ipv4Addr::UNSPECIFIED,
     };
-    Some((epoch, address.filter(|address| !address.is_unspecified())))
+    Some((epoch, address.into()))
 }
 
 /// The answer to [`map`]; `None` for what is none: read on.
@@ -112,11 +113,12 @@ mod tests {
     fn answers_are_understood() {
         let told = [0, 128, 0, 0, 0, 0, 0, 99, 93, 184, 216, 34];
         let external: IpAddr = "93.184.216.34".parse().unwrap();
-        assert_eq!(read_address(&told), Some((99, Some(external))));
+        assert_eq!(read_address(&told), Some((99, external)));
         let offline = [0, 128, 0, 3, 0, 0, 0, 99];
-        assert_eq!(read_address(&offline), Some((99, None)));
+        let none = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        assert_eq!(read_address(&offline), Some((99, none)));
         let nowhere = [0, 128, 0, 0, 0, 0, 0, 99, 0, 0, 0, 0];
-        assert_eq!(read_address(&nowhere), Some((99, None)));
+        assert_eq!(read_address(&nowhere), Some((99, none)));
 
         let mapped = [0, 129, 0, 0, 0, 0, 0, 7, 0xa1, 0x12, 0xc3, 0x50, 0, 0, 0, 120];
         let granted = read_map(&mapped, &record()).unwrap().unwrap();

@@ -106,18 +106,18 @@ impl UpnpGateway {
             for service in services {
                 let this = Self { service, local };
                 match this.external_address().await {
-                    Ok(Some(external)) => return Ok((this, Some(external))),
-                    Ok(None) => {
-                        found.get_or_insert(this);
+                    Ok(Some(external)) if !external.is_unspecified() => return Ok((this, Some(external))),
+                    Ok(external) => {
+                        found.get_or_insert((this, external));
                     }
                     Err(error) => failed = error,
                 }
             }
         }
-        found.map(|this| (this, None)).ok_or(failed)
+        found.ok_or(failed)
     }
 
-    /// The address outside, if it has one.
+    /// The address outside, unspecified when it says that it has none.
     pub(super) async fn external_address(&self) -> Result<Option<IpAddr>, UpnpError> {
         let answer = self.call(&Call::external_address()).await?;
         Ok(read_external_address(&answer))

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::machine::mapping_lease::{Denial, Entry, MappingRecord};
 
@@ -245,10 +245,14 @@ fn named(port: u16) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// The address of an answer; `None` where the router has none.
+/// The address of an answer, unspecified where the router says that it has none; `None` for what is
+/// no such answer.
 pub(super) fn read_external_address(xml: &str) -> Option<IpAddr> {
-    let address: IpAddr = element(xml, "NewExternalIPAddress")?.trim().parse().ok()?;
-    (!address.is_unspecified()).then_some(address)
+    let address = element(xml, "NewExternalIPAddress")?;
+    match address.trim() {
+        "" => Some(Ipv4Addr::UNSPECIFIED.into()),
+        text => text.parse().ok(),
+    }
 }
 
 /// The entry of an answer.

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod dial_back;
 mod https;
 mod tunnels;
 

@@ -213,8 +213,9 @@ fn entries_faults_and_addresses_are_read() {
     let address =
         |text: &str| read_external_address(&format!("<NewExternalIPAddress>{text}</NewExternalIPAddress>"));
     assert_eq!(address(" 93.184.216.34 "), Some("93.184.216.34".parse().unwrap()));
-    assert_eq!(address("0.0.0.0"), None);
-    assert_eq!(address(""), None);
+    let none = Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    assert_eq!((address("0.0.0.0"), address("")), (none, none));
+    assert_eq!(read_external_address("<x/>"), None);
 }
 
 proptest! {
