@@ -252,8 +252,7 @@ fn after_a_crash_no_port_is_left_open() {
     let (before, _) = home.wait_proven("UPnP", MAPPED_WITHIN);
     satellite.kill_and_wait();
     assert_eq!(home.forwarded().len(), 1, "left behind");
-    // Another program's mapping, which nobody may touch.
-    let _satellite = home.federation.run_satellite();
+    let mut satellite = home.federation.run_satellite();
     let after = wait_until("another port is proven", MAPPED_WITHIN, || {
         let way_in = home.way_in();
         let endpoint = way_in["endpoint"].as_str()?.parse::<SocketAddr>().ok()?;
@@ -268,7 +267,6 @@ fn after_a_crash_no_port_is_left_open() {
     assert!(forwarded[0].contains(&after.port().to_string()), "{forwarded:?}");
 
     // Switched off, what is left of the run before still goes.
-    let mut satellite = _satellite;
     satellite.kill_and_wait();
     home.federation.set_satellite("REACH_PORT_MAPPING", "false");
     let _satellite = home.federation.run_satellite();

@@ -151,8 +151,14 @@ pub(super) fn plan(
             .filter(|finding| finding.gateway == *gateway)
             .collect();
         of_gateway.sort_by_key(|finding| finding.protocol);
-        // PCP tells no address before it maps; another protocol of the same router may have.
-        let external = of_gateway.iter().find_map(|finding| finding.external);
+        // PCP tells no address before it maps; another protocol of the same router may have. Under IPv6
+        // nothing is translated.
+        let told = of_gateway.iter().find_map(|finding| finding.external);
+        let external = if gateway.local.is_ipv6() {
+            Some(gateway.local)
+        } else {
+            told
+        };
         if let Some(external) = external
             && !may_be_used(external, wanted.allow_private)
         {

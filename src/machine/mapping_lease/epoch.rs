@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::types::MappingProtocol;
 use crate::base::time::Moment;
 
 /// Seconds by which a gateway's count may lag behind: the answer's way, and whole seconds on both
@@ -17,11 +18,16 @@ pub(super) struct Epoch {
 }
 
 impl Epoch {
-    /// Whether a later count shows that the gateway began anew in between. Its clock may be slow
-    /// by an eighth. One that is fast shows nothing: who loses state begins at nought.
-    pub(super) fn is_lost_by(self, seconds: u32, now: Moment) -> bool {
+    /// Whether a later count shows that the gateway began anew in between. Its clock may be slow, by a
+    /// sixteenth under PCP, by an eighth under NAT-PMP. One that is fast shows nothing: who loses
+    /// state begins at nought.
+    pub(super) fn is_lost_by(self, seconds: u32, now: Moment, protocol: MappingProtocol) -> bool {
+        let slowness = match protocol {
+            MappingProtocol::Pcp => 16,
+            MappingProtocol::NatPmp | MappingProtocol::Upnp => 8,
+        };
         let passed = now.since(self.at);
-        let slow = passed.saturating_sub(passed / 8);
+        let slow = passed.saturating_sub(passed / slowness);
         let expected = Duration::from_secs(u64::from(self.seconds)).saturating_add(slow);
         u64::from(seconds) + TOLERANCE_SECONDS < expected.as_secs()
     }
@@ -49,12 +55,19 @@ mod tests {
             (9_000, 60, false),
             (u32::MAX, 60, false),
         ] {
-            assert_eq!(told.is_lost_by(count, at(later)), lost, "{count} at {later}");
+            assert_eq!(
+                told.is_lost_by(count, at(later), MappingProtocol::NatPmp),
+                lost,
+                "{count} at {later}"
+            );
         }
-        let young = Epoch {
-            seconds: 1,
-            at: at(0),
-        };
-        assert!(!young.is_lost_by(0, at(1)), "two seconds decide nothing");
+        let young = |seconds| Epoch { seconds, at: at(0) };
+        assert!(
+            !young(1).is_lost_by(0, at(1), MappingProtocol::Pcp),
+            "two seconds decide nothing"
+        );
+        // A gateway that began anew when it had hardly begun.
+        assert!(young(7).is_lost_by(45, at(46), MappingProtocol::Pcp));
+        assert!(!young(7).is_lost_by(52, at(46), MappingProtocol::Pcp));
     }
 }

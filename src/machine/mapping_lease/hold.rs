@@ -173,7 +173,13 @@ impl Hold {
 
     /// Whether a told epoch shows that the gateway has forgotten everything.
     fn is_forgotten_by(&mut self, seconds: u32, now: Moment) -> bool {
-        let lost = self.epoch.is_some_and(|epoch| epoch.is_lost_by(seconds, now));
+        let Means::Mapping(attempt) = &self.means else {
+            return false;
+        };
+        let protocol = attempt.record.protocol;
+        let lost = self
+            .epoch
+            .is_some_and(|epoch| epoch.is_lost_by(seconds, now, protocol));
         self.epoch = Some(Epoch { seconds, at: now });
         lost
     }

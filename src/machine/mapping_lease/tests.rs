@@ -514,6 +514,22 @@ fn behind_a_firewall_a_pinhole_is_asked_for_after_the_own_address_has_failed() {
 }
 
 #[test]
+fn for_an_ipv6_address_of_the_site_alone_nothing_is_asked() {
+    let v6 = Gateway {
+        address: ip("fe80::1"),
+        interface: 3,
+        local: ip("fd00::20"),
+    };
+    let mut world = World::start(settings(), vec![(v6, Router::speaking(&[Pcp]))], Vec::new());
+    world.go();
+    assert_eq!(world.take(), [Did::Probe]);
+    assert_eq!(
+        world.machine.why_not(),
+        Some(Unmapped::SecondNat { external: v6.local })
+    );
+}
+
+#[test]
 fn what_cannot_be_stored_is_not_asked_for() {
     let mut world = World::with(Router::speaking(&[Pcp, Upnp]));
     world.disk_full = true;

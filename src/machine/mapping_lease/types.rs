@@ -311,5 +311,8 @@ fn second_nat(external: IpAddr) -> String {
             .to_owned();
     }
     let what = AddressScope::of(external).words();
+    if external.is_ipv6() {
+        return format!("{external} of this box is {what}");
+    }
     format!("a second NAT: the router's own address outside is {external}, {what}")
 }

@@ -42,13 +42,18 @@ impl TestBridge {
         let scope = supervisor.scope(Stage::Work);
         scope.spawn("listener", listener.clone().run(scope.clone()));
         let dialled = self.dial(Some(identity(&answer, &key))).await.unwrap();
-        let (driver, endpoint) = (dialled.driver, dialled._endpoint);
+        let Dialled {
+            tunnel,
+            driver,
+            _endpoint: endpoint,
+            ..
+        } = dialled;
         scope.spawn_until_cancelled("tunnel", async move {
             driver.run().await;
             drop(endpoint);
         });
         Listening {
-            tunnel: dialled.tunnel,
+            tunnel,
             listener,
             supervisor,
         }
