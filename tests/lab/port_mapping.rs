@@ -4,7 +4,7 @@
 //! scenarios give parent and router addresses that look public; they exist in namespaces alone.
 
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -240,6 +240,45 @@ fn a_router_with_nat_pmp_alone_gives_a_port() {
     satellite.terminate();
     assert!(satellite.exit_within(SOON).success());
     assert_eq!(home.forwarded(), Vec::<String>::new());
+}
+
+#[test]
+fn a_firewall_opens_a_pinhole_for_ipv6() {
+    let Some(home) = Home::open("pinhole", PCP_AND_NAT_PMP) else {
+        return;
+    };
+    let lab = &home.federation.lab;
+    let inside: Ipv6Addr = "2a0f:77::2".parse().unwrap();
+    lab.satellite
+        .ip(&format!("address add {inside}/64 dev up0 nodad"));
+    home.router().ip("address add 2a0f:77::1/64 dev lan0 nodad");
+    home.router().ip("address add 2a0f:99::2/64 dev wan0 nodad");
+    lab.parent.ip("address add 2a0f:99::10/64 dev wan0 nodad");
+    lab.parent.ip("-6 route add 2a0f:77::/64 via 2a0f:99::2");
+    let _router = home.run_router();
+    let (_bridge, mut satellite) = home.federation.run_joined();
+    let endpoint = wait_timed("a pinhole is proven", MAPPED_WITHIN, || {
+        let way_in = home.federation.status()["reach"]["mappings"][1].clone();
+        let endpoint = way_in["endpoint"].as_str()?.parse::<SocketAddr>().ok()?;
+        (way_in["proven"] == true && way_in["protocol"] == "PCP").then_some(endpoint)
+    })
+    .0;
+    assert_eq!(endpoint.ip(), inside, "nothing is translated");
+    wait_until("the parent knows the endpoint", SOON, || {
+        home.told_wan()
+            .contains(&format!("quic://{endpoint}"))
+            .then_some(())
+    });
+    let pinholes = || {
+        let mut list = home.router().command("nft");
+        list.args(["list", "chain", "inet", "lab", "upnp_forward"]);
+        // The address as raw packet data, which is how the daemon writes the rule.
+        succeed(list).stdout.matches("0x2a0f0077").count()
+    };
+    assert_eq!(pinholes(), 1);
+    satellite.terminate();
+    assert!(satellite.exit_within(SOON).success());
+    assert_eq!(pinholes(), 0, "closed again");
 }
 
 #[test]
