@@ -136,13 +136,14 @@ impl Direct {
     }
 }
 
-/// By what this box knows its entries on a router again: its own id where it has one.
+/// By what this box knows its entries on a router again: the end of its own id, where it has one.
+/// Short, because routers cut long descriptions, and a cut one would be taken for somebody else's.
 fn description(driver: &DriverHandle) -> String {
+    const DIGITS: usize = 12;
     let peer = driver.status.borrow().peer.as_ref().map(|peer| peer.id);
-    peer.map_or_else(
-        || format!("powernode-satellite {:016x}", entropy::seed()),
-        |peer| format!("powernode-satellite {peer}"),
-    )
+    let id = peer.map_or_else(|| format!("{:016x}", entropy::seed()), |peer| peer.to_string());
+    let end = id.get(id.len().saturating_sub(DIGITS)..).unwrap_or(&id);
+    format!("powernode {end}")
 }
 
 /// Follows the membership and the mappings for as long as the satellite runs.
@@ -178,6 +179,7 @@ async fn follow(
             if driver.tell_reach(report.clone(), proven.clone()).await.is_err() {
                 return;
             }
+            log_change(told.as_ref(), &proven);
             told = Some((report, proven));
         }
         tokio::select! {
@@ -186,6 +188,17 @@ async fn follow(
             Ok(()) = v6.changed() => {}
         }
         tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// One line for what is gained and what is lost; the steps between are in the report.
+fn log_change(before: Option<&(ReachReport, Vec<SocketAddr>)>, proven: &[SocketAddr]) {
+    let had = before.map_or(&[][..], |(_, had)| had.as_slice());
+    for endpoint in proven.iter().filter(|endpoint| !had.contains(endpoint)) {
+        tracing::info!(%endpoint, "reachable from outside, as the host-bridge has proven");
+    }
+    for endpoint in had.iter().filter(|endpoint| !proven.contains(endpoint)) {
+        tracing::warn!(%endpoint, "not reachable from outside any more; the parent is told");
     }
 }
 
@@ -265,16 +278,16 @@ impl Prover {
         let asked = parent_client::dial_back(&standing.tunnel, &standing.membership.parent, &request);
         match asked.await {
             Ok(ContractAnswer::Data(answer)) if answer.reached => {
-                tracing::info!(%endpoint, "the host-bridge has reached this satellite from outside");
+                tracing::debug!(%endpoint, "the host-bridge has reached this satellite from outside");
                 ProofOutcome::Reached
             }
             Ok(ContractAnswer::Data(answer)) => {
                 let why = answer.error.unwrap_or_default();
-                tracing::info!(%endpoint, why = crate::base::limit::foreign_text(&why), "the host-bridge did not reach this satellite from outside");
+                tracing::debug!(%endpoint, why = crate::base::limit::foreign_text(&why), "the host-bridge did not reach this satellite from outside");
                 ProofOutcome::Unreachable
             }
             Ok(ContractAnswer::Failure(failure)) => {
-                tracing::info!(%endpoint, status = failure.http_status, "the host-bridge does not prove this endpoint");
+                tracing::debug!(%endpoint, status = failure.http_status, "the host-bridge does not prove this endpoint");
                 if failure.http_status == NOT_DIALLED {
                     ProofOutcome::Unreachable
                 } else {

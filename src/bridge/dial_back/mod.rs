@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore, watch};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::federation_api::{CallerCertificate, is_enrolled};
 use super::registry::record::PeerRecord;
@@ -120,7 +120,8 @@ impl DialBack {
             Found::Unreachable(why) => (false, Some(why)),
             Found::Unable(why) => return unavailable(&why),
         };
-        info!(peer = %peer.id, %endpoint, reached, why, "dialled a satellite back");
+        // Every satellite asks every few minutes.
+        debug!(peer = %peer.id, %endpoint, reached, why, "dialled a satellite back");
         Reply::data(&json!({ "endpoint": endpoint, "reached": reached, "error": why }))
     }
 
