@@ -1,6 +1,7 @@
 //! Floor 0: ids, secrets, time and bounds. Knows nothing of the rest of the crate, and no
 //! clock, socket, file, task or source of randomness: what varies arrives as an argument.
 
+pub mod address;
 pub mod id;
 pub mod limit;
 pub mod secret;

@@ -20,6 +20,7 @@ use tracing::{error, info, warn};
 
 use super::access::{Access, Accesses, Proxy};
 use super::admin_socket;
+use super::dial_back::DialBack;
 use super::federation_api::FederationApi;
 use super::http_listener::{HTTPS_ALPN, HttpsListener};
 use super::ingress::Ingress;
@@ -227,6 +228,7 @@ impl Running {
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
+        let dial_back = DialBack::new(identity.clone(), anchors.clone(), clock.clone());
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
         let acceptor = TlsAcceptor::from(Arc::new(tls(&[&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat())?));
 
@@ -259,7 +261,7 @@ impl Running {
             endpoints,
             bound,
         };
-        running.listen(listeners, proxies, &acceptor, admin);
+        running.listen(listeners, proxies, &acceptor, admin, dial_back);
         running.keep_going(service);
         info!(https = ?running.bound.https, quic = ?running.bound.quic, proxy = ?running.bound.proxy, "the host-bridge listens");
         Ok(running)
@@ -271,16 +273,18 @@ impl Running {
         proxies: Vec<TcpListener>,
         tls: &TlsAcceptor,
         admin: AdminSocket,
+        dial_back: DialBack,
     ) {
         let intake = self.supervisor.scope(Stage::Intake);
         let work = self.supervisor.scope(Stage::Work);
-        let federation = Arc::new(FederationApi::new(
+        let federation = FederationApi::new(
             Arc::clone(&self.registry),
             Arc::clone(&self.links),
             self.clock.clone(),
             self.settings.subscribe(),
             self.audit.clone(),
-        ));
+        );
+        let federation = Arc::new(federation.with_dial_back(dial_back));
         let access = Arc::new(Access::new(
             Arc::clone(&self.registry),
             Arc::clone(&self.links),

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tracing::{Span, info, warn};
 
 use super::acceptance::AcceptCall;
+use super::dial_back::DialBack;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
 use super::held_grants;
@@ -35,6 +36,7 @@ use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
+    TUNNEL_DIAL_BACK_PATH,
 };
 use crate::identity::certificate::{CertificateFacts, peer_id_of, peer_subject};
 use crate::process::clock::Clock;
@@ -79,6 +81,8 @@ pub struct FederationApi {
     settings: watch::Receiver<BridgeSettings>,
     audit: AuditLog,
     rate: Mutex<SourceRate>,
+    /// Absent where nothing may be dialled.
+    dial_back: Option<DialBack>,
 }
 
 impl FederationApi {
@@ -98,7 +102,15 @@ impl FederationApi {
             settings,
             audit,
             rate: Mutex::new(rate),
+            dial_back: None,
         }
+    }
+
+    /// The same, and it proves satellites' endpoints.
+    #[must_use]
+    pub fn with_dial_back(mut self, dial_back: DialBack) -> Self {
+        self.dial_back = Some(dial_back);
+        self
     }
 
     /// Answers one request.
@@ -152,7 +164,7 @@ impl FederationApi {
         let path = head.uri.path();
         let path = path.strip_suffix('/').unwrap_or(path).to_owned();
         let allow = match path.as_str() {
-            ACCEPT_PATH | HEARTBEAT_PATH | CERTIFICATE_REFRESH_PATH => Method::POST,
+            ACCEPT_PATH | HEARTBEAT_PATH | CERTIFICATE_REFRESH_PATH | TUNNEL_DIAL_BACK_PATH => Method::POST,
             TRUST_BUNDLE_PATH | SERVICE_CATALOG_PATH => Method::GET,
             other => return Reply::unknown_path(other),
         };
@@ -172,11 +184,30 @@ impl FederationApi {
             Ok(body) => body,
             Err(refusal) => return refusal,
         };
+        if path == TUNNEL_DIAL_BACK_PATH {
+            return self.dial_back(&body, caller).await;
+        }
         // The registry blocks on the disk.
         let span = Span::current();
         let answered =
             tokio::task::spawn_blocking(move || span.in_scope(|| self.answer(&path, &body, &caller)));
         answered.await.unwrap_or_else(|_| internal_error())
+    }
+
+    async fn dial_back(self: Arc<Self>, body: &[u8], caller: Caller) -> Reply {
+        let (api, source) = (Arc::clone(&self), caller.source);
+        let known = tokio::task::spawn_blocking(move || api.authenticate(&caller)).await;
+        let peer = match known {
+            Ok(Ok((peer, _))) if peer.status.inbound_allowed() => peer,
+            Ok(Ok(_)) => return unreachable_peer(),
+            Ok(Err(refusal)) => return refusal,
+            Err(_) => return internal_error(),
+        };
+        let allow_private = self.settings.borrow().config.reach_allow_private;
+        match &self.dial_back {
+            Some(dial_back) => dial_back.answer(&peer, source, allow_private, body).await,
+            None => Reply::unknown_path(TUNNEL_DIAL_BACK_PATH),
+        }
     }
 
     fn answer(&self, path: &str, body: &[u8], caller: &Caller) -> Reply {

@@ -6,6 +6,7 @@ pub mod access;
 pub mod admin_socket;
 pub mod certificate_authority;
 pub mod daemon;
+pub mod dial_back;
 pub mod federation_api;
 pub mod forwarded;
 pub mod heartbeat;

@@ -117,6 +117,25 @@ const fn version_1() -> u32 {
     1
 }
 
+/// `POST /tunnel/v1/dial_back`, between a satellite and its host-bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DialBackRequest {
+    /// Where the satellite believes to be reachable.
+    pub endpoint: std::net::SocketAddr,
+    /// What the bridge has to show there: 32 hex digits.
+    pub nonce: String,
+}
+
+/// `data` of its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DialBackAnswer {
+    /// Whether this very satellite answered there.
+    pub reached: bool,
+    /// What came instead.
+    #[serde(default)]
+    pub error: Option<String>,
+}
+
 /// `POST …/federation_api/heartbeat` (contract section 5).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeartbeatRequest {

@@ -45,5 +45,9 @@ pub const GRANT_HEADER: &str = "x-powernode-grant";
 /// word `inactive`.
 pub const NETWORK_STATE_HEADER: &str = "x-sdwan-network-state";
 
+/// Path under which a satellite has an endpoint of its own dialled, over its tunnel. None of the
+/// published contract's.
+pub const TUNNEL_DIAL_BACK_PATH: &str = "/tunnel/v1/dial_back";
+
 /// The contract version that this build speaks.
 pub const CONTRACT_VERSION: u32 = 1;

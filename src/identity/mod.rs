@@ -5,6 +5,7 @@ pub mod anchors;
 pub mod certificate;
 pub mod issued;
 pub mod key;
+pub mod reversed;
 pub mod tls;
 pub mod tls_failure;
 

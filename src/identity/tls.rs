@@ -189,11 +189,11 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-fn owned_alpn(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
+pub(super) fn owned_alpn(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
     alpn.iter().map(|protocol| protocol.to_vec()).collect()
 }
 
-struct CertificateTime(TimeSource);
+pub(super) struct CertificateTime(pub(super) TimeSource);
 
 impl TimeProvider for CertificateTime {
     fn current_time(&self) -> Option<pki_types::UnixTime> {
@@ -208,7 +208,7 @@ impl fmt::Debug for CertificateTime {
 }
 
 #[derive(Debug)]
-struct WatchedIdentity(IdentityWatch);
+pub(super) struct WatchedIdentity(pub(super) IdentityWatch);
 
 impl ResolvesClientCert for WatchedIdentity {
     fn resolve(&self, _hints: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
@@ -232,12 +232,15 @@ impl ResolvesServerCert for WatchedIdentity {
 }
 
 #[derive(Debug)]
-enum ServerTrust {
+pub(super) enum ServerTrust {
     Pinned(CaFingerprint),
     Roots(Arc<RootCertStore>),
 }
 
-fn server_trust(trust: &ParentTrust, learned: Option<&Anchors>) -> Result<ServerTrust, TlsConfigError> {
+pub(super) fn server_trust(
+    trust: &ParentTrust,
+    learned: Option<&Anchors>,
+) -> Result<ServerTrust, TlsConfigError> {
     let mut roots = match (trust, learned) {
         (ParentTrust::Pinned(pin), None) => return Ok(ServerTrust::Pinned(*pin)),
         (ParentTrust::Pinned(_), Some(learned)) => return Ok(ServerTrust::Roots(learned.roots())),
@@ -256,10 +259,10 @@ fn server_trust(trust: &ParentTrust, learned: Option<&Anchors>) -> Result<Server
 
 /// Verifies the parent: chain up to the trust, validity, usage and name.
 #[derive(Debug)]
-struct ServerVerifier {
-    trust: ServerTrust,
-    provider: Arc<CryptoProvider>,
-    failures: FailureRecord,
+pub(super) struct ServerVerifier {
+    pub(super) trust: ServerTrust,
+    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) failures: FailureRecord,
 }
 
 impl ServerVerifier {

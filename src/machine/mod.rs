@@ -10,6 +10,7 @@
 //! | [`heartbeat`] | when to send, what an answer or its absence means |
 //! | [`renewal`] | when to renew the certificate, and when the new one may replace the old |
 //! | [`child`] | a whole satellite: the four above, and what one tells the other |
+//! | [`mapping_lease`] | whether a port on the router leads here, and for how long |
 //! | [`liveness`] | when a quiet tunnel is pinged, and when it is given up |
 //! | [`service_health`] | whether a published service's program is there |
 //! | [`watchdog`] | whether the service manager should still believe in this process |
@@ -23,6 +24,7 @@ pub mod heartbeat;
 pub mod join;
 pub mod ladder;
 pub mod liveness;
+pub mod mapping_lease;
 pub mod membership;
 pub mod renewal;
 pub mod service_health;

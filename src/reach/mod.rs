@@ -2,7 +2,10 @@
 //! dials. Knows tunnels and sockets; must not know the daemons, their stores or the federation.
 
 pub mod connect;
+pub mod default_route;
 pub mod dial;
 pub mod interfaces;
+pub mod listen;
+pub mod port_mapping;
 pub mod proxy;
 pub mod tcp;

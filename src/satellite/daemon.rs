@@ -8,6 +8,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::admin_api;
+use super::direct::Direct;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
 use super::federation_api::{NoOfferings, Surroundings};
 use super::grants::admin::GrantDesk;
@@ -133,7 +134,21 @@ async fn run_to_the_end(
     work.spawn_until_cancelled("grant archive", archive_for_ever(book.clone(), clock.clone()));
     let catalog = Arc::new(services.clone());
     let surroundings = Surroundings::new(book.clone(), catalog, audit.clone(), clock.clone());
-    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config), audit);
+    let (driver, handle) = Driver::new(
+        store.clone(),
+        loaded,
+        clock.clone(),
+        work.clone(),
+        settings(&config),
+        audit,
+    );
+    let direct = Direct {
+        config: config.reach,
+        store,
+        clock,
+        driver: handle.clone(),
+    };
+    direct.spawn(&work);
     let driver = driver
         .with_services(server)
         .with_surroundings(Arc::new(surroundings));

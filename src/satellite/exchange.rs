@@ -1,12 +1,9 @@
 //! The tasks behind the machine's requests: each carries out one exchange with the parent, checks
 //! what came back, and reports one outcome. Also the checks that need keys and certificates.
 
-use std::sync::Arc;
-
 use crate::base::limit::error_chain;
 use crate::base::time::{TrustedTime, UnixTime};
-use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate};
-use crate::contract::service::Offering;
+use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest};
 use crate::identity::anchors::Anchors;
 use crate::identity::certificate::{CertificateFacts, peer_subject};
 use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
@@ -70,13 +67,8 @@ pub(super) async fn accept(
 }
 
 /// Sends a heartbeat and reports what became of it.
-pub(super) async fn heartbeat(
-    tunnel: Tunnel,
-    reporter: Reporter,
-    membership: Membership,
-    services: Arc<[Offering]>,
-) {
-    let news = match parent_client::heartbeat(&tunnel, &membership, &services).await {
+pub(super) async fn heartbeat(tunnel: Tunnel, reporter: Reporter, parent: Parent, request: HeartbeatRequest) {
+    let news = match parent_client::heartbeat(&tunnel, &parent, &request).await {
         Ok(ContractAnswer::Data(response)) => News::Acknowledged(Box::new(response)),
         Ok(ContractAnswer::Failure(failure)) => {
             let event = match failure.http_status {

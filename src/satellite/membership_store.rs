@@ -16,6 +16,7 @@ use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::machine::join::{Farewell, JoinState};
+use crate::machine::mapping_lease::MappingRecord;
 use crate::store::audit_log::add_audit_log;
 use crate::store::copy::{self, Copy as SecondCopy, CopyError};
 use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
@@ -41,6 +42,34 @@ pub static SCHEMA: Schema = Schema {
 
 const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
 const FACTS: Table<Only, Facts> = Table::new("facts");
+const MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("mappings_v4");
+const MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("mappings_v6");
+
+/// Which addresses a mapping is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MappingFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl MappingFamily {
+    const fn table(self) -> &'static Table<Only, StoredMappings> {
+        match self {
+            Self::V4 => &MAPPINGS_V4,
+            Self::V6 => &MAPPINGS_V6,
+        }
+    }
+}
+
+/// What may exist on routers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct StoredMappings(Vec<MappingRecord>);
+
+impl Record for StoredMappings {
+    const VERSION: u8 = 1;
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct StoredState(JoinState);
@@ -394,6 +423,24 @@ impl MembershipStore {
                 source,
             }
         })
+    }
+
+    /// What may exist on routers. Blocking.
+    pub fn mappings(&self, family: MappingFamily) -> Result<Vec<MappingRecord>, StoreError> {
+        let stored = self.database.read(|reader| reader.get(family.table(), &Only))?;
+        Ok(stored.map_or_else(Vec::new, |stored: StoredMappings| stored.0))
+    }
+
+    /// Makes durable what may exist on routers.
+    pub async fn save_mappings(
+        &self,
+        family: MappingFamily,
+        records: Vec<MappingRecord>,
+    ) -> Result<(), StoreError> {
+        let stored = StoredMappings(records);
+        self.database
+            .write_async(move |writer| writer.put(family.table(), &Only, &stored))
+            .await
     }
 
     /// Bytes written to the store's file since it was opened.

@@ -3,6 +3,7 @@
 
 pub mod admin_api;
 pub mod daemon;
+pub mod direct;
 pub mod driver;
 mod exchange;
 pub mod federation_api;

@@ -16,11 +16,11 @@ use zeroize::Zeroizing;
 use crate::base::id::TraceId;
 
 use crate::contract::message::{
-    AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest,
-    HeartbeatResponse, UnusableAnswer, read_answer,
+    AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, DialBackAnswer, DialBackRequest,
+    Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, UnusableAnswer, read_answer,
 };
 use crate::contract::service::Offering;
-use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH};
+use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TUNNEL_DIAL_BACK_PATH};
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
 use crate::reach::dial::AGENT;
@@ -72,16 +72,10 @@ pub async fn accept(
 /// Sends a heartbeat with what is true now.
 pub async fn heartbeat(
     tunnel: &Tunnel,
-    membership: &Membership,
-    services: &[Offering],
+    parent: &Parent,
+    request: &HeartbeatRequest,
 ) -> Result<ContractAnswer<HeartbeatResponse>, ExchangeError> {
-    post(
-        tunnel,
-        &membership.parent,
-        HEARTBEAT_PATH,
-        &heartbeat_request(membership, services),
-    )
-    .await
+    post(tunnel, parent, HEARTBEAT_PATH, request).await
 }
 
 /// Asks for a certificate for a new key.
@@ -99,14 +93,27 @@ pub async fn refresh(
     .await
 }
 
+/// Asks the bridge to dial an endpoint of this satellite's.
+pub async fn dial_back(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    request: &DialBackRequest,
+) -> Result<ContractAnswer<DialBackAnswer>, ExchangeError> {
+    post(tunnel, parent, TUNNEL_DIAL_BACK_PATH, request).await
+}
+
 /// The heartbeat's body (contract section 5).
-pub fn heartbeat_request(membership: &Membership, services: &[Offering]) -> HeartbeatRequest {
+pub fn heartbeat_request(
+    membership: &Membership,
+    services: &[Offering],
+    endpoints: Vec<Endpoint>,
+) -> HeartbeatRequest {
     let mut capabilities = capabilities(&membership.operator);
     let declared: Vec<_> = services.iter().map(Offering::capability).collect();
     capabilities.insert("services".to_owned(), json!(declared));
     HeartbeatRequest {
         capabilities,
-        endpoints: Vec::new(),
+        endpoints,
         sync_cursor: Map::new(),
         extension_slugs: Vec::new(),
         platform_version: Some(RELEASE.to_owned()),

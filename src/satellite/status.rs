@@ -49,6 +49,39 @@ pub struct StatusReport {
     /// By what the parent may act here.
     #[serde(default)]
     pub grants: GrantsReport,
+    /// The ways in from outside; absent without a daemon.
+    #[serde(default)]
+    pub reach: Option<ReachReport>,
+}
+
+/// The ways in from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachReport {
+    /// The UDP port on which the satellite can be dialled; none when it does not listen.
+    pub listening: Option<u16>,
+    /// One for each family of addresses.
+    pub mappings: Vec<MappingReport>,
+}
+
+/// A port on a router, or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappingReport {
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// `PCP`, `NAT-PMP`, `UPnP`, or `none needed` for a public address of the box's own.
+    pub protocol: Option<String>,
+    /// The router that gave it.
+    pub gateway: Option<std::net::IpAddr>,
+    /// Where it leads on this box.
+    pub internal: Option<std::net::SocketAddr>,
+    /// What leads there from outside.
+    pub endpoint: Option<std::net::SocketAddr>,
+    /// For how long it was given; none for ever.
+    pub lease_seconds: Option<u32>,
+    /// Whether the host-bridge has dialled it and still reaches it: only then is it told to others.
+    pub proven: bool,
+    /// Why there is none, or why it is not proven.
+    pub reason: Option<String>,
 }
 
 /// The membership.
@@ -234,6 +267,7 @@ impl StatusReport {
             store,
             services: Vec::new(),
             grants: GrantsReport::default(),
+            reach: None,
         }
     }
 

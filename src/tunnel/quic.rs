@@ -206,6 +206,17 @@ impl QuicEndpoint {
         Self::bind(address, Some(server_config(tls)?), settings)
     }
 
+    /// An endpoint that has its address and takes nobody before [`serve`](Self::serve).
+    pub fn unserved(address: SocketAddr, settings: QuicSettings) -> Result<Self, BindError> {
+        Self::bind(address, None, settings)
+    }
+
+    /// Takes dialers by this configuration from now on; those that are in stay.
+    pub fn serve(&self, tls: rustls::ServerConfig) -> Result<(), BindError> {
+        self.endpoint.set_server_config(Some(server_config(tls)?));
+        Ok(())
+    }
+
     fn bind(
         address: SocketAddr,
         server: Option<quinn::ServerConfig>,

@@ -42,6 +42,20 @@ pub const FRAME_MAX_BYTES: usize = 4_096;
 /// Longest text in a control message, in characters.
 const TEXT_MAX_CHARS: usize = 256;
 
+/// Digits of a dial-back's nonce: 128 bits that nobody guesses.
+const DIAL_BACK_NONCE_DIGITS: usize = 32;
+
+/// The feature by which a dialer shows that it proves an endpoint and wants no tunnel; the side that
+/// asked for the proof repeats it in its welcome. `None` for what is no nonce.
+pub fn dial_back_feature(nonce: &str) -> Option<String> {
+    let is_nonce =
+        nonce.len() == DIAL_BACK_NONCE_DIGITS && nonce.bytes().all(|digit| digit.is_ascii_hexdigit());
+    is_nonce.then(|| format!("{DIAL_BACK_FEATURE}{}", nonce.to_ascii_lowercase()))
+}
+
+/// How that feature begins.
+pub const DIAL_BACK_FEATURE: &str = "dial-back:";
+
 /// First message of the side that dialled, on the control stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

@@ -16,6 +16,7 @@ mod federation;
 mod joining;
 mod ladder;
 mod namespace;
+mod port_mapping;
 mod prerequisites;
 mod process;
 mod proxy;

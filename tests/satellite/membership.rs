@@ -2,15 +2,16 @@
 
 use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::contract::HEARTBEAT_PATH;
+use powernode_satellite::contract::message::Endpoint;
 use powernode_satellite::contract::peer::PeerStatus;
 use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::machine::membership::Operator;
-use powernode_satellite::satellite::status::StatusReport;
+use powernode_satellite::satellite::status::{ReachReport, StatusReport};
 use powernode_satellite::wire::GoodbyeReason;
 use serde_json::json;
 
 use crate::scripted_parent::site::{Site, operator};
-use crate::scripted_parent::{Answer, DAY, NOW, ScriptedParent};
+use crate::scripted_parent::{Answer, Book, DAY, NOW, PEER, ScriptedParent};
 
 #[tokio::test]
 async fn what_the_parent_tells_is_shown_and_survives_a_restart() {
@@ -201,6 +202,43 @@ async fn the_configured_operator_is_told_and_shown() {
         running.report().peer.unwrap().operator_contact,
         "night@example.com"
     );
+}
+
+#[tokio::test]
+async fn proven_endpoints_are_told_and_withdrawn_with_the_next_heartbeat() {
+    let parent = ScriptedParent::start();
+    let site = Site::joined(&parent).await;
+    let running = site.run().await;
+    let told = |book: &Book| -> Vec<(String, String)> {
+        let last = book.heartbeats().last().unwrap().body["endpoints"].clone();
+        let endpoints: Vec<Endpoint> = serde_json::from_value(last).unwrap();
+        endpoints.into_iter().map(|told| (told.scope, told.url)).collect()
+    };
+    let report = ReachReport {
+        listening: Some(41_234),
+        mappings: Vec::new(),
+    };
+    let proven = vec!["93.184.216.34:41234".parse().unwrap()];
+    running.handle.tell_reach(report.clone(), proven).await.unwrap();
+    let wan = ("wan".to_owned(), "quic://93.184.216.34:41234".to_owned());
+    parent
+        .wait("the endpoint is told", |book| {
+            told(book).contains(&wan).then_some(())
+        })
+        .await;
+    assert_eq!(running.report().reach, Some(report.clone()));
+    running.handle.tell_reach(report, Vec::new()).await.unwrap();
+    parent
+        .wait("it is withdrawn", |book| {
+            (!told(book).contains(&wan)).then_some(())
+        })
+        .await;
+    // The list is never empty: that would change nothing at the parent.
+    let told = told(&parent.book());
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, "sdwan");
+    assert!(told[0].1.ends_with(&format!("/peers/{PEER}")), "{told:?}");
+    running.stop().await;
 }
 
 #[tokio::test]

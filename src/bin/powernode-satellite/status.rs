@@ -180,6 +180,7 @@ fn connection(report: &StatusReport) -> Vec<Line> {
         "heartbeat failure",
         toned(heartbeat.last_error.as_ref(), Tone::Warn),
     ));
+    lines.extend(ways_in(report));
     for endpoint in &heartbeat.our_endpoints {
         let shown = format!("{} ({})", endpoint.url, endpoint.scope);
         lines.push(("parent endpoint", Some(shown.into())));
@@ -246,6 +247,40 @@ fn services(report: &StatusReport) -> Option<Cell> {
         let names = unhealthy.join(", ");
         Cell::toned(format!("{published}; no answer from {names}"), Tone::Warn)
     })
+}
+
+/// What there is, or else why IPv4 has nothing: a box without a pinhole for IPv6 is the usual case.
+fn ways_in(report: &StatusReport) -> Vec<Line> {
+    let Some(reach) = &report.reach else {
+        return Vec::new();
+    };
+    let mut lines: Vec<Line> = Vec::new();
+    for mapping in &reach.mappings {
+        let Some(endpoint) = mapping.endpoint else {
+            continue;
+        };
+        let protocol = mapping.protocol.as_deref().unwrap_or("");
+        let from = mapping
+            .gateway
+            .map_or_else(String::new, |gateway| format!(" from {gateway}"));
+        let lease = match (mapping.gateway, mapping.lease_seconds) {
+            (None, _) => String::new(),
+            (Some(_), None) => ", for ever".to_owned(),
+            (Some(_), Some(seconds)) => format!(", for {} min", seconds / 60),
+        };
+        let (proof, tone) = if mapping.proven {
+            ("proven", Tone::Good)
+        } else {
+            ("not proven", Tone::Warn)
+        };
+        let text = format!("{endpoint} ({protocol}{from}{lease}), {proof}");
+        lines.push(("way in", Some(Cell::toned(text, tone))));
+    }
+    if lines.is_empty() {
+        let why = reach.mappings.first().and_then(|mapping| mapping.reason.as_ref());
+        lines.push(("way in", why.map(|why| Cell::from(format!("none: {why}")))));
+    }
+    lines
 }
 
 fn upkeep(report: &StatusReport) -> Vec<Line> {

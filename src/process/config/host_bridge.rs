@@ -9,7 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::audit::{self, HOST_BRIDGE_MAX_ROWS, RETENTION_DAYS};
-use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed};
+use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed, YesNo};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::audit::retention::Retention;
@@ -66,6 +66,8 @@ pub struct HostBridgeConfig {
     pub drain: Duration,
     /// How long the audit log is kept.
     pub audit: Retention,
+    /// Whether satellites are dialled back at addresses that are reachable within a site alone.
+    pub reach_allow_private: bool,
     /// Logs.
     pub log: LogConfig,
 }
@@ -168,6 +170,7 @@ impl HostBridgeConfig {
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
             drain: settings.required(&DRAIN)?,
             audit: audit::retention(settings, &HOST_BRIDGE_MAX_ROWS)?,
+            reach_allow_private: settings.required(&REACH_ALLOW_PRIVATE)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -268,6 +271,10 @@ pub static PROGRAM: Program = Program {
         ),
         ("heartbeat", "What is expected of the satellites."),
         ("tunnel", "The tunnels of the satellites."),
+        (
+            "reach",
+            "Satellites ask to be dialled where they believe to be reachable.",
+        ),
         ("shutdown", "How the host-bridge ends."),
         audit::SECTION,
         ("log", "Logs go to standard error."),
@@ -299,6 +306,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &ACCEPTS_PER_SOURCE,
     &STALE_AFTER,
     &TUNNEL_KEEPALIVE,
+    &REACH_ALLOW_PRIVATE,
     &DRAIN,
     &RETENTION_DAYS,
     &HOST_BRIDGE_MAX_ROWS,
@@ -545,6 +553,14 @@ static DRAIN: Key<Duration> = Key {
     form: &DurationBetween(Duration::ZERO, DRAIN_MAX),
     default: Fallback::Value("10s"),
     doc: "How long a shutdown waits for requests in progress; a second SIGTERM ends the wait.",
+    discreet: false,
+};
+
+static REACH_ALLOW_PRIVATE: Key<bool> = Key {
+    path: "reach.allow_private",
+    form: &YesNo,
+    default: Fallback::Value("false"),
+    doc: "Whether they are dialled, too, at addresses that are reachable within a site alone, and at the host-bridge's own.\nFor labs: on a real site, a satellite could have hosts of that site dialled.",
     discreet: false,
 };
 

@@ -73,8 +73,21 @@ pub struct SatelliteConfig {
     pub accept_unsigned_grants: bool,
     /// How long the audit log is kept.
     pub audit: Retention,
+    /// Ways in from outside.
+    pub reach: ReachConfig,
     /// Logs.
     pub log: LogConfig,
+}
+
+/// Ways in from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReachConfig {
+    /// Whether routers are asked for a port.
+    pub port_mapping: bool,
+    /// The UDP port that the satellite listens on for its host-bridge; 0 is the system's choice.
+    pub listen_port: u16,
+    /// Whether addresses count that are reachable within a site alone.
+    pub allow_private: bool,
 }
 
 /// The parent, as far as the configuration names it: what `join` would be told.
@@ -224,6 +237,12 @@ impl SatelliteConfig {
             reconnect_max: settings.required(&RECONNECT_MAX)?,
             accept_unsigned_grants: settings.required(&GRANTS_ACCEPT_UNSIGNED)?,
             audit: audit::retention(settings, &SATELLITE_MAX_ROWS)?,
+            reach: ReachConfig {
+                port_mapping: settings.required(&PORT_MAPPING)?,
+                // The form allows no larger one.
+                listen_port: u16::try_from(settings.required(&LISTEN_PORT)?).unwrap_or(0),
+                allow_private: settings.required(&ALLOW_PRIVATE)?,
+            },
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -300,6 +319,10 @@ pub static PROGRAM: Program = Program {
         ),
         ("grants", "By what the parent's people and programs may act here."),
         audit::SECTION,
+        (
+            "reach",
+            "Ways in from outside: a port on the router, proven by the host-bridge before anybody is told of it.",
+        ),
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
@@ -336,6 +359,9 @@ static KEYS: &[&dyn AnyKey] = &[
     &GRANTS_ACCEPT_UNSIGNED,
     &RETENTION_DAYS,
     &SATELLITE_MAX_ROWS,
+    &PORT_MAPPING,
+    &LISTEN_PORT,
+    &ALLOW_PRIVATE,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];
@@ -547,6 +573,34 @@ static GRANTS_ACCEPT_UNSIGNED: Key<bool> = Key {
     form: &YesNo,
     default: Fallback::Value("false"),
     doc: "Whether grant tokens of the older form `fg-<grant id>` are taken, too. They prove nothing: whoever reads a\ngrant's id in a log can use it. For parents that know no other form.",
+    discreet: false,
+};
+
+static PORT_MAPPING: Key<bool> = Key {
+    path: "reach.port_mapping",
+    form: &YesNo,
+    default: Fallback::Value("true"),
+    doc: "Whether the routers of the default routes are asked for a port by PCP, NAT-PMP and UPnP. If not, what an earlier\nrun has left on them is still removed.",
+    discreet: false,
+};
+
+static LISTEN_PORT: Key<u32> = Key {
+    path: "reach.listen_port",
+    form: &CountBetween {
+        least: 0,
+        most: 65_535,
+        unit: "UDP ports",
+    },
+    default: Fallback::Value("0"),
+    doc: "UDP port on which the satellite listens for its host-bridge. 0: the system chooses one at each start. Set it\nwhere a firewall must let it in.",
+    discreet: false,
+};
+
+static ALLOW_PRIVATE: Key<bool> = Key {
+    path: "reach.allow_private",
+    form: &YesNo,
+    default: Fallback::Value("false"),
+    doc: "Whether addresses count as reachable that are so within a site alone. For labs, together with the same key of\nthe host-bridge.",
     discreet: false,
 };
 

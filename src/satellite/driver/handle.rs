@@ -1,5 +1,6 @@
 //! How others talk to the loop: settings in, commands in, the status and the health out.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -9,13 +10,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::base::id::PeerId;
 use crate::base::time::Moment;
 use crate::machine::child::{ChildPolicy, InvitationRefused};
-use crate::machine::membership::{Operator, StoredInvitation};
+use crate::machine::ladder::TunnelId;
+use crate::machine::membership::{Membership, Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
 use crate::process::config::satellite::Ways;
 use crate::satellite::membership_store::SaveStateError;
-use crate::satellite::status::StatusReport;
-use crate::tunnel::TunnelSettings;
+use crate::satellite::status::{ReachReport, StatusReport};
+use crate::tunnel::{Tunnel, TunnelSettings};
 
 /// A loop that has not gone round for so long is stuck: a slow card writes for seconds, not minutes.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
@@ -45,6 +47,8 @@ pub enum Command {
     Reload(Box<DriverSettings>),
     /// What a heartbeat says has changed.
     ContentChanged,
+    /// Show this, and tell the parent of these endpoints from now on: all of them proven.
+    Reach(Box<ReachReport>, Vec<SocketAddr>),
     /// End the peering, for this reason.
     Leave(String, oneshot::Sender<Result<Departure, LeaveError>>),
 }
@@ -69,6 +73,32 @@ pub enum LeaveError {
     Save(#[source] SaveStateError),
 }
 
+/// How the membership stands while a member's tunnel is up.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// Another one with every tunnel.
+    pub number: TunnelId,
+    /// The tunnel.
+    pub tunnel: Tunnel,
+    /// Where its other end is.
+    pub bridge: SocketAddr,
+    /// Hosts under which this satellite looks for bridges.
+    pub names: Vec<String>,
+    /// The membership.
+    pub membership: Membership,
+}
+
+impl Standing {
+    /// Whether the other one differs in what others act upon.
+    pub(super) fn differs(&self, other: &Self) -> bool {
+        let key = |standing: &Self| {
+            let serial = standing.membership.identity.certificate.serial.clone();
+            (standing.number, serial, standing.names.clone())
+        };
+        key(self) != key(other)
+    }
+}
+
 /// Why an invitation was not taken.
 #[derive(Debug, Error)]
 pub enum JoinCommandError {
@@ -86,6 +116,8 @@ pub struct DriverHandle {
     pub(super) commands: mpsc::Sender<Command>,
     /// The latest report.
     pub status: watch::Receiver<StatusReport>,
+    /// How the membership stands; none while no member's tunnel is up.
+    pub standing: watch::Receiver<Option<Standing>>,
     /// The watchdog's verdict.
     pub health: watch::Receiver<Verdict>,
     /// When the loop last went round.
@@ -118,6 +150,14 @@ impl DriverHandle {
     pub async fn content_changed(&self) -> Result<(), Stopping> {
         self.commands
             .send(Command::ContentChanged)
+            .await
+            .map_err(|_| Stopping)
+    }
+
+    /// Hands over what is known of the ways in.
+    pub async fn tell_reach(&self, report: ReachReport, proven: Vec<SocketAddr>) -> Result<(), Stopping> {
+        self.commands
+            .send(Command::Reach(Box::new(report), proven))
             .await
             .map_err(|_| Stopping)
     }

@@ -8,6 +8,7 @@ mod grants;
 mod handle;
 mod news;
 mod publish;
+mod reach;
 mod tunnels;
 
 use std::collections::BTreeMap;
@@ -17,17 +18,19 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 pub use facts::FACTS_INTERVAL;
-pub use handle::{Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Stopping};
+pub use handle::{
+    Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Standing, Stopping,
+};
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
 use publish::CertificateWatch;
 use tunnels::Link;
 
-use super::exchange;
 use super::federation_api::Surroundings;
 use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
 use super::report::Failures;
 use super::services::ServiceServer;
 use super::status::StatusReport;
+use super::{exchange, parent_client};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::error_chain;
@@ -95,6 +98,7 @@ pub struct Driver {
     failures: Failures,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     commands: mpsc::Receiver<Command>,
+    reach: reach::Reach,
     status: watch::Sender<StatusReport>,
     health: watch::Sender<Verdict>,
     pulse: watch::Sender<Moment>,
@@ -152,6 +156,7 @@ impl Driver {
             failures: Failures::default(),
             reports: mpsc::channel(REPORTS_MAX),
             commands,
+            reach: reach::Reach::default(),
             status: watch::channel(StatusReport::empty(clock.trusted().now)).0,
             health: watch::channel(Verdict::Feed).0,
             pulse: watch::channel(clock.now()).0,
@@ -161,6 +166,7 @@ impl Driver {
         let handle = DriverHandle {
             commands: commands_in,
             status: driver.status.subscribe(),
+            standing: driver.reach.standing.subscribe(),
             health: driver.health.subscribe(),
             pulse: driver.pulse.subscribe(),
             clock: driver.clock.clone(),
@@ -272,6 +278,11 @@ impl Driver {
                 let outcome = self.leave(reason).await;
                 self.publish();
                 let _ = reply.send(outcome);
+            }
+            Command::Reach(report, proven) => {
+                if self.reach.take(*report, proven) {
+                    self.tell(ChildEvent::ContentChanged);
+                }
             }
         }
     }
@@ -405,8 +416,13 @@ impl Driver {
             membership.operator = operator.clone();
         }
         let services = self.services.as_ref().map(|server| server.services().offered());
+        let request = parent_client::heartbeat_request(
+            &membership,
+            &services.unwrap_or_default(),
+            self.endpoints(&membership),
+        );
         self.with_tunnel(|tunnel, reporter| {
-            exchange::heartbeat(tunnel, reporter, membership, services.unwrap_or_default())
+            exchange::heartbeat(tunnel, reporter, membership.parent, request)
         });
     }
 

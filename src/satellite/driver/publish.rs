@@ -15,6 +15,7 @@ impl Driver {
         let now = self.clock.trusted().now;
         self.certificate.observe(self.machine.membership(), now);
         self.pulse.send_replace(self.clock.now());
+        self.show_standing();
         self.status.send_replace(self.report());
         let verdict = self.machine.watchdog(self.clock.now());
         self.health.send_if_modified(|current| {
@@ -52,6 +53,7 @@ impl Driver {
         if let Some(server) = &self.services {
             report.services = server.services().reports();
         }
+        report.reach = self.reach.report().cloned();
         if let (Some(peer), Some(operator)) = (&mut report.peer, &self.settings.operator) {
             peer.disclose(operator);
         }

@@ -44,6 +44,12 @@ pub(super) struct LiveLink {
     span: Span,
 }
 
+impl Link {
+    pub(super) const fn bridge(&self) -> &HostPort {
+        &self.bridge
+    }
+}
+
 impl Driver {
     /// Whether this news of this tunnel is still of interest.
     pub(super) fn awaits(&self, id: TunnelId, news: &News) -> bool {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod dial_back;
 mod https;
 mod operators;
 mod tunnels;

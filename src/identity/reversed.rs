@@ -1,0 +1,213 @@
+//! TLS where the bridge dials the satellite: the same two certificates, shown from the other ends.
+//!
+//! The satellite listens with its peer certificate, which names it in its subject alone; the bridge
+//! dials with its server certificate, which names the hosts under which satellites look for it.
+//! Each side checks of the other exactly what it checks when the satellite dials: the bridge a
+//! chain to its authority (whose certificate it is, it then reads from it), the satellite the
+//! parent's trust and a name of the parent's bridges. Another satellite of the same parent has no
+//! such name and is not let in.
+
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::pki_types::{self, CertificateDer, ServerName};
+use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, version,
+};
+use tokio::sync::watch;
+
+use super::anchors::Anchors;
+use super::tls::{
+    CertificateTime, IdentityWatch, ServerVerifier, TimeSource, TlsConfigError, WatchedIdentity, owned_alpn,
+    provider, server_trust, verify_client_certificate,
+};
+use super::tls_failure::FailureRecord;
+use crate::contract::invitation::ParentTrust;
+
+/// By what a satellite that listens knows its parent's bridge.
+#[derive(Debug, Clone)]
+pub struct BridgeTrust {
+    /// By what the parent is known.
+    pub trust: ParentTrust,
+    /// The anchors that came with the certificate.
+    pub learned: Option<Anchors>,
+    /// Hosts under which this satellite looks for bridges.
+    pub names: Vec<String>,
+}
+
+/// How a satellite takes a bridge's dial. Reads the system's roots from files where the trust says
+/// so: not to be called where blocking is not allowed.
+pub fn satellite_server_config(
+    identity: IdentityWatch,
+    bridge: &BridgeTrust,
+    alpn: &[&[u8]],
+    time: TimeSource,
+) -> Result<ServerConfig, TlsConfigError> {
+    let names = bridge
+        .names
+        .iter()
+        .filter_map(|name| ServerName::try_from(name.clone()).ok())
+        .collect();
+    let verifier = BridgeAsClient {
+        names,
+        verifier: ServerVerifier {
+            trust: server_trust(&bridge.trust, bridge.learned.as_ref())?,
+            provider: provider(),
+            failures: FailureRecord::default(),
+        },
+    };
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(CertificateTime(time)))
+        .with_protocol_versions(&[&version::TLS13])
+        .map_err(TlsConfigError::Library)?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(WatchedIdentity(identity)));
+    config.alpn_protocols = owned_alpn(alpn);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// How a bridge dials a satellite.
+pub fn bridge_client_config(
+    identity: IdentityWatch,
+    anchors: watch::Receiver<Arc<Anchors>>,
+    alpn: &[&[u8]],
+    time: TimeSource,
+    failures: FailureRecord,
+) -> Result<ClientConfig, TlsConfigError> {
+    let verifier = SatelliteAsServer {
+        anchors,
+        provider: provider(),
+        failures,
+    };
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(CertificateTime(time)))
+        .with_protocol_versions(&[&version::TLS13])
+        .map_err(TlsConfigError::Library)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(WatchedIdentity(identity)));
+    config.alpn_protocols = owned_alpn(alpn);
+    config.resumption = Resumption::disabled();
+    // The satellite is known by its certificate; the name of a dial to an address means nothing.
+    config.enable_sni = false;
+    Ok(config)
+}
+
+/// Verifies a bridge that dials as one is verified that is dialled.
+#[derive(Debug)]
+struct BridgeAsClient {
+    names: Vec<ServerName<'static>>,
+    verifier: ServerVerifier,
+}
+
+impl ClientCertVerifier for BridgeAsClient {
+    fn client_auth_mandatory(&self) -> bool {
+        true
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: pki_types::UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let mut refused = rustls::CertificateError::NotValidForName.into();
+        for name in &self.names {
+            match self
+                .verifier
+                .verify_server_cert(end_entity, intermediates, name, &[], now)
+            {
+                Ok(_) => return Ok(ClientCertVerified::assertion()),
+                Err(error) => refused = error,
+            }
+        }
+        Err(refused)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, cert, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
+
+/// Verifies a satellite that is dialled as one is verified that dials.
+#[derive(Debug)]
+struct SatelliteAsServer {
+    anchors: watch::Receiver<Arc<Anchors>>,
+    provider: Arc<CryptoProvider>,
+    failures: FailureRecord,
+}
+
+impl SatelliteAsServer {
+    fn algorithms(&self) -> WebPkiSupportedAlgorithms {
+        self.provider.signature_verification_algorithms
+    }
+}
+
+impl ServerCertVerifier for SatelliteAsServer {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: pki_types::UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let roots = self.anchors.borrow().roots();
+        verify_client_certificate(end_entity, intermediates, roots, &self.provider, now)
+            .map(|_| ServerCertVerified::assertion())
+            .inspect_err(|error| self.failures.note(error))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, signature, &self.algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, signature, &self.algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms().supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests;

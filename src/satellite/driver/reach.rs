@@ -1,0 +1,123 @@
+//! The ways in as the loop knows them: what it shows to the task that keeps them, and what it tells
+//! the parent of them.
+
+use std::net::SocketAddr;
+
+use tokio::sync::watch;
+
+use super::{Driver, Standing};
+use crate::contract::message::Endpoint;
+use crate::machine::child::LinkPurpose;
+use crate::machine::membership::Membership;
+use crate::satellite::status::ReachReport;
+
+/// Where a host-bridge relays requests to a peer, below its URL.
+const RELAY_PATH: &str = "/peers/";
+
+/// Priority of the way over the host-bridge: clients that speak HTTP alone try it first.
+const RELAYED_PRIORITY: u32 = 50;
+
+/// Priority of an endpoint at which the satellite itself answers, in the tunnel's protocol.
+const DIRECT_PRIORITY: u32 = 100;
+
+/// What was last told, and what is shown.
+#[derive(Debug)]
+pub(super) struct Reach {
+    report: Option<ReachReport>,
+    proven: Vec<SocketAddr>,
+    pub(super) standing: watch::Sender<Option<Standing>>,
+}
+
+impl Default for Reach {
+    fn default() -> Self {
+        Self {
+            report: None,
+            proven: Vec::new(),
+            standing: watch::Sender::new(None),
+        }
+    }
+}
+
+impl Reach {
+    /// Whether the parent has to be told.
+    pub(super) fn take(&mut self, report: ReachReport, proven: Vec<SocketAddr>) -> bool {
+        self.report = Some(report);
+        let changed = self.proven != proven;
+        self.proven = proven;
+        changed
+    }
+
+    pub(super) const fn report(&self) -> Option<&ReachReport> {
+        self.report.as_ref()
+    }
+}
+
+impl Driver {
+    /// Where the parent is told that this satellite can be reached. Never empty: an empty list
+    /// changes nothing at the parent, and what has been withdrawn would stay.
+    pub(super) fn endpoints(&self, membership: &Membership) -> Vec<Endpoint> {
+        let told = self
+            .facts
+            .our_endpoints
+            .first()
+            .map(|endpoint| endpoint.url.as_str());
+        let bridge = told.unwrap_or_else(|| membership.parent.url.as_str());
+        let relayed = Endpoint {
+            url: format!(
+                "{}{RELAY_PATH}{}",
+                bridge.strip_suffix('/').unwrap_or(bridge),
+                membership.peer_id
+            ),
+            scope: "sdwan".to_owned(),
+            priority: RELAYED_PRIORITY,
+            cidr_hint: None,
+        };
+        let direct = self.reach.proven.iter().map(|endpoint| Endpoint {
+            url: format!("quic://{endpoint}"),
+            scope: "wan".to_owned(),
+            priority: DIRECT_PRIORITY,
+            cidr_hint: None,
+        });
+        std::iter::once(relayed).chain(direct).collect()
+    }
+
+    pub(super) fn show_standing(&self) {
+        let standing = self.standing();
+        self.reach.standing.send_if_modified(|shown| {
+            let changed = match (&*shown, &standing) {
+                (None, None) => false,
+                (Some(shown), Some(standing)) => shown.differs(standing),
+                (None, Some(_)) | (Some(_), None) => true,
+            };
+            if changed {
+                *shown = standing;
+            }
+            changed
+        });
+    }
+
+    fn standing(&self) -> Option<Standing> {
+        let (number, tunnel, _) = self.primary_tunnel()?;
+        let link = self.links.get(&number)?;
+        let membership = self.machine.membership()?;
+        if !matches!(self.machine.purpose(), Some(LinkPurpose::Member(_))) {
+            return None;
+        }
+        let configured = self.settings.child.bridges.iter();
+        let invited = membership.parent.dial_addresses();
+        let mut names: Vec<String> = configured
+            .chain(&invited)
+            .map(|address| address.host().to_owned())
+            .collect();
+        names.push(link.bridge().host().to_owned());
+        names.sort();
+        names.dedup();
+        Some(Standing {
+            number,
+            bridge: tunnel.remote_address(),
+            tunnel,
+            names,
+            membership: membership.clone(),
+        })
+    }
+}
