@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
+    KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, ServerName};
@@ -266,7 +266,7 @@ impl CertificateAuthority {
         params.use_authority_key_identifier_extension = false;
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params
-            .self_signed(key.signing_key())
+            .self_signed(&key)
             .map_err(CreateAuthorityError::Sign)?
             .into();
         Self::assemble(key, certificate).map_err(CreateAuthorityError::Certificate)
@@ -380,7 +380,7 @@ impl CertificateAuthority {
             .collect::<Result<_, _>>()?;
         let leaf = self
             .issuer()
-            .and_then(|issuer| params.signed_by(key.signing_key(), &issuer))
+            .and_then(|issuer| params.signed_by(&key, &issuer))
             .map_err(ServerCertificateError::Sign)?;
         let chain = CertificateChain::from_der(leaf.into(), vec![self.certificate.clone()])
             .map_err(|_| ServerCertificateError::Sign(rcgen::Error::CouldNotParseCertificate))?;
@@ -398,8 +398,8 @@ impl CertificateAuthority {
         Ok(now.plus(lifetime).min(self.not_after))
     }
 
-    fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, rcgen::Error> {
-        Issuer::from_ca_cert_der(&self.certificate, self.key.signing_key())
+    fn issuer(&self) -> Result<Issuer<'static, &PrivateKey>, rcgen::Error> {
+        Issuer::from_ca_cert_der(&self.certificate, &self.key)
     }
 }
 

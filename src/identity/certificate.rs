@@ -6,8 +6,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
+use super::der::{NotDer, Reader, tag};
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::limit::foreign_text;
 use crate::base::time::UnixTime;
@@ -22,6 +22,12 @@ pub const CHAIN_PEM_MAX_BYTES: usize = 64 * 1024;
 
 /// What a federation peer's common name begins with (contract section 3).
 const PEER_SUBJECT_PREFIX: &str = "fed:";
+
+/// `id-at-commonName` (2.5.4.3), the content of its object identifier.
+pub(super) const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+
+/// `id-ce-basicConstraints` (2.5.29.19).
+const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 
 /// The common name in the certificate of a federation peer.
 pub fn peer_subject(peer_id: PeerId) -> String {
@@ -107,20 +113,27 @@ pub(crate) fn read_pem(
 
 /// The certificates as PEM, in order.
 pub(crate) fn write_pem<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> String {
+    certificates
+        .into_iter()
+        .map(|certificate| pem_section("CERTIFICATE", certificate))
+        .collect()
+}
+
+/// One section of PEM.
+pub(super) fn pem_section(label: &str, der: &[u8]) -> String {
     const LINE_CHARS: usize = 64;
-    let mut text = String::new();
-    for certificate in certificates {
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        let body = data_encoding::BASE64.encode(certificate);
-        let mut rest = body.as_str();
-        while !rest.is_empty() {
-            let (line, after) = rest.split_at(rest.len().min(LINE_CHARS));
-            text.push_str(line);
-            text.push('\n');
-            rest = after;
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
+    let mut text = format!("-----BEGIN {label}-----\n");
+    let body = data_encoding::BASE64.encode(der);
+    let mut rest = body.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(LINE_CHARS));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
     }
+    text.push_str("-----END ");
+    text.push_str(label);
+    text.push_str("-----\n");
     text
 }
 
@@ -148,18 +161,15 @@ pub struct CertificateFacts {
 impl CertificateFacts {
     /// Reads one certificate in DER; bytes after it make it unreadable.
     pub fn of_der(der: &[u8]) -> Result<Self, UnreadableCertificate> {
-        let (rest, certificate) = X509Certificate::from_der(der).map_err(|_| UnreadableCertificate)?;
-        if !rest.is_empty() {
-            return Err(UnreadableCertificate);
-        }
+        let certificate = Fields::read(der).map_err(|NotDer| UnreadableCertificate)?;
         Ok(Self {
-            subject_cn: only_common_name(certificate.subject()),
-            issuer_cn: only_common_name(certificate.issuer()),
-            not_before: UnixTime::from_seconds(certificate.validity().not_before.timestamp()),
-            not_after: UnixTime::from_seconds(certificate.validity().not_after.timestamp()),
-            serial_hex: upper_hex(certificate.raw_serial()),
-            is_ca: certificate.is_ca(),
-            public_key_digest: PublicKeyDigest::of_spki(certificate.public_key().raw),
+            subject_cn: only_common_name(certificate.subject),
+            issuer_cn: only_common_name(certificate.issuer),
+            not_before: UnixTime::from_seconds(certificate.not_before),
+            not_after: UnixTime::from_seconds(certificate.not_after),
+            serial_hex: upper_hex(certificate.serial),
+            is_ca: certificate.is_ca,
+            public_key_digest: PublicKeyDigest::of_spki(certificate.public_key),
             fingerprint: CaFingerprint::of_der(der),
         })
     }
@@ -172,10 +182,123 @@ impl CertificateFacts {
     }
 }
 
-fn only_common_name(name: &X509Name<'_>) -> Option<String> {
-    let mut names = name.iter_common_name();
-    let first = names.next()?.as_str().ok()?;
-    names.next().is_none().then(|| first.to_owned())
+/// Whether it may issue certificates and names itself as its issuer; for what is no certificate, neither.
+pub(super) fn authority_standing(der: &[u8]) -> AuthorityStanding {
+    match Fields::read(der) {
+        Ok(certificate) if certificate.is_ca && certificate.subject == certificate.issuer => {
+            AuthorityStanding::Root
+        }
+        Ok(certificate) if certificate.is_ca => AuthorityStanding::Intermediate,
+        _ => AuthorityStanding::None,
+    }
+}
+
+/// What a certificate is to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AuthorityStanding {
+    /// May issue, and issued itself.
+    Root,
+    /// May issue.
+    Intermediate,
+    /// May not issue.
+    None,
+}
+
+/// The fields of a certificate as they lie in its bytes (RFC 5280, section 4.1).
+struct Fields<'a> {
+    serial: &'a [u8],
+    issuer: &'a [u8],
+    not_before: i64,
+    not_after: i64,
+    subject: &'a [u8],
+    public_key: &'a [u8],
+    is_ca: bool,
+}
+
+impl<'a> Fields<'a> {
+    fn read(bytes: &'a [u8]) -> Result<Self, NotDer> {
+        let mut certificate = Reader::new(Reader::only(bytes, tag::SEQUENCE)?.content);
+        let mut signed = certificate.enter(tag::SEQUENCE)?;
+        certificate.expect(tag::SEQUENCE)?;
+        certificate.expect(tag::BIT_STRING)?;
+        certificate.end()?;
+
+        // Version 1 says nothing of its version. Old roots have it, and rustls takes them for anchors.
+        if let Some(version) = signed.optional(tag::context(0))? {
+            Reader::only(version.content, tag::INTEGER)?;
+        }
+        let serial = signed.expect(tag::INTEGER)?.content;
+        signed.expect(tag::SEQUENCE)?;
+        let issuer = signed.expect(tag::SEQUENCE)?.content;
+        let mut validity = signed.enter(tag::SEQUENCE)?;
+        let not_before = validity.next()?.time()?;
+        let not_after = validity.next()?.time()?;
+        validity.end()?;
+        let subject = signed.expect(tag::SEQUENCE)?.content;
+        let public_key = signed.expect(tag::SEQUENCE)?.whole;
+        let mut is_ca = false;
+        // Unique identifiers, which nobody uses any more, may come before the extensions.
+        while !signed.is_empty() {
+            let element = signed.next()?;
+            if element.tag == tag::context(3) {
+                is_ca = read_extensions(element.content)?;
+                signed.end()?;
+                break;
+            }
+        }
+        Ok(Self {
+            serial,
+            issuer,
+            not_before,
+            not_after,
+            subject,
+            public_key,
+            is_ca,
+        })
+    }
+}
+
+/// Whether the extensions make it an authority. The same extension twice makes a certificate unreadable.
+fn read_extensions(content: &[u8]) -> Result<bool, NotDer> {
+    let mut extensions = Reader::new(Reader::only(content, tag::SEQUENCE)?.content);
+    let mut is_ca = None;
+    while !extensions.is_empty() {
+        let mut extension = extensions.enter(tag::SEQUENCE)?;
+        let id = extension.expect(tag::OBJECT_IDENTIFIER)?.content;
+        extension.optional(tag::BOOLEAN)?;
+        let value = extension.expect(tag::OCTET_STRING)?.content;
+        extension.end()?;
+        if id == BASIC_CONSTRAINTS {
+            let mut constraints = Reader::new(Reader::only(value, tag::SEQUENCE)?.content);
+            let flag = constraints.optional(tag::BOOLEAN)?;
+            constraints.optional(tag::INTEGER)?;
+            constraints.end()?;
+            let flag = flag.map_or(Ok(false), |flag| flag.boolean())?;
+            if is_ca.replace(flag).is_some() {
+                return Err(NotDer);
+            }
+        }
+    }
+    Ok(is_ca.unwrap_or(false))
+}
+
+/// The common name in a name, if there is exactly one.
+fn only_common_name(name: &[u8]) -> Option<String> {
+    let mut names = Reader::new(name);
+    let mut found = None;
+    while !names.is_empty() {
+        let mut set = names.enter(tag::SET).ok()?;
+        while !set.is_empty() {
+            let mut attribute = set.enter(tag::SEQUENCE).ok()?;
+            let kind = attribute.expect(tag::OBJECT_IDENTIFIER).ok()?;
+            let value = attribute.next().ok()?;
+            attribute.end().ok()?;
+            if kind.content == COMMON_NAME && found.replace(value.text().ok()?).is_some() {
+                return None;
+            }
+        }
+    }
+    found.map(str::to_owned)
 }
 
 fn upper_hex(serial: &[u8]) -> String {
@@ -291,6 +414,52 @@ mod tests {
         assert_eq!(ca_facts.fingerprint, ca.pin());
     }
 
+    /// What another parser reads in the same bytes.
+    fn facts_of_another_parser(der: &[u8]) -> Option<CertificateFacts> {
+        use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
+        let only_name = |name: &X509Name<'_>| {
+            let mut names = name.iter_common_name();
+            let first = names.next()?.as_str().ok()?.to_owned();
+            names.next().is_none().then_some(first)
+        };
+        let (rest, certificate) = X509Certificate::from_der(der).ok()?;
+        rest.is_empty().then(|| CertificateFacts {
+            subject_cn: only_name(certificate.subject()),
+            issuer_cn: only_name(certificate.issuer()),
+            not_before: UnixTime::from_seconds(certificate.validity().not_before.timestamp()),
+            not_after: UnixTime::from_seconds(certificate.validity().not_after.timestamp()),
+            serial_hex: upper_hex(certificate.raw_serial()),
+            is_ca: certificate.is_ca(),
+            public_key_digest: PublicKeyDigest::of_spki(certificate.public_key().raw),
+            fingerprint: CaFingerprint::of_der(der),
+        })
+    }
+
+    /// Old encodings of names are not read here.
+    fn without_names(facts: CertificateFacts) -> CertificateFacts {
+        CertificateFacts {
+            subject_cn: None,
+            issuer_cn: None,
+            ..facts
+        }
+    }
+
+    /// Certificates of other authorities, with all that the world puts into one.
+    #[test]
+    fn the_system_s_authorities_are_read_as_another_parser_reads_them() {
+        let roots = rustls_native_certs::load_native_certs().certs;
+        let ca = TestAuthority::new("Zweigstelle Köln");
+        let own = [ca.certificate.clone(), chain("fed:x").leaf().clone()];
+        for der in roots.iter().chain(&own) {
+            let facts = CertificateFacts::of_der(der).unwrap();
+            let other = facts_of_another_parser(der).unwrap();
+            assert_eq!(without_names(facts), without_names(other));
+        }
+        for der in &own {
+            assert_eq!(CertificateFacts::of_der(der).ok(), facts_of_another_parser(der));
+        }
+    }
+
     #[test]
     fn only_the_exact_name_is_a_peer() {
         const ID: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
@@ -361,8 +530,13 @@ mod tests {
             let mut der = chain("fed:x").leaf().to_vec();
             let position = position.index(der.len());
             der[position] = byte;
-            let _ = CertificateFacts::of_der(&der);
             let _ = peer_id_of(&der);
+            // What both can read, both read alike; a name that is read nowhere else is read here neither.
+            if let (Ok(here), Some(there)) = (CertificateFacts::of_der(&der), facts_of_another_parser(&der)) {
+                prop_assert!(here.subject_cn.is_none() || here.subject_cn == there.subject_cn);
+                prop_assert!(here.issuer_cn.is_none() || here.issuer_cn == there.issuer_cn);
+                prop_assert_eq!(without_names(here), without_names(there));
+            }
         }
     }
 }

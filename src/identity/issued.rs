@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::anchors::{Anchors, AnchorsError};
 use super::certificate::{
-    CHAIN_MAX_CERTIFICATES, CHAIN_PEM_MAX_BYTES, CertificateChain, CertificateFacts, PemError, read_pem,
-    shown_name,
+    AuthorityStanding, CHAIN_MAX_CERTIFICATES, CHAIN_PEM_MAX_BYTES, CertificateChain, CertificateFacts,
+    PemError, authority_standing, read_pem, shown_name,
 };
 use super::tls::{provider, verify_client_certificate};
 use super::tls_failure::{TlsFailure, explain_tls_failure, to_pki};
@@ -216,11 +215,10 @@ fn delivered_authorities(delivered: &[CertificateDer<'static>]) -> Vec<Certifica
     let authorities = |roots_only: bool| -> Vec<CertificateDer<'static>> {
         delivered
             .iter()
-            .filter(|der| {
-                X509Certificate::from_der(der).is_ok_and(|(_, certificate)| {
-                    certificate.is_ca()
-                        && (!roots_only || certificate.subject().as_raw() == certificate.issuer().as_raw())
-                })
+            .filter(|der| match authority_standing(der) {
+                AuthorityStanding::Root => true,
+                AuthorityStanding::Intermediate => !roots_only,
+                AuthorityStanding::None => false,
             })
             .cloned()
             .collect()

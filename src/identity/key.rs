@@ -4,11 +4,12 @@
 
 use std::fmt;
 
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData};
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use super::certificate::{COMMON_NAME, pem_section};
+use super::der::{self, tag};
 use crate::base::id::PublicKeyDigest;
 use crate::base::secret::Secret;
 use crate::process::entropy;
@@ -26,13 +27,17 @@ const PKCS8_V1_PREFIX: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
 ];
 
+/// `AlgorithmIdentifier` of Ed25519 keys and signatures (RFC 8410, section 3).
+const ED25519_ALGORITHM: [u8; 7] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70];
+
 /// Random bytes that a key is made of.
 const SEED_BYTES: usize = 32;
 
 /// An Ed25519 private key. Redacted; its PKCS#8 form is wiped on drop.
 pub struct PrivateKey {
     pkcs8: Secret,
-    pair: Zeroizing<KeyPair>,
+    /// Kept by the cryptographic library, which wipes what it frees.
+    pair: Ed25519KeyPair,
 }
 
 /// The cryptographic library made no key of random bytes, which it does only when it is broken.
@@ -58,9 +63,9 @@ pub enum CsrError {
         /// The name, shortened.
         name: String,
     },
-    /// The library failed to encode or sign.
+    /// The library failed to sign, which it does only when it is broken.
     #[error("the certificate signing request could not be signed with the private key")]
-    Sign(#[source] rcgen::Error),
+    Sign,
 }
 
 impl PrivateKey {
@@ -81,14 +86,9 @@ impl PrivateKey {
         if pkcs8.len() > PKCS8_MAX_BYTES {
             return Err(InvalidPrivateKey);
         }
-        let der = PrivatePkcs8KeyDer::from(pkcs8.expose());
-        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519)
-            .map_err(|_| InvalidPrivateKey)?;
-        drop(der);
-        Ok(Self {
-            pkcs8,
-            pair: Zeroizing::new(pair),
-        })
+        let pair =
+            Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8.expose()).map_err(|_| InvalidPrivateKey)?;
+        Ok(Self { pkcs8, pair })
     }
 
     /// The key in PKCS#8 DER, for the store alone.
@@ -98,7 +98,7 @@ impl PrivateKey {
 
     /// By what the key is known again in requests and certificates.
     pub fn public_key_digest(&self) -> PublicKeyDigest {
-        PublicKeyDigest::of_spki(&self.pair.subject_public_key_info())
+        PublicKeyDigest::of_spki(&self.public_key_info())
     }
 
     /// A PKCS#10 request for `common_name` as PEM: a function of the key and the name, so a
@@ -109,18 +109,47 @@ impl PrivateKey {
                 name: common_name.chars().take(COMMON_NAME_MAX_CHARS).collect(),
             });
         }
-        let mut params = CertificateParams::default();
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params
-            .serialize_request(self.signing_key())
-            .and_then(|request| request.pem())
-            .map_err(CsrError::Sign)
+        // RFC 2986: version 0, the name, the key, no attributes; then how it is signed, and the signature.
+        let name = der::write(tag::UTF8_STRING, &[common_name.as_bytes()]);
+        let kind = der::write(tag::OBJECT_IDENTIFIER, &[COMMON_NAME]);
+        let attribute = der::write(tag::SEQUENCE, &[&kind, &name]);
+        let subject = der::write(tag::SEQUENCE, &[&der::write(tag::SET, &[&attribute])]);
+        let version = der::write(tag::INTEGER, &[&[0]]);
+        let attributes = der::write(tag::context(0), &[]);
+        let info = der::write(
+            tag::SEQUENCE,
+            &[&version, &subject, &self.public_key_info(), &attributes],
+        );
+        let signature = self.pair.try_sign(&info).map_err(|_| CsrError::Sign)?;
+        let signature = der::write(tag::BIT_STRING, &[&[0], signature.as_ref()]);
+        let request = der::write(tag::SEQUENCE, &[&info, &ED25519_ALGORITHM, &signature]);
+        Ok(pem_section("CERTIFICATE REQUEST", &request))
     }
 
-    /// For those who issue certificates with the key.
-    pub(crate) fn signing_key(&self) -> &KeyPair {
-        &self.pair
+    /// The public key as certificates and requests hold it.
+    fn public_key_info(&self) -> Vec<u8> {
+        let key = der::write(tag::BIT_STRING, &[&[0], self.pair.public_key().as_ref()]);
+        der::write(tag::SEQUENCE, &[&ED25519_ALGORITHM, &key])
+    }
+}
+
+impl rcgen::PublicKeyData for PrivateKey {
+    fn der_bytes(&self) -> &[u8] {
+        self.pair.public_key().as_ref()
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ED25519
+    }
+}
+
+/// For those who issue certificates with the key.
+impl rcgen::SigningKey for PrivateKey {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
+        let signature = self.pair.try_sign(message);
+        signature
+            .map(|signature| signature.as_ref().to_vec())
+            .map_err(|_| rcgen::Error::RemoteKeyError)
     }
 }
 
@@ -150,6 +179,22 @@ mod tests {
         assert_eq!(key.public_key_digest(), restored.public_key_digest());
     }
 
+    proptest! {
+        /// By another library: a request that was sent before an update is the same after it.
+        #[test]
+        fn a_request_is_what_another_library_makes(name in "[a-zA-Z0-9:. äöü€-]{1,64}") {
+            let key = PrivateKey::generate().unwrap();
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name.as_str());
+            let pair = rcgen::KeyPair::try_from(key.expose_pkcs8().expose()).unwrap();
+            let request = params.serialize_request(&pair).unwrap().pem().unwrap();
+            prop_assert_eq!(key.csr_pem(&name).unwrap(), request);
+            let spki = rcgen::PublicKeyData::subject_public_key_info(&pair);
+            prop_assert_eq!(key.public_key_digest(), PublicKeyDigest::of_spki(&spki));
+        }
+    }
+
     #[test]
     fn a_seed_makes_the_key_that_the_standard_says() {
         // RFC 8032, section 7.1, test 1.
@@ -157,7 +202,7 @@ mod tests {
         let seed = hex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60");
         let key = PrivateKey::from_seed(&Zeroizing::new(seed.try_into().unwrap())).unwrap();
         let public = hex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");
-        assert_eq!(key.pair.public_key_raw(), public);
+        assert_eq!(key.pair.public_key().as_ref(), public);
     }
 
     #[test]

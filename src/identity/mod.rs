@@ -3,6 +3,7 @@
 
 pub mod anchors;
 pub mod certificate;
+mod der;
 pub mod issued;
 pub mod key;
 pub mod reversed;

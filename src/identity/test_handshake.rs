@@ -102,8 +102,8 @@ impl TestAuthority {
     fn from_params(params: &CertificateParams, issuer: Option<&Self>) -> Self {
         let key = PrivateKey::generate().unwrap();
         let certificate = match issuer {
-            None => params.self_signed(key.signing_key()),
-            Some(issuer) => params.signed_by(key.signing_key(), &issuer.issuer()),
+            None => params.self_signed(&key),
+            Some(issuer) => params.signed_by(&key, &issuer.issuer()),
         };
         Self {
             key,
@@ -112,8 +112,8 @@ impl TestAuthority {
         }
     }
 
-    fn issuer(&self) -> Issuer<'_, &rcgen::KeyPair> {
-        Issuer::from_params(&self.params, self.key.signing_key())
+    fn issuer(&self) -> Issuer<'_, &PrivateKey> {
+        Issuer::from_params(&self.params, &self.key)
     }
 
     pub(crate) fn pin(&self) -> CaFingerprint {
@@ -134,7 +134,7 @@ impl TestAuthority {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, leaf.cn);
         params.extended_key_usages = leaf.usages.to_vec();
-        let certificate = params.signed_by(key.signing_key(), &self.issuer()).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer()).unwrap();
         CertificateChain::from_der(certificate.into(), vec![self.certificate.clone()]).unwrap()
     }
 

@@ -271,7 +271,9 @@ fn the_images_programs_run_as_nobody_on_a_read_only_root() {
         bridge.health().status.success().then_some(())
     });
     let _satellite = satellite.run();
+    // Not joined is what `status` says before the daemon answers, too.
     wait_for("the satellite answers, and is not healthy", || {
+        std::os::unix::net::UnixStream::connect(satellite.root.path().join("state/admin.sock")).ok()?;
         (satellite.health().status.code() == Some(3)).then_some(())
     });
     let invitation = bridge

@@ -142,6 +142,7 @@ fn is_whole(repository: &Repository, said: &str) {
         format!("powernode-host-bridge_{version}-1_amd64.deb"),
         format!("powernode-satellite-{version}.cdx.json"),
         format!("powernode-satellite-{version}-openwrt.init"),
+        format!("powernode-satellite-{version}-openwrt.keep"),
         "SHA256SUMS".to_owned(),
         "SHA256SUMS.minisig".to_owned(),
     ];

@@ -358,8 +358,25 @@ fn parsed<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(text: &str
     })
 }
 
+/// A basic string of TOML.
 fn quoted(value: &impl fmt::Display) -> String {
-    toml::Value::String(value.to_string()).to_string()
+    let mut text = String::from('"');
+    for letter in value.to_string().chars() {
+        match letter {
+            '"' | '\\' => text.extend(['\\', letter]),
+            '\n' => text.push_str("\\n"),
+            '\t' => text.push_str("\\t"),
+            _ if letter.is_control() => text.extend(['\\', 'u', '0', '0', hex(letter, 4), hex(letter, 0)]),
+            _ => text.push(letter),
+        }
+    }
+    text.push('"');
+    text
+}
+
+/// The digit at this bit of a control character: all of them are below U+00A0.
+fn hex(letter: char, bit: u32) -> char {
+    char::from_digit((u32::from(letter) >> bit) & 0xf, 16).unwrap_or('0')
 }
 
 /// The known name that is meant by an unknown one, where one is near: a typo (by similarity), or a
@@ -396,10 +413,11 @@ mod tests {
 
     #[test]
     fn a_text_with_quotes_is_still_toml() {
-        let form = Line { max_chars: 40 };
-        let written = form.write(&"say \"hi\" \\ é".to_owned());
-        let back: toml::Table = format!("key = {written}").parse().unwrap();
-        assert_eq!(back["key"].as_str(), Some("say \"hi\" \\ é"));
+        for text in ["say \"hi\" \\ é", "'", "", "\n\t\r\u{0}\u{7f}\u{9f}"] {
+            let written = quoted(&text);
+            let back: toml::Table = format!("key = {written}").parse().unwrap();
+            assert_eq!(back["key"].as_str(), Some(text));
+        }
     }
 
     #[test]

@@ -1,0 +1,319 @@
+//! What the documents tell a reader to type is typed here.
+//!
+//! Commands of our own programs in the fenced blocks run in a sandbox, in the order of the document; what
+//! needs root, systemd, a package manager or a container engine is named in [`ELSEWHERE`] with the test that
+//! runs it. Every command line of our programs, in blocks and in sentences, is read by the programs' own
+//! definitions, whoever runs it.
+//!
+//! Who adds a command to a document has nothing to do here if it works after the commands before it; else a
+//! line is due in [`ELSEWHERE`].
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod manual;
+mod sandbox;
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../../src/bin/powernode-host-bridge/arguments.rs"]
+#[allow(dead_code, reason = "the program's own uses of it are not here")]
+mod host_bridge;
+
+#[path = "../../src/bin/powernode-satellite/arguments.rs"]
+#[allow(dead_code, reason = "the program's own uses of it are not here")]
+mod satellite;
+
+use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
+
+use manual::{Command, Span, commands, read, spans, words};
+use sandbox::Sandbox;
+
+const SATELLITE: &str = "powernode-satellite";
+const BRIDGE: &str = "powernode-host-bridge";
+
+/// The documents with commands for operators, in the order in which the blocks run. Each begins anew, but
+/// for [`GOES_ON_FROM`].
+const DOCUMENTS: [&str; 3] = ["README.md", "docs/OPERATING.md", "docs/INSTALL.md"];
+
+/// Its commands come first in the sandbox of the others: those speak to readers who have done them.
+const GOES_ON_FROM: &str = "README.md";
+
+/// Commands that do not run here, by how they begin: why, and who runs them.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("scripts/first-run", "runs for itself, at the end of scripts/test"),
+    ("scripts/test", "is what runs this test"),
+    ("scripts/package ", "tests/package/debian.rs"),
+    (
+        "scripts/release ",
+        "needs the releaser's key: tests/package/release.rs makes one",
+    ),
+    (
+        "minisign -V ",
+        "tests/package/release.rs, on the release that it made",
+    ),
+    (
+        "sha256sum -c ",
+        "tests/package/release.rs, on the release that it made",
+    ),
+    ("dpkg -i ", "needs root and systemd: tests/package/debian.rs"),
+    (
+        "systemctl ",
+        "needs systemd: tests/package/units.rs and debian.rs",
+    ),
+    (
+        "install -m 0755 ",
+        "needs root: tests/package/units.rs and openwrt.rs do the same",
+    ),
+    (
+        "install -m 0644 ",
+        "needs root: tests/package/units.rs and openwrt.rs do the same",
+    ),
+    (
+        "podman build ",
+        "needs an engine: tests/package/image.rs makes the same root without one",
+    ),
+    (
+        "podman run ",
+        "needs an engine: tests/package/image.rs runs the same root without one",
+    ),
+    (
+        "podman exec ",
+        "needs an engine: tests/package/image.rs runs the same root without one",
+    ),
+    (
+        "/etc/init.d/powernode-satellite ",
+        "needs OpenWrt: tests/package/openwrt.rs has its rc.common",
+    ),
+    (
+        "export POWERNODE_",
+        "holds for the shell of a reader; the names are checked here",
+    ),
+    (
+        "(umask 077; head -c 32 /dev/urandom >/",
+        "writes to /etc: tests/sealing.rs has the key elsewhere",
+    ),
+    ("mkdir -p /etc/credstore.encrypted ", "writes to /etc, for a TPM"),
+    (
+        "systemd-creds encrypt ",
+        "needs a TPM; tests/sealing.rs has the credential's file",
+    ),
+    ("cat >/etc/systemd/", "writes to /etc, for a TPM"),
+];
+
+/// Programs that a document uses and a machine may lack.
+const NEEDED: [&str; 3] = ["bash", "curl", "jq"];
+
+#[test]
+fn every_command_of_the_documents_runs() {
+    for program in NEEDED {
+        let found = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+            .any(|place| place.join(program).is_file());
+        if !found {
+            eprintln!("SKIPPED: every_command_of_the_documents_runs because there is no {program}");
+            return;
+        }
+    }
+    for document in DOCUMENTS {
+        let mut sandbox = Sandbox::new();
+        if document != GOES_ON_FROM {
+            run_all(&mut sandbox, &commands(GOES_ON_FROM));
+        }
+        run_all(&mut sandbox, &commands(document));
+    }
+}
+
+fn run_all(sandbox: &mut Sandbox, commands: &[Command]) {
+    for command in commands.iter().filter(|command| elsewhere(command).is_none()) {
+        println!("{command}");
+        let words = words(&command.text);
+        let own = words[0].trim_start_matches("./").starts_with("powernode-");
+        assert!(
+            own || words[0] == "curl",
+            "{command}\nis neither a command of our programs nor named in tests/docs/main.rs, ELSEWHERE"
+        );
+        match words[1].as_str() {
+            "run" => sandbox.start(&words[0]),
+            // A registry is made once on a machine: the next one is another's.
+            "init" if sandbox.has_registry() => {
+                Sandbox::new().run(&command.text);
+            }
+            _ => {
+                sandbox.run(&command.text);
+            }
+        }
+    }
+}
+
+fn elsewhere(command: &Command) -> Option<usize> {
+    ELSEWHERE
+        .iter()
+        .position(|(begin, _)| command.text.starts_with(begin.trim_end()))
+}
+
+#[test]
+fn what_is_run_elsewhere_is_still_in_a_document() {
+    let all: Vec<_> = DOCUMENTS.iter().flat_map(|document| commands(document)).collect();
+    for (index, (begin, _)) in ELSEWHERE.iter().enumerate() {
+        let named = all.iter().any(|command| elsewhere(command) == Some(index));
+        assert!(named, "no document has `{begin}` any more");
+    }
+}
+
+#[test]
+fn every_command_line_of_our_programs_is_understood() {
+    let mut seen = 0;
+    for document in DOCUMENTS
+        .into_iter()
+        .chain(["CONTRIBUTING.md", "docs/ARCHITECTURE.md"])
+    {
+        let texts = commands(document).into_iter().map(|command| command.text);
+        let spans = spans(document)
+            .into_iter()
+            .map(|span| match program_of_section(&span) {
+                Some(program) => format!("{program} {}", span.text),
+                None => span.text,
+            });
+        for text in texts.chain(spans) {
+            for (program, arguments) in command_lines(&text) {
+                seen += 1;
+                if let Err(why) = understand(program, &arguments) {
+                    panic!("{document}: {text}\n{why}");
+                }
+            }
+        }
+    }
+    assert!(seen > 20, "only {seen} command lines were found in the documents");
+}
+
+/// A section about one program need not repeat its name in each command.
+fn program_of_section(span: &Span) -> Option<&'static str> {
+    let program = span.heading.split(' ').find_map(program_of)?;
+    let first = span.text.split(' ').next()?;
+    definition(program).find_subcommand(first).map(|_| program)
+}
+
+/// Our programs in a command line, with their arguments. A name alone may be a file, a unit or an image;
+/// with one of the program's own commands or an option behind it, it is a call.
+fn command_lines(text: &str) -> Vec<(&'static str, Vec<String>)> {
+    let words = words(text);
+    let mut found = Vec::new();
+    for (index, word) in words.iter().enumerate() {
+        let Some(program) = program_of(word) else { continue };
+        let arguments: Vec<_> = words[index + 1..]
+            .iter()
+            .take_while(|word| !"|;&\n()<>".contains(word.as_str()))
+            .cloned()
+            .collect();
+        let called = arguments.first().is_some_and(|first| {
+            first.starts_with("--") || definition(program).find_subcommand(first).is_some()
+        });
+        if called {
+            found.push((program, arguments));
+        }
+    }
+    found
+}
+
+fn program_of(word: &str) -> Option<&'static str> {
+    let name = word.rsplit('/').next()?;
+    [SATELLITE, BRIDGE]
+        .into_iter()
+        .find(|program| name == *program || name == format!("{program}-VERSION-linux-ARCH"))
+}
+
+fn definition(program: &str) -> clap::Command {
+    if program == SATELLITE {
+        satellite::Arguments::command()
+    } else {
+        host_bridge::Arguments::command()
+    }
+}
+
+/// By the program's own definition.
+fn understand(program: &str, arguments: &[String]) -> Result<(), String> {
+    let all = std::iter::once(program).chain(arguments.iter().map(String::as_str));
+    let read = if program == SATELLITE {
+        satellite::Arguments::try_parse_from(all).map(drop)
+    } else {
+        host_bridge::Arguments::try_parse_from(all).map(drop)
+    };
+    match read {
+        Ok(()) => Ok(()),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(()),
+            // A sentence may name a command without its arguments.
+            ErrorKind::MissingRequiredArgument | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                Ok(())
+            }
+            _ => Err(error.to_string()),
+        },
+    }
+}
+
+#[test]
+fn a_mistyped_command_line_is_found() {
+    let lines = command_lines("systemd-creds decrypt FILE - | powernode-satellite --state-dir /x staus");
+    let (program, arguments) = &lines[0];
+    assert!(understand(program, arguments).is_err());
+    assert!(command_lines("systemctl restart powernode-satellite").is_empty());
+    assert_eq!(
+        command_lines("podman exec -i satellite /powernode-satellite join - <code").len(),
+        1
+    );
+}
+
+/// Scripts that are named must be there, and variables must be some program's.
+#[test]
+fn scripts_and_variables_are_real() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let places = ["scripts/", "benches/", ".ci/"];
+    let mut scripts = 0;
+    for document in DOCUMENTS.into_iter().chain(["CONTRIBUTING.md"]) {
+        let texts: Vec<_> = commands(document)
+            .into_iter()
+            .map(|command| command.text)
+            .collect();
+        let spans = spans(document).into_iter().map(|span| span.text);
+        for text in texts.into_iter().chain(spans) {
+            let first = words(&text).into_iter().next().unwrap_or_default();
+            if places.iter().any(|place| first.starts_with(place)) {
+                scripts += 1;
+                assert!(root.join(&first).is_file(), "{document}: there is no {first}");
+            }
+        }
+        let variables = read(document);
+        let variables = variables.split(|letter: char| !letter.is_ascii_uppercase() && letter != '_');
+        for variable in variables.filter(|word| word.starts_with("POWERNODE_") && !word.ends_with('_')) {
+            assert!(is_variable(variable), "{document}: nothing reads {variable}");
+        }
+    }
+    assert!(scripts > 5, "only {scripts} scripts were found in the documents");
+}
+
+/// Whether a key of a program's configuration is set by it, as `config show` lists them, or a script reads it.
+fn is_variable(name: &str) -> bool {
+    let scripts = [".ci/run", "scripts/package", "scripts/cross/setup"];
+    [
+        ("POWERNODE_SATELLITE_", env!("CARGO_BIN_EXE_powernode-satellite")),
+        (
+            "POWERNODE_HOST_BRIDGE_",
+            env!("CARGO_BIN_EXE_powernode-host-bridge"),
+        ),
+    ]
+    .into_iter()
+    .any(|(prefix, program)| {
+        let Some(rest) = name.strip_prefix(prefix) else {
+            return false;
+        };
+        let mut shown = std::process::Command::new(program);
+        let shown = support::succeed(&shown.args(["config", "show"]).output().unwrap());
+        shown.lines().any(|line| {
+            let key = line
+                .trim_start_matches("# ")
+                .split(' ')
+                .next()
+                .unwrap_or_default();
+            key.replace('.', "_").eq_ignore_ascii_case(rest)
+        })
+    }) || scripts.iter().any(|script| read(script).contains(name))
+}
