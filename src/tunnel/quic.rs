@@ -7,8 +7,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,17 +38,29 @@ const IDLE_TIMEOUT_MILLIS: u32 = 30_000;
 /// with losses. A bridge that does not answer costs the dialer this long.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of one stream that may be on the way or unread: 100 Mbit/s at 100 ms round trip.
-pub(super) const STREAM_WINDOW_BYTES: u32 = 1_310_720;
+/// Bytes of one stream that may be on the way or unread: 200 Mbit/s at 100 ms round trip.
+pub(super) const STREAM_WINDOW_BYTES: u32 = 2_621_440;
 
 /// Streams whose whole windows a connection takes in at once, in number: 80 MiB. It bounds what a peer
 /// can make this side hold. So many readers must stand still at once before they are felt by others;
 /// acknowledgements pass even then, so that the tunnel lives.
-pub const WHOLE_WINDOWS_MAX: u32 = 64;
+pub const WHOLE_WINDOWS_MAX: u32 = 32;
 
-/// Bytes of all streams of a connection that may be written and not yet acknowledged. It bounds
-/// the sender's memory; 320 Mbit/s at 100 ms.
-const SEND_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes of all streams of a connection that may be written and not yet acknowledged, at first. From
+/// then on the window follows what the path carries ([`SendWindow`]).
+const SEND_WINDOW_INITIAL_BYTES: u64 = 256 * 1024;
+
+/// The least of that: below it a few small writes would wait for each other.
+const SEND_WINDOW_MIN_BYTES: u64 = 64 * 1024;
+
+/// The most of that. It bounds the sender's memory for a connection; 1.3 Gbit/s at 100 ms.
+const SEND_WINDOW_MAX_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Congestion windows that fit into the send window: one on the way, and one ready to follow.
+const SEND_WINDOW_CWNDS: u64 = 2;
+
+/// Bytes written after which the send window is looked at again.
+const SEND_WINDOW_STEP_BYTES: u64 = 64 * 1024;
 
 /// Datagrams of a connection that wait, each way, in bytes; older ones give way. 20 ms at 100 Mbit/s:
 /// more would only make packets late.
@@ -257,10 +269,10 @@ impl QuicEndpoint {
                 cause: Arc::new(error),
             })?;
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
-            Ok(Ok(connection)) => Ok(Arc::new(QuicTransport {
+            Ok(Ok(connection)) => Ok(Arc::new(QuicTransport::new(
                 connection,
-                dialled_from: Some(self.endpoint.clone()),
-            })),
+                Some(self.endpoint.clone()),
+            ))),
             Ok(Err(error)) => Err(DialError::Closed {
                 address,
                 reason: dial_failed(error, failures),
@@ -343,10 +355,7 @@ impl IncomingConnection {
             .await
             .map_err(|_| TransportClosed::TimedOut)?
             .map_err(closed)?;
-        let transport = QuicTransport {
-            connection,
-            dialled_from: None,
-        };
+        let transport = QuicTransport::new(connection, None);
         if transport.peer_certificate().is_some() {
             let streams = self.settings.max_streams.max(BOOTSTRAP_MAX_STREAMS);
             let connection = &transport.connection;
@@ -362,20 +371,56 @@ struct QuicTransport {
     connection: quinn::Connection,
     /// The socket, where this side has dialled.
     dialled_from: Option<quinn::Endpoint>,
+    window: Arc<SendWindow>,
+}
+
+impl QuicTransport {
+    fn new(connection: quinn::Connection, dialled_from: Option<quinn::Endpoint>) -> Self {
+        let window = Arc::new(SendWindow {
+            connection: connection.clone(),
+            written: AtomicU64::new(0),
+        });
+        Self {
+            connection,
+            dialled_from,
+            window,
+        }
+    }
+}
+
+/// How much may wait in this process: as much as keeps the path busy. More would only make what is
+/// written next, a reply or a key stroke, wait behind what a slow path has not carried yet.
+#[derive(Debug)]
+struct SendWindow {
+    connection: quinn::Connection,
+    written: AtomicU64,
+}
+
+impl SendWindow {
+    fn wrote(&self, bytes: usize) {
+        let bytes = bytes as u64;
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        if before / SEND_WINDOW_STEP_BYTES != (before + bytes) / SEND_WINDOW_STEP_BYTES {
+            let congestion_window = self.connection.stats().path.cwnd;
+            let window = congestion_window.saturating_mul(SEND_WINDOW_CWNDS);
+            self.connection
+                .set_send_window(window.clamp(SEND_WINDOW_MIN_BYTES, SEND_WINDOW_MAX_BYTES));
+        }
+    }
 }
 
 impl Transport for QuicTransport {
     fn open(&self, urgency: Urgency) -> BoxFuture<'_, Result<ByteStream, TransportClosed>> {
         Box::pin(async move {
             let halves = self.connection.open_bi().await.map_err(closed)?;
-            Ok(byte_stream(urgency, halves))
+            Ok(byte_stream(urgency, halves, &self.window))
         })
     }
 
     fn accept(&self, urgency: Urgency) -> BoxFuture<'_, Result<ByteStream, TransportClosed>> {
         Box::pin(async move {
             let halves = self.connection.accept_bi().await.map_err(closed)?;
-            Ok(byte_stream(urgency, halves))
+            Ok(byte_stream(urgency, halves, &self.window))
         })
     }
 
@@ -447,7 +492,11 @@ impl Transport for QuicTransport {
     }
 }
 
-fn byte_stream(urgency: Urgency, (send, read): (quinn::SendStream, quinn::RecvStream)) -> ByteStream {
+fn byte_stream(
+    urgency: Urgency,
+    (send, read): (quinn::SendStream, quinn::RecvStream),
+    window: &Arc<SendWindow>,
+) -> ByteStream {
     match urgency {
         // It fails only for a stream that is closed already, which its user learns by itself.
         Urgency::Control => drop(send.set_priority(CONTROL_PRIORITY)),
@@ -457,6 +506,7 @@ fn byte_stream(urgency: Urgency, (send, read): (quinn::SendStream, quinn::RecvSt
         read: Box::new(QuicRead(read)),
         write: Box::new(QuicWrite {
             send,
+            window: Arc::clone(window),
             finished: false,
         }),
     }
@@ -477,12 +527,15 @@ impl AsyncRead for QuicRead {
 /// quinn finishes a stream that is dropped; here an end must be meant.
 struct QuicWrite {
     send: quinn::SendStream,
+    window: Arc<SendWindow>,
     finished: bool,
 }
 
 impl AsyncWrite for QuicWrite {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.send), cx, bytes)
+        let written = ready!(AsyncWrite::poll_write(Pin::new(&mut self.send), cx, bytes))?;
+        self.window.wrote(written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -585,10 +638,12 @@ fn transport_config(max_streams: u32) -> quinn::TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .receive_window(receive_window(max_streams))
-        .send_window(SEND_WINDOW_BYTES)
         .min_mtu(MIN_MTU_BYTES)
         .initial_mtu(MIN_MTU_BYTES)
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
+        .send_window(SEND_WINDOW_INITIAL_BYTES)
+        // Loss is no sign of congestion on the links of edge boxes: radio, DSL. What the path delivers is.
+        .congestion_controller_factory(Arc::new(quinn::congestion::BbrConfig::default()))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES);
     config
