@@ -159,6 +159,7 @@ impl Transport for MemoryTransport {
                 write: Box::new(WriteEnd(Arc::clone(&back))),
             };
             tokio::select! {
+                biased;
                 closed = self.closed() => return Err(closed),
                 sent = self.open.send(theirs), if !self.cut.is_cut() => if sent.is_err() {
                     return Err(TransportClosed::Reset);
@@ -175,6 +176,7 @@ impl Transport for MemoryTransport {
         Box::pin(async {
             let mut accept = self.accept.lock().await;
             tokio::select! {
+                biased;
                 closed = self.closed() => Err(closed),
                 stream = accept.recv() => stream.ok_or(TransportClosed::Reset),
             }
@@ -248,6 +250,7 @@ impl Transport for MemoryTransport {
             };
             let mut receive = datagrams.receive.lock().await;
             tokio::select! {
+                biased;
                 closed = self.closed() => Err(closed),
                 datagram = receive.recv() => datagram.ok_or(TransportClosed::Reset),
             }
