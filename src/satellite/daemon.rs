@@ -92,7 +92,7 @@ pub async fn run(
         clock,
         driver: handle.clone(),
     };
-    direct.spawn(&work);
+    direct.spawn(&work).await;
     work.spawn_essential("driver", async move {
         driver.run().await;
         Ok::<(), std::convert::Infallible>(())
