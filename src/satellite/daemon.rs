@@ -148,7 +148,7 @@ async fn run_to_the_end(
         clock,
         driver: handle.clone(),
     };
-    direct.spawn(&work);
+    direct.spawn(&work).await;
     let driver = driver
         .with_services(server)
         .with_surroundings(Arc::new(surroundings));

@@ -50,7 +50,7 @@ pub struct Direct {
 
 impl Direct {
     /// Starts all of it. Without a port of its own the satellite goes on without ways in.
-    pub fn spawn(self, scope: &TaskScope) {
+    pub async fn spawn(self, scope: &TaskScope) {
         let listener = if self.config.port_mapping {
             match Listener::bind(self.config.listen_port, self.clock.clone(), AGENT) {
                 Ok(listener) => Some(listener),
@@ -74,19 +74,35 @@ impl Direct {
             driver: self.driver.clone(),
             listener: listener.clone(),
         });
-        let families = [(Family::V4, MappingFamily::V4), (Family::V6, MappingFamily::V6)];
-        let views = families
-            .map(|(family, kept)| self.spawn_keeper(scope, (family, kept), port, &prover, ready.clone()));
+        let v4 = (
+            Family::V4,
+            MappingFamily::V4,
+            self.stored(MappingFamily::V4).await,
+        );
+        let v6 = (
+            Family::V6,
+            MappingFamily::V6,
+            self.stored(MappingFamily::V6).await,
+        );
+        let views = [v4, v6].map(|family| self.spawn_keeper(scope, family, port, &prover, ready.clone()));
         scope.spawn_until_cancelled(
             "ways in",
             follow(self.driver, self.config, listener, provers, views),
         );
     }
 
+    /// What an earlier run may have left on routers.
+    async fn stored(&self, family: MappingFamily) -> Vec<MappingRecord> {
+        self.store.mappings(family).await.unwrap_or_else(|error| {
+            tracing::warn!(error = %error_chain(&error), "mappings of an earlier run cannot be read; what is left of them ends with its lease");
+            Vec::new()
+        })
+    }
+
     fn spawn_keeper(
         &self,
         scope: &TaskScope,
-        (family, kept): (Family, MappingFamily),
+        (family, kept, stored): (Family, MappingFamily, Vec<MappingRecord>),
         port: u16,
         prover: &Arc<Prover>,
         provers: watch::Receiver<u64>,
@@ -100,10 +116,6 @@ impl Direct {
             } else {
                 Unmapped::Disabled
             }),
-        });
-        let stored = self.store.mappings(kept).unwrap_or_else(|error| {
-            tracing::warn!(error = %error_chain(&error), "mappings of an earlier run cannot be read; what is left of them ends with its lease");
-            Vec::new()
         });
         if !enabled && stored.is_empty() {
             return shown;

@@ -425,9 +425,12 @@ impl MembershipStore {
         })
     }
 
-    /// What may exist on routers. Blocking.
-    pub fn mappings(&self, family: MappingFamily) -> Result<Vec<MappingRecord>, StoreError> {
-        let stored = self.database.read(|reader| reader.get(family.table(), &Only))?;
+    /// What may exist on routers.
+    pub async fn mappings(&self, family: MappingFamily) -> Result<Vec<MappingRecord>, StoreError> {
+        let stored = self
+            .database
+            .read_async(move |reader| reader.get(family.table(), &Only))
+            .await?;
         Ok(stored.map_or_else(Vec::new, |stored: StoredMappings| stored.0))
     }
 

@@ -9,6 +9,7 @@ use crate::contract::message::FederationCertificate;
 use crate::contract::peer::{PeerStatus, SpawnMode};
 use crate::contract::token::TokenDigest;
 use crate::identity::key::PrivateKey;
+use crate::machine::mapping_lease::MappingProtocol;
 use crate::machine::membership::{
     AcceptedAnswer, Candidate, JoinRefusal, KeyMaterial, Membership, Operator, Parent, StoredIdentity,
     StoredInvitation,
@@ -339,4 +340,34 @@ fn the_key_of_the_grants_is_sealed_like_the_membership() {
     drop(store);
     let (store, _) = MembershipStore::open(dir.path(), Some(&key)).unwrap();
     assert!(store.report(None).sealed);
+}
+
+#[tokio::test]
+async fn what_may_exist_on_routers_is_kept_by_family_and_across_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = MappingRecord {
+        gateway: "192.168.1.1".parse().unwrap(),
+        interface: 0,
+        protocol: MappingProtocol::Upnp,
+        internal: "192.168.1.20:41234".parse().unwrap(),
+        external_port: 41_234,
+        lease_seconds: 0,
+        nonce: [7; 12],
+        description: "powernode 0123456789ab".to_owned(),
+    };
+    {
+        let (store, _) = MembershipStore::open(dir.path(), None).unwrap();
+        assert_eq!(
+            store.mappings(MappingFamily::V4).await.unwrap(),
+            [],
+            "a store of before has none"
+        );
+        let records = vec![record.clone()];
+        store.save_mappings(MappingFamily::V4, records).await.unwrap();
+    }
+    let (store, _) = MembershipStore::open(dir.path(), None).unwrap();
+    assert_eq!(store.mappings(MappingFamily::V4).await.unwrap(), [record]);
+    assert_eq!(store.mappings(MappingFamily::V6).await.unwrap(), []);
+    store.save_mappings(MappingFamily::V4, Vec::new()).await.unwrap();
+    assert_eq!(store.mappings(MappingFamily::V4).await.unwrap(), []);
 }
