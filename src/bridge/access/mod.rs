@@ -47,10 +47,12 @@ use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::store::audit_log::AuditLog;
 use crate::store::database::StoreError;
+use crate::tunnel::CloseReason;
 use crate::tunnel::connection::{OpenStreamError, Tunnel};
 use crate::tunnel::relay::{Counted, RelayEnd, relay};
 use crate::tunnel::stream::{TunnelStream, refusal_in};
-use crate::wire::{ServiceRequest, StreamHeader, StreamKind};
+
+use crate::wire::{GoodbyeReason, ServiceRequest, StreamHeader, StreamKind};
 use credentials::Presented;
 use login::Logins;
 use sessions::{About, Place};
@@ -100,7 +102,6 @@ pub struct ServiceStream {
 #[derive(Debug)]
 pub struct Hold {
     tunnel: Tunnel,
-    work: TaskScope,
     place: Place,
 }
 
@@ -239,11 +240,7 @@ impl Access {
         debug!(%trace, peer = %peer.id, service = ask.service, operator = %ask.operator, "an access begins");
         Ok(ServiceStream {
             io: Counted::new(stream, place.opened()),
-            hold: Hold {
-                tunnel,
-                work: self.work.clone(),
-                place,
-            },
+            hold: Hold { tunnel, place },
         })
     }
 
@@ -373,7 +370,12 @@ impl Hold {
     }
 }
 
-fn tunnel_ended(peer: &str, reason: &crate::tunnel::CloseReason) -> String {
+fn tunnel_ended(peer: &str, reason: &CloseReason) -> String {
+    if let CloseReason::Local(goodbye) = reason
+        && goodbye.reason == GoodbyeReason::ShuttingDown
+    {
+        return goodbye.message.clone();
+    }
     format!("the tunnel of {peer} has ended: {reason}")
 }
 
