@@ -11,7 +11,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use data_encoding::BASE64;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ED25519};
+use rustls::pki_types::PrivateKeyDer;
 use support::{BridgeSite, Running, SatelliteSite, fail, free_port, run_with_input, succeed, wait_for};
+use tokio_rustls::TlsAcceptor;
 
 const CATALOG: &str = "/api/v1/system/federation_api/service_catalog";
 
@@ -226,4 +229,83 @@ fn exceptions_and_none_go_around_the_proxy() {
     let satellite = satellite(&[("HTTPS_PROXY", &proxy.url())]);
     succeed(&satellite.join(&bridge.join_code("shop-17")));
     assert!(proxy.targets().is_empty());
+}
+
+/// The same behind TLS, with a certificate of its own authority. Everything passes to the proxy.
+struct TlsFront {
+    port: u16,
+    ca_file: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl TlsFront {
+    fn start(name: &str, proxy: SocketAddr) -> Self {
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).unwrap();
+        let issuer = Issuer::new(params, key);
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let ca_file = dir.path().join("ca.pem");
+        std::fs::write(&ca_file, ca.pem()).unwrap();
+        let config = rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![leaf.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        listener.set_nonblocking(true).unwrap();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                let mut passing = tokio::task::JoinSet::new();
+                while let Ok((stream, _)) = listener.accept().await {
+                    let acceptor = acceptor.clone();
+                    passing.spawn(async move {
+                        // A client that does not trust it hangs up.
+                        let mut near = acceptor.accept(stream).await.ok()?;
+                        let mut far = tokio::net::TcpStream::connect(proxy).await.unwrap();
+                        tokio::io::copy_bidirectional(&mut near, &mut far).await.ok()
+                    });
+                }
+            });
+        });
+        Self {
+            port,
+            ca_file,
+            _dir: dir,
+        }
+    }
+}
+
+#[test]
+fn through_a_proxy_behind_tls() {
+    let (bridge, _daemon) = bridge(BRIDGE);
+    let proxy = Proxy::start(Manner::Open(None), bridge.port);
+    let front = TlsFront::start("localhost", proxy.address);
+    let url = format!("https://localhost:{}", front.port);
+    let trusting = satellite(&[
+        ("POWERNODE_SATELLITE_TUNNEL_PROXY", &url),
+        ("SSL_CERT_FILE", front.ca_file.to_str().unwrap()),
+    ]);
+    joins_and_answers(&bridge, &trusting);
+
+    let bridges_ca = bridge.ca_file.to_str().unwrap();
+    let distrusting = satellite(&[
+        ("POWERNODE_SATELLITE_TUNNEL_PROXY", &url),
+        ("SSL_CERT_FILE", bridges_ca),
+    ]);
+    let said = refused(&bridge, &distrusting.variables);
+    assert!(
+        said.contains("the TLS connection to the proxy itself failed"),
+        "{said}"
+    );
 }

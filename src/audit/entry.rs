@@ -142,8 +142,8 @@ pub struct ExportedEntry {
     pub grant_id: Option<GrantId>,
     /// The service, resource or grant.
     pub object: Option<String>,
-    /// Where from.
-    pub source: Option<SocketAddr>,
+    /// Where from: address and port, or the address where the port is not known.
+    pub source: Option<String>,
     /// As in both sides' logs.
     pub trace_id: Option<String>,
     /// Bytes from the peer.
@@ -173,7 +173,10 @@ impl ExportedEntry {
             actor: entry.actor,
             grant_id: entry.grant,
             object: entry.object,
-            source: entry.source,
+            source: entry.source.map(|source| match source.port() {
+                0 => source.ip().to_string(),
+                _ => source.to_string(),
+            }),
             trace_id: entry.trace.map(|number| TraceId(number).to_string()),
             bytes_in: entry.bytes_in,
             bytes_out: entry.bytes_out,

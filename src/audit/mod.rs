@@ -30,7 +30,7 @@ pub struct AuditEvent {
     pub grant: Option<GrantId>,
     /// The service, resource or grant that it was about.
     pub object: Option<String>,
-    /// Where it came from.
+    /// Where it came from; port 0 where the port is not known.
     pub source: Option<SocketAddr>,
     /// Ties it to the logs of both sides.
     pub trace: Option<TraceId>,

@@ -28,6 +28,7 @@ use super::operator_api::OperatorApi;
 use super::registry::Registry;
 use super::server_identity::{self, ServerIdentityError};
 use super::settings::BridgeSettings;
+use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
 use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, TlsIdentity, server_config};
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
@@ -35,7 +36,7 @@ use crate::process::clock::Clock;
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure};
-use crate::store::audit_log::AuditLog;
+use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::StoreError;
 use crate::tunnel::quic::{BindError, QuicEndpoint, QuicSettings};
 use crate::wire::TUNNEL_ALPN;
@@ -123,6 +124,8 @@ struct Running {
     clock: Clock,
     shown: watch::Sender<Arc<TlsIdentity>>,
     settings: watch::Sender<BridgeSettings>,
+    retention: watch::Sender<Retention>,
+    audit: AuditLog,
     endpoints: Vec<QuicEndpoint>,
     bound: Bound,
 }
@@ -225,11 +228,19 @@ impl Running {
             endpoints.push(endpoint);
         }
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls(&[&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat())?));
+        let acceptor = TlsAcceptor::from(Arc::new(tls(&HTTPS_ALPN)?));
 
         let supervisor = Supervisor::new();
         let links = Arc::new(Links::new(settings.limits(), supervisor.scope(Stage::Work)));
         let accesses = Arc::new(Accesses::new(settings.access_limits()));
+        let (retention, kept) = watch::channel(settings.config.audit);
+        let audit = {
+            let (database, clock) = (registry.database().clone(), clock.clone());
+            let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept)).await?;
+            let base = supervisor.scope(Stage::Base);
+            base.spawn("audit log", AuditWriter::run(writer, base.clone()));
+            audit
+        };
         let (settings, _) = watch::channel(settings);
         let running = Self {
             supervisor,
@@ -239,6 +250,8 @@ impl Running {
             clock,
             shown,
             settings,
+            retention,
+            audit,
             endpoints,
             bound,
         };
@@ -262,13 +275,14 @@ impl Running {
             Arc::clone(&self.links),
             self.clock.clone(),
             self.settings.subscribe(),
+            self.audit.clone(),
         ));
         let access = Arc::new(Access::new(
             Arc::clone(&self.registry),
             Arc::clone(&self.links),
             Arc::clone(&self.accesses),
             self.clock.clone(),
-            AuditLog::default(),
+            self.audit.clone(),
             work.clone(),
         ));
         let operators = OperatorApi::new(
@@ -276,6 +290,7 @@ impl Running {
             Some(Arc::clone(&self.links)),
             self.clock.clone(),
             self.settings.subscribe(),
+            self.audit.clone(),
         );
         let operators = Arc::new(operators.with_access(Arc::clone(&access)));
         let ingress = Arc::new(Ingress {
@@ -381,6 +396,7 @@ impl Running {
         }
         self.links.set_limits(new.limits());
         self.accesses.set_limits(new.access_limits());
+        self.retention.send_replace(new.config.audit);
         self.settings.send_replace(new);
         upkeep(
             &self.registry,

@@ -2,7 +2,7 @@
 //! renewal, trust bundle, service catalog. The same over HTTPS and over a tunnel. Who calls is
 //! what the TLS handshake verified, never what a header says.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
 use super::session::Source;
 use super::settings::BridgeSettings;
+use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
 use crate::contract::compatibility::schema_compatibility;
@@ -35,8 +36,9 @@ use crate::contract::peer::PeerStatus;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
 };
-use crate::identity::certificate::{CertificateFacts, peer_id_of};
+use crate::identity::certificate::{CertificateFacts, peer_id_of, peer_subject};
 use crate::process::clock::Clock;
+use crate::store::audit_log::AuditLog;
 use crate::wire::GoodbyeReason;
 
 /// Who calls, as the connection knows it.
@@ -75,6 +77,7 @@ pub struct FederationApi {
     links: Arc<Links>,
     clock: Clock,
     settings: watch::Receiver<BridgeSettings>,
+    audit: AuditLog,
     rate: Mutex<SourceRate>,
 }
 
@@ -85,6 +88,7 @@ impl FederationApi {
         links: Arc<Links>,
         clock: Clock,
         settings: watch::Receiver<BridgeSettings>,
+        audit: AuditLog,
     ) -> Self {
         let rate = SourceRate::new(settings.borrow().config.limits.accepts_per_source_per_minute);
         Self {
@@ -92,6 +96,7 @@ impl FederationApi {
             links,
             clock,
             settings,
+            audit,
             rate: Mutex::new(rate),
         }
     }
@@ -178,6 +183,38 @@ impl FederationApi {
         if path == ACCEPT_PATH {
             return self.accept(body, caller);
         }
+        let reply = self.answer_peer(path, body, caller);
+        // A heartbeat is a sign of life, one a minute from each peer: the log would hold little else.
+        // Who has no certificate is nobody, and could fill the log.
+        if path != HEARTBEAT_PATH
+            && let Some(peer) = caller.certificate.and_then(|certificate| certificate.peer)
+        {
+            self.note(path, peer, caller.source, &reply);
+        }
+        reply
+    }
+
+    fn note(&self, path: &str, peer: PeerId, source: IpAddr, reply: &Reply) {
+        let status = reply.status();
+        let outcome = if status.is_success() {
+            AuditOutcome::Done
+        } else if status.is_client_error() {
+            AuditOutcome::Refused(format!("HTTP {}", status.as_u16()))
+        } else {
+            AuditOutcome::Failed(format!("HTTP {}", status.as_u16()))
+        };
+        let action = match path {
+            CERTIFICATE_REFRESH_PATH => AuditAction::CertificateRenewed,
+            _ => AuditAction::Request,
+        };
+        self.audit.record(&AuditEvent {
+            object: Some(path.to_owned()),
+            outcome,
+            ..of_peer(action, peer, source)
+        });
+    }
+
+    fn answer_peer(&self, path: &str, body: &[u8], caller: &Caller) -> Reply {
         let (peer, key) = match self.authenticate(caller) {
             Ok(known) => known,
             Err(refusal) => return refusal,
@@ -211,6 +248,8 @@ impl FederationApi {
             Ok(accepted) => {
                 info!(peer = %accepted.peer, source = %caller.source, repeated = accepted.repeated, "a peer has accepted");
                 if !accepted.repeated {
+                    self.audit
+                        .record(&of_peer(AuditAction::Joined, accepted.peer, caller.source));
                     // Whoever was connected as this peer before has no certificate of it any more.
                     self.links
                         .close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
@@ -324,6 +363,16 @@ impl FederationApi {
         let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
         rate.set_limit(per_minute);
         rate.admit(Source::of(source), self.clock.now())
+    }
+}
+
+/// An action of a peer, which is known by the name in its certificates.
+fn of_peer(action: AuditAction, peer: PeerId, source: IpAddr) -> AuditEvent {
+    AuditEvent {
+        federation_peer_id: Some(peer),
+        remote_subject: Some(peer_subject(peer)),
+        source: Some(SocketAddr::new(source, 0)),
+        ..AuditEvent::of(action)
     }
 }
 

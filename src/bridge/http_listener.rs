@@ -27,6 +27,7 @@ use super::reply::{Reply, ReplyBody};
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::tcp;
+use crate::wire::TUNNEL_ALPN;
 
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +54,10 @@ const H2_PING_INTERVAL: Duration = Duration::from_secs(60);
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Application protocols of the HTTPS listener, the preferred one first.
-pub(super) const HTTPS_ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+pub(super) const HTTPS_ALPN: [&[u8]; 3] = [TUNNEL_ALPN, HTTP_2, b"http/1.1"];
+
+/// HTTP/2 among them.
+const HTTP_2: &[u8] = b"h2";
 
 /// Pause after the system refused to give a connection, for want of file descriptors: they come
 /// back when others end.
@@ -218,7 +222,7 @@ impl HttpsListener {
             .and_then(CallerCertificate::read);
         let caller = Caller { source, certificate };
         let port = address.port();
-        let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(HTTPS_ALPN[0]);
+        let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
         let answer = |request| Arc::clone(&self).answer(request, caller.clone(), port);
         if speaks_h2 {
             serve_h2(stream, &self.work, answer).await;

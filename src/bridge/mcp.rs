@@ -155,13 +155,15 @@ fn call(api: &OperatorApi, params: &Map<String, Value>, operator: &Operator) -> 
     let name = params.get("name").and_then(Value::as_str).unwrap_or_default();
     let arguments = params.get("arguments").cloned().unwrap_or_else(|| json!({}));
     let outcome = match name {
-        PROPOSE => api.propose(read(arguments)?).map_err(|error| error.to_string()),
+        PROPOSE => api
+            .propose(read(arguments)?, operator)
+            .map_err(|error| error.to_string()),
         ACCEPT => AcceptCall::read(arguments.to_string().as_bytes())
             .map_err(AcceptError::Refused)
             .and_then(|call| api.accept(&call))
             .map_err(|error| error.to_string()),
         GRANT => api
-            .create_grant(read(arguments)?)
+            .create_grant(read(arguments)?, operator)
             .map_err(|error| error.to_string()),
         other => {
             return Err(RpcError(

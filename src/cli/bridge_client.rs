@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 
 use super::client::{AdminError, Answer};
 use crate::base::secret::Secret;
-use crate::bridge::access::{CONNECT_PATH, SESSION_HEADER, UPGRADE_PROTOCOL};
+use crate::bridge::access::{CONNECT_PATH, PACKETS_PROTOCOL, SESSION_HEADER, UPGRADE_PROTOCOL};
 use crate::bridge::operator_api::SESSIONS_PATH;
 use crate::contract::invitation::{ParentTrust, ParentUrl};
 use crate::identity::tls::{ClientTls, TlsConfigError, client_config};
@@ -173,11 +173,25 @@ impl BridgeClient {
 
     /// Opens a stream to a service.
     pub async fn open(&self, peer: &str, service: &str) -> Result<BridgeStream, BridgeClientError> {
+        self.upgraded(peer, service, UPGRADE_PROTOCOL).await
+    }
+
+    /// The same to one that speaks UDP: packets, as `tunnel::packet` has them on a stream.
+    pub async fn open_packets(&self, peer: &str, service: &str) -> Result<BridgeStream, BridgeClientError> {
+        self.upgraded(peer, service, PACKETS_PROTOCOL).await
+    }
+
+    async fn upgraded(
+        &self,
+        peer: &str,
+        service: &str,
+        protocol: &'static str,
+    ) -> Result<BridgeStream, BridgeClientError> {
         let path = format!("{CONNECT_PATH}/{}/{}", segment(peer)?, segment(service)?);
         let mut request = self.request(&path)?;
         let headers = request.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static(UPGRADE_PROTOCOL));
+        headers.insert(UPGRADE, HeaderValue::from_static(protocol));
         self.exchange(request, async |response: Response<Incoming>| {
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 return Err(refusal(response).await);

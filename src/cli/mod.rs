@@ -1,6 +1,7 @@
 //! Floor 8: what both command lines share: tables, JSON, relative times, the client of the admin
 //! sockets and of the operator API.
 
+pub mod audit;
 pub mod bridge_client;
 pub mod client;
 pub mod failure;

@@ -1,4 +1,5 @@
-//! The satellite's admin socket: status, join, leave, services and grants for the command line, over HTTP
+//! The satellite's admin socket: status, join, leave, services, grants and the audit log for the command
+//! line, over HTTP on a Unix socket.
 //! on a Unix socket.
 //! Who may connect is decided by the socket's directory and by the caller's user id.
 
@@ -29,6 +30,8 @@ use crate::contract::token::{AcceptanceToken, InvalidToken};
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
 use crate::process::supervisor::TaskScope;
+use crate::store::audit_log::reading::{self, AskError};
+use crate::store::database::Database;
 
 /// Path of the status report.
 pub const STATUS_PATH: &str = "/v1/status";
@@ -36,6 +39,8 @@ pub const STATUS_PATH: &str = "/v1/status";
 pub const JOIN_PATH: &str = "/v1/join";
 /// Path of the leave command.
 pub const LEAVE_PATH: &str = "/v1/leave";
+/// What the paths of the audit log begin with.
+pub const AUDIT_PREFIX: &str = "/v1/audit/";
 
 /// Connections to the admin socket at a time; each is one command line.
 const CONNECTIONS_MAX: usize = 16;
@@ -94,11 +99,13 @@ pub async fn serve(
     handle: DriverHandle,
     services: Services,
     desk: GrantDesk,
+    database: Database,
 ) {
     let parts = Parts {
         handle,
         services,
         desk,
+        database,
     };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -120,6 +127,7 @@ struct Parts {
     handle: DriverHandle,
     services: Services,
     desk: GrantDesk,
+    database: Database,
 }
 
 async fn serve_connection(stream: UnixStream, caller: Caller, parts: Parts) {
@@ -147,7 +155,21 @@ async fn answer(request: Request<Incoming>, parts: Parts) -> Response<Full<Bytes
         handle,
         services,
         desk,
+        database,
     } = parts;
+    if let Some(what) = request.uri().path().strip_prefix(AUDIT_PREFIX) {
+        let (what, query) = (
+            what.to_owned(),
+            request.uri().query().unwrap_or_default().to_owned(),
+        );
+        return match *request.method() {
+            Method::GET => audit(database, what, query).await,
+            _ => refuse(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "the audit log can be read, nothing else",
+            ),
+        };
+    }
     match (request.method(), request.uri().path()) {
         (&Method::GET, STATUS_PATH) => {
             let report = handle.status.borrow().clone();
@@ -174,7 +196,8 @@ async fn answer(request: Request<Incoming>, parts: Parts) -> Response<Full<Bytes
         }
         _ => refuse(
             StatusCode::NOT_FOUND,
-            "no such resource; known are /v1/status, /v1/join, /v1/leave, /v1/services, /v1/grants and /v1/emancipate",
+            "no such resource; known are /v1/status, /v1/join, /v1/leave, /v1/services, /v1/grants, /v1/emancipate \
+             and /v1/audit/…",
         ),
     }
 }
@@ -217,6 +240,22 @@ async fn leave(request: Request<Incoming>, handle: &DriverHandle) -> Response<Fu
             refuse(StatusCode::INTERNAL_SERVER_ERROR, &error_chain(&error))
         }
         Err(stopping) => refuse(StatusCode::SERVICE_UNAVAILABLE, &stopping.to_string()),
+    }
+}
+
+async fn audit(database: Database, what: String, query: String) -> Response<Full<Bytes>> {
+    let asked = move || reading::answer(&database, &what, &query, |_| true);
+    match tokio::task::spawn_blocking(asked).await {
+        Ok(Ok(data)) => reply(StatusCode::OK, &success_body(&data)),
+        Ok(Err(error)) => refuse(
+            match &error {
+                AskError::Unknown(_) => StatusCode::NOT_FOUND,
+                AskError::Query(_) | AskError::Pin(_) => StatusCode::BAD_REQUEST,
+                AskError::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+            &error_chain(&error),
+        ),
+        Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "the satellite is stopping"),
     }
 }
 

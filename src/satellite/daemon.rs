@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::watch;
 
 use super::admin_api;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
@@ -15,6 +16,7 @@ use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
 use super::services::{PublishedServices, ServiceLimits, ServiceServer, Services};
 use super::status::StatusReport;
+use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
 use crate::machine::backoff::BackoffPolicy;
 use crate::machine::child::ChildPolicy;
@@ -30,7 +32,7 @@ use crate::process::entropy::{self, EntropyUnavailable};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
-use crate::store::audit_log::AuditLog;
+use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::{Database, StoreError};
 use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
@@ -62,6 +64,9 @@ pub enum RunError {
     /// The services in it that were published at run time.
     #[error("cannot read which services were published at run time")]
     Services(#[source] StoreError),
+    /// The audit log.
+    #[error("the audit log cannot be read; without it nothing that the parent does would be noted")]
+    Audit(#[source] StoreError),
     /// The invitation that waits for this box.
     #[error(transparent)]
     Invite(#[from] InviteError),
@@ -113,20 +118,22 @@ async fn run_to_the_end(
     let supervisor = Supervisor::new();
     let clock = Clock::start(BUILD_TIME);
     let work = supervisor.scope(Stage::Work);
-    let audit = AuditLog::default();
-    let book = grant_book(&config, store.database(), clock.clone()).await?;
-    let noted = (&book, audit.clone());
-    let server = service_server(&config, store.database(), noted, clock.clone(), work.clone()).await?;
+    let (retention, kept) = watch::channel(config.audit);
+    let database = store.database().clone();
+    let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
+    let book = grant_book(&config, database.clone(), clock.clone()).await?;
+    let granted = (&book, audit.clone());
+    let server = service_server(&config, database.clone(), granted, clock.clone(), work.clone()).await?;
     let services = server.services().clone();
-    let catalog = Arc::new(services.clone());
     let desk = GrantDesk {
         book: book.clone(),
         audit: audit.clone(),
         peer: None,
     };
     work.spawn_until_cancelled("grant archive", archive_for_ever(book.clone(), clock.clone()));
-    let surroundings = Surroundings::new(book.clone(), catalog, audit, clock.clone());
-    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config));
+    let catalog = Arc::new(services.clone());
+    let surroundings = Surroundings::new(book.clone(), catalog, audit.clone(), clock.clone());
+    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(&config), audit);
     let driver = driver
         .with_services(server)
         .with_surroundings(Arc::new(surroundings));
@@ -138,7 +145,14 @@ async fn run_to_the_end(
     let intake = supervisor.scope(Stage::Intake);
     intake.spawn_until_cancelled(
         "admin socket",
-        admin_api::serve(socket, intake.clone(), handle.clone(), services.clone(), desk),
+        admin_api::serve(
+            socket,
+            intake.clone(),
+            handle.clone(),
+            services.clone(),
+            desk,
+            database,
+        ),
     );
     supervisor
         .scope(Stage::Base)
@@ -161,6 +175,7 @@ async fn run_to_the_end(
                     if let Some(config) = reload() {
                         book.set_accept_unsigned(config.accept_unsigned_grants);
                         services.reconfigure(config.services.clone(), ServiceLimits::from(&config.limits));
+                        retention.send_replace(config.audit);
                         // A driver that is gone is noticed by `stopped`.
                         let _ = handle.reload(settings(&config)).await;
                     }
@@ -202,9 +217,11 @@ pub async fn join_once(
     let supervisor = Supervisor::new();
     let work = supervisor.scope(Stage::Work);
     let clock = Clock::start(BUILD_TIME);
-    let book = grant_book(config, store.database(), clock.clone()).await?;
-    let surroundings = Surroundings::new(book, Arc::new(NoOfferings), AuditLog::default(), clock.clone());
-    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(config));
+    let (_, kept) = watch::channel(config.audit);
+    let audit = keep_audit_log(&store, &clock, kept, &supervisor.scope(Stage::Base)).await?;
+    let book = grant_book(config, store.database().clone(), clock.clone()).await?;
+    let surroundings = Surroundings::new(book, Arc::new(NoOfferings), audit.clone(), clock.clone());
+    let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(config), audit);
     let driver = driver.with_surroundings(Arc::new(surroundings));
     work.spawn("driver", driver.run());
     let outcome = match handle.join(invitation).await {
@@ -251,6 +268,21 @@ async fn open(config: &SatelliteConfig) -> Result<(MembershipStore, Loaded), Run
         Ok(MembershipStore::open(&directory, key.as_ref())?)
     })
     .await
+}
+
+/// Opens the audit log and starts its writer, in the stage that ends last.
+async fn keep_audit_log(
+    store: &MembershipStore,
+    clock: &Clock,
+    kept: watch::Receiver<Retention>,
+    base: &TaskScope,
+) -> Result<AuditLog, RunError> {
+    let (database, clock) = (store.database().clone(), clock.clone());
+    let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept))
+        .await
+        .map_err(RunError::Audit)?;
+    base.spawn("audit log", AuditWriter::run(writer, base.clone()));
+    Ok(audit)
 }
 
 /// The invitation to follow at the start: none for a member, none that was refused before.

@@ -322,11 +322,6 @@ impl MembershipStore {
         self.write_copy(&stored, copy::write)
     }
 
-    /// The store file, for what else is kept in it.
-    pub fn database(&self) -> Database {
-        self.database.clone()
-    }
-
     /// Ends the membership: the record of it takes the place of the keys, in the store and in the
     /// second copy, and the key of the grants goes. What was in the store's file before is still in
     /// its free pages until it is opened the next time.
@@ -384,6 +379,21 @@ impl MembershipStore {
         self.database
             .write_async(move |writer| writer.put(&FACTS, &Only, &facts))
             .await
+    }
+
+    /// The store itself, which the audit log shares.
+    pub const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Opens the store for reading alone, while no daemon has it open. Blocking.
+    pub fn open_read_only(directory: &Path, key: Option<&StateKey>) -> Result<Database, OpenStateError> {
+        Database::open_read_only_under(key, &directory.join(STORE_FILE), &SCHEMA).map_err(|source| {
+            OpenStateError::Open {
+                directory: directory.to_owned(),
+                source,
+            }
+        })
     }
 
     /// Bytes written to the store's file since it was opened.

@@ -4,11 +4,13 @@
 pub mod close;
 pub mod connection;
 mod driver;
+pub mod flow;
 pub mod frame;
 pub mod greeting;
 pub mod http;
 #[cfg(test)]
 pub mod memory;
+pub mod packet;
 pub mod quic;
 pub mod relay;
 pub mod stream;
@@ -20,5 +22,6 @@ pub mod transport;
 pub use close::{CloseReason, Violation};
 pub use connection::{OpenStreamError, Tunnel, TunnelSettings, TunnelStats};
 pub use driver::TunnelDriver;
+pub use flow::Flow;
 pub use greeting::GreetingError;
 pub use stream::{IncomingStream, TunnelStream};

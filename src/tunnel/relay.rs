@@ -55,6 +55,16 @@ impl Passed {
     pub fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
     }
+
+    /// Counts a packet that went in.
+    pub fn count_written(&self, bytes: usize) {
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts a packet that came out.
+    pub fn count_read(&self, bytes: usize) {
+        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 /// A stream that counts what passes through it.

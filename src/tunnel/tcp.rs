@@ -38,7 +38,7 @@ use self::gate::Gate;
 use self::half::{Incoming, byte_stream};
 use self::link::Link;
 use self::task::{Arrived, Opening, Task};
-use super::connection::{DEFAULT_MAX_STREAMS, MAX_STREAMS_CEILING};
+use super::connection::DEFAULT_MAX_STREAMS;
 use super::transport::{BoxFuture, ByteStream, CloseCode, Side, Transport, TransportClosed, Urgency};
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_tls_failure};
@@ -53,12 +53,16 @@ pub const BOOTSTRAP_MAX_STREAMS: u32 = super::quic::BOOTSTRAP_MAX_STREAMS;
 /// Content of one frame, in bytes: with its head it fills one TLS record.
 const FRAME_BODY_BYTES: usize = 16 * 1024 - link::HEAD_BYTES;
 
-/// Content that the TLS session holds back for the socket, in bytes: two records.
-const TLS_BUFFER_BYTES: usize = 32 * 1024;
+/// Content that the TLS session holds back for the socket, in bytes: one record.
+const TLS_BUFFER_BYTES: usize = 16 * 1024;
 
 /// Content that the system holds unsent before it takes no more, in bytes. What is sent and not
 /// acknowledged does not count, so throughput does not suffer; a ping waits behind this much.
-const UNSENT_BYTES: u32 = 32 * 1024;
+const UNSENT_BYTES: u32 = 16 * 1024;
+
+/// Most streams of a connection that each side may open, whatever the settings allow; further ones
+/// wait. Each may hold [`FIRST_WINDOW_BYTES`] unread, and all of them must count in 32 bits.
+const STREAMS_MAX: u32 = 1_024;
 
 /// Unread content of one stream, in bytes, that yamux allows from the start.
 pub(super) const FIRST_WINDOW_BYTES: usize = 256 * 1024;
@@ -208,7 +212,7 @@ fn transport<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     Arc::new(TcpTransport {
         shared,
         open,
-        may_open: Arc::new(Semaphore::new(stream_count(MAX_STREAMS_CEILING))),
+        may_open: Arc::new(Semaphore::new(stream_count(STREAMS_MAX))),
         accepted: Mutex::new(accepted),
         remote: SocketAddr::new(remote.ip().to_canonical(), remote.port()),
         certificate,
@@ -221,13 +225,13 @@ const OPENINGS: usize = 8;
 
 /// With the control stream.
 fn stream_count(streams: u32) -> usize {
-    usize::try_from(streams.min(MAX_STREAMS_CEILING)).unwrap_or(0) + 1
+    usize::try_from(streams.min(STREAMS_MAX)).unwrap_or(0) + 1
 }
 
 fn multiplexer_config(places: usize) -> yamux::Config {
     // Two yamux streams for each of the other side's and each of ours, and a last word. Yamux ends
     // the connection beyond it, so it is what nobody reaches who keeps to the places.
-    let streams = 2 * (places + stream_count(MAX_STREAMS_CEILING)) + 1;
+    let streams = 2 * (places + stream_count(STREAMS_MAX)) + 1;
     let mut config = yamux::Config::default();
     config
         .set_max_connection_receive_window(None)

@@ -10,6 +10,7 @@
 //! in [`Hello`]. A reader skips control messages that it does not know and refuses streams whose
 //! version or kind it does not know; the connection lives on.
 
+mod flow;
 mod proxy_header;
 mod sessions;
 mod stream;
@@ -17,6 +18,9 @@ mod stream;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use flow::{
+    DATAGRAMS_FEATURE, End, FLOW_NUMBERS, FlowId, NoFlowId, PACKET_MAX_BYTES, PACKET_PREFIX_BYTES,
+};
 pub use proxy_header::proxy_header;
 pub use sessions::{REPLACES_MAX, SESSIONS_FEATURE, SessionClaim};
 pub use stream::{
@@ -45,7 +49,7 @@ pub struct Hello {
     pub version: u16,
     /// Program and version, for logs.
     pub agent: String,
-    /// Names of optional features that the dialer has: [`SessionClaim`] has some.
+    /// Names of optional features that the dialer has: [`DATAGRAMS_FEATURE`], those of [`SessionClaim`].
     pub features: Vec<String>,
 }
 

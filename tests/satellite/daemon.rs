@@ -18,9 +18,9 @@ use tokio::sync::Mutex;
 use crate::scripted_parent::{Answer, DEADLINE, PEER, ScriptedParent, Setup, TOKEN};
 
 /// Signals reach the whole process: one daemon at a time.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+pub static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
-fn config(dir: &Path, more: &[(&'static str, &str)]) -> SatelliteConfig {
+pub fn config(dir: &Path, more: &[(&'static str, &str)]) -> SatelliteConfig {
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let mut flags = Flags::from([
         ("state_dir", path("state")),
@@ -46,7 +46,7 @@ fn config(dir: &Path, more: &[(&'static str, &str)]) -> SatelliteConfig {
 }
 
 /// A parent of today, with its CA in a file and a payload that names it.
-fn invited(dir: &Path) -> (ScriptedParent, String) {
+pub fn invited(dir: &Path) -> (ScriptedParent, String) {
     let now = powernode_satellite::process::clock::Clock::start(
         crate::scripted_parent::NOW.minus(crate::scripted_parent::DAY * 9_999),
     )

@@ -16,4 +16,5 @@ mod membership;
 mod renewal;
 #[path = "../scripted_parent/mod.rs"]
 mod scripted_parent;
+mod services;
 mod state;

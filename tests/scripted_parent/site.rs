@@ -75,14 +75,21 @@ impl Site {
         let supervisor = Supervisor::new();
         let scope = supervisor.scope(Stage::Work);
         let clock = Clock::with_wall_clock(self.build, self.wall.clone());
-        let grants = GrantBook::open(store.database(), false, clock.clone()).unwrap();
+        let grants = GrantBook::open(store.database().clone(), false, clock.clone()).unwrap();
         let surroundings = Arc::new(Surroundings::new(
             grants,
             Arc::new(NoOfferings),
             AuditLog::default(),
             clock.clone(),
         ));
-        let (driver, handle) = Driver::new(store, loaded, clock, scope.clone(), self.settings.clone());
+        let (driver, handle) = Driver::new(
+            store,
+            loaded,
+            clock,
+            scope.clone(),
+            self.settings.clone(),
+            AuditLog::default(),
+        );
         let driver = driver.with_surroundings(Arc::clone(&surroundings));
         scope.spawn("driver", driver.run());
         Running {

@@ -7,7 +7,9 @@
     reason = "a panic is how a test says that it failed"
 )]
 
+mod flows;
 mod limits;
+mod noted;
 mod program;
 mod reaching;
 mod shop;

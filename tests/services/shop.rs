@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use powernode_satellite::audit::retention::Retention;
 use powernode_satellite::base::id::{GrantId, PeerId, SessionId, TraceId};
 use powernode_satellite::base::secret::Secret;
 use powernode_satellite::base::time::UnixTime;
@@ -22,8 +23,10 @@ use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::services::{
     PublishedServices, ServiceLimits, ServiceReport, ServiceServer, Services,
 };
-use powernode_satellite::store::audit_log::AuditLog;
+use powernode_satellite::store::audit_log::reading::{ENTRIES, answer};
+use powernode_satellite::store::audit_log::{AuditLog, AuditWriter};
 use powernode_satellite::store::database::Database;
+use powernode_satellite::tunnel::flow::Flow;
 use powernode_satellite::tunnel::quic::{QuicEndpoint, QuicSettings};
 use powernode_satellite::tunnel::stream::refusal_in;
 use powernode_satellite::tunnel::{Tunnel, TunnelSettings, TunnelStream};
@@ -55,6 +58,8 @@ pub struct Shop {
     pub dir: tempfile::TempDir,
     store: MembershipStore,
     _supervisor: Supervisor,
+    /// The tunnel and its streams.
+    scope: TaskScope,
 }
 
 /// A grant for [`ANNA`] with its token.
@@ -104,9 +109,9 @@ impl Shop {
         let wall = ManualWallClock::new(NOW);
         let clock = Clock::with_wall_clock(NOW, wall.clone());
         let (store, _) = MembershipStore::open(dir.path(), None).unwrap();
-        let book = GrantBook::open(store.database(), false, clock.clone()).unwrap();
+        let book = GrantBook::open(store.database().clone(), false, clock.clone()).unwrap();
         scope.spawn_until_cancelled("grant clock", book.gate().watch_clock());
-        let published = PublishedServices::new(store.database());
+        let published = PublishedServices::new(store.database().clone());
         let services = Services::start(
             configured,
             published.all().unwrap(),
@@ -115,10 +120,18 @@ impl Shop {
             clock.clone(),
             scope.clone(),
         );
-        let server = ServiceServer::new(services.clone(), book.gate(), AuditLog::default());
-        let (satellite, parent) = tunnel(&scope, &clock, streams).await;
-        let (session, serving) = (server.session(peer()), scope.clone());
-        scope.spawn_until_cancelled("serve", async move {
+        let kept = Retention {
+            max_age: Duration::from_secs(90 * 86_400),
+            max_rows: 100_000,
+        };
+        let (audit, writer) =
+            AuditLog::open(store.database().clone(), clock.clone(), watch::channel(kept).1).unwrap();
+        scope.spawn("audit log", AuditWriter::run(writer, scope.clone()));
+        let server = ServiceServer::new(services.clone(), book.gate(), audit);
+        let link = scope.child();
+        let (satellite, parent) = tunnel(&link, &clock, streams).await;
+        let (session, serving) = (server.session(peer()), link.clone());
+        link.spawn_until_cancelled("serve", async move {
             while let Ok(stream) = satellite.accept_stream().await {
                 serving.spawn_until_cancelled("stream", session.clone().serve(stream));
             }
@@ -131,6 +144,7 @@ impl Shop {
             dir,
             store,
             _supervisor: supervisor,
+            scope: link,
         }
     }
 
@@ -176,6 +190,21 @@ impl Shop {
         in_time(self.parent.open_stream(header)).await.unwrap()
     }
 
+    /// A flow of packets to a service.
+    pub async fn flow(&self, service: &str, ticket: Option<&Ticket>) -> Flow {
+        let request = ServiceRequest {
+            service: service.to_owned(),
+            grant_token: ticket.map(|ticket| ticket.token.clone()),
+            subject: ANNA.to_owned(),
+            source: None,
+        };
+        let header = StreamHeader {
+            kind: StreamKind::Flow(request),
+            trace: TraceId(8),
+        };
+        in_time(self.parent.open_flow(header)).await.unwrap()
+    }
+
     /// The refusal that a stream meets.
     pub async fn refusal(&self, service: &str, ticket: Option<&Ticket>) -> StreamRefusal {
         refusal(self.ask(service, ticket).await).await
@@ -197,8 +226,27 @@ impl Shop {
         .await;
     }
 
+    /// Waits until the audit log has so many entries, and gives them, oldest first.
+    pub async fn noted(&self, count: usize) -> Vec<serde_json::Value> {
+        in_time(async {
+            loop {
+                let page = answer(&self.database(), ENTRIES, "order=oldest", |_| true).unwrap();
+                match page["entries"].as_array() {
+                    Some(entries) if entries.len() >= count => return entries.clone(),
+                    _ => tokio::task::yield_now().await,
+                }
+            }
+        })
+        .await
+    }
+
+    /// Ends the tunnel as a lost one ends.
+    pub fn lose_tunnel(&self) {
+        self.scope.cancel();
+    }
+
     pub fn database(&self) -> Database {
-        self.store.database()
+        self.store.database().clone()
     }
 }
 

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::contract::invitation::{HostPort, ParentUrl};
 use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::host_bridge::ServerName;
@@ -90,6 +91,11 @@ pub enum Command {
         #[command(subcommand)]
         command: OperatorsCommand,
     },
+    /// The log of what peers and operators did
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
+    },
     /// The certificate authority
     Ca {
         #[command(subcommand)]
@@ -113,6 +119,13 @@ pub enum Command {
     },
     /// Print the version
     Version,
+    /// Print what may stand in the last word, for the shells
+    #[command(hide = true)]
+    Complete {
+        /// The words typed so far, without the program's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// How the bridge is found from outside.
@@ -177,6 +190,10 @@ pub struct ForwardArguments {
     /// Address and port to listen on; port 0 takes any that is free
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+
+    /// Carry packets (UDP), for a service that is published with protocol udp
+    #[arg(long)]
+    pub udp: bool,
 
     /// Listen on an address that other machines reach: whoever connects acts with your rights
     #[arg(long)]

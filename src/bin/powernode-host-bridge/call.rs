@@ -13,6 +13,7 @@ use powernode_satellite::cli::client::{AdminClient, AdminError, Answer};
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
+use powernode_satellite::store::audit_log::AuditLog;
 use powernode_satellite::store::state_key::StateKey;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -82,12 +83,17 @@ async fn in_process(
     .map_err(|error| not_opened(&error))?;
     let public = registry.public().map_err(Failure::failed)?;
     let (_settings, settings) = watch::channel(BridgeSettings::new(config.clone(), public));
-    let api = Arc::new(OperatorApi::new(
-        Arc::new(registry),
-        None,
-        Clock::start(BUILD_TIME),
-        settings,
-    ));
+    let clock = Clock::start(BUILD_TIME);
+    let (audit, writer) = if method == Method::GET {
+        (AuditLog::default(), None)
+    } else {
+        let (_, kept) = watch::channel(config.audit);
+        let opened = AuditLog::open(registry.database().clone(), clock.clone(), kept);
+        opened
+            .map(|(audit, writer)| (audit, Some(writer)))
+            .map_err(Failure::failed)?
+    };
+    let api = Arc::new(OperatorApi::new(Arc::new(registry), None, clock, settings, audit));
     let content = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
     let request = Request::builder()
         .method(method)
@@ -99,6 +105,9 @@ async fn in_process(
         .collect()
         .await
         .map_err(|error| Failure::new(Code::Failed, error.to_string()))?;
+    if let Some(writer) = writer {
+        writer.finish().map_err(Failure::failed)?;
+    }
     Ok(Answer {
         status: head.status,
         body: body.to_bytes(),

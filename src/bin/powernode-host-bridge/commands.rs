@@ -19,7 +19,7 @@ use crate::arguments::{
     SessionsCommand, TokenCommand,
 };
 use crate::call::{call, code_of, exchange};
-use crate::{print, show};
+use crate::{audit, print, show};
 
 /// Carries one command out.
 pub fn execute(config: &HostBridgeConfig, command: Command) -> Result<(), Failure> {
@@ -39,6 +39,7 @@ impl Shell<'_> {
     async fn execute(&self, command: Command) -> Result<(), Failure> {
         match command {
             Command::Invite(invite) => self.invite(&invite).await,
+            Command::Audit { command } => audit::audit(self.config, &command).await,
             Command::Peers { command } => self.peers(command).await,
             Command::Token {
                 command: TokenCommand::Mint { peer, ttl, json },
@@ -66,6 +67,7 @@ impl Shell<'_> {
             // Those that are no calls were carried out before.
             Command::Init(_)
             | Command::Run
+            | Command::Complete { .. }
             | Command::Connect(_)
             | Command::Forward(_)
             | Command::StateKey { .. }
@@ -245,7 +247,7 @@ fn seconds(ttl: Option<&HumaneDuration>) -> Option<u64> {
 }
 
 /// A name or id as one part of a path.
-fn segment(text: &str) -> Result<&str, Failure> {
+pub fn segment(text: &str) -> Result<&str, Failure> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if !text.is_empty() && text.chars().all(plain) && !matches!(text, "." | "..") {
         return Ok(text);

@@ -2,9 +2,12 @@
 //! code.
 
 mod arguments;
+mod audit;
 mod call;
 mod commands;
+mod complete;
 mod init;
+mod packets;
 mod reach;
 mod run;
 mod show;
@@ -56,6 +59,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             command: ConfigCommand::Show,
         } => print(&settings.to_string()),
         Command::Version => Ok(()),
+        Command::Complete { words } => complete::complete(&config, &words),
         Command::Connect(connect) => reach::connect(&config, &environment, &connect),
         Command::Forward(forward) => reach::forward(&config, &environment, &forward),
         other => commands::execute(&config, other),

@@ -19,12 +19,12 @@ use powernode_satellite::process::signals::Signals;
 use powernode_satellite::process::supervisor::{Stage, Supervisor, TaskScope};
 use powernode_satellite::tunnel::relay::{RelayEnd, relay};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::arguments::{BridgeArguments, ConnectArguments, ForwardArguments};
 use crate::call::code_of;
-use crate::{PROGRAM, print};
+use crate::{PROGRAM, packets, print};
 
 /// Variable with the operator's token, for where there is no file.
 const TOKEN_VARIABLE: &str = "POWERNODE_OPERATOR_TOKEN";
@@ -100,14 +100,21 @@ pub fn forward(
         let supervisor = Supervisor::new();
         let scope = supervisor.scope(Stage::Work);
         let mut signals = Signals::listen().map_err(Failure::failed)?;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|error| Failure::new(Code::Failed, format!("cannot listen on {address}: {error}")))?;
+        let cannot_listen =
+            |error| Failure::new(Code::Failed, format!("cannot listen on {address}: {error}"));
+        let (service, peer) = (&arguments.service, &arguments.peer);
+        if arguments.udp {
+            let socket = UdpSocket::bind(address).await.map_err(cannot_listen)?;
+            let bound = socket.local_addr().map_err(Failure::failed)?;
+            print(&format!("listening on {bound} (UDP), for {service} of {peer}\n"))?;
+            return tokio::select! {
+                () = packets::serve(socket, client, &scope, arguments) => Ok(()),
+                () = signals.stop() => Ok(()),
+            };
+        }
+        let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
         let bound = listener.local_addr().map_err(Failure::failed)?;
-        print(&format!(
-            "listening on {bound}, for {} of {}\n",
-            arguments.service, arguments.peer
-        ))?;
+        print(&format!("listening on {bound}, for {service} of {peer}\n"))?;
         tokio::select! {
             () = serve(listener, client, &scope, arguments) => Ok(()),
             () = signals.stop() => Ok(()),
@@ -158,7 +165,7 @@ async fn carry(stream: TcpStream, client: &BridgeClient, peer: &str, service: &s
     }
 }
 
-fn complain(what: &str) {
+pub fn complain(what: &str) {
     // A closed standard error cannot be told about.
     let _ = writeln!(io::stderr(), "{PROGRAM}: {what}");
 }

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::contract::service::{
     CONNECTIONS_DEFAULT, HealthCheck, LocalAddress, ServiceName, ServiceProtocol,
 };
@@ -58,6 +59,12 @@ pub enum Command {
         /// What to do with them
         #[command(subcommand)]
         command: ServicesCommand,
+    },
+    /// The log of what the parent and its people did here
+    Audit {
+        /// What to do with it
+        #[command(subcommand)]
+        command: AuditCommand,
     },
     /// Look at the configuration
     Config {

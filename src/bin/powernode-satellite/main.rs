@@ -1,6 +1,7 @@
 //! Entry point of `powernode-satellite`: reads the command line, runs one command, ends with its code.
 
 mod arguments;
+mod audit;
 mod join;
 mod run;
 mod self_check;
@@ -52,6 +53,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Join(join) => join::join(&config, &join),
         Command::Status { json } => status::status(&config, json),
         Command::Services { command } => services::services(&config, &command),
+        Command::Audit { command } => audit::audit(&config, &command),
         Command::StateKey {
             command: StateKeyCommand::Unseal,
         } => state_key::unseal(&config),

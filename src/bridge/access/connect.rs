@@ -15,7 +15,8 @@ use tracing::Instrument as _;
 
 use super::super::operator_api::Operator;
 use super::super::reply::{Reply, ReplyBody};
-use super::{Access, Ask, ServiceStream, Via};
+use super::{Access, Ask, ServiceFlow, ServiceStream, Via};
+use crate::base::id::TraceId;
 use crate::tunnel::relay::RelayEnd;
 
 /// Path below which streams are asked for: `<path>/<peer>/<service>`.
@@ -23,6 +24,9 @@ pub const CONNECT_PATH: &str = "/api/v1/system/sdwan/connect";
 
 /// What a request upgrades to: the bytes of one connection, as they are.
 pub const UPGRADE_PROTOCOL: &str = "powernode-stream";
+
+/// The same for a service that speaks UDP: packets, each behind its length in two bytes.
+pub const PACKETS_PROTOCOL: &str = "powernode-packets";
 
 /// The answer's header with the session's id.
 pub const SESSION_HEADER: &str = "x-powernode-session";
@@ -41,35 +45,54 @@ impl Access {
         operator: Operator,
         source: Option<SocketAddr>,
     ) -> Response<ReplyBody> {
-        let (peer, service) = match asked(&request) {
-            Ok((peer, service)) => (peer.to_owned(), service.to_owned()),
+        let Asked {
+            peer,
+            service,
+            packets,
+        } = match asked(&request) {
+            Ok(asked) => asked,
             Err(refusal) => return refusal.into_response(),
         };
         let ask = Ask {
-            peer,
-            service,
+            peer: peer.to_owned(),
+            service: service.to_owned(),
             operator,
             source,
             via: Via::Connect,
         };
-        let stream = match self.open(ask).await {
-            Ok(stream) => stream,
-            Err(error) => return error.reply().into_response(),
-        };
-        let mut response = Response::new(
-            http_body_util::Empty::new()
-                .map_err(|never| match never {})
-                .boxed_unsync(),
-        );
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        let headers = response.headers_mut();
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        headers.insert(UPGRADE, HeaderValue::from_static(UPGRADE_PROTOCOL));
-        if let Ok(id) = HeaderValue::from_str(&stream.id().to_string()) {
-            headers.insert(SESSION_HEADER, id);
+        if packets {
+            match self.open_flow(ask).await {
+                Ok(flow) => {
+                    let response = switching(PACKETS_PROTOCOL, flow.id());
+                    self.carry_packets(hyper::upgrade::on(&mut request), flow);
+                    response
+                }
+                Err(error) => error.reply().into_response(),
+            }
+        } else {
+            match self.open(ask).await {
+                Ok(stream) => {
+                    let response = switching(UPGRADE_PROTOCOL, stream.id());
+                    self.carry_upgraded(hyper::upgrade::on(&mut request), stream);
+                    response
+                }
+                Err(error) => error.reply().into_response(),
+            }
         }
-        self.carry_upgraded(hyper::upgrade::on(&mut request), stream);
-        response
+    }
+
+    fn carry_packets(&self, upgrade: hyper::upgrade::OnUpgrade, flow: ServiceFlow) {
+        let span = tracing::info_span!("access", trace = %flow.id());
+        let carried = async move {
+            match upgrade.await {
+                Ok(upgraded) => flow.carry(TokioIo::new(upgraded)).await,
+                Err(error) => {
+                    let end = RelayEnd::Left(io::Error::other(error));
+                    flow.into_hold().close(end).await;
+                }
+            }
+        };
+        self.work().spawn("access", carried.instrument(span));
     }
 
     /// Carries a stream over what a connection becomes once its answer is sent.
@@ -88,7 +111,31 @@ impl Access {
     }
 }
 
-fn asked<B>(request: &Request<B>) -> Result<(&str, &str), Reply> {
+fn switching(protocol: &'static str, id: TraceId) -> Response<ReplyBody> {
+    let mut response = Response::new(
+        http_body_util::Empty::new()
+            .map_err(|never| match never {})
+            .boxed_unsync(),
+    );
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(SESSION_HEADER, id);
+    }
+    response
+}
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked<'a> {
+    peer: &'a str,
+    service: &'a str,
+    packets: bool,
+}
+
+fn asked<B>(request: &Request<B>) -> Result<Asked<'_>, Reply> {
     let path = request.uri().path();
     let parts = path.strip_prefix(CONNECT_PATH).unwrap_or_default();
     let Some((peer, service)) = parts.trim_start_matches('/').split_once('/') else {
@@ -100,15 +147,20 @@ fn asked<B>(request: &Request<B>) -> Result<(&str, &str), Reply> {
     if request.method() != Method::GET {
         return Err(Reply::wrong_method("GET"));
     }
-    if !upgrades_to(request.headers(), UPGRADE_PROTOCOL) {
+    let packets = upgrades_to(request.headers(), PACKETS_PROTOCOL);
+    if !(packets || upgrades_to(request.headers(), UPGRADE_PROTOCOL)) {
         return Err(Reply::failure(
             StatusCode::UPGRADE_REQUIRED,
             &format!(
-                "this path gives a stream, not a document; ask over HTTP/1.1 with `Connection: Upgrade` and `Upgrade: {UPGRADE_PROTOCOL}`, or use `powernode-host-bridge connect`"
+                "this path gives a stream, not a document; ask over HTTP/1.1 with `Connection: Upgrade` and `Upgrade: {UPGRADE_PROTOCOL}` (or `{PACKETS_PROTOCOL}`), or use `powernode-host-bridge connect`"
             ),
         ));
     }
-    Ok((peer, service))
+    Ok(Asked {
+        peer,
+        service,
+        packets,
+    })
 }
 
 /// Whether a request asks to go on in another protocol.
@@ -142,7 +194,18 @@ mod tests {
             &format!("{CONNECT_PATH}/shop-17/ssh"),
             Some("h2c, Powernode-Stream"),
         );
-        assert_eq!(asked(&good).unwrap(), ("shop-17", "ssh"));
+        let expected = Asked {
+            peer: "shop-17",
+            service: "ssh",
+            packets: false,
+        };
+        assert_eq!(asked(&good).unwrap(), expected);
+        let packets = request(
+            Method::GET,
+            &format!("{CONNECT_PATH}/shop-17/dns"),
+            Some(PACKETS_PROTOCOL),
+        );
+        assert!(asked(&packets).unwrap().packets);
         for (method, path, upgrade, status) in [
             (Method::GET, "/shop-17/ssh", None, 426),
             (Method::GET, "/shop-17/ssh", Some("websocket"), 426),

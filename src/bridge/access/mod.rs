@@ -12,6 +12,7 @@ mod headers;
 mod ingress;
 mod login;
 mod names;
+mod packets;
 mod proxy;
 mod sessions;
 mod socks;
@@ -24,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, info};
 
-pub use connect::{CONNECT_PATH, SESSION_HEADER, UPGRADE_PROTOCOL};
+pub use connect::{CONNECT_PATH, PACKETS_PROTOCOL, SESSION_HEADER, UPGRADE_PROTOCOL};
 pub use error::AccessError;
 pub(in crate::bridge) use error::{called, why_offline};
 pub(in crate::bridge) use exchange::InScope;
@@ -49,12 +50,12 @@ use crate::store::audit_log::AuditLog;
 use crate::store::database::StoreError;
 use crate::tunnel::CloseReason;
 use crate::tunnel::connection::{OpenStreamError, Tunnel};
-use crate::tunnel::relay::{Counted, RelayEnd, relay};
+use crate::tunnel::relay::{Counted, Passed, RelayEnd, relay};
 use crate::tunnel::stream::{TunnelStream, refusal_in};
-
 use crate::wire::{GoodbyeReason, ServiceRequest, StreamHeader, StreamKind};
 use credentials::Presented;
 use login::Logins;
+pub use packets::ServiceFlow;
 use sessions::{About, Place};
 
 /// Time in which a satellite must have taken or refused a stream: its own patience with a local
@@ -163,9 +164,40 @@ impl Access {
     /// Opens a stream to a service. It is the satellite's to refuse, and whoever is refused is told
     /// in its words.
     pub async fn open(&self, ask: Ask) -> Result<ServiceStream, AccessError> {
+        let (stream, passed, hold) = self
+            .audited(ask, StreamKind::Connect, async |tunnel: &Tunnel, header| {
+                let mut stream = tunnel.open_stream(header).await.map_err(NotOpened::Tunnel)?;
+                stream.accepted().await.map_err(NotOpened::Reply)?;
+                Ok(stream)
+            })
+            .await?;
+        Ok(ServiceStream {
+            io: Counted::new(stream, passed),
+            hold,
+        })
+    }
+
+    /// The same for packets of a service that speaks UDP.
+    pub async fn open_flow(&self, ask: Ask) -> Result<ServiceFlow, AccessError> {
+        let (flow, passed, hold) = self
+            .audited(ask, StreamKind::Flow, async |tunnel: &Tunnel, header| {
+                let flow = tunnel.open_flow(header).await.map_err(NotOpened::Tunnel)?;
+                flow.accepted().await.map_err(NotOpened::Reply)?;
+                Ok(flow)
+            })
+            .await?;
+        Ok(ServiceFlow::new(flow, passed, hold))
+    }
+
+    async fn audited<T>(
+        &self,
+        ask: Ask,
+        kind: fn(ServiceRequest) -> StreamKind,
+        open: impl AsyncFnOnce(&Tunnel, StreamHeader) -> Result<T, NotOpened>,
+    ) -> Result<(T, Arc<Passed>, Hold), AccessError> {
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
         let mut event = opening(&ask, trace);
-        let opened = self.opened(ask, trace, &mut event).await;
+        let opened = self.opened(ask, trace, &mut event, kind, open).await;
         if let Err(error) = &opened {
             info!(%trace, %error, "an access was not given");
             event.outcome = error.audit_outcome();
@@ -174,12 +206,14 @@ impl Access {
         opened
     }
 
-    async fn opened(
+    async fn opened<T>(
         &self,
         ask: Ask,
         trace: TraceId,
         event: &mut AuditEvent,
-    ) -> Result<ServiceStream, AccessError> {
+        kind: fn(ServiceRequest) -> StreamKind,
+        open: impl AsyncFnOnce(&Tunnel, StreamHeader) -> Result<T, NotOpened>,
+    ) -> Result<(T, Arc<Passed>, Hold), AccessError> {
         // Names of services are host names' labels.
         let service = ask.service.to_ascii_lowercase();
         let ask = Arc::new(Ask { service, ..ask });
@@ -224,7 +258,7 @@ impl Access {
             .enter(about, self.clock.clone(), self.audit.clone())?;
         let has_grant = grant.is_some();
         let header = StreamHeader {
-            kind: StreamKind::Connect(ServiceRequest {
+            kind: kind(ServiceRequest {
                 service: ask.service.clone(),
                 grant_token: grant.map(|grant| grant.token),
                 subject: ask.operator.to_string(),
@@ -232,16 +266,17 @@ impl Access {
             }),
             trace,
         };
-        let stream = open_within(&tunnel, header, &mut place).await.map_err(|error| {
-            let error = error.into_access(&name, &ask.service, has_grant);
-            place.never_opened();
-            error
-        })?;
+        let opened = open_within(open(&tunnel, header), &mut place)
+            .await
+            .map_err(|error| {
+                let error = error.into_access(&name, &ask.service, has_grant);
+                place.never_opened();
+                error
+            })?;
         debug!(%trace, peer = %peer.id, service = ask.service, operator = %ask.operator, "an access begins");
-        Ok(ServiceStream {
-            io: Counted::new(stream, place.opened()),
-            hold: Hold { tunnel, place },
-        })
+        let passed = place.opened();
+        let hold = Hold { tunnel, place };
+        Ok((opened, passed, hold))
     }
 
     async fn find(&self, ask: &Arc<Ask>) -> Result<Found, AccessError> {
@@ -272,20 +307,14 @@ enum NotOpened {
     Cut(String),
 }
 
-async fn open_within(
-    tunnel: &Tunnel,
-    header: StreamHeader,
+async fn open_within<T>(
+    opening: impl Future<Output = Result<T, NotOpened>>,
     place: &mut Place,
-) -> Result<TunnelStream, NotOpened> {
-    let opened = async {
-        let mut stream = tunnel.open_stream(header).await.map_err(NotOpened::Tunnel)?;
-        stream.accepted().await.map_err(NotOpened::Reply)?;
-        Ok(stream)
-    };
+) -> Result<T, NotOpened> {
     tokio::select! {
         biased;
         words = place.cut() => Err(NotOpened::Cut(words)),
-        opened = timeout(OPEN_TIMEOUT, opened) => opened.unwrap_or(Err(NotOpened::Late)),
+        opened = timeout(OPEN_TIMEOUT, opening) => opened.unwrap_or(Err(NotOpened::Late)),
     }
 }
 
@@ -335,6 +364,10 @@ impl ServiceStream {
 }
 
 impl Hold {
+    fn id(&self) -> TraceId {
+        self.place.id()
+    }
+
     /// Resolves when the access must end, in the words that the user is told. When the bridge stops, the
     /// tunnel ends after its part of `shutdown.drain`, and not before: a transfer may come to its end. Cancel
     /// safe.

@@ -4,14 +4,16 @@
 use http::Method;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tracing::info;
 
 use super::super::registry::RegistryError;
 use super::super::registry::record::OperatorRecord;
 use super::super::reply::Reply;
 use super::peers::ReasonFields;
-use super::{Call, OperatorApi, fields, log_change, refused, stored_badly};
+use super::{Call, Operator, OperatorApi, fields, refused, stored_badly};
+use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::OperatorId;
-use crate::grant::{GrantRequest, NewGrant};
+use crate::grant::{Grant, GrantRequest, NewGrant};
 
 #[derive(Deserialize)]
 struct OperatorFields {
@@ -32,9 +34,8 @@ impl OperatorApi {
             }
             ([], &Method::POST) => {
                 let created = self
-                    .create_grant(fields(call.body)?)
+                    .create_grant(fields(call.body)?, call.operator)
                     .map_err(|error| refused(&error))?;
-                log_change(call.operator, "grant", &created["grant"]["id"]);
                 Ok(Reply::created(&created))
             }
             ([], _) => Ok(Reply::wrong_method("GET, POST")),
@@ -44,7 +45,7 @@ impl OperatorApi {
                     .registry
                     .revoke_grant(grant, &reason, self.now())
                     .map_err(|error| refused(&error))?;
-                log_change(call.operator, "revoke grant", &grant.id);
+                self.note_grant(call.operator, AuditAction::GrantRevoked, &grant);
                 Ok(Reply::data(&grant.view(self.now())))
             }
             ([_, "revoke"], _) => Ok(Reply::wrong_method("POST")),
@@ -53,13 +54,30 @@ impl OperatorApi {
     }
 
     /// Grants for the API and for the tools.
-    pub(in crate::bridge) fn create_grant(&self, asked: GrantRequest) -> Result<Value, RegistryError> {
+    pub(in crate::bridge) fn create_grant(
+        &self,
+        asked: GrantRequest,
+        operator: &Operator,
+    ) -> Result<Value, RegistryError> {
         let now = self.now();
         let (grant, token) = self.registry.create_grant(NewGrant::check(asked)?, now)?;
+        self.note_grant(operator, AuditAction::GrantIssued, &grant);
         Ok(json!({
             "grant": grant.view(now),
             "bearer_token": token.to_secret().expose_text(),
         }))
+    }
+
+    fn note_grant(&self, operator: &Operator, action: AuditAction, grant: &Grant) {
+        info!(%operator, what = action.word(), grant = %grant.id, "an operator made a change");
+        self.audit.record(&AuditEvent {
+            federation_peer_id: Some(grant.federation_peer_id),
+            remote_subject: Some(grant.remote_subject.clone()),
+            actor: Some(operator.to_string()),
+            grant: Some(grant.id),
+            object: Some(grant.resource_kind.clone()),
+            ..AuditEvent::of(action)
+        });
     }
 
     pub(super) fn operators(&self, call: &Call<'_>) -> Result<Reply, Reply> {
@@ -81,7 +99,7 @@ impl OperatorApi {
                     .registry
                     .add_operator(&name, self.now())
                     .map_err(|error| refused(&error))?;
-                log_change(call.operator, "add operator", &name);
+                self.note(call.operator, AuditAction::OperatorAdded, None, &name);
                 Ok(Reply::created(&json!({
                     "operator": operator_view(Some(minted.id), &minted.operator),
                     "operator_token": minted.token.expose_text(),
@@ -93,7 +111,7 @@ impl OperatorApi {
                     .registry
                     .revoke_operator(asked)
                     .map_err(|error| refused(&error))?;
-                log_change(call.operator, "revoke operator", &operator.name);
+                self.note(call.operator, AuditAction::OperatorRemoved, None, &operator.name);
                 Ok(Reply::data(&operator_view(None, &operator)))
             }
             ([_, "revoke"], _) => Ok(Reply::wrong_method("POST")),

@@ -3,6 +3,7 @@
 //! one function of a request and a known caller, whatever it came over.
 
 mod access;
+mod audit;
 mod peers;
 mod relay;
 mod sessions;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Body;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
@@ -29,12 +30,15 @@ use super::registry::record::PeerRecord;
 use super::registry::{Registry, RegistryError};
 use super::reply::{Reply, ReplyBody};
 use super::settings::BridgeSettings;
+use crate::audit::{AuditAction, AuditEvent};
+use crate::base::id::PeerId;
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::FEDERATION_PEERS_PATH;
 use crate::contract::peer::PeerStatus;
 use crate::process::clock::Clock;
+use crate::store::audit_log::AuditLog;
 
 /// Path of the grants.
 pub const ACCESS_GRANTS_PATH: &str = "/api/v1/system/sdwan/access_grants";
@@ -46,6 +50,8 @@ pub const CA_PATH: &str = "/api/v1/system/sdwan/ca";
 pub const OPERATORS_PATH: &str = "/api/v1/system/sdwan/operators";
 /// Path of the accesses in flight.
 pub const SESSIONS_PATH: &str = "/api/v1/system/sdwan/sessions";
+/// What the paths of the audit log begin with.
+pub const AUDIT_PREFIX: &str = "/api/v1/system/sdwan/audit/";
 /// Path of the tools for assistants.
 pub const MCP_PATH: &str = "/mcp";
 /// What the path of a request to a peer's own interface begins with.
@@ -83,6 +89,7 @@ pub struct OperatorApi {
     access: Option<Arc<Access>>,
     clock: Clock,
     settings: watch::Receiver<BridgeSettings>,
+    audit: AuditLog,
 }
 
 /// One call after its head was read.
@@ -101,6 +108,7 @@ impl OperatorApi {
         links: Option<Arc<Links>>,
         clock: Clock,
         settings: watch::Receiver<BridgeSettings>,
+        audit: AuditLog,
     ) -> Self {
         Self {
             registry,
@@ -108,6 +116,7 @@ impl OperatorApi {
             access: None,
             clock,
             settings,
+            audit,
         }
     }
 
@@ -170,9 +179,8 @@ impl OperatorApi {
             return self.relay(head, body, &operator).await;
         }
         // The registry blocks on the disk.
-        let answered = tokio::task::spawn_blocking(move || {
-            self.dispatch(&head.method, head.uri.path(), &body, &operator)
-        });
+        let answered =
+            tokio::task::spawn_blocking(move || self.dispatch(&head.method, &head.uri, &body, &operator));
         answered
             .await
             .unwrap_or_else(|_| internal_error())
@@ -180,7 +188,8 @@ impl OperatorApi {
     }
 
     /// Answers a request to anything but a peer's own interface. Blocks on the disk.
-    fn dispatch(&self, method: &Method, path: &str, body: &[u8], operator: &Operator) -> Reply {
+    fn dispatch(&self, method: &Method, uri: &Uri, body: &[u8], operator: &Operator) -> Reply {
+        let path = uri.path();
         let below = |base: &str| {
             let rest = path.strip_prefix(base)?;
             (rest.is_empty() || rest.starts_with('/')).then(|| {
@@ -214,6 +223,11 @@ impl OperatorApi {
                     "certificate_pem": self.registry.authority().certificate_pem(),
                     "fingerprint": self.registry.authority().fingerprint().to_string(),
                 }))),
+                _ => Ok(Reply::wrong_method("GET")),
+            }
+        } else if let Some(what) = path.strip_prefix(AUDIT_PREFIX) {
+            match *method {
+                Method::GET => self.audit(what, uri.query().unwrap_or_default()),
                 _ => Ok(Reply::wrong_method("GET")),
             }
         } else if path == MCP_PATH {
@@ -279,6 +293,17 @@ impl OperatorApi {
         PeerView::new(peer, tunnel, self.now())
     }
 
+    /// Notes a change that an operator made, in the program's log and in the audit log.
+    fn note(&self, operator: &Operator, action: AuditAction, peer: Option<PeerId>, on: &str) {
+        info!(%operator, what = action.word(), on, "an operator made a change");
+        self.audit.record(&AuditEvent {
+            federation_peer_id: peer,
+            actor: Some(operator.to_string()),
+            object: Some(on.to_owned()),
+            ..AuditEvent::of(action)
+        });
+    }
+
     fn now(&self) -> UnixTime {
         self.clock.trusted().now
     }
@@ -309,9 +334,4 @@ fn refused(error: &RegistryError) -> Reply {
             &other.to_string(),
         ),
     }
-}
-
-/// One line in the log for every change that an operator makes.
-fn log_change(operator: &Operator, what: &str, on: &dyn std::fmt::Display) {
-    info!(%operator, what, on = %on, "an operator made a change");
 }

@@ -9,9 +9,11 @@ use serde_json::{Value, json};
 
 use super::super::acceptance::AcceptCall;
 use super::super::links::REPLACED_KEY;
+use super::super::registry::record::PeerRecord;
 use super::super::registry::{AcceptError, MintedToken, Proposal, RegistryError, Resumption};
 use super::super::reply::Reply;
-use super::{Call, OperatorApi, fields, log_change, refused, stored_badly};
+use super::{Call, Operator, OperatorApi, fields, refused, stored_badly};
+use crate::audit::AuditAction;
 use crate::contract::join_code::JoinCode;
 use crate::contract::peer::{PeerKind, SpawnMode, SpawnRole, UnknownName};
 use crate::wire::GoodbyeReason;
@@ -84,7 +86,7 @@ impl OperatorApi {
                     .registry
                     .propose(&proposal, self.now())
                     .map_err(|error| refused(&error))?;
-                log_change(call.operator, "propose", &peer.id);
+                self.note_peer(call.operator, AuditAction::PeerProposed, &peer);
                 Ok(Reply::created(&self.view(peer)))
             }
             ([], _) => Ok(Reply::wrong_method("GET, POST")),
@@ -117,7 +119,7 @@ impl OperatorApi {
             .registry
             .invite(&proposal, ttl, self.now())
             .map_err(|error| refused(&error))?;
-        log_change(call.operator, "invite", &minted.peer.id);
+        self.note_peer(call.operator, AuditAction::PeerInvited, &minted.peer);
         Ok(Reply::created(&self.minted(minted)))
     }
 
@@ -127,7 +129,7 @@ impl OperatorApi {
             .registry
             .mint_token(peer, ttl, self.now())
             .map_err(|error| refused(&error))?;
-        log_change(call.operator, "mint a token for", &minted.peer.id);
+        self.note_peer(call.operator, AuditAction::TokenMinted, &minted.peer);
         Ok(Reply::created(&self.minted(minted)))
     }
 
@@ -169,7 +171,7 @@ impl OperatorApi {
             .registry
             .suspend(peer, &reason, self.now())
             .map_err(|error| refused(&error))?;
-        log_change(call.operator, "suspend", &peer.id);
+        self.note_peer(call.operator, AuditAction::PeerSuspended, &peer);
         if let Some(links) = &self.links {
             links.close(peer.id, GoodbyeReason::Suspended, &reason);
         }
@@ -181,7 +183,7 @@ impl OperatorApi {
             .registry
             .resume(peer, self.now())
             .map_err(|error| refused(&error))?;
-        log_change(call.operator, "resume", &peer.id);
+        self.note_peer(call.operator, AuditAction::PeerResumed, &peer);
         let next = match awaits {
             Resumption::AwaitsHeartbeat => "the peer is active again with its next heartbeat",
             Resumption::AwaitsAccept => {
@@ -201,11 +203,16 @@ impl OperatorApi {
             .registry
             .revoke(peer, &reason, self.now())
             .map_err(|error| refused(&error))?;
-        log_change(call.operator, "revoke", &peer.id);
+        self.note_peer(call.operator, AuditAction::PeerRevoked, &peer);
         if let Some(links) = &self.links {
             links.close(peer.id, GoodbyeReason::Revoked, &reason);
         }
         Ok(Reply::data(&self.view(peer)))
+    }
+
+    fn note_peer(&self, operator: &Operator, action: AuditAction, peer: &PeerRecord) {
+        let name = peer.name.clone().unwrap_or_else(|| peer.id.to_string());
+        self.note(operator, action, Some(peer.id), &name);
     }
 
     /// Carries an accept out for the tools.
@@ -221,11 +228,16 @@ impl OperatorApi {
     }
 
     /// Proposes for the tools.
-    pub(in crate::bridge) fn propose(&self, asked: ProposalFields) -> Result<Value, RegistryError> {
+    pub(in crate::bridge) fn propose(
+        &self,
+        asked: ProposalFields,
+        operator: &Operator,
+    ) -> Result<Value, RegistryError> {
         let proposal = asked
             .proposal()
             .map_err(|error| RegistryError::InvalidField(error.to_string()))?;
         let peer = self.registry.propose(&proposal, self.now())?;
+        self.note_peer(operator, AuditAction::PeerProposed, &peer);
         Ok(serde_json::to_value(self.view(peer)).unwrap_or_default())
     }
 }

@@ -5,7 +5,8 @@ use serde_json::json;
 
 use super::super::access::Accesses;
 use super::super::reply::Reply;
-use super::{Call, OperatorApi, fields, log_change};
+use super::{Call, OperatorApi, fields};
+use crate::audit::AuditAction;
 use crate::base::limit::foreign_text;
 
 #[derive(serde::Deserialize)]
@@ -33,7 +34,12 @@ impl OperatorApi {
                 if !sessions.cut(&view.id, &call.operator.to_string(), reason.as_deref()) {
                     return Err(unknown(id));
                 }
-                log_change(call.operator, "cut session", &view.id);
+                self.note(
+                    call.operator,
+                    AuditAction::SessionCut,
+                    Some(view.federation_peer_id),
+                    &view.id,
+                );
                 Ok(Reply::data(&view))
             }
             ([_, "cut"], _) => Ok(Reply::wrong_method("POST")),

@@ -284,6 +284,11 @@ impl Registry {
         self.db.write(|w| w.put(&PUBLIC, &Only, public))
     }
 
+    /// The store itself, which the audit log shares.
+    pub const fn database(&self) -> &Database {
+        &self.db
+    }
+
     /// Whether the private keys in the store are sealed with a state key.
     pub fn is_sealed(&self) -> bool {
         self.db.is_sealed()

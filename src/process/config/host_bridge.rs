@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::audit::{self, HOST_BRIDGE_MAX_ROWS, RETENTION_DAYS};
 use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
+use crate::audit::retention::Retention;
 use crate::base::limit::foreign_text;
 use crate::contract::invitation::{BRIDGES_MAX, HostPort, ParentUrl};
 use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
@@ -62,6 +64,8 @@ pub struct HostBridgeConfig {
     pub tunnel_keepalive: Duration,
     /// How long a shutdown waits for what is in progress.
     pub drain: Duration,
+    /// How long the audit log is kept.
+    pub audit: Retention,
     /// Logs.
     pub log: LogConfig,
 }
@@ -163,6 +167,7 @@ impl HostBridgeConfig {
             stale_after: settings.required(&STALE_AFTER)?,
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
             drain: settings.required(&DRAIN)?,
+            audit: audit::retention(settings, &HOST_BRIDGE_MAX_ROWS)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -264,6 +269,7 @@ pub static PROGRAM: Program = Program {
         ("heartbeat", "What is expected of the satellites."),
         ("tunnel", "The tunnels of the satellites."),
         ("shutdown", "How the host-bridge ends."),
+        audit::SECTION,
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
@@ -294,6 +300,8 @@ static KEYS: &[&dyn AnyKey] = &[
     &STALE_AFTER,
     &TUNNEL_KEEPALIVE,
     &DRAIN,
+    &RETENTION_DAYS,
+    &HOST_BRIDGE_MAX_ROWS,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];

@@ -6,6 +6,7 @@
 //! No key holds a secret: tokens and private keys are named by the file that holds them, and a
 //! value that looks misplaced is not repeated in the error.
 
+mod audit;
 pub mod duration;
 pub mod family;
 pub mod host_bridge;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
 use super::key::{
     AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, Line, ListOf, Parsed, YesNo,
 };
@@ -14,6 +15,7 @@ use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings}
 use super::proxy::{ProxyChoice, ProxySettings};
 use super::services::{self, LimitsConfig};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
+use crate::audit::retention::Retention;
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
 use crate::contract::service::ServiceDefinition;
 use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
@@ -69,6 +71,8 @@ pub struct SatelliteConfig {
     pub reconnect_max: Duration,
     /// Whether unsigned grant tokens are taken.
     pub accept_unsigned_grants: bool,
+    /// How long the audit log is kept.
+    pub audit: Retention,
     /// Logs.
     pub log: LogConfig,
 }
@@ -219,6 +223,7 @@ impl SatelliteConfig {
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
             reconnect_max: settings.required(&RECONNECT_MAX)?,
             accept_unsigned_grants: settings.required(&GRANTS_ACCEPT_UNSIGNED)?,
+            audit: audit::retention(settings, &SATELLITE_MAX_ROWS)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -294,6 +299,7 @@ pub static PROGRAM: Program = Program {
             "What the parent may use of this box at once. A reload changes them for new tunnels and streams.",
         ),
         ("grants", "By what the parent's people and programs may act here."),
+        audit::SECTION,
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
@@ -328,6 +334,8 @@ static KEYS: &[&dyn AnyKey] = &[
     &services::CONNECT_TIMEOUT,
     &services::FLOW_IDLE_TIMEOUT,
     &GRANTS_ACCEPT_UNSIGNED,
+    &RETENTION_DAYS,
+    &SATELLITE_MAX_ROWS,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];

@@ -28,7 +28,8 @@ use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
 use super::report::Failures;
 use super::services::ServiceServer;
 use super::status::StatusReport;
-use crate::base::id::SessionId;
+use crate::audit::{AuditAction, AuditEvent};
+use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::error_chain;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::invitation::HostPort;
@@ -41,6 +42,7 @@ use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::reach::interfaces::{LOOK_EVERY, WayWatch};
+use crate::store::audit_log::AuditLog;
 use crate::tunnel::Tunnel;
 
 /// Reports of tasks that may wait for the loop. There are never more than a handful of tasks; a full
@@ -64,6 +66,9 @@ pub struct Driver {
     clock: Clock,
     scope: TaskScope,
     settings: DriverSettings,
+    audit: AuditLog,
+    /// As which peer this box is known to have joined: a new one is noted.
+    joined_as: Option<PeerId>,
     facts: Facts,
     facts_dirty: bool,
     facts_due: Moment,
@@ -101,10 +106,16 @@ impl Driver {
         clock: Clock,
         scope: TaskScope,
         settings: DriverSettings,
+        audit: AuditLog,
     ) -> (Self, DriverHandle) {
         if let Some(seen) = loaded.latest_known_time() {
             clock.restore_parent_time(seen);
         }
+        let joined_as = loaded
+            .state
+            .as_ref()
+            .and_then(JoinState::membership)
+            .map(|m| m.peer_id);
         let machine = ChildMachine::new(
             loaded.state,
             settings.child.clone(),
@@ -119,6 +130,8 @@ impl Driver {
             recovered: loaded.recovered,
             store_error: None,
             settings,
+            audit,
+            joined_as,
             facts: loaded.facts,
             facts_dirty: false,
             facts_due: clock.now().plus(FACTS_INTERVAL),
@@ -342,12 +355,28 @@ impl Driver {
                 if let JoinState::Refused { refusal, .. } = state {
                     tracing::error!(reason = %refusal, "the join was refused");
                 }
+                self.note_join(state);
                 self.tell(ChildEvent::Persisted(sequence));
             }
             Err(error) => {
                 tracing::error!(error = %error_chain(&error), "the state could not be stored; trying again");
                 self.tell(ChildEvent::PersistFailed(sequence));
             }
+        }
+    }
+
+    /// The peering that this box has just entered, for the audit log.
+    fn note_join(&mut self, state: &JoinState) {
+        let Some(membership) = state.membership() else {
+            return;
+        };
+        if self.joined_as.replace(membership.peer_id) != Some(membership.peer_id) {
+            self.audit.record(&AuditEvent {
+                federation_peer_id: Some(membership.peer_id),
+                remote_subject: Some(membership.parent.url.host().host().to_owned()),
+                object: Some(membership.parent.url.to_string()),
+                ..AuditEvent::of(AuditAction::Joined)
+            });
         }
     }
 
@@ -370,11 +399,7 @@ impl Driver {
         if let Some(operator) = &self.settings.operator {
             membership.operator = operator.clone();
         }
-        let services = self.services.as_ref().map(|server| {
-            let offered = server.services().offerings();
-            let offered = offered.borrow().clone();
-            offered
-        });
+        let services = self.services.as_ref().map(|server| server.services().offered());
         self.with_tunnel(|tunnel, reporter| {
             exchange::heartbeat(tunnel, reporter, membership, services.unwrap_or_default())
         });

@@ -319,7 +319,7 @@ fn a_recorded_store_of_the_first_schema_keeps_its_membership_and_takes_grants() 
         let membership = loaded.state.unwrap().membership().cloned().unwrap();
         assert_eq!(membership.operator.contact, "ops");
         let clock = crate::process::clock::Clock::start(NOW);
-        grants::GrantBook::open(store.database(), false, clock).unwrap();
+        grants::GrantBook::open(store.database().clone(), false, clock).unwrap();
     }
     let error = Database::open(&dir.path().join(STORE_FILE), &FIRST).unwrap_err();
     assert!(
@@ -334,7 +334,7 @@ fn the_key_of_the_grants_is_sealed_like_the_membership() {
     let key = StateKey::parse(&(0..32).collect::<Vec<u8>>()).unwrap();
     let clock = crate::process::clock::Clock::start(NOW);
     let (store, _) = MembershipStore::open(dir.path(), None).unwrap();
-    grants::GrantBook::open(store.database(), false, clock).unwrap();
+    grants::GrantBook::open(store.database().clone(), false, clock).unwrap();
     assert!(!store.report(None).sealed);
     drop(store);
     let (store, _) = MembershipStore::open(dir.path(), Some(&key)).unwrap();

@@ -198,6 +198,11 @@ impl Services {
         self.shared.offerings.subscribe()
     }
 
+    /// What the parent is told now.
+    pub fn offered(&self) -> Arc<[Offering]> {
+        self.shared.offerings.borrow().clone()
+    }
+
     /// All of it, for the owner.
     pub fn reports(&self) -> Vec<ServiceReport> {
         self.book()

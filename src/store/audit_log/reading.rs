@@ -3,13 +3,82 @@
 
 use std::ops::ControlFlow;
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use thiserror::Error;
+
 use super::rows::{AUDIT_ENDS, AUDIT_ROWS};
-use crate::audit::chain::{AuditRow, ChainBreak, RowPin, Verified, Verifier};
+use crate::audit::chain::{AuditRow, ChainBreak, InvalidPin, RowPin, Verified, Verifier};
 use crate::audit::entry::{AuditEntry, ExportedEntry};
-use crate::audit::query::{AuditPage, AuditQuery, Order, PAGE_MAX_ROWS};
-use crate::base::limit::error_chain;
+use crate::audit::query::{AuditPage, AuditQuery, InvalidQuery, Order, PAGE_MAX_ROWS};
+use crate::base::limit::{error_chain, foreign_text};
 use crate::store::database::{Database, Direction, StoreError};
 use crate::store::record::Only;
+
+/// Below the path under which a daemon answers: one page, `entries?since=…&limit=…`.
+pub const ENTRIES: &str = "entries";
+
+/// Below the path under which a daemon answers: the whole log is verified, `verification?noted=12:ab…`.
+pub const VERIFICATION: &str = "verification";
+
+/// What became of a verification, as it travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Whether the log is as it was written.
+    pub whole: bool,
+    /// In a sentence: what is there, or the first row that is wrong and how.
+    pub said: String,
+    /// Number and hash of the newest row, to be noted elsewhere.
+    pub head: Option<String>,
+}
+
+/// Why a question to the log has no answer.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// Not a question.
+    #[error("the audit log is asked for `entries` or `verification`, not for `{0}`")]
+    Unknown(String),
+    /// Of the entries.
+    #[error(transparent)]
+    Query(#[from] InvalidQuery),
+    /// Of the verification.
+    #[error(transparent)]
+    Pin(#[from] InvalidPin),
+    /// The disk.
+    #[error("the audit log could not be read")]
+    Store(#[from] StoreError),
+}
+
+/// Answers what a URL asks: `what` is the last part of its path, `query` what follows the `?`. `admit`
+/// says which entries the caller may see; a verification tells nothing of them.
+pub fn answer(
+    database: &Database,
+    what: &str,
+    query: &str,
+    admit: impl Fn(&AuditEntry) -> bool,
+) -> Result<Value, AskError> {
+    let answered = match what {
+        ENTRIES => serde_json::to_value(page(database, &AuditQuery::of_url(query)?, admit)?),
+        VERIFICATION => {
+            let pin = query.strip_prefix("noted=").map(str::parse).transpose()?;
+            serde_json::to_value(match verify(database, pin)? {
+                Ok(verified) => Verification {
+                    whole: true,
+                    said: verified.to_string(),
+                    head: verified.head,
+                },
+                Err(broken) => Verification {
+                    whole: false,
+                    said: format!("the audit log is not as it was written: {broken}"),
+                    head: None,
+                },
+            })
+        }
+        other => return Err(AskError::Unknown(foreign_text(other))),
+    };
+    // Plain structs of texts and numbers: there is nothing in them that JSON cannot hold.
+    Ok(answered.unwrap_or_default())
+}
 
 /// Goes through the whole log. The outer error is the disk's, the inner one the log's.
 pub fn verify(database: &Database, pin: Option<RowPin>) -> Result<Result<Verified, ChainBreak>, StoreError> {

@@ -3,16 +3,28 @@
 //! come first served, while a little of it is on its way; the control stream does not wait.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
-/// Content, in bytes, between the streams and the TLS session before further content waits: two
-/// frames, so that one is ready when the other has left. It takes 0.3 s at 1 Mbit/s.
-pub(super) const GATE_BYTES: usize = 32 * 1024;
+use tokio::sync::Notify;
+
+/// Content, in bytes, between the streams and the TLS session before further content waits: a frame
+/// and a little, so that one more is ready when the other has left, and a ping stands behind two. They
+/// take a second at 256 kbit/s, where five seconds of silence are the end.
+pub(super) const GATE_BYTES: usize = super::FRAME_BODY_BYTES + 1;
+
+/// Pause between two looks at streams that may wait in vain.
+const STALL_LOOK: Duration = Duration::from_millis(100);
 
 /// Counts what is between, and holds who waits.
 #[derive(Debug, Default)]
-pub(super) struct Gate(Mutex<State>);
+pub(super) struct Gate {
+    state: Mutex<State>,
+    /// Told when somebody begins to wait.
+    waited_for: Notify,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -34,6 +46,8 @@ impl Gate {
             None if again => state.waiting.push_front((stream, waker)),
             None => state.waiting.push_back((stream, waker)),
         }
+        drop(state);
+        self.waited_for.notify_one();
         Poll::Pending
     }
 
@@ -42,20 +56,39 @@ impl Gate {
         self.state().between += bytes;
     }
 
-    /// So many have left for the socket. Wakes as many as there is room for again, and everybody
-    /// when nothing is left that could wake them later: one that was woken need not come.
+    /// So many have left for the socket; who is next goes on.
     pub(super) fn left(&self, bytes: usize) {
         let mut state = self.state();
         state.between = state.between.saturating_sub(bytes);
-        let room = GATE_BYTES.saturating_sub(state.between);
-        let turns = match state.between {
-            0 => state.waiting.len(),
-            _ => room.div_ceil(super::FRAME_BODY_BYTES).min(state.waiting.len()),
-        };
-        let woken: Vec<_> = state.waiting.drain(..turns).collect();
+        let next = (state.between < GATE_BYTES)
+            .then(|| state.waiting.pop_front())
+            .flatten();
         drop(state);
-        for (_, waker) in woken {
+        if let Some((_, waker)) = next {
             waker.wake();
+        }
+    }
+
+    /// Wakes everybody.
+    pub(super) fn open_to_all(&self) {
+        let mut state = self.state();
+        state.between = 0;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        for (_, waker) in waiting {
+            waker.wake();
+        }
+    }
+
+    /// Sees to it that nobody waits in vain: a stream that was woken may have lost its interest, and
+    /// when nothing is on its way nobody else would be woken. Runs for ever.
+    pub(super) async fn attend(&self) -> Infallible {
+        loop {
+            self.waited_for.notified().await;
+            tokio::time::sleep(STALL_LOOK).await;
+            if self.state().between == 0 {
+                self.open_to_all();
+            }
         }
     }
 
@@ -65,7 +98,7 @@ impl Gate {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -83,20 +116,35 @@ mod tests {
     }
 
     #[test]
-    fn content_waits_its_turn_and_an_empty_gate_wakes_all() {
+    fn content_waits_its_turn() {
         let gate = Gate::default();
         assert!(enter(&gate, 1));
-        gate.entered(GATE_BYTES);
+        gate.entered(GATE_BYTES + 1);
         for stream in [1, 2, 3, 2] {
             assert!(!enter(&gate, stream));
         }
         assert_eq!(waiting(&gate), [1, 2, 3], "once each");
         gate.left(1);
-        assert_eq!(waiting(&gate), [2, 3], "one has room");
+        assert_eq!(waiting(&gate), [1, 2, 3], "no room yet");
+        gate.left(1);
+        assert_eq!(waiting(&gate), [2, 3], "one goes on");
         assert!(enter(&gate, 1));
         gate.forget(3);
         assert_eq!(waiting(&gate), [2]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_in_vain_behind_one_that_does_not_come() {
+        let gate = Gate::default();
+        gate.entered(GATE_BYTES);
+        for stream in 1..=3 {
+            assert!(!enter(&gate, stream));
+        }
+        // The first is woken, and that is all that would ever happen.
         gate.left(GATE_BYTES);
+        assert_eq!(waiting(&gate), [2, 3]);
+        let attended = tokio::time::timeout(2 * STALL_LOOK, gate.attend()).await;
+        assert!(attended.is_err());
         assert!(waiting(&gate).is_empty());
     }
 

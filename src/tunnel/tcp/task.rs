@@ -87,6 +87,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Task<T> {
             biased;
             asked = shared.asked_to_close() => Err(asked),
             ended = poll_fn(|cx| self.poll(cx)) => Ok(ended),
+            never = shared.gate.attend() => match never {},
         };
         match ended {
             Ok(reason) => shared.end(reason),
@@ -99,7 +100,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Task<T> {
         }
         // Streams learn of the end when the connection is gone; those at the gate are called.
         drop(self);
-        shared.gate.left(usize::MAX);
+        shared.gate.open_to_all();
     }
 
     /// Ready at the end of the connection.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod every;
+mod flow;
 mod http;
 mod memory;
 mod network;

@@ -339,6 +339,10 @@ async fn pass(
     let mut bytes = vec![0; 65_536];
     while let Ok(count) = from.read(&mut bytes).await {
         if count == 0 {
+            if silent.load(Ordering::SeqCst) {
+                // Not even the end passes.
+                return std::future::pending().await;
+            }
             to.shutdown().await.ok();
             return;
         }

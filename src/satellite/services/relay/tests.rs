@@ -24,7 +24,7 @@ impl Bench {
     fn new() -> Self {
         Self {
             clock: Clock::start(BUILD_TIME),
-            buffers: BufferPool::default(),
+            buffers: BufferPool::of(super::super::buffer::BUFFER_BYTES),
             held_up: HeldUp::default(),
             passed: Mutex::default(),
         }
@@ -38,16 +38,12 @@ impl Bench {
     ) -> (Result<(), RelayError>, T) {
         let (program, mut local) = duplex(4_096);
         let (asking, mut tunnel) = duplex(4_096);
-        let passed = |direction, bytes| {
-            let mut passed = self.passed.lock().unwrap();
-            passed[usize::from(direction == Direction::Out)] += bytes;
-        };
         let traffic = Traffic {
             clock: &self.clock,
             buffers: &self.buffers,
             held_up: &self.held_up,
             meters,
-            passed: &passed,
+            passed: self,
         };
         let relayed = async {
             let ended = relay(&mut local, &mut tunnel, &traffic).await;
@@ -61,6 +57,12 @@ impl Bench {
 
     fn passed(&self) -> [u64; 2] {
         *self.passed.lock().unwrap()
+    }
+}
+
+impl Passed for Bench {
+    fn passed(&self, direction: Direction, bytes: u64) {
+        self.passed.lock().unwrap()[usize::from(direction == Direction::Out)] += bytes;
     }
 }
 
@@ -139,7 +141,7 @@ async fn who_takes_no_more_still_gets_his_answer_out() {
             write.write_all(b"413").await.unwrap();
             // The program goes: what is uploaded further fails, what it had said arrives.
             drop((read, write));
-            let _ = asking.write_all(&[0; 100_000]).await;
+            let _ = asking.write_all(&vec![0; 100_000]).await;
             let mut answer = [0; 3];
             asking.read_exact(&mut answer).await.unwrap();
             assert_eq!(&answer, b"413");
@@ -158,7 +160,7 @@ async fn limits_hold_in_each_direction_and_the_strictest_decides() {
     let (ended, ()) = bench
         .run(&[&wide, &narrow, &open], async |mut program, mut asking| {
             let down = async {
-                program.write_all(&[0; 100_000]).await.unwrap();
+                program.write_all(&vec![0; 100_000]).await.unwrap();
                 program.shutdown().await.unwrap();
                 read_all(&mut program).await
             };

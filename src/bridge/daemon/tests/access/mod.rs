@@ -1,6 +1,7 @@
 //! How people and programs reach services: a real bridge, and a satellite that is a tunnel and a few
 //! services made up here.
 
+mod packets;
 mod sessions;
 mod web;
 
@@ -51,9 +52,17 @@ impl Satellite {
             let (tunnel, scope, asked) = (dialled.tunnel.clone(), scope.clone(), Arc::clone(&asked));
             async move {
                 while let Ok(incoming) = tunnel.accept_stream().await {
-                    let StreamKind::Connect(request) = incoming.header().kind.clone() else {
-                        incoming.refuse_kind().await;
-                        continue;
+                    let request = match incoming.header().kind.clone() {
+                        StreamKind::Connect(request) => request,
+                        StreamKind::Flow(request) => {
+                            asked.lock().unwrap().push(request.clone());
+                            scope.spawn("flow", packets::serve(incoming, request.service));
+                            continue;
+                        }
+                        StreamKind::Http => {
+                            incoming.refuse_kind().await;
+                            continue;
+                        }
                     };
                     asked.lock().unwrap().push(request.clone());
                     let below = scope.clone();
@@ -241,12 +250,19 @@ async fn ask<S>(io: S, path: &str, bearer: Option<&str>) -> Result<Opened, (u16,
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    ask_as(UPGRADE_PROTOCOL, io, path, bearer).await
+}
+
+async fn ask_as<S>(protocol: &str, io: S, path: &str, bearer: Option<&str>) -> Result<Opened, (u16, Value)>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.unwrap();
     let mut request = Request::builder()
         .uri(path)
         .header("host", "127.0.0.1")
         .header("connection", "upgrade")
-        .header("upgrade", UPGRADE_PROTOCOL);
+        .header("upgrade", protocol);
     if let Some(bearer) = bearer {
         request = request.header("authorization", format!("Bearer {bearer}"));
     }
