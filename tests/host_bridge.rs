@@ -99,12 +99,12 @@ fn what_is_wrong_is_said_with_a_code() {
 #[test]
 fn operators_come_and_go() {
     let bridge = BridgeSite::init();
-    let added = bridge.json(&["operators", "add", "second"]);
+    let added = bridge.json(&["operators", "add", "second", "--role", "admin"]);
     assert_eq!(added["operator_token"].as_str().unwrap().len(), 43);
     succeed(&bridge.output(&["operators", "revoke", "admin"]));
     let (code, said) = fail(&bridge.output(&["operators", "revoke", "second"]));
     assert_eq!(code, 4);
-    assert!(said.contains("only operator"), "{said}");
+    assert!(said.contains("only admin"), "{said}");
     assert_eq!(
         bridge.json(&["operators", "list"])["data"]
             .as_array()
@@ -112,6 +112,79 @@ fn operators_come_and_go() {
             .len(),
         1
     );
+}
+
+#[test]
+fn operators_are_limited_changed_and_given_new_tokens() {
+    let bridge = BridgeSite::init();
+    let added = bridge.json(&[
+        "operators",
+        "add",
+        "tom",
+        "--peers",
+        "shop-*,depot",
+        "--services",
+        "ssh,web",
+        "--expires",
+        "90d",
+    ]);
+    let operator = &added["operator"];
+    assert_eq!(operator["role"], "operator");
+    assert_eq!(operator["peers"], json!(["shop-*", "depot"]));
+    assert_eq!(operator["services"], json!(["ssh", "web"]));
+    assert!(operator["expires_at"].is_string() && operator["expired"] == false);
+
+    let set = [
+        "operators",
+        "set",
+        "tom",
+        "--role",
+        "viewer",
+        "--peers",
+        "*",
+        "--expires",
+        "never",
+    ];
+    let set = bridge.json(&set);
+    assert_eq!((&set["role"], &set["peers"]), (&json!("viewer"), &json!("any")));
+    assert_eq!(
+        (&set["services"], &set["expires_at"]),
+        (&json!(["ssh", "web"]), &json!(null))
+    );
+    let shown = succeed(&bridge.output(&["operators", "show", "tom"]));
+    assert!(shown.contains("viewer") && shown.contains("ssh, web"), "{shown}");
+    let table = succeed(&bridge.output(&["operators", "list"]));
+    assert!(table.contains("never") && table.contains("any"), "{table}");
+
+    let rotated = bridge.json(&["operators", "rotate", "tom"]);
+    assert_ne!(rotated["operator_token"], added["operator_token"]);
+    succeed(&bridge.output(&["operators", "remove", "tom"]));
+    let log = succeed(&bridge.output(&["audit", "export"]));
+    for action in [
+        "operator_added",
+        "operator_changed",
+        "operator_token_rotated",
+        "operator_removed",
+    ] {
+        assert!(log.contains(action), "{action}: {log}");
+    }
+    for token in [&added, &rotated].map(|answer| answer["operator_token"].as_str().unwrap()) {
+        assert!(!log.contains(token), "a token is in the audit log");
+    }
+
+    for (wrong, word) in [
+        (["operators", "set", "admin"].as_slice(), "--role"),
+        (
+            &["operators", "add", "x", "--role", "boss"],
+            "viewer, operator and admin",
+        ),
+        (&["operators", "add", "x", "--peers", "a b"], "pattern"),
+        (&["operators", "add", "x", "--expires", "soon"], "not a duration"),
+    ] {
+        let (code, said) = fail(&bridge.output(wrong));
+        assert_eq!(code, 2, "{wrong:?}: {said}");
+        assert!(said.contains(word), "{wrong:?}: {said}");
+    }
 }
 
 #[test]

@@ -8,10 +8,12 @@ use serde_json::{Map, Value, json};
 use tracing::info;
 
 use super::acceptance::AcceptCall;
-use super::operator_api::{Operator, OperatorApi};
+use super::operator_api::{Operator, OperatorApi, ProposalFields};
+use super::permission::{Action, PeerAction, PeerRef, Role};
 use super::registry::AcceptError;
 use super::reply::Reply;
 use crate::base::limit::foreign_text;
+use crate::grant::GrantRequest;
 
 /// Versions of the protocol that are answered as asked; to others the first is offered.
 const PROTOCOL_VERSIONS: &[&str] = &["2025-06-18", "2025-03-26", "2024-11-05"];
@@ -65,7 +67,7 @@ pub(super) fn answer(api: &OperatorApi, body: &[u8], operator: &Operator) -> Rep
     let result = match message.method.as_str() {
         "initialize" => Ok(initialize(&message.params)),
         "ping" => Ok(json!({})),
-        "tools/list" => Ok(json!({ "tools": tools() })),
+        "tools/list" => Ok(json!({ "tools": tools_for(operator) })),
         "tools/call" => call(api, &message.params, operator),
         other => Err(RpcError(
             METHOD_NOT_FOUND,
@@ -99,6 +101,14 @@ fn initialize(params: &Map<String, Value>) -> Value {
         "capabilities": { "tools": {} },
         "serverInfo": { "name": "powernode-host-bridge", "version": env!("CARGO_PKG_VERSION") },
     })
+}
+
+/// The tools that somebody may use: all of them decide who is in.
+fn tools_for(operator: &Operator) -> Value {
+    match operator.identity().role {
+        Role::Admin => tools(),
+        Role::Operator | Role::Viewer => json!([]),
+    }
 }
 
 fn tools() -> Value {
@@ -155,16 +165,9 @@ fn call(api: &OperatorApi, params: &Map<String, Value>, operator: &Operator) -> 
     let name = params.get("name").and_then(Value::as_str).unwrap_or_default();
     let arguments = params.get("arguments").cloned().unwrap_or_else(|| json!({}));
     let outcome = match name {
-        PROPOSE => api
-            .propose(read(arguments)?, operator)
-            .map_err(|error| error.to_string()),
-        ACCEPT => AcceptCall::read(arguments.to_string().as_bytes())
-            .map_err(AcceptError::Refused)
-            .and_then(|call| api.accept(&call))
-            .map_err(|error| error.to_string()),
-        GRANT => api
-            .create_grant(read(arguments)?, operator)
-            .map_err(|error| error.to_string()),
+        PROPOSE => propose(api, read(arguments)?, operator),
+        ACCEPT => accept(api, &arguments, operator),
+        GRANT => grant(api, read(arguments)?, operator),
         other => {
             return Err(RpcError(
                 INVALID_PARAMS,
@@ -181,6 +184,31 @@ fn call(api: &OperatorApi, params: &Map<String, Value>, operator: &Operator) -> 
         Err(why) => (why, true),
     };
     Ok(json!({ "content": [{ "type": "text", "text": text }], "isError": is_error }))
+}
+
+fn propose(api: &OperatorApi, asked: ProposalFields, operator: &Operator) -> Result<Value, String> {
+    let proposal = asked.proposal().map_err(|error| error.to_string())?;
+    api.check_invitation(&proposal, operator)
+        .map_err(|why| why.to_string())?;
+    api.propose(&proposal, operator)
+        .map_err(|error| error.to_string())
+}
+
+/// Whose token it is shows when it is used: only who may invite every peer carries an accept out.
+fn accept(api: &OperatorApi, arguments: &Value, operator: &Operator) -> Result<Value, String> {
+    api.check(operator, &Action::OnPeer(PeerAction::Invite, PeerRef::Nameless))
+        .map_err(|why| why.to_string())?;
+    AcceptCall::read(arguments.to_string().as_bytes())
+        .map_err(AcceptError::Refused)
+        .and_then(|call| api.accept(&call, operator))
+        .map_err(|error| error.to_string())
+}
+
+fn grant(api: &OperatorApi, asked: GrantRequest, operator: &Operator) -> Result<Value, String> {
+    api.check_grants_of(asked.federation_peer_id, operator)
+        .map_err(|why| why.to_string())?;
+    api.create_grant(asked, operator)
+        .map_err(|error| error.to_string())
 }
 
 fn read<T: DeserializeOwned>(arguments: Value) -> Result<T, RpcError> {

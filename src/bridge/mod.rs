@@ -16,6 +16,7 @@ pub mod links;
 mod mcp;
 pub mod operator_api;
 pub mod peer_view;
+pub mod permission;
 pub mod rate;
 pub mod registry;
 pub mod reply;

@@ -6,6 +6,7 @@ use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::bridge::operator_api::{
     ACCESS_GRANTS_PATH, CA_PATH, HEALTH_PATH, OPERATORS_PATH, PEER_PREFIX, SESSIONS_PATH,
 };
+use powernode_satellite::bridge::permission::NamePattern;
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output::{self, Style};
 use powernode_satellite::contract::{API_BASE, FEDERATION_PEERS_PATH};
@@ -15,8 +16,8 @@ use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use serde_json::{Value, json};
 
 use crate::arguments::{
-    CaCommand, Command, GrantArguments, GrantsCommand, InviteArguments, Mode, OperatorsCommand, PeersCommand,
-    SessionsCommand, TokenCommand,
+    CaCommand, Command, Expiry, GrantArguments, GrantsCommand, InviteArguments, Mode, OperatorsCommand,
+    PeersCommand, SessionsCommand, TokenCommand,
 };
 use crate::call::{call, code_of, exchange};
 use crate::{audit, print, show};
@@ -179,18 +180,47 @@ impl Shell<'_> {
 
     async fn operators(&self, command: OperatorsCommand) -> Result<(), Failure> {
         match command {
-            OperatorsCommand::Add { name, json } => {
-                let added = self.post(OPERATORS_PATH, &json!({ "name": name })).await?;
-                print_answer(&added, json, show::added_operator)
+            OperatorsCommand::Add(add) => {
+                let body = json!({
+                    "name": add.name,
+                    "role": add.role,
+                    "peers": words(&add.peers),
+                    "services": words(&add.services),
+                    "ttl_seconds": add.expires.seconds(),
+                });
+                let added = self.post(OPERATORS_PATH, &body).await?;
+                print_answer(&added, add.json, show::minted_operator)
             }
             OperatorsCommand::List { json } => {
                 let operators = self.get(OPERATORS_PATH).await?;
                 print_answer(&operators, json, show::operators)
             }
-            OperatorsCommand::Revoke { operator } => {
+            OperatorsCommand::Show { operator, json } => {
+                let path = format!("{OPERATORS_PATH}/{}", segment(&operator)?);
+                print_answer(&self.get(&path).await?, json, show::operator)
+            }
+            OperatorsCommand::Set(set) => {
+                let path = format!("{OPERATORS_PATH}/{}/change", segment(&set.operator)?);
+                let body = json!({
+                    "role": set.role,
+                    "peers": set.peers.as_deref().map(words),
+                    "services": set.services.as_deref().map(words),
+                    "ttl_seconds": set.expires.and_then(Expiry::seconds),
+                    "never_expires": matches!(set.expires, Some(Expiry::Never)),
+                });
+                print_answer(&self.post(&path, &body).await?, set.json, show::operator)
+            }
+            OperatorsCommand::Rotate { operator, json } => {
+                let path = format!("{OPERATORS_PATH}/{}/rotate", segment(&operator)?);
+                let minted = self.post(&path, &json!({})).await?;
+                print_answer(&minted, json, show::minted_operator)
+            }
+            OperatorsCommand::Remove { operator } => {
                 let path = format!("{OPERATORS_PATH}/{}/revoke", segment(&operator)?);
                 self.post(&path, &json!({})).await?;
-                print(&format!("the token of {operator} is not known any more\n"))
+                print(&format!(
+                    "{operator} is removed; the token is not known any more\n"
+                ))
             }
         }
     }
@@ -240,6 +270,10 @@ fn print_answer(
     }
     let now = Clock::start(BUILD_TIME).trusted().now;
     print(&render(data, Style::of_stdout(), now))
+}
+
+fn words(patterns: &[NamePattern]) -> Vec<String> {
+    patterns.iter().map(ToString::to_string).collect()
 }
 
 fn seconds(ttl: Option<&HumaneDuration>) -> Option<u64> {

@@ -3,7 +3,7 @@
 use powernode_satellite::base::secret::Secret;
 use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::bridge::registry::record::PublicRecord;
-use powernode_satellite::bridge::registry::{REGISTRY_FILE, Registry};
+use powernode_satellite::bridge::registry::{NewOperator, REGISTRY_FILE, Registry};
 use powernode_satellite::bridge::server_identity;
 use powernode_satellite::bridge::settings::BridgeSettings;
 use powernode_satellite::cli::failure::Failure;
@@ -89,7 +89,7 @@ fn furnish(
     registry.set_public(public).map_err(Failure::failed)?;
     server_identity::current(registry, names, now).map_err(Failure::failed)?;
     let operator = registry
-        .add_operator(FIRST_OPERATOR, now)
+        .add_operator(&NewOperator::admin(FIRST_OPERATOR), now)
         .map_err(Failure::failed)?;
     Ok(operator.token)
 }

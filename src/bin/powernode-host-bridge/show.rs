@@ -324,11 +324,14 @@ fn bytes(count: &Value) -> String {
 
 /// `operators list`.
 pub fn operators(operators: &Value, style: Style, now: UnixTime) -> String {
-    let mut table = Table::new(&["NAME", "ROLE", "ADDED", "ID"]);
+    let mut table = Table::new(&["NAME", "ROLE", "PEERS", "SERVICES", "ENDS", "ADDED", "ID"]);
     for operator in operators.as_array().into_iter().flatten() {
         table.row(vec![
             operator["name"].as_str().unwrap_or("?").into(),
             operator["role"].as_str().unwrap_or("?").into(),
+            allowed(&operator["peers"]).into(),
+            allowed(&operator["services"]).into(),
+            ends(operator, now),
             relative_time_of(&operator["created_at"], now).into(),
             operator["id"].as_str().unwrap_or("?").into(),
         ]);
@@ -336,11 +339,36 @@ pub fn operators(operators: &Value, style: Style, now: UnixTime) -> String {
     table.render(style)
 }
 
-/// `operators add`: the one time that an operator token is shown.
-pub fn added_operator(added: &Value, style: Style, _now: UnixTime) -> String {
-    let pairs = [
-        ("operator", text(&added["operator"]["name"])),
-        ("operator token", text(&added["operator_token"])),
-    ];
+fn ends(operator: &Value, now: UnixTime) -> Cell {
+    let text = relative_time_of(&operator["expires_at"], now);
+    let tone = if operator["expired"] == true {
+        Tone::Bad
+    } else {
+        Tone::Plain
+    };
+    Cell::toned(text, tone)
+}
+
+fn operator_pairs(operator: &Value, now: UnixTime) -> Vec<(&'static str, Option<Cell>)> {
+    vec![
+        ("operator", text(&operator["name"])),
+        ("id", text(&operator["id"])),
+        ("role", text(&operator["role"])),
+        ("peers", Some(allowed(&operator["peers"]).into())),
+        ("services", Some(allowed(&operator["services"]).into())),
+        ("ends", Some(ends(operator, now))),
+        ("token made", time(&operator["token_made_at"], now)),
+    ]
+}
+
+/// `operators show` and `operators set`.
+pub fn operator(operator: &Value, style: Style, now: UnixTime) -> String {
+    render_pairs(&operator_pairs(operator, now), style)
+}
+
+/// `operators add` and `operators rotate`: the one time that an operator token is shown.
+pub fn minted_operator(minted: &Value, style: Style, now: UnixTime) -> String {
+    let mut pairs = operator_pairs(&minted["operator"], now);
+    pairs.push(("operator token", text(&minted["operator_token"])));
     render_pairs(&pairs, style) + "\nThe operator token is shown this once; keep it.\n"
 }

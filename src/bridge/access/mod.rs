@@ -37,6 +37,7 @@ pub use sessions::{AccessLimits, Accesses, SessionEnd, SessionView, Via};
 use super::federation_api::{internal_error, stored_badly};
 use super::links::Links;
 use super::operator_api::Operator;
+use super::permission::PeerRef;
 use super::registry::record::{HeldGrant, PeerRecord};
 use super::registry::{Registry, RegistryError};
 use super::reply::Reply;
@@ -143,14 +144,18 @@ impl Access {
         if !presented.looks_like_ours() {
             return Ok(None);
         }
-        let (registry, presented) = (Arc::clone(&self.registry), presented.clone());
+        let (registry, presented, now) = (
+            Arc::clone(&self.registry),
+            presented.clone(),
+            self.clock.trusted().now,
+        );
         let found = tokio::task::spawn_blocking(move || {
-            let operator = registry.operator_by_token(presented.token.expose())?;
+            let operator = registry.operator_by_token(presented.token.expose(), now)?;
             // A right token under a wrong name is somebody's mistake, and not theirs to profit from.
             Ok::<_, StoreError>(operator.filter(|known| presented.name.is_none_or(|name| name == known.name)))
         });
         match found.await {
-            Ok(Ok(operator)) => Ok(operator.map(|operator| Operator::Named(operator.name))),
+            Ok(Ok(operator)) => Ok(operator.map(Operator::Named)),
             Ok(Err(error)) => Err(stored_badly("an operator", &error)),
             Err(_) => Err(internal_error()),
         }
@@ -287,7 +292,7 @@ impl Access {
         );
         // The registry blocks on the disk.
         tokio::task::spawn_blocking(move || {
-            let peer = names::find_peer(&registry, &ask.peer)?;
+            let peer = permitted_peer(&registry, &ask)?;
             let subject = ask.operator.to_string();
             let grant = registry
                 .held_grant_for(peer.id, &ask.service, &subject, now)
@@ -296,6 +301,29 @@ impl Access {
         })
         .await
         .unwrap_or_else(|_| Err(AccessError::Internal))
+    }
+}
+
+/// The peer that is asked for, if the operator may reach the service there. Who may not is told so
+/// whether there is such a peer or not, and near names are those that the operator sees.
+fn permitted_peer(registry: &Registry, ask: &Ask) -> Result<PeerRecord, AccessError> {
+    let identity = ask.operator.identity();
+    let may = |peer| {
+        let allowed = identity.may_reach(peer, &ask.service);
+        allowed.map_err(|why| AccessError::NotPermitted(why.to_string()))
+    };
+    match names::find_peer(registry, &ask.peer) {
+        Ok(peer) => {
+            may((&peer).into())?;
+            Ok(peer)
+        }
+        Err(RegistryError::UnknownPeer { asked, near }) => {
+            may(PeerRef::Called(&ask.peer))?;
+            let sees = |name: &String| identity.sees(PeerRef::Called(name));
+            let near = near.into_iter().filter(sees).collect();
+            Err(RegistryError::UnknownPeer { asked, near }.into())
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

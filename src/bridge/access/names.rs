@@ -4,7 +4,6 @@ use serde_json::Value;
 
 use super::super::registry::record::PeerRecord;
 use super::super::registry::{Registry, RegistryError};
-use super::AccessError;
 use crate::wire::SERVICE_NAME_MAX_BYTES;
 
 /// A service of a peer, as a host name says it.
@@ -43,7 +42,7 @@ pub fn is_service_name(text: &str) -> bool {
 
 /// A peer by id or name; a name in another letter case too, where no other peer has that: browsers
 /// write all host names small.
-pub(super) fn find_peer(registry: &Registry, asked: &str) -> Result<PeerRecord, AccessError> {
+pub(super) fn find_peer(registry: &Registry, asked: &str) -> Result<PeerRecord, RegistryError> {
     match registry.peer(asked) {
         Ok(peer) => Ok(peer),
         Err(unknown @ RegistryError::UnknownPeer { .. }) => {
@@ -55,10 +54,10 @@ pub(super) fn find_peer(registry: &Registry, asked: &str) -> Result<PeerRecord, 
             let mut alike = peers.into_iter().filter(alike);
             match (alike.next(), alike.next()) {
                 (Some(peer), None) => Ok(peer),
-                _ => Err(unknown.into()),
+                _ => Err(unknown),
             }
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

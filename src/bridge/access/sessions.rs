@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::super::permission::PeerRef;
 use super::AccessError;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{GrantId, PeerId, TraceId};
@@ -37,6 +38,16 @@ pub enum Via {
     Socks,
     /// A path of the HTTPS listener.
     Ingress,
+}
+
+impl SessionView {
+    /// The peer, for permissions.
+    pub fn peer_ref(&self) -> PeerRef<'_> {
+        PeerRef::Known {
+            id: self.federation_peer_id,
+            name: Some(&self.peer),
+        }
+    }
 }
 
 impl Via {

@@ -1,24 +1,17 @@
-//! Access grants and operators: list, create, revoke. Tokens are shown by the answer that makes
-//! them and never again.
+//! Access grants: list, create, revoke. Tokens are shown by the answer that makes them and never again.
 
 use http::Method;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::info;
 
+use super::super::permission::{Action, NotPermitted, PeerAction, PeerRef};
 use super::super::registry::RegistryError;
-use super::super::registry::record::OperatorRecord;
 use super::super::reply::Reply;
 use super::peers::ReasonFields;
-use super::{Call, Operator, OperatorApi, fields, refused, stored_badly};
+use super::{Call, Operator, OperatorApi, fields, forbidden, refused, stored_badly};
 use crate::audit::{AuditAction, AuditEvent};
-use crate::base::id::OperatorId;
+use crate::base::id::PeerId;
 use crate::grant::{Grant, GrantRequest, NewGrant};
-
-#[derive(Deserialize)]
-struct OperatorFields {
-    name: String,
-}
 
 impl OperatorApi {
     pub(super) fn grants(&self, call: &Call<'_>) -> Result<Reply, Reply> {
@@ -29,18 +22,29 @@ impl OperatorApi {
                     .registry
                     .grants()
                     .map_err(|error| stored_badly("the grants", &error))?;
-                let views: Vec<_> = grants.iter().map(|grant| grant.view(now)).collect();
+                let seen = self.visible_ids(call.operator)?;
+                let views: Vec<_> = grants
+                    .iter()
+                    .filter(|grant| seen.contains(&grant.federation_peer_id))
+                    .map(|grant| grant.view(now))
+                    .collect();
                 Ok(Reply::data(&views))
             }
             ([], &Method::POST) => {
+                let asked: GrantRequest = fields(call.body)?;
+                self.check_grants_of(asked.federation_peer_id, call.operator)
+                    .map_err(|why| forbidden(&why))?;
                 let created = self
-                    .create_grant(fields(call.body)?, call.operator)
+                    .create_grant(asked, call.operator)
                     .map_err(|error| refused(&error))?;
                 Ok(Reply::created(&created))
             }
             ([], _) => Ok(Reply::wrong_method("GET, POST")),
             ([grant, "revoke"], &Method::POST) => {
                 let reason = fields::<ReasonFields>(call.body)?.reason;
+                let found = self.registry.grant(grant).map_err(|error| refused(&error))?;
+                self.check_grants_of(found.federation_peer_id, call.operator)
+                    .map_err(|why| forbidden(&why))?;
                 let grant = self
                     .registry
                     .revoke_grant(grant, &reason, self.now())
@@ -53,7 +57,20 @@ impl OperatorApi {
         }
     }
 
-    /// Grants for the API and for the tools.
+    /// Whether an operator may make and end grants for a peer.
+    pub(in crate::bridge) fn check_grants_of(
+        &self,
+        peer: PeerId,
+        operator: &Operator,
+    ) -> Result<(), NotPermitted> {
+        let known = self.registry.peer_by_id(peer).ok().flatten();
+        let called = peer.to_string();
+        // One that is not there is refused to who could not see it, and else by the registry.
+        let peer = known.as_ref().map_or(PeerRef::Called(&called), PeerRef::from);
+        self.check(operator, &Action::OnPeer(PeerAction::ChangeGrants, peer))
+    }
+
+    /// Grants for the API and for the tools, which have checked whether the operator may.
     pub(in crate::bridge) fn create_grant(
         &self,
         asked: GrantRequest,
@@ -79,53 +96,4 @@ impl OperatorApi {
             ..AuditEvent::of(action)
         });
     }
-
-    pub(super) fn operators(&self, call: &Call<'_>) -> Result<Reply, Reply> {
-        match (call.rest.as_slice(), call.method) {
-            ([], &Method::GET) => {
-                let operators = self
-                    .registry
-                    .operators()
-                    .map_err(|error| stored_badly("the operators", &error))?;
-                let views: Vec<_> = operators
-                    .iter()
-                    .map(|(id, operator)| operator_view(Some(*id), operator))
-                    .collect();
-                Ok(Reply::data(&views))
-            }
-            ([], &Method::POST) => {
-                let name = fields::<OperatorFields>(call.body)?.name;
-                let minted = self
-                    .registry
-                    .add_operator(&name, self.now())
-                    .map_err(|error| refused(&error))?;
-                self.note(call.operator, AuditAction::OperatorAdded, None, &name);
-                Ok(Reply::created(&json!({
-                    "operator": operator_view(Some(minted.id), &minted.operator),
-                    "operator_token": minted.token.expose_text(),
-                })))
-            }
-            ([], _) => Ok(Reply::wrong_method("GET, POST")),
-            ([asked, "revoke"], &Method::POST) => {
-                let operator = self
-                    .registry
-                    .revoke_operator(asked)
-                    .map_err(|error| refused(&error))?;
-                self.note(call.operator, AuditAction::OperatorRemoved, None, &operator.name);
-                Ok(Reply::data(&operator_view(None, &operator)))
-            }
-            ([_, "revoke"], _) => Ok(Reply::wrong_method("POST")),
-            (rest, _) => Ok(Reply::unknown_path(&rest.join("/"))),
-        }
-    }
-}
-
-/// Everything but the token's digest.
-fn operator_view(id: Option<OperatorId>, operator: &OperatorRecord) -> Value {
-    json!({
-        "id": id,
-        "name": operator.name,
-        "role": operator.role,
-        "created_at": operator.created_at.to_string(),
-    })
 }

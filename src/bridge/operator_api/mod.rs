@@ -4,12 +4,14 @@
 
 mod access;
 mod audit;
+mod operators;
 mod peers;
 mod relay;
 mod sessions;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
@@ -20,17 +22,19 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::info;
 
+pub(super) use self::peers::ProposalFields;
 use super::access::Access;
 use super::federation_api::{internal_error, read_body, stored_badly};
 use super::forwarded::strip_forwarded_identity;
 use super::links::Links;
 use super::mcp;
 use super::peer_view::PeerView;
+use super::permission::{Action, NotPermitted, OperatorIdentity, PeerAction, PeerRef};
 use super::registry::record::PeerRecord;
-use super::registry::{Registry, RegistryError};
+use super::registry::{Recognised, Registry, RegistryError, visible};
 use super::reply::{Reply, ReplyBody};
 use super::settings::BridgeSettings;
-use crate::audit::{AuditAction, AuditEvent};
+use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::PeerId;
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
@@ -63,15 +67,24 @@ pub enum Operator {
     /// A user of this machine whom the socket or the file let in.
     Local,
     /// By bearer token.
-    Named(String),
+    Named(OperatorIdentity),
+}
+
+static LOCAL: LazyLock<OperatorIdentity> = LazyLock::new(OperatorIdentity::local);
+
+impl Operator {
+    /// Who it is, and what they may do.
+    pub fn identity(&self) -> &OperatorIdentity {
+        match self {
+            Self::Local => &LOCAL,
+            Self::Named(identity) => identity,
+        }
+    }
 }
 
 impl std::fmt::Display for Operator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Local => f.write_str("local"),
-            Self::Named(name) => f.write_str(name),
-        }
+        f.write_str(&self.identity().name)
     }
 }
 
@@ -147,10 +160,13 @@ impl OperatorApi {
                 "an operator token is required: Authorization: Bearer <token>",
             ));
         };
-        let registry = Arc::clone(&self.registry);
-        match tokio::task::spawn_blocking(move || registry.operator_by_token(token.expose())).await {
-            Ok(Ok(Some(operator))) => Ok(Operator::Named(operator.name)),
-            Ok(Ok(None)) => Err(Reply::unauthorized("the operator token is not known")),
+        let (registry, now) = (Arc::clone(&self.registry), self.now());
+        match tokio::task::spawn_blocking(move || registry.recognise(token.expose(), now)).await {
+            Ok(Ok(Recognised::Known(identity))) => Ok(Operator::Named(identity)),
+            Ok(Ok(Recognised::Expired { name, at })) => Err(Reply::unauthorized(&format!(
+                "the account of {name} has ended at {at}; an admin can extend it: operators set {name} --expires 90d"
+            ))),
+            Ok(Ok(Recognised::Nobody)) => Err(Reply::unauthorized("the operator token is not known")),
             Ok(Err(error)) => Err(stored_badly("an operator", &error)),
             Err(_) => Err(internal_error()),
         }
@@ -214,7 +230,7 @@ impl OperatorApi {
             self.sessions(&call(rest))
         } else if path == HEALTH_PATH {
             match *method {
-                Method::GET => self.health(),
+                Method::GET => self.health(operator),
                 _ => Ok(Reply::wrong_method("GET")),
             }
         } else if path == CA_PATH {
@@ -227,7 +243,7 @@ impl OperatorApi {
             }
         } else if let Some(what) = path.strip_prefix(AUDIT_PREFIX) {
             match *method {
-                Method::GET => self.audit(what, uri.query().unwrap_or_default()),
+                Method::GET => self.audit(operator, what, uri.query().unwrap_or_default()),
                 _ => Ok(Reply::wrong_method("GET")),
             }
         } else if path == MCP_PATH {
@@ -242,13 +258,16 @@ impl OperatorApi {
     }
 
     /// Every peer, its status and the freshness of its heartbeat at a glance.
-    fn health(&self) -> Result<Reply, Reply> {
+    fn health(&self, operator: &Operator) -> Result<Reply, Reply> {
+        self.permit(operator, &Action::SeeHealth)?;
         let now = self.now();
         let stale_after = self.settings.borrow().config.stale_after;
-        let peers = self
-            .registry
-            .peers()
-            .map_err(|error| stored_badly("the peers", &error))?;
+        let peers = self.visible_peers(operator)?;
+        let connected = |peer: PeerId| {
+            self.links
+                .as_ref()
+                .is_some_and(|links| links.view(peer).is_some())
+        };
         let mut by_status = Map::new();
         for status in PeerStatus::ALL {
             let count = peers.iter().filter(|peer| peer.status == *status).count();
@@ -267,7 +286,7 @@ impl OperatorApi {
                     "last_heartbeat_at": peer.last_heartbeat_at.map(|heard| heard.to_string()),
                     "heartbeat_age_seconds": age.map(|age| age.as_secs()),
                     "heartbeat_fresh": age.is_some_and(|age| age <= stale_after),
-                    "connected": self.links.as_ref().is_some_and(|links| links.view(peer.id).is_some()),
+                    "connected": connected(peer.id),
                 })
             })
             .collect();
@@ -277,7 +296,7 @@ impl OperatorApi {
             "version": env!("CARGO_PKG_VERSION"),
             "daemon_running": self.links.is_some(),
             "time": now.to_string(),
-            "connected": self.links.as_ref().map_or(0, |links| links.len()),
+            "connected": peers.iter().filter(|peer| connected(peer.id)).count(),
             "joining": self.links.as_ref().map_or(0, |links| links.bootstrap_len()),
             "peer_count": total,
             "peers_by_status": by_status,
@@ -286,6 +305,71 @@ impl OperatorApi {
             "store_bytes": self.registry.size_bytes(),
             "peers": rows,
         })))
+    }
+
+    /// Whether an operator may; a refusal is noted in the audit log.
+    pub(in crate::bridge) fn check(
+        &self,
+        operator: &Operator,
+        action: &Action<'_>,
+    ) -> Result<(), NotPermitted> {
+        operator.identity().may(action).inspect_err(|why| {
+            info!(%operator, doing = action.doing(), reason = %why, "an operator was refused");
+            self.audit.record(&AuditEvent {
+                federation_peer_id: match action.peer() {
+                    Some(PeerRef::Known { id, .. }) => Some(*id),
+                    _ => None,
+                },
+                actor: Some(operator.to_string()),
+                object: Some(action.doing().to_owned()),
+                outcome: AuditOutcome::Refused(why.to_string()),
+                ..AuditEvent::of(AuditAction::OperatorRefused)
+            });
+        })
+    }
+
+    /// The same with 403 as the answer.
+    fn permit(&self, operator: &Operator, action: &Action<'_>) -> Result<(), Reply> {
+        self.check(operator, action).map_err(|why| forbidden(&why))
+    }
+
+    /// A peer that an operator names and may do this with. Who may not is told so whether there is such
+    /// a peer or not, and near names are those that the operator sees.
+    fn peer_for(&self, operator: &Operator, asked: &str, action: PeerAction) -> Result<PeerRecord, Reply> {
+        match self.registry.peer(asked) {
+            Ok(peer) => {
+                self.permit(operator, &Action::OnPeer(action, (&peer).into()))?;
+                Ok(peer)
+            }
+            Err(RegistryError::UnknownPeer { asked: shown, near }) => {
+                self.permit(operator, &Action::OnPeer(action, PeerRef::Called(asked)))?;
+                let near = near
+                    .into_iter()
+                    .filter(|name| operator.identity().sees(PeerRef::Called(name)))
+                    .collect();
+                Err(refused(&RegistryError::UnknownPeer { asked: shown, near }))
+            }
+            Err(error) => Err(refused(&error)),
+        }
+    }
+
+    /// The peers within an operator's limit.
+    fn visible_peers(&self, operator: &Operator) -> Result<Vec<PeerRecord>, Reply> {
+        let mut peers = self
+            .registry
+            .peers()
+            .map_err(|error| stored_badly("the peers", &error))?;
+        peers.retain(|peer| operator.identity().sees(peer.into()));
+        Ok(peers)
+    }
+
+    /// Their ids.
+    fn visible_ids(&self, operator: &Operator) -> Result<BTreeSet<PeerId>, Reply> {
+        let peers = self
+            .registry
+            .peers()
+            .map_err(|error| stored_badly("the peers", &error))?;
+        Ok(visible(operator.identity(), &peers))
     }
 
     fn view(&self, peer: PeerRecord) -> PeerView {
@@ -322,6 +406,11 @@ fn fields<T: DeserializeOwned>(body: &[u8]) -> Result<T, Reply> {
             &format!("the request cannot be read: {}", foreign_text(&error.to_string())),
         )
     })
+}
+
+/// 403, and what it would take.
+fn forbidden(why: &NotPermitted) -> Reply {
+    Reply::coded(StatusCode::FORBIDDEN, "FORBIDDEN", &why.to_string())
 }
 
 /// The registry's refusal as an answer.

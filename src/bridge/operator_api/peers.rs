@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 
 use super::super::acceptance::AcceptCall;
 use super::super::links::REPLACED_KEY;
+use super::super::permission::{Action, NotPermitted, PeerAction, PeerRef};
 use super::super::registry::record::PeerRecord;
 use super::super::registry::{AcceptError, MintedToken, Proposal, RegistryError, Resumption};
 use super::super::reply::Reply;
-use super::{Call, Operator, OperatorApi, fields, refused, stored_badly};
+use super::{Call, Operator, OperatorApi, fields, forbidden, refused};
 use crate::audit::AuditAction;
 use crate::contract::join_code::JoinCode;
 use crate::contract::peer::{PeerKind, SpawnMode, SpawnRole, UnknownName};
@@ -71,10 +72,7 @@ impl OperatorApi {
     pub(super) fn peers(&self, call: &Call<'_>) -> Result<Reply, Reply> {
         match (call.rest.as_slice(), call.method) {
             ([], &Method::GET) => {
-                let peers = self
-                    .registry
-                    .peers()
-                    .map_err(|error| stored_badly("the peers", &error))?;
+                let peers = self.visible_peers(call.operator)?;
                 let views: Vec<_> = peers.into_iter().map(|peer| self.view(peer)).collect();
                 Ok(Reply::data(&views))
             }
@@ -82,6 +80,8 @@ impl OperatorApi {
                 let proposal = fields::<ProposalFields>(call.body)?
                     .proposal()
                     .map_err(|error| unprocessable(&error))?;
+                self.check_invitation(&proposal, call.operator)
+                    .map_err(|why| forbidden(&why))?;
                 let peer = self
                     .registry
                     .propose(&proposal, self.now())
@@ -92,7 +92,7 @@ impl OperatorApi {
             ([], _) => Ok(Reply::wrong_method("GET, POST")),
             (["invite"], &Method::POST) => self.invite(call),
             ([peer], &Method::GET) => {
-                let peer = self.registry.peer(peer).map_err(|error| refused(&error))?;
+                let peer = self.peer_for(call.operator, peer, PeerAction::See)?;
                 Ok(Reply::data(&self.view(peer)))
             }
             ([_], _) => Ok(Reply::wrong_method("GET")),
@@ -107,14 +107,16 @@ impl OperatorApi {
 
     fn invite(&self, call: &Call<'_>) -> Result<Reply, Reply> {
         let mut asked: ProposalFields = fields(call.body)?;
+        let ttl = self.ttl(asked.ttl_seconds.take());
+        let proposal = asked.proposal().map_err(|error| unprocessable(&error))?;
+        self.check_invitation(&proposal, call.operator)
+            .map_err(|why| forbidden(&why))?;
         if self.settings.borrow().public.url.is_none() {
             return Err(Reply::failure(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "a join code names this parent's URL: set public.url in the configuration first",
             ));
         }
-        let ttl = self.ttl(asked.ttl_seconds.take());
-        let proposal = asked.proposal().map_err(|error| unprocessable(&error))?;
         let minted = self
             .registry
             .invite(&proposal, ttl, self.now())
@@ -125,9 +127,10 @@ impl OperatorApi {
 
     fn mint(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
         let ttl = self.ttl(fields::<TokenFields>(call.body)?.ttl_seconds);
+        let peer = self.peer_for(call.operator, peer, PeerAction::Invite)?;
         let minted = self
             .registry
-            .mint_token(peer, ttl, self.now())
+            .mint_token(&peer.id.to_string(), ttl, self.now())
             .map_err(|error| refused(&error))?;
         self.note_peer(call.operator, AuditAction::TokenMinted, &minted.peer);
         Ok(Reply::created(&self.minted(minted)))
@@ -167,9 +170,10 @@ impl OperatorApi {
 
     fn suspend(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
         let reason = fields::<ReasonFields>(call.body)?.reason;
+        let peer = self.peer_for(call.operator, peer, PeerAction::Pause)?;
         let peer = self
             .registry
-            .suspend(peer, &reason, self.now())
+            .suspend(&peer.id.to_string(), &reason, self.now())
             .map_err(|error| refused(&error))?;
         self.note_peer(call.operator, AuditAction::PeerSuspended, &peer);
         if let Some(links) = &self.links {
@@ -179,9 +183,10 @@ impl OperatorApi {
     }
 
     fn resume(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let peer = self.peer_for(call.operator, peer, PeerAction::Pause)?;
         let (peer, awaits) = self
             .registry
-            .resume(peer, self.now())
+            .resume(&peer.id.to_string(), self.now())
             .map_err(|error| refused(&error))?;
         self.note_peer(call.operator, AuditAction::PeerResumed, &peer);
         let next = match awaits {
@@ -199,9 +204,10 @@ impl OperatorApi {
 
     fn revoke(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
         let reason = fields::<ReasonFields>(call.body)?.reason;
+        let peer = self.peer_for(call.operator, peer, PeerAction::Revoke)?;
         let peer = self
             .registry
-            .revoke(peer, &reason, self.now())
+            .revoke(&peer.id.to_string(), &reason, self.now())
             .map_err(|error| refused(&error))?;
         self.note_peer(call.operator, AuditAction::PeerRevoked, &peer);
         if let Some(links) = &self.links {
@@ -215,10 +221,31 @@ impl OperatorApi {
         self.note(operator, action, Some(peer.id), &name);
     }
 
+    /// Whether an operator may invite such a peer.
+    pub(in crate::bridge) fn check_invitation(
+        &self,
+        proposal: &Proposal,
+        operator: &Operator,
+    ) -> Result<(), NotPermitted> {
+        let peer = proposal
+            .name
+            .as_deref()
+            .map_or(PeerRef::Nameless, PeerRef::Called);
+        self.check(operator, &Action::OnPeer(PeerAction::Invite, peer))
+    }
+
     /// Carries an accept out for the tools.
-    pub(in crate::bridge) fn accept(&self, call: &AcceptCall) -> Result<Value, AcceptError> {
+    pub(in crate::bridge) fn accept(
+        &self,
+        call: &AcceptCall,
+        operator: &Operator,
+    ) -> Result<Value, AcceptError> {
         let grace = self.settings.borrow().config.accept_grace;
         let accepted = self.registry.accept(call, grace, self.now())?;
+        if !accepted.repeated {
+            let name = accepted.peer.to_string();
+            self.note(operator, AuditAction::Joined, Some(accepted.peer), &name);
+        }
         if !accepted.repeated
             && let Some(links) = &self.links
         {
@@ -227,16 +254,13 @@ impl OperatorApi {
         Ok(serde_json::from_slice(&accepted.answer).unwrap_or_default())
     }
 
-    /// Proposes for the tools.
+    /// Proposes for the tools, which have checked whether the operator may.
     pub(in crate::bridge) fn propose(
         &self,
-        asked: ProposalFields,
+        proposal: &Proposal,
         operator: &Operator,
     ) -> Result<Value, RegistryError> {
-        let proposal = asked
-            .proposal()
-            .map_err(|error| RegistryError::InvalidField(error.to_string()))?;
-        let peer = self.registry.propose(&proposal, self.now())?;
+        let peer = self.registry.propose(proposal, self.now())?;
         self.note_peer(operator, AuditAction::PeerProposed, &peer);
         Ok(serde_json::to_value(self.view(peer)).unwrap_or_default())
     }

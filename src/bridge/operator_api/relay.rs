@@ -11,10 +11,12 @@ use http_body_util::{BodyExt as _, Full};
 use tracing::{info, warn};
 
 use super::super::access::{called, why_offline};
+use super::super::permission::PeerAction;
 use super::super::registry::RegistryError;
 use super::super::registry::record::PeerRecord;
 use super::super::reply::{Reply, ReplyBody};
 use super::{Operator, OperatorApi, PEER_PREFIX, RequestSource, internal_error, refused};
+use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::TraceId;
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
@@ -66,30 +68,51 @@ impl OperatorApi {
         operator: &Operator,
     ) -> Result<Response<ReplyBody>, Reply> {
         let (asked, target) = split(&head.uri)?;
-        let subject = operator.to_string();
-        let (registry, now, wanted) = (Arc::clone(&self.registry), self.now(), service_in(target.path()));
-        let found = tokio::task::spawn_blocking(move || {
-            let peer = registry.peer(&asked)?;
-            let kept = registry.held_grant_for(peer.id, &wanted, &subject, now)?;
-            Ok((peer, kept.map(|kept| kept.token)))
-        });
-        let (peer, kept) = found
-            .await
-            .map_err(|_| internal_error())?
-            .map_err(|error: RegistryError| refused(&error))?;
+        let action = if head.method.is_safe() {
+            PeerAction::Ask
+        } else {
+            PeerAction::Instruct
+        };
+        let (peer, kept) = {
+            let (api, operator, wanted) = (Arc::clone(&self), operator.clone(), service_in(target.path()));
+            let found = tokio::task::spawn_blocking(move || {
+                let peer = api.peer_for(&operator, &asked, action)?;
+                let (subject, now) = (operator.to_string(), api.now());
+                let kept = api
+                    .registry
+                    .held_grant_for(peer.id, &wanted, &subject, now)
+                    .map_err(|error| refused(&RegistryError::Store(error)))?;
+                Ok((peer, kept.map(|kept| kept.token)))
+            });
+            found.await.map_err(|_| internal_error())??
+        };
         let Some(tunnel) = self.links.as_ref().and_then(|links| links.get(peer.id)) else {
             return Err(offline(&peer, self.links.is_some()));
         };
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
         info!(%operator, peer = %peer.id, method = %head.method, path = target.path(), %trace, "a request goes to a peer");
+        let mut noted = AuditEvent {
+            federation_peer_id: Some(peer.id),
+            actor: Some(operator.to_string()),
+            object: Some(format!("{} {}", head.method, target.path())),
+            trace: Some(trace),
+            ..AuditEvent::of(AuditAction::Request)
+        };
+        let began = self.clock.now();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = target;
         copy_headers(&head.headers, request.headers_mut(), PASSED_ON);
         vouch(&head, operator, kept.as_ref(), request.headers_mut());
-        match request_streaming(&tunnel, trace, request, HttpLimits::default()).await {
+        let answer = request_streaming(&tunnel, trace, request, HttpLimits::default()).await;
+        noted.duration = self.clock.now().since(began);
+        match answer {
             Ok(answer) => {
                 let (answered, body) = answer.into_parts();
+                if !answered.status.is_success() {
+                    noted.outcome = AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()));
+                }
+                self.audit.record(&noted);
                 let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
                 *response.status_mut() = answered.status;
                 copy_headers(&answered.headers, response.headers_mut(), PASSED_BACK);
@@ -97,6 +120,8 @@ impl OperatorApi {
             }
             Err(error) => {
                 warn!(peer = %peer.id, %trace, %error, "a request to a peer failed");
+                noted.outcome = AuditOutcome::Failed(error.to_string());
+                self.audit.record(&noted);
                 Err(failed(&peer, &error))
             }
         }
@@ -195,6 +220,7 @@ fn failed(peer: &PeerRecord, error: &HttpOverTunnelError) -> Reply {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::bridge::permission::OperatorIdentity;
 
     #[test]
     fn only_the_peers_own_interface_is_passed_on() {
@@ -230,7 +256,10 @@ mod tests {
 
     #[test]
     fn the_bridge_says_who_asks_and_nobody_else_does() {
-        let operator = Operator::Named("anna".into());
+        let operator = Operator::Named(OperatorIdentity {
+            name: "anna".to_owned(),
+            ..OperatorIdentity::local()
+        });
         let (mut head, ()) = Request::new(()).into_parts();
         for (name, forged) in [
             ("x-forwarded-for", "203.0.113.1"),

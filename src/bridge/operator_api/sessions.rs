@@ -3,7 +3,8 @@
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::super::access::Accesses;
+use super::super::access::SessionView;
+use super::super::permission::{Action, PeerAction};
 use super::super::reply::Reply;
 use super::{Call, OperatorApi, fields};
 use crate::audit::AuditAction;
@@ -23,15 +24,30 @@ impl OperatorApi {
                 "no daemon runs here, so there are no sessions; start powernode-host-bridge",
             ));
         };
+        let identity = call.operator.identity();
+        let sees = |view: &SessionView| identity.sees(view.peer_ref());
         match (call.rest.as_slice(), call.method) {
-            ([], &Method::GET) => Ok(Reply::data(&sessions.list(|_| true))),
+            ([], &Method::GET) => Ok(Reply::data(&sessions.list(sees))),
             ([], _) => Ok(Reply::wrong_method("GET")),
-            ([id], &Method::GET) => one(sessions, id, call),
+            ([id], &Method::GET) => {
+                if let Some(view) = sessions.find(id).filter(sees) {
+                    return Ok(Reply::data(&json!({ "state": "open", "session": view })));
+                }
+                let end = sessions.end_of(id, &identity.name).ok_or_else(|| unknown(id))?;
+                Ok(Reply::data(&json!({ "state": "ended", "end": end })))
+            }
             ([_], _) => Ok(Reply::wrong_method("GET")),
             ([id, "cut"], &Method::POST) => {
                 let reason = fields::<CutFields>(call.body)?.reason;
-                let view = sessions.find(id).ok_or_else(|| unknown(id))?;
-                if !sessions.cut(&view.id, &call.operator.to_string(), reason.as_deref()) {
+                let view = sessions.find(id).filter(sees).ok_or_else(|| unknown(id))?;
+                // Everybody may hang up on themselves.
+                if view.operator != identity.name {
+                    self.permit(
+                        call.operator,
+                        &Action::OnPeer(PeerAction::CutSession, view.peer_ref()),
+                    )?;
+                }
+                if !sessions.cut(&view.id, &identity.name, reason.as_deref()) {
                     return Err(unknown(id));
                 }
                 self.note(
@@ -46,16 +62,6 @@ impl OperatorApi {
             (rest, _) => Ok(Reply::unknown_path(&rest.join("/"))),
         }
     }
-}
-
-fn one(sessions: &Accesses, id: &str, call: &Call<'_>) -> Result<Reply, Reply> {
-    if let Some(view) = sessions.find(id) {
-        return Ok(Reply::data(&json!({ "state": "open", "session": view })));
-    }
-    let end = sessions
-        .end_of(id, &call.operator.to_string())
-        .ok_or_else(|| unknown(id))?;
-    Ok(Reply::data(&json!({ "state": "ended", "end": end })))
 }
 
 fn unknown(id: &str) -> Reply {

@@ -1,106 +1,19 @@
-//! Who may do what: operators of this bridge, and the grants that let the other side's subjects
-//! act here.
+//! The grants that let the other side's subjects act here.
 
-use zeroize::Zeroizing;
-
-use super::peers::{PEERS_MAX, check_name};
-use super::record::{GRANTS, GrantRecord, OPERATORS, OperatorRecord, OperatorRole, PEERS};
+use super::peers::PEERS_MAX;
+use super::record::{GRANTS, GrantRecord, PEERS};
 use super::{Registry, RegistryError};
-use crate::base::id::{GrantId, OperatorId, PeerId};
+use crate::base::id::{GrantId, PeerId};
 use crate::base::limit::foreign_text;
-use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
-use crate::contract::token::{AcceptanceToken, TOKEN_ENTROPY_BYTES, TokenDigest};
 use crate::grant::{BearerToken, Grant, GrantState, MANAGED_CHILD_OPERATOR_KIND, NewGrant};
 use crate::process::entropy;
 use crate::store::database::{StoreError, Writer};
 
-/// Most operators. Each request compares its token with all of them; more people than this
-/// belong behind a proxy that knows them.
-pub const OPERATORS_MAX: usize = 100;
-
 /// Most grants that are kept, archived ones included: two for each of the most peers.
 pub const GRANTS_MAX: usize = 2 * PEERS_MAX;
 
-/// An operator with the token, to be shown once.
-#[derive(Debug)]
-pub struct MintedOperator {
-    /// The new row's id.
-    pub id: OperatorId,
-    /// The new row.
-    pub operator: OperatorRecord,
-    /// In clear.
-    pub token: Secret,
-}
-
 impl Registry {
-    /// Adds an operator with a new bearer token.
-    pub fn add_operator(&self, name: &str, now: UnixTime) -> Result<MintedOperator, RegistryError> {
-        check_name(name)?;
-        let entropy: Zeroizing<[u8; TOKEN_ENTROPY_BYTES]> = entropy::secret_bytes();
-        let token = AcceptanceToken::mint(&entropy);
-        let id = OperatorId::new_v7(now, entropy::id_entropy());
-        let operator = OperatorRecord {
-            name: name.to_owned(),
-            role: OperatorRole::Admin,
-            token: token.digest(),
-            created_at: now,
-        };
-        self.db.write(|w| {
-            let operators = w.list(&OPERATORS)?;
-            if operators.len() >= OPERATORS_MAX {
-                return Err(RegistryError::Full {
-                    what: "operators",
-                    max: OPERATORS_MAX,
-                });
-            }
-            if operators.iter().any(|(_, other)| other.name == name) {
-                return Err(RegistryError::OperatorNameTaken(name.to_owned()));
-            }
-            w.put(&OPERATORS, &id, &operator)?;
-            Ok(())
-        })?;
-        Ok(MintedOperator {
-            id,
-            operator,
-            token: token.expose().clone(),
-        })
-    }
-
-    /// All operators, oldest first.
-    pub fn operators(&self) -> Result<Vec<(OperatorId, OperatorRecord)>, StoreError> {
-        self.db.read(|r| r.list(&OPERATORS))
-    }
-
-    /// Whose token this is. Every row is compared, each in constant time.
-    pub fn operator_by_token(&self, token: &[u8]) -> Result<Option<OperatorRecord>, StoreError> {
-        let presented = TokenDigest::of(token);
-        let mut found = None;
-        for (_, operator) in self.operators()? {
-            if operator.token == presented {
-                found = Some(operator);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Takes an operator's token away, by name or id.
-    pub fn revoke_operator(&self, asked: &str) -> Result<OperatorRecord, RegistryError> {
-        self.db.write(|w| {
-            let operators = w.list(&OPERATORS)?;
-            let id = asked.trim().parse::<OperatorId>().ok();
-            let (id, operator) = operators
-                .iter()
-                .find(|(other, operator)| Some(*other) == id || operator.name == asked.trim())
-                .ok_or_else(|| RegistryError::UnknownOperator(foreign_text(asked)))?;
-            if operators.len() == 1 {
-                return Err(RegistryError::LastOperator(operator.name.clone()));
-            }
-            w.remove(&OPERATORS, id)?;
-            Ok(operator.clone())
-        })
-    }
-
     /// Records a grant; its bearer token is to be shown once.
     pub fn create_grant(&self, new: NewGrant, now: UnixTime) -> Result<(Grant, BearerToken), RegistryError> {
         let id = GrantId::new_v7(now, entropy::id_entropy());
@@ -123,6 +36,14 @@ impl Registry {
     pub fn grants(&self) -> Result<Vec<Grant>, StoreError> {
         let grants = self.db.read(|r| r.list(&GRANTS))?;
         Ok(grants.into_iter().map(|(_, record)| record.grant).collect())
+    }
+
+    /// One grant.
+    pub fn grant(&self, asked: &str) -> Result<Grant, RegistryError> {
+        let unknown = || RegistryError::UnknownGrant(foreign_text(asked));
+        let id: GrantId = asked.trim().parse().map_err(|_| unknown())?;
+        let found = self.db.read(|r| r.get(&GRANTS, &id))?;
+        found.map(|record| record.grant).ok_or_else(unknown)
     }
 
     /// Puts revoked grants whose time of keeping is over into the archive. How many there were.

@@ -6,6 +6,7 @@ mod accepting;
 mod access;
 mod certificates;
 mod held;
+mod operators;
 mod peers;
 mod presence;
 pub mod record;
@@ -34,9 +35,11 @@ use crate::store::record::Only;
 use crate::store::state_key::StateKey;
 
 pub use self::accepting::{AcceptError, Accepted};
-pub use self::access::MintedOperator;
 pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::held::HELD_GRANTS_MAX;
+pub use self::operators::{
+    LIFE_MAX, MintedOperator, NewOperator, OPERATORS_MAX, OperatorChange, Recognised, visible,
+};
 pub use self::peers::{MintedToken, Proposal, Resumption};
 pub use self::presence::{HeartbeatError, HeartbeatTaken, PRESENCE_WRITE_INTERVAL};
 
@@ -115,7 +118,7 @@ pub enum RegistryError {
     #[error("there is a peer named `{0}` already; choose another name, or revoke that peer first")]
     NameTaken(String),
     /// Another operator has it.
-    #[error("there is an operator named `{0}` already; choose another name, or revoke that operator first")]
+    #[error("there is an operator named `{0}` already; choose another name, or remove that operator first")]
     OperatorNameTaken(String),
     /// Not a name.
     #[error(
@@ -136,8 +139,10 @@ pub enum RegistryError {
         /// How many.
         max: usize,
     },
-    /// The last operator would be gone.
-    #[error("`{0}` is the only operator; add another before you revoke this one")]
+    /// The last operator who can mend every account would be gone.
+    #[error(
+        "`{0}` is the only admin without limits and end; add another one first (operators add NAME --role admin)"
+    )]
     LastOperator(String),
     /// A grant that cannot be.
     #[error(transparent)]

@@ -10,13 +10,14 @@ use super::super::heartbeat::Declaration;
 use crate::base::id::{GrantId, OperatorId, PeerId, PublicKeyDigest};
 use crate::base::secret::{Secret, stored};
 use crate::base::time::UnixTime;
+use crate::bridge::permission::{NameLimit, Role};
 use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode, SpawnRole};
 use crate::contract::token::TokenDigest;
 use crate::grant::{Grant, PermissionScope, Revocation};
 use crate::store::audit_log::add_audit_log;
 use crate::store::database::{Schema, StoreError, Table, Writer};
-use crate::store::record::{Only, Record};
+use crate::store::record::{self, Only, Record, RecordError};
 
 /// The host-bridge's store.
 pub const SCHEMA: Schema = Schema {
@@ -202,25 +203,63 @@ pub struct HeldGrant {
     pub token: Secret,
 }
 
-/// What an operator may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OperatorRole {
-    /// Everything.
-    Admin,
-}
-
 /// A person or program that may use the operator API.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperatorRecord {
     /// Who.
     pub name: String,
     /// What they may do.
-    pub role: OperatorRole,
+    pub role: Role,
     /// Of their bearer token.
     pub token: TokenDigest,
     /// Since when.
     pub created_at: UnixTime,
+    /// At which peers.
+    pub peers: NameLimit,
+    /// Which of their services.
+    pub services: NameLimit,
+    /// From then on the token is not taken; `None`: it does not end.
+    pub expires_at: Option<UnixTime>,
+    /// When the token was made.
+    pub token_made_at: UnixTime,
+}
+
+impl Record for OperatorRecord {
+    const VERSION: u8 = 2;
+
+    /// In version 1 everybody could do everything.
+    fn upgrade(version: u8, bytes: &[u8]) -> Result<Self, RecordError> {
+        #[derive(Deserialize)]
+        enum FirstRole {
+            Admin,
+        }
+        #[derive(Deserialize)]
+        struct First {
+            name: String,
+            role: FirstRole,
+            token: TokenDigest,
+            created_at: UnixTime,
+        }
+        if version != 1 {
+            return Err(RecordError::UnknownVersion {
+                found: version,
+                known: Self::VERSION,
+            });
+        }
+        let first: First = record::decode_content(bytes)?;
+        Ok(Self {
+            name: first.name,
+            role: match first.role {
+                FirstRole::Admin => Role::Admin,
+            },
+            token: first.token,
+            created_at: first.created_at,
+            peers: NameLimit::Any,
+            services: NameLimit::Any,
+            expires_at: None,
+            token_made_at: first.created_at,
+        })
+    }
 }
 
 /// The certificate authority, and the key that grant tokens are signed with.
@@ -275,7 +314,6 @@ first_version!(
     PeerNameRecord,
     TokenRecord,
     GrantRecord,
-    OperatorRecord,
     AuthorityRecord,
     ServerRecord,
     PublicRecord,

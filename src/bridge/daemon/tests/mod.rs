@@ -5,6 +5,7 @@
 
 mod access;
 mod https;
+mod operators;
 mod tunnels;
 
 use std::time::Duration;
@@ -23,7 +24,7 @@ use super::*;
 use crate::base::id::{PeerId, TraceId};
 use crate::base::time::UnixTime;
 use crate::bridge::registry::record::PublicRecord;
-use crate::bridge::registry::{Proposal, Registry};
+use crate::bridge::registry::{NewOperator, Proposal, Registry};
 use crate::contract::invitation::ParentTrust;
 use crate::contract::peer::{PeerKind, SpawnMode, SpawnRole};
 use crate::contract::{ACCEPT_PATH, HEARTBEAT_PATH};
@@ -61,7 +62,10 @@ impl TestBridge {
         let dir = tempfile::tempdir().unwrap();
         let now = Clock::start(BUILD_TIME).trusted().now;
         let registry = Registry::create(&dir.path().join("registry.redb"), None, "Test CA", now).unwrap();
-        let operator_token = registry.add_operator("admin", now).unwrap().token;
+        let operator_token = registry
+            .add_operator(&NewOperator::admin("admin"), now)
+            .unwrap()
+            .token;
         let operator_token = operator_token.expose_text().unwrap().to_owned();
         Self {
             running: run_registry(registry, &dir, more).await,
@@ -154,8 +158,13 @@ impl TestBridge {
     }
 
     async fn operator(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
+        self.with_token(&self.operator_token, method, path, body).await
+    }
+
+    /// The same as somebody else.
+    async fn with_token(&self, token: &str, method: Method, path: &str, body: Value) -> (u16, Value) {
         let mut request = request(method, path, &body);
-        let bearer = format!("Bearer {}", self.operator_token);
+        let bearer = format!("Bearer {token}");
         request
             .headers_mut()
             .insert("authorization", bearer.parse().unwrap());

@@ -4,6 +4,7 @@
 
 mod exactly_once;
 mod held;
+mod operators;
 mod rows;
 
 use std::io;

@@ -168,19 +168,26 @@ fn the_servers_certificate_is_renewed_for_new_names_and_in_time() {
 #[test]
 fn operators_and_grants_are_shown_once_and_revoked() {
     let (_disk, registry) = Disk::with_registry();
-    let admin = registry.add_operator("admin", at(0)).unwrap();
-    let found = registry.operator_by_token(admin.token.expose()).unwrap().unwrap();
+    let admin = registry
+        .add_operator(&NewOperator::admin("admin"), at(0))
+        .unwrap();
+    let found = registry
+        .operator_by_token(admin.token.expose(), at(1))
+        .unwrap()
+        .unwrap();
     assert_eq!(found.name, "admin");
-    assert!(registry.operator_by_token(b"guess").unwrap().is_none());
+    assert!(registry.operator_by_token(b"guess", at(1)).unwrap().is_none());
     assert!(matches!(
-        registry.revoke_operator("admin"),
+        registry.remove_operator("admin"),
         Err(RegistryError::LastOperator(_))
     ));
-    registry.add_operator("second", at(1)).unwrap();
-    registry.revoke_operator("admin").unwrap();
+    registry
+        .add_operator(&NewOperator::admin("second"), at(1))
+        .unwrap();
+    registry.remove_operator("admin").unwrap();
     assert!(
         registry
-            .operator_by_token(admin.token.expose())
+            .operator_by_token(admin.token.expose(), at(2))
             .unwrap()
             .is_none()
     );
