@@ -9,6 +9,7 @@ pub mod federation_api;
 pub mod grants;
 pub mod invite;
 pub mod membership_store;
+pub mod offline;
 pub mod parent_client;
 pub mod payload;
 mod report;

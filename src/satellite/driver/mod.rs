@@ -90,6 +90,8 @@ pub struct Driver {
     surroundings: Option<Arc<Surroundings>>,
     /// The tunnel over which grants are handed over, and where that runs.
     grants_over: (Option<TunnelId>, TaskScope),
+    /// Wakes the loop when grants have changed: the status tells of them.
+    grant_changes: Option<watch::Receiver<u64>>,
     failures: Failures,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     commands: mpsc::Receiver<Command>,
@@ -144,6 +146,7 @@ impl Driver {
             ways: WayWatch::default(),
             looked_at: clock.now(),
             surroundings: None,
+            grant_changes: None,
             grants_over: (None, scope.child()),
             scope,
             failures: Failures::default(),
@@ -176,6 +179,7 @@ impl Driver {
     /// Answers the parent's requests, by the grants that it has.
     #[must_use]
     pub fn with_surroundings(mut self, surroundings: Arc<Surroundings>) -> Self {
+        self.grant_changes = Some(surroundings.grants.changes());
         self.surroundings = Some(surroundings);
         self.publish();
         self
@@ -200,6 +204,7 @@ impl Driver {
                         continue;
                     }
                 }
+                () = grants::changed(self.grant_changes.as_mut()) => {}
                 () = self.clock.sleep_until(wake.min(pulse)) => {
                     let now = self.clock.now();
                     if self.machine.poll_timeout().is_some_and(|due| due <= now) {
