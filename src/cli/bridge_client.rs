@@ -46,6 +46,9 @@ const REFUSAL_MAX_BYTES: usize = 64 * 1024;
 /// last byte.
 const END_LOOKS: (u32, Duration) = (20, Duration::from_millis(50));
 
+/// How often it is asked whether a session goes on of which nothing more comes.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// A way to one host-bridge.
 #[derive(Clone)]
 pub struct BridgeClient {
@@ -81,6 +84,8 @@ pub enum SessionFate {
     Done,
     /// Why it was cut, or failed.
     Broken(String),
+    /// It goes on.
+    Open,
     /// The bridge does not answer any more.
     BridgeGone,
     /// It does not remember.
@@ -217,12 +222,20 @@ impl BridgeClient {
         let (looks, pause) = END_LOOKS;
         for _ in 0..looks {
             match self.look_at(session).await {
-                Some(SessionFate::Unknown) => tokio::time::sleep(pause).await,
+                Some(SessionFate::Open) => tokio::time::sleep(pause).await,
                 Some(fate) => return fate,
                 None => return SessionFate::BridgeGone,
             }
         }
         SessionFate::Unknown
+    }
+
+    /// Waits until a session of this operator's goes on no more. It is asked for, because a stream whose
+    /// one direction has ended looks the same whether the other goes on or not.
+    pub async fn until_over(&self, session: &str) {
+        while let Some(SessionFate::Open) = self.look_at(session).await {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn look_at(&self, session: &str) -> Option<SessionFate> {
@@ -231,6 +244,9 @@ impl BridgeClient {
         let Ok(Ok(data)) = answer.await.ok()?.read() else {
             return Some(SessionFate::Unknown);
         };
+        if data["state"] == "open" {
+            return Some(SessionFate::Open);
+        }
         let end = &data["end"];
         Some(match (end["outcome"].as_str(), end["reason"].as_str()) {
             (Some("done"), _) => SessionFate::Done,

@@ -18,6 +18,9 @@ const JOINS_WITHIN: Duration = Duration::from_secs(10);
 /// a wait after the few failures of these scenarios.
 const BACK_WITHIN: Duration = Duration::from_secs(15);
 
+/// Half of the resolver's time, which is ten seconds.
+const REMEMBERED_WITHIN: Duration = Duration::from_secs(5);
+
 /// How long an inward connection is tried. In the lab packets need microseconds.
 const INWARD_TRY: Duration = Duration::from_secs(1);
 
@@ -200,12 +203,10 @@ fn a_box_that_lost_its_resolver_finds_its_parent() {
     lab.satellite.set_etc_file("hosts", "127.0.0.1 localhost\n");
 
     let satellite = federation.run_satellite();
-    // The resolver is waited for before what is remembered is used.
-    wait_until(
-        "connected to the remembered address",
-        Duration::from_secs(30),
-        || (federation.status()["link"]["state"] == "connected").then_some(()),
-    );
+    // What is remembered is dialled while the resolver is asked.
+    wait_until("connected to the remembered address", REMEMBERED_WITHIN, || {
+        (federation.status()["link"]["state"] == "connected").then_some(())
+    });
     assert!(lab.router.counted_packets() > 0, "nobody asked the resolver");
     assert!(federation.is_active());
     federation.wait_answered(SOON);

@@ -101,8 +101,8 @@ async fn carry(
     match (ended, client.fate_of(&session).await) {
         (_, SessionFate::Broken(why)) => Err(why),
         (_, SessionFate::BridgeGone) => Err("the host-bridge was stopped or restarted".to_owned()),
-        (Err(error), SessionFate::Unknown) => Err(error.to_string()),
-        (_, SessionFate::Done) | (Ok(()), SessionFate::Unknown) => Ok(()),
+        (Err(error), SessionFate::Unknown | SessionFate::Open) => Err(error.to_string()),
+        (_, SessionFate::Done) | (Ok(()), SessionFate::Unknown | SessionFate::Open) => Ok(()),
     }
 }
 

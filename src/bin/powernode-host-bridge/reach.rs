@@ -51,12 +51,16 @@ pub fn connect(
             .open(&arguments.peer, &arguments.service)
             .await
             .map_err(|error| failure(&error))?;
-        let printed = Arc::new(Notify::new());
-        let here = Terminal {
-            io: tokio::io::join(tokio::io::stdin(), tokio::io::stdout()),
-            printed: io::stdin().is_terminal().then(|| Arc::clone(&printed)),
+        let io = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
+        let (here, printed) = Here::new(io, true);
+        let over = async {
+            printed.notified().await;
+            // On a terminal nobody ends standard input when the other side hangs up.
+            if !io::stdin().is_terminal() {
+                client.until_over(&stream.session).await;
+            }
         };
-        let end = relay(here, stream.io, printed.notified()).await;
+        let end = relay(here, stream.io, over).await;
         match (end, client.fate_of(&stream.session).await) {
             (RelayEnd::Left(error), _) => Err(Failure::new(
                 Code::Failed,
@@ -154,14 +158,21 @@ async fn carry(stream: TcpStream, client: &BridgeClient, peer: &str, service: &s
         .open(peer, service)
         .await
         .map_err(|error| error_chain(&error))?;
-    let end = relay(stream, remote.io, std::future::pending::<()>()).await;
-    match end {
-        RelayEnd::Finished | RelayEnd::Cut(()) | RelayEnd::Left(_) => Ok(()),
-        RelayEnd::Right(error) => Err(match client.fate_of(&remote.session).await {
-            SessionFate::Broken(why) => why,
-            SessionFate::BridgeGone => "the host-bridge was stopped or restarted".to_owned(),
-            SessionFate::Done | SessionFate::Unknown => error.to_string(),
-        }),
+    let (here, written) = Here::new(stream, false);
+    let over = async {
+        written.notified().await;
+        client.until_over(&remote.session).await;
+    };
+    let broken = match relay(here, remote.io, over).await {
+        RelayEnd::Finished | RelayEnd::Left(_) => return Ok(()),
+        RelayEnd::Cut(()) => None,
+        RelayEnd::Right(error) => Some(error.to_string()),
+    };
+    match (client.fate_of(&remote.session).await, broken) {
+        (SessionFate::Broken(why), _) => Err(why),
+        (SessionFate::BridgeGone, _) => Err("the host-bridge was stopped or restarted".to_owned()),
+        (_, Some(why)) => Err(why),
+        (SessionFate::Done | SessionFate::Open | SessionFate::Unknown, None) => Ok(()),
     }
 }
 
@@ -237,15 +248,28 @@ fn failure(error: &BridgeClientError) -> Failure {
     Failure::of(code, error)
 }
 
-/// Standard input and output as one stream. Its writing end can be ended, as a socket's can.
-struct Terminal<S> {
+/// This side of a relay. It tells when nothing more comes for it: the other side may be gone for good
+/// then, although nobody here has ended what goes there.
+struct Here<S> {
     io: S,
-    /// Whom to tell when there is nothing more to print: on a terminal nobody ends standard input
-    /// when the other side hangs up.
-    printed: Option<Arc<Notify>>,
+    /// Whether it is standard output that is written to.
+    is_stdout: bool,
+    written: Arc<Notify>,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Terminal<S> {
+impl<S> Here<S> {
+    fn new(io: S, is_stdout: bool) -> (Self, Arc<Notify>) {
+        let written = Arc::new(Notify::new());
+        let here = Self {
+            io,
+            is_stdout,
+            written: Arc::clone(&written),
+        };
+        (here, written)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Here<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -255,7 +279,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Terminal<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Terminal<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Here<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
@@ -265,13 +289,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Terminal<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
-        // Whoever reads from the pipe learns of the end now, not when this program ends.
-        let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
-        rustix::stdio::dup2_stdout(nowhere)?;
-        if let Some(printed) = self.printed.take() {
-            printed.notify_one();
+        if self.is_stdout {
+            // Its own shutdown does not wait for what is still being written.
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            // Whoever reads from the pipe learns of the end now, not when this program ends.
+            let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+            rustix::stdio::dup2_stdout(nowhere)?;
+        } else {
+            ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
         }
+        self.written.notify_one();
         Poll::Ready(Ok(()))
     }
 }

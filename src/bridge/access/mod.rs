@@ -49,10 +49,11 @@ use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::store::audit_log::AuditLog;
 use crate::store::database::StoreError;
+use crate::tunnel::CloseReason;
 use crate::tunnel::connection::{OpenStreamError, Tunnel};
 use crate::tunnel::relay::{Counted, Passed, RelayEnd, relay};
 use crate::tunnel::stream::{TunnelStream, refusal_in};
-use crate::wire::{ServiceRequest, StreamHeader, StreamKind};
+use crate::wire::{GoodbyeReason, ServiceRequest, StreamHeader, StreamKind};
 use credentials::Presented;
 use login::Logins;
 pub use packets::ServiceFlow;
@@ -395,7 +396,6 @@ impl Hold {
         self.place.id()
     }
 
-    /// Resolves when the access must end, in the words that the user is told. Cancel safe.
     /// Resolves when the access must end, in the words that the user is told. When the bridge stops, the
     /// tunnel ends after its part of `shutdown.drain`, and not before: a transfer may come to its end. Cancel
     /// safe.
@@ -431,7 +431,12 @@ impl Hold {
     }
 }
 
-fn tunnel_ended(peer: &str, reason: &crate::tunnel::CloseReason) -> String {
+fn tunnel_ended(peer: &str, reason: &CloseReason) -> String {
+    if let CloseReason::Local(goodbye) = reason
+        && goodbye.reason == GoodbyeReason::ShuttingDown
+    {
+        return goodbye.message.clone();
+    }
     format!("the tunnel of {peer} has ended: {reason}")
 }
 
