@@ -81,12 +81,12 @@ async fn measure() {
         "service, idle",
         &trips(shop.ask("echo", Some(&ticket)).await).await,
     );
-    let bulk = shop.ask("flood", Some(&ticket)).await;
+    let mut bulk = shop.ask("flood", Some(&ticket)).await;
     let beside = async {
         tokio::select! {
             biased;
             measured = trips(shop.ask("echo", Some(&ticket)).await) => measured,
-            _ = download(vec![bulk]) => Vec::new(),
+            () = drained(&mut bulk) => Vec::new(),
         }
     };
     report_trips("service, beside a download", &beside.await);
@@ -98,6 +98,12 @@ async fn drain(mut stream: TcpStream) {
     let mut piece = vec![0; PIECE];
     while stream.read(&mut piece).await.is_ok_and(|got| got > 0) {}
     let _ = stream.shutdown().await;
+}
+
+/// Reads on for ever.
+async fn drained(stream: &mut TunnelStream) {
+    let mut piece = vec![0; PIECE];
+    while stream.read(&mut piece).await.is_ok_and(|got| got > 0) {}
 }
 
 async fn each<T>(count: usize, open: impl AsyncFn() -> T) -> Vec<T> {
