@@ -75,21 +75,21 @@ async fn measure() {
     connections(&shop, &ticket).await;
     report_trips(
         "TCP alone, idle",
-        trips(TcpStream::connect(&echoing.address).await.unwrap()).await,
+        &trips(TcpStream::connect(&echoing.address).await.unwrap()).await,
     );
     report_trips(
         "service, idle",
-        trips(shop.ask("echo", Some(&ticket)).await).await,
+        &trips(shop.ask("echo", Some(&ticket)).await).await,
     );
-    let bulk = shop.ask("flood", Some(&ticket)).await;
+    let mut bulk = shop.ask("flood", Some(&ticket)).await;
     let beside = async {
         tokio::select! {
             biased;
             measured = trips(shop.ask("echo", Some(&ticket)).await) => measured,
-            _ = download(vec![bulk]) => Vec::new(),
+            () = drained(&mut bulk) => Vec::new(),
         }
     };
-    report_trips("service, beside a download", beside.await);
+    report_trips("service, beside a download", &beside.await);
     idle(&shop, &ticket).await;
 }
 
@@ -98,6 +98,12 @@ async fn drain(mut stream: TcpStream) {
     let mut piece = vec![0; PIECE];
     while stream.read(&mut piece).await.is_ok_and(|got| got > 0) {}
     let _ = stream.shutdown().await;
+}
+
+/// Reads on for ever.
+async fn drained(stream: &mut TunnelStream) {
+    let mut piece = vec![0; PIECE];
+    while stream.read(&mut piece).await.is_ok_and(|got| got > 0) {}
 }
 
 async fn each<T>(count: usize, open: impl AsyncFn() -> T) -> Vec<T> {
@@ -202,10 +208,10 @@ fn resident_kib() -> u64 {
 
 fn report_bulk(what: &str, streams: usize, took: Duration) {
     let rate = BULK_BYTES as f64 / took.as_secs_f64() / (1024.0 * 1024.0);
-    println!("{:<30} {rate:>8.0} MiB/s, {streams} stream(s)", what);
+    println!("{what:<30} {rate:>8.0} MiB/s, {streams} stream(s)");
 }
 
-fn report_trips(what: &str, taken: Vec<Duration>) {
+fn report_trips(what: &str, taken: &[Duration]) {
     if taken.is_empty() {
         println!("{what:<30} the download ended first");
         return;

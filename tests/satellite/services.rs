@@ -122,6 +122,6 @@ async fn services_come_and_go_and_the_parent_is_told() {
         kill_process(getpid(), Signal::TERM).unwrap();
     };
     let both = async { tokio::join!(running, used) };
-    let (ended, ()) = tokio::time::timeout(DEADLINE * 3, both).await.unwrap();
+    let (ended, ()) = tokio::time::timeout(DEADLINE * 3, Box::pin(both)).await.unwrap();
     ended.unwrap();
 }

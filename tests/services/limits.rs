@@ -24,7 +24,7 @@ async fn download(shop: &Shop, streams: usize, bytes: usize) -> Duration {
         let mut all = vec![0; bytes];
         in_time(stream.read_exact(&mut all)).await.unwrap();
     });
-    let mut set = Vec::from_iter(reads.map(Box::pin));
+    let mut set: Vec<_> = reads.map(Box::pin).collect();
     std::future::poll_fn(|cx| {
         set.retain_mut(|read| read.as_mut().poll(cx).is_pending());
         if set.is_empty() {
@@ -73,7 +73,7 @@ async fn bandwidth_is_limited_by_service_stream_and_session() {
 async fn a_full_service_refuses_and_takes_the_next_when_one_has_ended() {
     let program = Program::echo().await;
     let narrow = with("ssh", "tcp", &program.address, |fields| {
-        fields.max_connections = 2
+        fields.max_connections = 2;
     });
     let shop = Shop::open(vec![narrow]).await;
     let ticket = shop.ticket(None).await;
@@ -134,7 +134,7 @@ async fn the_program_is_told_for_whom_when_the_service_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let told = with("told", "tcp", &address.to_string(), |fields| {
-        fields.proxy_protocol = true
+        fields.proxy_protocol = true;
     });
     let untold = service("untold", "tcp", &address.to_string());
     let shop = Shop::open(vec![told, untold]).await;

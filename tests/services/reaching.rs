@@ -86,7 +86,7 @@ async fn without_a_grant_that_reaches_so_far_nothing_opens() {
     assert_eq!(refused.code, RefusalCode::Forbidden, "{refused:?}");
     let near = shop
         .ticket_for(None, |request| {
-            request.source_cidrs = vec!["192.0.2.0/24".to_owned()]
+            request.source_cidrs = vec!["192.0.2.0/24".to_owned()];
         })
         .await;
     for (source, reached) in [
@@ -173,11 +173,11 @@ async fn a_unix_socket_is_served_and_known_again_after_a_restart() {
     shop.services.publish(echo).await.unwrap();
     let ticket = shop.ticket(Some("echo")).await;
     let mut stream = shop.ask("echo", Some(&ticket)).await;
-    stream.write_all(&[9; 100_000]).await.unwrap();
+    stream.write_all(&vec![9; 100_000]).await.unwrap();
     stream.shutdown().await.unwrap();
     let mut back = Vec::new();
     in_time(stream.read_to_end(&mut back)).await.unwrap();
-    assert_eq!(back, [9; 100_000]);
+    assert_eq!(back, vec![9; 100_000]);
     let stored = powernode_satellite::satellite::services::PublishedServices::new(shop.database());
     assert_eq!(stored.all().unwrap(), [service("echo", "unix", &program.address)]);
 }
@@ -200,7 +200,7 @@ async fn health_is_found_out_and_offered() {
     let (nobody, _held) = nobody();
     let check = |name: &str, address: &str, check: &str| {
         with(name, "http", address, |fields| {
-            fields.health_check = check.parse().unwrap()
+            fields.health_check = check.parse().unwrap();
         })
     };
     let shop = Shop::open(vec![

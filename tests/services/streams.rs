@@ -141,20 +141,21 @@ async fn readers_that_stand_still_do_not_slow_another_stream() {
     ])
     .await;
     let ticket = shop.ticket(None).await;
+    let block = vec![0; 65_536];
     let mut still = Vec::new();
     for _ in 0..10 {
         // A download that nobody reads.
         still.push(shop.ask("flood", Some(&ticket)).await);
         // An upload that the program does not read.
         let mut upload = shop.ask("sulk", Some(&ticket)).await;
-        while let Ok(written) = timeout(Duration::from_millis(300), upload.write(&[0; 65_536])).await {
+        while let Ok(written) = timeout(Duration::from_millis(300), upload.write(&block)).await {
             written.unwrap();
         }
         still.push(upload);
     }
     let mut stream = shop.ask("echo", Some(&ticket)).await;
     for round in 0_u32..50 {
-        let sent = [round as u8; 1_000];
+        let sent = [u8::try_from(round).unwrap(); 1_000];
         let mut back = [0; 1_000];
         stream.write_all(&sent).await.unwrap();
         in_time(stream.read_exact(&mut back)).await.unwrap();
@@ -216,7 +217,7 @@ async fn a_thousand_connections_at_once() {
     .unwrap();
     let program = Program::on(listener, echo);
     let wide = with("echo", "tcp", &program.address, |fields| {
-        fields.max_connections = 1_000
+        fields.max_connections = 1_000;
     });
     let shop = Shop::open_with(vec![wide], limits(), 1_024).await;
     let ticket = shop.ticket(None).await;
@@ -269,11 +270,11 @@ async fn changes_to_one_service_leave_the_streams_of_others_alone() {
     shop.services.reconfigure(changed, limits());
     // Streams that run stay where they are; new ones go to the new address.
     both_work([&mut web, &mut moves]).await;
-    let mut moved = shop.ask("moves", Some(&ticket)).await;
-    moved.write_all(b"12345").await.unwrap();
-    moved.shutdown().await.unwrap();
+    let mut elsewhere = shop.ask("moves", Some(&ticket)).await;
+    elsewhere.write_all(b"12345").await.unwrap();
+    elsewhere.shutdown().await.unwrap();
     let mut answer = String::new();
-    in_time(moved.read_to_string(&mut answer)).await.unwrap();
+    in_time(elsewhere.read_to_string(&mut answer)).await.unwrap();
     assert_eq!(answer, "5");
     let mut added = shop.ask("added", Some(&ticket)).await;
     both_work([&mut web, &mut added]).await;
