@@ -41,6 +41,60 @@ fn main() -> ExitCode {
     }
 }
 
+/// Lets a script of the host-bridge ask the program itself (`complete`) for the names of peers and
+/// services.
+fn with_names(shell: Shell, script: String) -> String {
+    match shell {
+        Shell::Bash => script + BASH_NAMES,
+        Shell::Fish => script + FISH_NAMES,
+        Shell::Zsh => {
+            let asks = |line: &str| {
+                let named = [":peer -- ", ":service -- ", ":id -- "];
+                named.iter().any(|argument| line.contains(argument))
+            };
+            let lines = script.lines().map(|line| match line {
+                line if asks(line) => line.replace(":_default", ":_powernode-host-bridge_names") + "\n",
+                line => line.to_owned() + "\n",
+            });
+            lines
+                .collect::<String>()
+                .replacen("autoload -U is-at-least\n", ZSH_NAMES, 1)
+        }
+        _ => script,
+    }
+}
+
+const BASH_NAMES: &str = r#"
+_powernode__host__bridge_names() {
+    local names
+    names=$("$1" complete -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+    if [[ -n "${names}" ]]; then
+        mapfile -t COMPREPLY <<<"${names}"
+        return 0
+    fi
+    _powernode__host__bridge "$@"
+}
+
+complete -F _powernode__host__bridge_names -o bashdefault -o default powernode-host-bridge
+"#;
+
+const FISH_NAMES: &str = r"
+complete -c powernode-host-bridge -f -a '(powernode-host-bridge complete -- (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
+";
+
+const ZSH_NAMES: &str = r#"autoload -U is-at-least
+
+_powernode-host-bridge_names() {
+    local -a line names
+    line=(${(z)LBUFFER})
+    [[ $LBUFFER == *[[:space:]] ]] && line+=("")
+    line=("${(@)line[(i)*powernode-host-bridge,-1]}")
+    shift line
+    names=(${(f)"$(powernode-host-bridge complete -- "${(@)line}" 2>/dev/null)"})
+    compadd -a names
+}
+"#;
+
 fn write(directory: &Path, command: &Command) -> io::Result<()> {
     let man = directory.join("man");
     fs::create_dir_all(&man)?;
@@ -55,6 +109,16 @@ fn write(directory: &Path, command: &Command) -> io::Result<()> {
         fs::create_dir_all(&beside)?;
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut command.clone(), &name, &mut script);
+        let mut script = String::from_utf8_lossy(&script).into_owned();
+        if shell == Shell::Bash {
+            // The generator takes the hyphens of a program's name for subcommands in one half of the
+            // script and not in the other, and nothing below the first word would be completed.
+            let words = name.replace('-', "__subcmd__");
+            script = script.replace(&words, &name.replace('-', "__"));
+        }
+        if command.find_subcommand("complete").is_some() {
+            script = with_names(shell, script);
+        }
         fs::write(beside.join(file), script)?;
     }
     Ok(())

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use tokio::sync::Semaphore;
 
+use super::access::Access;
 use super::http_listener::serve_http;
 use super::operator_api::{Operator, OperatorApi};
 use super::reply::Reply;
@@ -16,7 +17,13 @@ use crate::process::supervisor::TaskScope;
 const CONNECTIONS_MAX: usize = 32;
 
 /// Takes connections until the scope is cancelled.
-pub(super) async fn serve(socket: AdminSocket, api: Arc<OperatorApi>, intake: TaskScope, work: TaskScope) {
+pub(super) async fn serve(
+    socket: AdminSocket,
+    api: Arc<OperatorApi>,
+    access: Arc<Access>,
+    intake: TaskScope,
+    work: TaskScope,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = async {
@@ -30,10 +37,10 @@ pub(super) async fn serve(socket: AdminSocket, api: Arc<OperatorApi>, intake: Ta
         let Some((place, (stream, caller))) = accepted else {
             return;
         };
-        let api = Arc::clone(&api);
+        let (api, access) = (Arc::clone(&api), Arc::clone(&access));
         let scope = work.clone();
         work.spawn("admin request", async move {
-            serve_http(stream, &scope, |request| answer(&api, request, caller)).await;
+            serve_http(stream, &scope, |request| answer(&api, &access, request, caller)).await;
             drop(place);
         });
     }
@@ -41,10 +48,14 @@ pub(super) async fn serve(socket: AdminSocket, api: Arc<OperatorApi>, intake: Ta
 
 async fn answer(
     api: &Arc<OperatorApi>,
+    access: &Arc<Access>,
     request: http::Request<hyper::body::Incoming>,
     caller: Caller,
 ) -> http::Response<super::reply::ReplyBody> {
     match caller {
+        Caller::Admitted if Access::is_connect(request.uri().path()) => {
+            access.connect(request, Operator::Local, None).await
+        }
         Caller::Admitted => Arc::clone(api).handle(request, Operator::Local).await,
         Caller::Stranger => Reply::failure(StatusCode::FORBIDDEN, STRANGER_REFUSED).into_response(),
     }

@@ -18,9 +18,10 @@ use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
+use super::access::{Access, Accesses, Proxy};
 use super::admin_socket;
 use super::federation_api::FederationApi;
-use super::http_listener::HttpsListener;
+use super::http_listener::{HTTPS_ALPN, HttpsListener};
 use super::ingress::Ingress;
 use super::links::Links;
 use super::operator_api::OperatorApi;
@@ -49,9 +50,6 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Connections that the system may queue before they are taken.
 const LISTEN_BACKLOG: i32 = 1_024;
 
-/// Application protocol of the HTTPS listener.
-const HTTP_ALPN: &[u8] = b"http/1.1";
-
 /// Why the daemon ended with a failure.
 #[derive(Debug, Error)]
 pub enum DaemonError {
@@ -75,6 +73,17 @@ pub enum DaemonError {
         #[source]
         source: io::Error,
     },
+    /// The proxy's port.
+    #[error(
+        "the proxy cannot listen on {address}; is another process there, and may this user use the port? proxy.listen sets it"
+    )]
+    Proxy {
+        /// The address.
+        address: SocketAddr,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// A UDP port.
     #[error("tunnels cannot be taken; listen.quic sets the address")]
     Quic(#[from] BindError),
@@ -84,6 +93,16 @@ pub enum DaemonError {
     /// An essential task.
     #[error("the host-bridge had to stop")]
     Task(#[from] TaskFailure),
+}
+
+impl DaemonError {
+    const fn https(address: SocketAddr, source: io::Error) -> Self {
+        Self::Https { address, source }
+    }
+
+    const fn proxy(address: SocketAddr, source: io::Error) -> Self {
+        Self::Proxy { address, source }
+    }
 }
 
 /// What surrounds the daemon.
@@ -101,6 +120,7 @@ struct Running {
     supervisor: Supervisor,
     registry: Arc<Registry>,
     links: Arc<Links>,
+    accesses: Arc<Accesses>,
     clock: Clock,
     shown: watch::Sender<Arc<TlsIdentity>>,
     settings: watch::Sender<BridgeSettings>,
@@ -117,6 +137,8 @@ pub struct Bound {
     pub https: Vec<SocketAddr>,
     /// Tunnels.
     pub quic: Vec<SocketAddr>,
+    /// The proxy, where there is one.
+    pub proxy: Vec<SocketAddr>,
 }
 
 /// Runs until a signal or a failure ends it. `reload` reads the configuration again; what it
@@ -183,12 +205,16 @@ impl Running {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
         };
-        let tls = |alpn: &[u8]| {
+        let tls = |alpn: &[&[u8]]| {
             let clients = ClientAuth::Optional(anchors.clone());
-            server_config(identity.clone(), clients, &[alpn], Arc::clone(&time))
+            server_config(identity.clone(), clients, alpn, Arc::clone(&time))
         };
         let mut bound = Bound::default();
-        let listeners = tcp_listeners(&settings.config.listen_https)?;
+        let proxies = tcp_listeners(&settings.config.proxy.listen, DaemonError::proxy)?;
+        bound
+            .proxy
+            .extend(proxies.iter().filter_map(|listener| listener.local_addr().ok()));
+        let listeners = tcp_listeners(&settings.config.listen_https, DaemonError::https)?;
         bound
             .https
             .extend(listeners.iter().filter_map(|listener| listener.local_addr().ok()));
@@ -197,15 +223,16 @@ impl Running {
             let quic = QuicSettings {
                 max_streams: settings.config.limits.streams_per_session,
             };
-            let endpoint = QuicEndpoint::server(address, tls(TUNNEL_ALPN)?, quic)?;
+            let endpoint = QuicEndpoint::server(address, tls(&[TUNNEL_ALPN])?, quic)?;
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls(HTTP_ALPN)?));
+        let acceptor = TlsAcceptor::from(Arc::new(tls(&HTTPS_ALPN)?));
 
         let supervisor = Supervisor::new();
         let links = Arc::new(Links::new(settings.limits(), supervisor.scope(Stage::Work)));
+        let accesses = Arc::new(Accesses::new(settings.access_limits()));
         let (retention, kept) = watch::channel(settings.config.audit);
         let audit = {
             let (database, clock) = (registry.database().clone(), clock.clone());
@@ -219,6 +246,7 @@ impl Running {
             supervisor,
             registry,
             links,
+            accesses,
             clock,
             shown,
             settings,
@@ -227,13 +255,19 @@ impl Running {
             endpoints,
             bound,
         };
-        running.listen(listeners, &acceptor, admin);
+        running.listen(listeners, proxies, &acceptor, admin);
         running.keep_going(service);
-        info!(https = ?running.bound.https, quic = ?running.bound.quic, "the host-bridge listens");
+        info!(https = ?running.bound.https, quic = ?running.bound.quic, proxy = ?running.bound.proxy, "the host-bridge listens");
         Ok(running)
     }
 
-    fn listen(&self, listeners: Vec<TcpListener>, tls: &TlsAcceptor, admin: AdminSocket) {
+    fn listen(
+        &self,
+        listeners: Vec<TcpListener>,
+        proxies: Vec<TcpListener>,
+        tls: &TlsAcceptor,
+        admin: AdminSocket,
+    ) {
         let intake = self.supervisor.scope(Stage::Intake);
         let work = self.supervisor.scope(Stage::Work);
         let federation = Arc::new(FederationApi::new(
@@ -243,16 +277,35 @@ impl Running {
             self.settings.subscribe(),
             self.audit.clone(),
         ));
-        let operators = Arc::new(OperatorApi::new(
+        let access = Arc::new(Access::new(
+            Arc::clone(&self.registry),
+            Arc::clone(&self.links),
+            Arc::clone(&self.accesses),
+            self.clock.clone(),
+            self.audit.clone(),
+            work.clone(),
+        ));
+        let operators = OperatorApi::new(
             Arc::clone(&self.registry),
             Some(Arc::clone(&self.links)),
             self.clock.clone(),
             self.settings.subscribe(),
             self.audit.clone(),
-        ));
+        );
+        let operators = Arc::new(operators.with_access(Arc::clone(&access)));
+        let ingress = Arc::new(Ingress {
+            federation: Arc::clone(&federation),
+            registry: Arc::clone(&self.registry),
+            links: Arc::clone(&self.links),
+            clock: self.clock.clone(),
+            work: work.clone(),
+            settings: self.settings.borrow().ingress(),
+        });
         let https = Arc::new(HttpsListener::new(
-            Arc::clone(&federation),
+            federation,
             Arc::clone(&operators),
+            Arc::clone(&ingress),
+            Arc::clone(&access),
             work.clone(),
             self.settings.borrow().config.limits.https_connections,
         ));
@@ -263,23 +316,40 @@ impl Running {
                 Ok::<_, Infallible>(())
             });
         }
-        let ingress = Arc::new(Ingress {
-            federation,
-            registry: Arc::clone(&self.registry),
-            links: Arc::clone(&self.links),
-            clock: self.clock.clone(),
-            work: work.clone(),
-            settings: self.settings.borrow().ingress(),
-        });
         for endpoint in &self.endpoints {
             let taking = Arc::clone(&ingress).run(endpoint.clone(), intake.clone());
             intake.spawn_essential("tunnel listener", taking);
         }
-        let serving = admin_socket::serve(admin, operators, intake.clone(), work);
+        self.listen_proxy(proxies, &access);
+        let serving = admin_socket::serve(admin, operators, access, intake.clone(), work);
         intake.spawn_essential("admin socket", async {
             serving.await;
             Ok::<_, Infallible>(())
         });
+    }
+
+    fn listen_proxy(&self, proxies: Vec<TcpListener>, access: &Arc<Access>) {
+        let intake = self.supervisor.scope(Stage::Intake);
+        let (suffix, most) = {
+            let config = &self.settings.borrow().config;
+            (
+                config.proxy.suffix.clone(),
+                config.limits.access_sessions as usize,
+            )
+        };
+        let proxy = Arc::new(Proxy::new(Arc::clone(access), suffix, most));
+        for listener in proxies {
+            if let Ok(address) = listener.local_addr()
+                && !address.ip().is_loopback()
+            {
+                warn!(%address, "the proxy can be reached by other machines, and operator tokens pass it without TLS");
+            }
+            let serving = Arc::clone(&proxy).run(listener, intake.clone());
+            intake.spawn_essential("proxy listener", async {
+                serving.await;
+                Ok::<_, Infallible>(())
+            });
+        }
     }
 
     fn keep_going(&self, service: &ServiceManager) {
@@ -325,6 +395,7 @@ impl Running {
             );
         }
         self.links.set_limits(new.limits());
+        self.accesses.set_limits(new.access_limits());
         self.retention.send_replace(new.config.audit);
         self.settings.send_replace(new);
         upkeep(
@@ -419,10 +490,11 @@ fn ticks(period: Duration) -> tokio::time::Interval {
     ticks
 }
 
-fn tcp_listeners(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, DaemonError> {
-    let listen = |&address: &SocketAddr| {
-        tcp_listener(address).map_err(|source| DaemonError::Https { address, source })
-    };
+fn tcp_listeners(
+    addresses: &[SocketAddr],
+    failed: fn(SocketAddr, io::Error) -> DaemonError,
+) -> Result<Vec<TcpListener>, DaemonError> {
+    let listen = |&address: &SocketAddr| tcp_listener(address).map_err(|source| failed(address, source));
     addresses.iter().map(listen).collect()
 }
 

@@ -1,5 +1,7 @@
-//! HTTP/1.1 as it comes in from outside: the HTTPS listener for satellites without a tunnel and
-//! for operators with a token, and what it has in common with the admin socket.
+//! What comes in over TCP: the HTTPS listener for satellites without a tunnel, for operators with a
+//! token and for visitors of services, over HTTP/2 or HTTP/1.1; and what it has in common with the
+//! admin socket and the proxy. Tunnels of satellites whose networks swallow UDP come to the same port,
+//! told apart by ALPN, and are handed on.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -8,26 +10,54 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
+use super::access::{Access, InScope};
 use super::federation_api::{Caller, CallerCertificate, FederationApi};
+use super::ingress::Ingress;
 use super::operator_api::{OperatorApi, RequestSource};
 use super::reply::{Reply, ReplyBody};
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::process::supervisor::TaskScope;
+use crate::tunnel::tcp;
+use crate::wire::TUNNEL_ALPN;
 
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for the head of a request, and for which an idle connection is kept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes that are read of a connection at once. A body passes in pieces of this size.
+const READ_MAX_BYTES: usize = 64 * 1024;
+
+/// Requests of one HTTP/2 connection at the same time: what browsers expect.
+const H2_STREAMS_MAX: u32 = 128;
+
+/// Bytes of one request's body that may be on the way over HTTP/2, and of one connection's: 4 MiB at
+/// 100 ms are 300 Mbit/s.
+const H2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const H2_CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// Bytes of one answer that wait to be sent over HTTP/2.
+const H2_SEND_BUFFER_BYTES: usize = 256 * 1024;
+
+/// How often a silent HTTP/2 connection is asked whether it is still there, and how long that may take.
+const H2_PING_INTERVAL: Duration = Duration::from_secs(60);
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Application protocols of the HTTPS listener, the preferred one first.
+pub(super) const HTTPS_ALPN: [&[u8]; 3] = [TUNNEL_ALPN, HTTP_2, b"http/1.1"];
+
+/// HTTP/2 among them.
+const HTTP_2: &[u8] = b"h2";
 
 /// Pause after the system refused to give a connection, for want of file descriptors: they come
 /// back when others end.
@@ -37,7 +67,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// progress is the last.
 pub(super) async fn serve_http<I, F, R>(io: I, scope: &TaskScope, answer: F)
 where
-    I: AsyncRead + AsyncWrite + Unpin,
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ReplyBody>>,
 {
@@ -48,8 +78,10 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HTTP_HEAD_MAX_BYTES)
-        .serve_connection(TokioIo::new(io), service);
+        .max_header_size(HTTP_HEAD_MAX_BYTES)
+        .max_buf_size(READ_MAX_BYTES)
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -63,26 +95,67 @@ where
     }
 }
 
+/// The same over HTTP/2, where requests run beside each other, in tasks of the scope.
+async fn serve_h2<I, F, R>(io: I, scope: &TaskScope, answer: F)
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    F: Fn(Request<Incoming>) -> R,
+    R: Future<Output = Response<ReplyBody>> + Send + 'static,
+{
+    let service = service_fn(|request| {
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let connection = http2::Builder::new(InScope(scope.clone()))
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(HTTP_HEAD_MAX_BYTES).unwrap_or(u32::MAX))
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(H2_SEND_BUFFER_BYTES)
+        .keep_alive_interval(H2_PING_INTERVAL)
+        .keep_alive_timeout(H2_PING_TIMEOUT)
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = scope.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "an HTTP/2 connection ended early");
+    }
+}
+
 /// The HTTPS listener.
 #[derive(Debug)]
 pub struct HttpsListener {
     federation: Arc<FederationApi>,
     operators: Arc<OperatorApi>,
+    ingress: Arc<Ingress>,
+    access: Arc<Access>,
     work: TaskScope,
     places: Arc<Semaphore>,
 }
 
 impl HttpsListener {
-    /// Answers children and operators with a token; connections, so many at once, run in `work`.
+    /// Answers children and operators with a token, and hands tunnels on; connections run in `work`,
+    /// so many of them at once that are no tunnels.
     pub fn new(
         federation: Arc<FederationApi>,
         operators: Arc<OperatorApi>,
+        ingress: Arc<Ingress>,
+        access: Arc<Access>,
         work: TaskScope,
         connections_max: u32,
     ) -> Self {
         Self {
             federation,
             operators,
+            ingress,
+            access,
             work,
             places: Arc::new(Semaphore::new(connections_max as usize)),
         }
@@ -105,8 +178,7 @@ impl HttpsListener {
                     let https = Arc::clone(&self);
                     let tls = tls.clone();
                     self.work.spawn("https", async move {
-                        https.connection(stream, address, tls).await;
-                        drop(place);
+                        https.connection(stream, address, tls, place).await;
                     });
                 }
                 Some((_, Err(error))) => {
@@ -118,8 +190,16 @@ impl HttpsListener {
         }
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, tls: TlsAcceptor) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        tls: TlsAcceptor,
+        place: OwnedSemaphorePermit,
+    ) {
         let source = address.ip().to_canonical();
+        // Answers and keys pressed leave at once.
+        let _ = stream.set_nodelay(true);
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
         let stream = tokio::select! {
             shaken = handshake => match shaken {
@@ -129,6 +209,11 @@ impl HttpsListener {
             },
             () = self.work.cancelled() => return,
         };
+        if tcp::is_tunnel(&stream) {
+            // Tunnels have limits of their own.
+            drop(place);
+            return Arc::clone(&self.ingress).take_tcp(stream, address).await;
+        }
         let certificate = stream
             .get_ref()
             .1
@@ -136,14 +221,34 @@ impl HttpsListener {
             .and_then(|chain| chain.first())
             .and_then(CallerCertificate::read);
         let caller = Caller { source, certificate };
-        serve_http(stream, &self.work, |request| self.answer(request, caller.clone())).await;
+        let port = address.port();
+        let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
+        let answer = |request| Arc::clone(&self).answer(request, caller.clone(), port);
+        if speaks_h2 {
+            serve_h2(stream, &self.work, answer).await;
+        } else {
+            serve_http(stream, &self.work, answer).await;
+        }
     }
 
-    async fn answer(&self, mut request: Request<Incoming>, caller: Caller) -> Response<ReplyBody> {
+    async fn answer(
+        self: Arc<Self>,
+        mut request: Request<Incoming>,
+        caller: Caller,
+        port: u16,
+    ) -> Response<ReplyBody> {
+        if Access::is_ingress(request.uri().path()) {
+            let source = SocketAddr::new(caller.source, port);
+            return self.access.visit(request, source).await;
+        }
         if !OperatorApi::serves(request.uri().path()) {
             return Arc::clone(&self.federation).handle(request, caller).await;
         }
         match self.operators.authorize(request.headers()).await {
+            Ok(operator) if Access::is_connect(request.uri().path()) => {
+                let source = SocketAddr::new(caller.source, port);
+                self.access.connect(request, operator, Some(source)).await
+            }
             Ok(operator) => {
                 request.extensions_mut().insert(RequestSource(caller.source));
                 Arc::clone(&self.operators).handle(request, operator).await

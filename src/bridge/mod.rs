@@ -2,6 +2,7 @@
 //! operator API. Never imports `satellite`.
 
 pub mod acceptance;
+pub mod access;
 pub mod admin_socket;
 pub mod certificate_authority;
 pub mod daemon;

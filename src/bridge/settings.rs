@@ -1,5 +1,6 @@
 //! What the configuration and the registry together say to each part of the bridge.
 
+use super::access::AccessLimits;
 use super::ingress::IngressSettings;
 use super::registry::record::PublicRecord;
 use super::session::SessionLimits;
@@ -75,6 +76,13 @@ impl BridgeSettings {
         }
     }
 
+    /// For the accesses in flight.
+    pub const fn access_limits(&self) -> AccessLimits {
+        AccessLimits {
+            sessions: self.config.limits.access_sessions as usize,
+        }
+    }
+
     /// Keys whose value differs in newer settings and takes effect at the next start only: what
     /// listeners, tunnels and the shutdown were set up with.
     pub fn awaiting_restart(&self, newer: &Self) -> Vec<&'static str> {
@@ -84,6 +92,8 @@ impl BridgeSettings {
             ("admin_socket", old.admin_socket != new.admin_socket),
             ("listen.https", old.listen_https != new.listen_https),
             ("listen.quic", old.listen_quic != new.listen_quic),
+            ("proxy.listen", old.proxy.listen != new.proxy.listen),
+            ("proxy.suffix", old.proxy.suffix != new.proxy.suffix),
             (
                 "limits.https_connections",
                 old.limits.https_connections != new.limits.https_connections,
@@ -164,6 +174,7 @@ mod tests {
             ("limits.https_connections", "8"),
             ("log.format", "json"),
             ("listen.quic", "[::]:9000"),
+            ("proxy.suffix", "sat"),
         ];
         for change in later {
             let new = settings(&[change], PublicRecord::default());

@@ -62,6 +62,18 @@ pub enum AdminError {
     Timeout,
 }
 
+impl AdminError {
+    /// Why a socket could not be connected to.
+    pub fn of_connect(socket: &Path, source: io::Error) -> Self {
+        let path = socket.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Self::NotRunning { path },
+            io::ErrorKind::PermissionDenied => Self::Denied { path },
+            _ => Self::Socket { path, source },
+        }
+    }
+}
+
 /// What the daemon answered.
 #[derive(Debug, Clone)]
 pub struct Answer {
@@ -113,16 +125,9 @@ impl AdminClient {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Answer, AdminError> {
-        let path = || self.socket.clone();
         let stream = UnixStream::connect(&self.socket)
             .await
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    AdminError::NotRunning { path: path() }
-                }
-                io::ErrorKind::PermissionDenied => AdminError::Denied { path: path() },
-                _ => AdminError::Socket { path: path(), source },
-            })?;
+            .map_err(|source| AdminError::of_connect(&self.socket, source))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(AdminError::Broken)?;

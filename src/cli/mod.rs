@@ -2,6 +2,7 @@
 //! sockets and of the operator API.
 
 pub mod audit;
+pub mod bridge_client;
 pub mod client;
 pub mod failure;
 pub mod output;

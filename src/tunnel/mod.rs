@@ -4,13 +4,16 @@
 pub mod close;
 pub mod connection;
 mod driver;
+pub mod flow;
 pub mod frame;
 pub mod greeting;
 pub mod http;
 #[cfg(test)]
 pub mod memory;
 pub mod quic;
+pub mod relay;
 pub mod stream;
+pub mod tcp;
 #[cfg(test)]
 mod tests;
 pub mod transport;
@@ -18,5 +21,6 @@ pub mod transport;
 pub use close::{CloseReason, Violation};
 pub use connection::{OpenStreamError, Tunnel, TunnelSettings, TunnelStats};
 pub use driver::TunnelDriver;
+pub use flow::Flow;
 pub use greeting::GreetingError;
 pub use stream::{IncomingStream, TunnelStream};

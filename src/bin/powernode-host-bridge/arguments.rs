@@ -6,6 +6,7 @@
     reason = "clap shows these comments on the terminal as they stand"
 )]
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -76,6 +77,15 @@ pub enum Command {
         /// Path such as /federation_api/service_catalog
         path: String,
     },
+    /// Carry standard input and output to a service of a peer, as ssh's ProxyCommand does
+    Connect(ConnectArguments),
+    /// Listen on a port of this machine and carry its connections to a service of a peer
+    Forward(ForwardArguments),
+    /// Sessions to services that are in flight
+    Sessions {
+        #[command(subcommand)]
+        command: SessionsCommand,
+    },
     /// Who may use the operator API over HTTPS
     Operators {
         #[command(subcommand)]
@@ -109,6 +119,13 @@ pub enum Command {
     },
     /// Print the version
     Version,
+    /// Print what may stand in the last word, for the shells
+    #[command(hide = true)]
+    Complete {
+        /// The words typed so far, without the program's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
 }
 
 /// How the bridge is found from outside.
@@ -129,6 +146,76 @@ pub struct InitArguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which host-bridge.
+#[derive(Args)]
+pub struct BridgeArguments {
+    /// URL of a host-bridge elsewhere, https://host[:port] [default: the one on this machine]
+    #[arg(long, value_name = "URL")]
+    pub bridge: Option<ParentUrl>,
+
+    /// CA certificate by which it is known, as `ca show` prints it there [default: the system's roots]
+    #[arg(long, value_name = "FILE", requires = "bridge")]
+    pub ca_file: Option<PathBuf>,
+
+    /// File with your operator token there [default: POWERNODE_OPERATOR_TOKEN in the environment]
+    #[arg(long, value_name = "FILE", requires = "bridge")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// Which service.
+#[derive(Args)]
+#[command(after_help = "Example: ssh -o ProxyCommand='powernode-host-bridge connect %h ssh' shop-17")]
+pub struct ConnectArguments {
+    /// Id or name of the peer
+    pub peer: String,
+
+    /// Name of the service
+    pub service: String,
+
+    #[command(flatten)]
+    pub bridge: BridgeArguments,
+}
+
+/// What to forward, and from where.
+#[derive(Args)]
+pub struct ForwardArguments {
+    /// Id or name of the peer
+    pub peer: String,
+
+    /// Name of the service
+    pub service: String,
+
+    /// Address and port to listen on; port 0 takes any that is free
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+
+    /// Listen on an address that other machines reach: whoever connects acts with your rights
+    #[arg(long)]
+    pub expose: bool,
+
+    #[command(flatten)]
+    pub bridge: BridgeArguments,
+}
+
+/// What to do with sessions.
+#[derive(Subcommand)]
+pub enum SessionsCommand {
+    /// List those in flight
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End one
+    Cut {
+        /// Its id, or as much of it as is not ambiguous
+        id: String,
+        /// Why; its user is told
+        #[arg(long)]
+        reason: Option<String>,
+    },
 }
 
 /// How a child is treated.

@@ -4,7 +4,7 @@ use http::Method;
 use powernode_satellite::base::limit::foreign_text;
 use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::bridge::operator_api::{
-    ACCESS_GRANTS_PATH, CA_PATH, HEALTH_PATH, OPERATORS_PATH, PEER_PREFIX,
+    ACCESS_GRANTS_PATH, CA_PATH, HEALTH_PATH, OPERATORS_PATH, PEER_PREFIX, SESSIONS_PATH,
 };
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output::{self, Style};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::arguments::{
     CaCommand, Command, GrantArguments, GrantsCommand, InviteArguments, Mode, OperatorsCommand, PeersCommand,
-    TokenCommand,
+    SessionsCommand, TokenCommand,
 };
 use crate::call::{call, code_of, exchange};
 use crate::{audit, print, show};
@@ -52,6 +52,7 @@ impl Shell<'_> {
             }
             Command::Grants { command } => self.grants(command).await,
             Command::Request { peer, path } => self.request(&peer, &path).await,
+            Command::Sessions { command } => self.sessions(command).await,
             Command::Operators { command } => self.operators(command).await,
             Command::Ca {
                 command: CaCommand::Show { json },
@@ -66,6 +67,9 @@ impl Shell<'_> {
             // Those that are no calls were carried out before.
             Command::Init(_)
             | Command::Run
+            | Command::Complete { .. }
+            | Command::Connect(_)
+            | Command::Forward(_)
             | Command::StateKey { .. }
             | Command::Config { .. }
             | Command::Version => Ok(()),
@@ -151,6 +155,26 @@ impl Shell<'_> {
         });
         let created = self.post(ACCESS_GRANTS_PATH, &body).await?;
         print_answer(&created, create.json, show::created_grant)
+    }
+
+    async fn sessions(&self, command: SessionsCommand) -> Result<(), Failure> {
+        match command {
+            SessionsCommand::List { json } => {
+                let sessions = self.get(SESSIONS_PATH).await?;
+                print_answer(&sessions, json, show::sessions)
+            }
+            SessionsCommand::Cut { id, reason } => {
+                let path = format!("{SESSIONS_PATH}/{}/cut", segment(&id)?);
+                let cut = self.post(&path, &json!({ "reason": reason })).await?;
+                let text = |field: &str| cut[field].as_str().unwrap_or("?").to_owned();
+                print(&format!(
+                    "the session of {} to {} of {} is cut\n",
+                    text("operator"),
+                    text("service"),
+                    text("peer")
+                ))
+            }
+        }
     }
 
     async fn operators(&self, command: OperatorsCommand) -> Result<(), Failure> {

@@ -5,7 +5,9 @@ mod arguments;
 mod audit;
 mod call;
 mod commands;
+mod complete;
 mod init;
+mod reach;
 mod run;
 mod show;
 mod state_key;
@@ -56,6 +58,9 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             command: ConfigCommand::Show,
         } => print(&settings.to_string()),
         Command::Version => Ok(()),
+        Command::Complete { words } => complete::complete(&config, &words),
+        Command::Connect(connect) => reach::connect(&config, &environment, &connect),
+        Command::Forward(forward) => reach::forward(&config, &environment, &forward),
         other => commands::execute(&config, other),
     }
 }

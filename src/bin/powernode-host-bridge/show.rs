@@ -284,6 +284,44 @@ pub fn created_grant(created: &Value, style: Style, now: UnixTime) -> String {
     render_pairs(&pairs, style) + "\nThe bearer token is shown this once; keep it.\n"
 }
 
+/// `sessions list`.
+pub fn sessions(sessions: &Value, style: Style, now: UnixTime) -> String {
+    let rows: Vec<&Value> = sessions.as_array().into_iter().flatten().collect();
+    if rows.is_empty() {
+        return "no sessions\n".to_owned();
+    }
+    let mut table = Table::new(&[
+        "ID", "PEER", "SERVICE", "OPERATOR", "SOURCE", "VIA", "SINCE", "SENT", "RECEIVED",
+    ]);
+    for session in rows {
+        let text = |field: &str| Cell::from(session[field].as_str().unwrap_or("-"));
+        table.row(vec![
+            text("id"),
+            text("peer"),
+            text("service"),
+            text("operator"),
+            text("source"),
+            text("via"),
+            relative_time_of(&session["since"], now).into(),
+            bytes(&session["bytes_to_service"]).into(),
+            bytes(&session["bytes_from_service"]).into(),
+        ]);
+    }
+    table.render(style)
+}
+
+/// A count of bytes in the unit that reads well.
+fn bytes(count: &Value) -> String {
+    let count = count.as_u64().unwrap_or(0);
+    for (unit, size) in [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
+        if count >= size {
+            let tenths = u128::from(count) * 10 / u128::from(size);
+            return format!("{}.{} {unit}", tenths / 10, tenths % 10);
+        }
+    }
+    format!("{count} B")
+}
+
 /// `operators list`.
 pub fn operators(operators: &Value, style: Style, now: UnixTime) -> String {
     let mut table = Table::new(&["NAME", "ROLE", "ADDED", "ID"]);

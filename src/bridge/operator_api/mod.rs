@@ -6,6 +6,7 @@ mod access;
 mod audit;
 mod peers;
 mod relay;
+mod sessions;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::info;
 
+use super::access::Access;
 use super::federation_api::{internal_error, read_body, stored_badly};
 use super::forwarded::strip_forwarded_identity;
 use super::links::Links;
@@ -46,6 +48,8 @@ pub const HEALTH_PATH: &str = "/api/v1/system/sdwan/health";
 pub const CA_PATH: &str = "/api/v1/system/sdwan/ca";
 /// Path of the operators.
 pub const OPERATORS_PATH: &str = "/api/v1/system/sdwan/operators";
+/// Path of the accesses in flight.
+pub const SESSIONS_PATH: &str = "/api/v1/system/sdwan/sessions";
 /// What the paths of the audit log begin with.
 pub const AUDIT_PREFIX: &str = "/api/v1/system/sdwan/audit/";
 /// Path of the tools for assistants.
@@ -81,6 +85,8 @@ pub struct OperatorApi {
     pub(super) registry: Arc<Registry>,
     /// None in a command line's own process: nobody is connected there.
     links: Option<Arc<Links>>,
+    /// None where `links` is.
+    access: Option<Arc<Access>>,
     clock: Clock,
     settings: watch::Receiver<BridgeSettings>,
     audit: AuditLog,
@@ -107,9 +113,19 @@ impl OperatorApi {
         Self {
             registry,
             links,
+            access: None,
             clock,
             settings,
             audit,
+        }
+    }
+
+    /// With the accesses in flight.
+    #[must_use]
+    pub fn with_access(self, access: Arc<Access>) -> Self {
+        Self {
+            access: Some(access),
+            ..self
         }
     }
 
@@ -194,6 +210,8 @@ impl OperatorApi {
             self.grants(&call(rest))
         } else if let Some(rest) = below(OPERATORS_PATH) {
             self.operators(&call(rest))
+        } else if let Some(rest) = below(SESSIONS_PATH) {
+            self.sessions(&call(rest))
         } else if path == HEALTH_PATH {
             match *method {
                 Method::GET => self.health(),

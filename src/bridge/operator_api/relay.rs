@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, request};
 use http_body_util::{BodyExt as _, Full};
 use tracing::{info, warn};
 
+use super::super::access::{called, why_offline};
 use super::super::registry::RegistryError;
 use super::super::registry::record::PeerRecord;
 use super::super::reply::{Reply, ReplyBody};
@@ -17,7 +18,6 @@ use super::{Operator, OperatorApi, PEER_PREFIX, RequestSource, internal_error, r
 use crate::base::id::TraceId;
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
-use crate::contract::peer::PeerStatus;
 use crate::contract::{API_BASE, GRANT_HEADER, RESOURCES_PATH, SUBJECT_HEADER};
 use crate::process::entropy;
 use crate::tunnel::http::{HttpLimits, HttpOverTunnelError, request_streaming};
@@ -160,10 +160,6 @@ fn copy_headers(from: &HeaderMap, to: &mut HeaderMap, names: &[HeaderName]) {
     }
 }
 
-fn called(peer: &PeerRecord) -> String {
-    peer.name.clone().unwrap_or_else(|| peer.id.to_string())
-}
-
 fn offline(peer: &PeerRecord, daemon: bool) -> Reply {
     let name = called(peer);
     if !daemon {
@@ -174,15 +170,9 @@ fn offline(peer: &PeerRecord, daemon: bool) -> Reply {
             ),
         );
     }
-    let why = match (peer.status, peer.last_heartbeat_at) {
-        (PeerStatus::Proposed, _) => "it has not joined yet".to_owned(),
-        (PeerStatus::Suspended | PeerStatus::Revoked, _) => format!("it is {}", peer.status),
-        (_, Some(heard)) => format!("it is offline since about {heard}, its last heartbeat"),
-        (_, None) => "it has joined but never sent a heartbeat".to_owned(),
-    };
     Reply::failure(
         StatusCode::SERVICE_UNAVAILABLE,
-        &format!("{name} is not connected: {why}"),
+        &format!("{name} is not connected: {}", why_offline(peer)),
     )
 }
 

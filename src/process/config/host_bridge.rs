@@ -48,6 +48,8 @@ pub struct HostBridgeConfig {
     pub listen_https: Vec<SocketAddr>,
     /// Addresses of the tunnel listener (UDP).
     pub listen_quic: Vec<SocketAddr>,
+    /// The way to services by names.
+    pub proxy: ProxyConfig,
     /// How satellites and operators reach this host-bridge.
     pub public: PublicConfig,
     /// How long an acceptance token is good for, unless `--ttl` says otherwise.
@@ -79,6 +81,15 @@ pub struct PublicConfig {
     pub names: Vec<ServerName>,
 }
 
+/// The listener that leads to services by names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyConfig {
+    /// Its addresses; none, no listener.
+    pub listen: Vec<SocketAddr>,
+    /// What the names end with.
+    pub suffix: String,
+}
+
 /// What bounds the host-bridge's use of memory and time by others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitsConfig {
@@ -94,6 +105,8 @@ pub struct LimitsConfig {
     pub streams_per_session: u32,
     /// Streams that this side opens in one tunnel at the same time.
     pub streams_to_satellite: u32,
+    /// Sessions of people and programs to services at the same time.
+    pub access_sessions: u32,
     /// Accept requests of one source address in a minute.
     pub accepts_per_source_per_minute: u32,
 }
@@ -130,6 +143,10 @@ impl HostBridgeConfig {
             admin_socket: settings.required(&ADMIN_SOCKET)?,
             listen_https: settings.required(&LISTEN_HTTPS)?,
             listen_quic: settings.required(&LISTEN_QUIC)?,
+            proxy: ProxyConfig {
+                listen: settings.required(&PROXY_LISTEN)?,
+                suffix: settings.required(&PROXY_SUFFIX)?.to_string(),
+            },
             public: PublicConfig {
                 url: settings.get(&PUBLIC_URL)?,
                 bridges: settings.required(&PUBLIC_BRIDGES)?,
@@ -144,6 +161,7 @@ impl HostBridgeConfig {
                 sessions: settings.required(&SESSIONS)?,
                 streams_per_session: settings.required(&STREAMS_PER_SESSION)?,
                 streams_to_satellite: settings.required(&STREAMS_TO_SATELLITE)?,
+                access_sessions: settings.required(&ACCESS_SESSIONS)?,
                 accepts_per_source_per_minute: settings.required(&ACCEPTS_PER_SOURCE)?,
             },
             stale_after: settings.required(&STALE_AFTER)?,
@@ -236,6 +254,10 @@ pub static PROGRAM: Program = Program {
         ("", "Where the host-bridge lives on this machine."),
         ("listen", "Where satellites and operators come in."),
         (
+            "proxy",
+            "HTTP and SOCKS5 proxy to services of satellites, for browsers, curl and kubectl.",
+        ),
+        (
             "public",
             "How they find it from outside: what invitations and the server certificate name.",
         ),
@@ -260,6 +282,8 @@ static KEYS: &[&dyn AnyKey] = &[
     &ADMIN_SOCKET,
     &LISTEN_HTTPS,
     &LISTEN_QUIC,
+    &PROXY_LISTEN,
+    &PROXY_SUFFIX,
     &PUBLIC_URL,
     &PUBLIC_BRIDGES,
     &PUBLIC_NAMES,
@@ -271,6 +295,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &SESSIONS,
     &STREAMS_PER_SESSION,
     &STREAMS_TO_SATELLITE,
+    &ACCESS_SESSIONS,
     &ACCEPTS_PER_SOURCE,
     &STALE_AFTER,
     &TUNNEL_KEEPALIVE,
@@ -315,7 +340,7 @@ static LISTEN_HTTPS: Key<Vec<SocketAddr>> = Key {
         most: LISTEN_MAX,
     },
     default: Fallback::Value("[::]:8443"),
-    doc: "Addresses for HTTPS (TCP): the federation's API and the operator's. [::] takes IPv4, too, and stands for\n0.0.0.0 on a machine without IPv6.",
+    doc: "Addresses for TCP: HTTPS for the federation's API and the operator's, and the tunnels of satellites whose\nnetworks swallow UDP. [::] takes IPv4, too, and stands for\n0.0.0.0 on a machine without IPv6.",
     discreet: false,
 };
 
@@ -328,6 +353,26 @@ static LISTEN_QUIC: Key<Vec<SocketAddr>> = Key {
     },
     default: Fallback::Value("[::]:8443"),
     doc: "Addresses for tunnels (UDP).",
+    discreet: false,
+};
+
+static PROXY_LISTEN: Key<Vec<SocketAddr>> = Key {
+    path: "proxy.listen",
+    form: &ListOf {
+        item: Parsed::<SocketAddr>::new("address:port"),
+        least: 0,
+        most: LISTEN_MAX,
+    },
+    default: Fallback::Value(""),
+    doc: "Addresses of the proxy (TCP), such as 127.0.0.1:1080. Empty: none. It is spoken to without TLS, tokens included:\nkeep it on loopback or in a network that is trusted.",
+    discreet: false,
+};
+
+static PROXY_SUFFIX: Key<ServerName> = Key {
+    path: "proxy.suffix",
+    form: &Parsed::<ServerName>::new("a DNS name, such as satellite or sat.example.com"),
+    default: Fallback::Value("satellite"),
+    doc: "What the names of services end with in the proxy: web.shop-17.satellite.",
     discreet: false,
 };
 
@@ -391,7 +436,7 @@ static HTTPS_CONNECTIONS: Key<u32> = Key {
         unit: "connections",
     },
     default: Fallback::Value("256"),
-    doc: "HTTPS connections at the same time.",
+    doc: "HTTPS connections at the same time. Tunnels over TCP do not count, only their handshakes.",
     discreet: false,
 };
 
@@ -452,6 +497,18 @@ static STREAMS_TO_SATELLITE: Key<u32> = Key {
     },
     default: Fallback::Value("1024"),
     doc: "Streams that are opened in one tunnel at the same time: each is a connection to a service of the satellite's,\nor a request. Further ones wait. The satellite's own limit holds, too.",
+    discreet: false,
+};
+
+static ACCESS_SESSIONS: Key<u32> = Key {
+    path: "limits.access_sessions",
+    form: &CountBetween {
+        least: 1,
+        most: 65_536,
+        unit: "sessions",
+    },
+    default: Fallback::Value("4096"),
+    doc: "Sessions of people and programs to services of satellites at the same time. Each takes a file descriptor and\nsome 20 KB of memory, up to 150 KB while it is busy.",
     discreet: false,
 };
 

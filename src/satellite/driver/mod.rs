@@ -396,9 +396,9 @@ impl Driver {
                 address: *address,
             })
             .collect();
-        let reporter = self.reporter();
+        let (ways, reporter) = (self.settings.ways.clone(), self.reporter());
         self.link_scope.spawn_until_cancelled("resolve", async move {
-            let targets = link::resolve(&parent, &remembered).await;
+            let targets = link::resolve(&parent, &remembered, &ways).await;
             if targets.is_empty() {
                 let names: Vec<String> = parent.dial_addresses().iter().map(ToString::to_string).collect();
                 let why = format!(
@@ -420,8 +420,9 @@ impl Driver {
             return;
         };
         let (settings, clock, reporter) = (self.settings.tunnel, self.clock.clone(), self.reporter());
+        let ways = self.settings.ways.clone();
         self.link_scope.spawn_until_cancelled("dial", async move {
-            match link::dial(&target, credentials, settings, clock).await {
+            match link::dial(&target, credentials, &ways, settings, clock).await {
                 Ok(established) => {
                     let link = EstablishedLink { target, established };
                     reporter.send(News::Established(Box::new(link))).await;

@@ -1,0 +1,407 @@
+//! Ways for people and programs to reach services of satellites. Everything that does so comes
+//! through [`Access::open`]: it finds the peer and its tunnel, takes the grant that the peer has
+//! handed over, asks the satellite for the service in the operator's name, and enters the access into
+//! the table of those in flight. What the bytes are is not known here; the satellite alone decides
+//! what is published and what the grant allows.
+
+mod connect;
+mod credentials;
+mod error;
+mod exchange;
+mod headers;
+mod ingress;
+mod login;
+mod names;
+mod proxy;
+mod sessions;
+mod socks;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tracing::{debug, info};
+
+pub use connect::{CONNECT_PATH, SESSION_HEADER, UPGRADE_PROTOCOL};
+pub use error::AccessError;
+pub(in crate::bridge) use error::{called, why_offline};
+pub(in crate::bridge) use exchange::InScope;
+pub use ingress::SATELLITES_PREFIX;
+pub use names::{is_service_name, reachable_services};
+pub use proxy::Proxy;
+pub use sessions::{AccessLimits, Accesses, SessionEnd, SessionView, Via};
+
+use super::federation_api::{internal_error, stored_badly};
+use super::links::Links;
+use super::operator_api::Operator;
+use super::registry::record::{HeldGrant, PeerRecord};
+use super::registry::{Registry, RegistryError};
+use super::reply::Reply;
+use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
+use crate::base::id::TraceId;
+use crate::base::limit::foreign_text;
+use crate::process::clock::Clock;
+use crate::process::entropy;
+use crate::process::supervisor::TaskScope;
+use crate::store::audit_log::AuditLog;
+use crate::store::database::StoreError;
+use crate::tunnel::connection::{OpenStreamError, Tunnel};
+use crate::tunnel::relay::{Counted, RelayEnd, relay};
+use crate::tunnel::stream::{TunnelStream, refusal_in};
+use crate::wire::{ServiceRequest, StreamHeader, StreamKind};
+use credentials::Presented;
+use login::Logins;
+use sessions::{About, Place};
+
+/// Time in which a satellite must have taken or refused a stream: its own patience with a local
+/// program is 10 s, and a satellite link answers within a few more.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long accesses may go on when the bridge stops. A request in progress ends within it; a shell
+/// would go on for hours, and holds the stop up in vain.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the tunnel's own word is awaited when a stream of it has failed: the tunnel knows why.
+const CLOSE_REASON_WAIT: Duration = Duration::from_millis(500);
+
+/// Who wants to reach what.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// Id or name of the peer.
+    pub peer: String,
+    /// The service's published name.
+    pub service: String,
+    /// Who asks.
+    pub operator: Operator,
+    /// Where the asking program is, where that is known.
+    pub source: Option<SocketAddr>,
+    /// By which way.
+    pub via: Via,
+}
+
+/// Opens accesses. One per daemon.
+#[derive(Debug)]
+pub struct Access {
+    registry: Arc<Registry>,
+    links: Arc<Links>,
+    sessions: Arc<Accesses>,
+    clock: Clock,
+    audit: AuditLog,
+    work: TaskScope,
+    logins: Logins,
+}
+
+/// A stream to a service, and its place in the table.
+#[derive(Debug)]
+pub struct ServiceStream {
+    io: Counted<TunnelStream>,
+    hold: Hold,
+}
+
+/// Keeps an access in the table, and knows when it must end.
+#[derive(Debug)]
+pub struct Hold {
+    tunnel: Tunnel,
+    work: TaskScope,
+    place: Place,
+}
+
+/// What the registry knows of an access.
+struct Found {
+    peer: PeerRecord,
+    grant: Option<HeldGrant>,
+}
+
+impl Access {
+    /// On the live tunnels. Relays run in tasks of `work`.
+    pub fn new(
+        registry: Arc<Registry>,
+        links: Arc<Links>,
+        sessions: Arc<Accesses>,
+        clock: Clock,
+        audit: AuditLog,
+        work: TaskScope,
+    ) -> Self {
+        Self {
+            registry,
+            links,
+            sessions,
+            clock,
+            audit,
+            work,
+            logins: Logins::new(),
+        }
+    }
+
+    /// The accesses in flight.
+    pub const fn sessions(&self) -> &Arc<Accesses> {
+        &self.sessions
+    }
+
+    /// The operator whose token this is, or nobody; a refusal where that cannot be found out.
+    async fn authenticate(&self, presented: &Presented) -> Result<Option<Operator>, Reply> {
+        if !presented.looks_like_ours() {
+            return Ok(None);
+        }
+        let (registry, presented) = (Arc::clone(&self.registry), presented.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            let operator = registry.operator_by_token(presented.token.expose())?;
+            // A right token under a wrong name is somebody's mistake, and not theirs to profit from.
+            Ok::<_, StoreError>(operator.filter(|known| presented.name.is_none_or(|name| name == known.name)))
+        });
+        match found.await {
+            Ok(Ok(operator)) => Ok(operator.map(|operator| Operator::Named(operator.name))),
+            Ok(Err(error)) => Err(stored_badly("an operator", &error)),
+            Err(_) => Err(internal_error()),
+        }
+    }
+
+    /// Where relays run.
+    pub(super) const fn work(&self) -> &TaskScope {
+        &self.work
+    }
+
+    /// Opens a stream to a service. It is the satellite's to refuse, and whoever is refused is told
+    /// in its words.
+    pub async fn open(&self, ask: Ask) -> Result<ServiceStream, AccessError> {
+        let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
+        let mut event = opening(&ask, trace);
+        let opened = self.opened(ask, trace, &mut event).await;
+        if let Err(error) = &opened {
+            info!(%trace, %error, "an access was not given");
+            event.outcome = error.audit_outcome();
+        }
+        self.audit.record(&event);
+        opened
+    }
+
+    async fn opened(
+        &self,
+        ask: Ask,
+        trace: TraceId,
+        event: &mut AuditEvent,
+    ) -> Result<ServiceStream, AccessError> {
+        // Names of services are host names' labels.
+        let service = ask.service.to_ascii_lowercase();
+        let ask = Arc::new(Ask { service, ..ask });
+        let Found { peer, grant } = self.find(&ask).await?;
+        event.federation_peer_id = Some(peer.id);
+        if let Some(grant) = &grant {
+            event.grant = Some(grant.id);
+            event.remote_subject = Some(grant.remote_subject.clone());
+        }
+        let name = called(&peer);
+        if !is_service_name(&ask.service) {
+            return Err(AccessError::NoServiceName {
+                asked: foreign_text(&ask.service),
+            });
+        }
+        if ask.via.speaks_http()
+            && let Some(protocol) = names::protocol_of(&peer, &ask.service).filter(|known| known != "http")
+        {
+            return Err(AccessError::NotHttp {
+                peer: name,
+                service: ask.service.clone(),
+                protocol,
+            });
+        }
+        let tunnel = self.links.get(peer.id).ok_or_else(|| AccessError::Offline {
+            peer: name.clone(),
+            why: why_offline(&peer),
+        })?;
+        let about = About {
+            id: trace,
+            peer: peer.id,
+            peer_name: name.clone(),
+            service: ask.service.clone(),
+            operator: ask.operator.to_string(),
+            source: ask.source,
+            via: ask.via,
+            grant: grant.as_ref().map(|grant| grant.id),
+            remote_subject: grant.as_ref().map(|grant| grant.remote_subject.clone()),
+        };
+        let mut place = self
+            .sessions
+            .enter(about, self.clock.clone(), self.audit.clone())?;
+        let has_grant = grant.is_some();
+        let header = StreamHeader {
+            kind: StreamKind::Connect(ServiceRequest {
+                service: ask.service.clone(),
+                grant_token: grant.map(|grant| grant.token),
+                subject: ask.operator.to_string(),
+                source: ask.source,
+            }),
+            trace,
+        };
+        let stream = open_within(&tunnel, header, &mut place).await.map_err(|error| {
+            let error = error.into_access(&name, &ask.service, has_grant);
+            place.never_opened();
+            error
+        })?;
+        debug!(%trace, peer = %peer.id, service = ask.service, operator = %ask.operator, "an access begins");
+        Ok(ServiceStream {
+            io: Counted::new(stream, place.opened()),
+            hold: Hold {
+                tunnel,
+                work: self.work.clone(),
+                place,
+            },
+        })
+    }
+
+    async fn find(&self, ask: &Arc<Ask>) -> Result<Found, AccessError> {
+        let (registry, ask, now) = (
+            Arc::clone(&self.registry),
+            Arc::clone(ask),
+            self.clock.trusted().now,
+        );
+        // The registry blocks on the disk.
+        tokio::task::spawn_blocking(move || {
+            let peer = names::find_peer(&registry, &ask.peer)?;
+            let subject = ask.operator.to_string();
+            let grant = registry
+                .held_grant_for(peer.id, &ask.service, &subject, now)
+                .map_err(RegistryError::Store)?;
+            Ok(Found { peer, grant })
+        })
+        .await
+        .unwrap_or_else(|_| Err(AccessError::Internal))
+    }
+}
+
+/// Why a stream was not opened, before it is put into words.
+enum NotOpened {
+    Tunnel(OpenStreamError),
+    Reply(std::io::Error),
+    Late,
+    Cut(String),
+}
+
+async fn open_within(
+    tunnel: &Tunnel,
+    header: StreamHeader,
+    place: &mut Place,
+) -> Result<TunnelStream, NotOpened> {
+    let opened = async {
+        let mut stream = tunnel.open_stream(header).await.map_err(NotOpened::Tunnel)?;
+        stream.accepted().await.map_err(NotOpened::Reply)?;
+        Ok(stream)
+    };
+    tokio::select! {
+        biased;
+        words = place.cut() => Err(NotOpened::Cut(words)),
+        opened = timeout(OPEN_TIMEOUT, opened) => opened.unwrap_or(Err(NotOpened::Late)),
+    }
+}
+
+impl NotOpened {
+    fn into_access(self, peer: &str, service: &str, has_grant: bool) -> AccessError {
+        match self {
+            Self::Reply(error) => match refusal_in(&error) {
+                Some(refusal) => AccessError::of_refusal(refusal, peer, service, has_grant),
+                None => AccessError::Lost {
+                    peer: peer.to_owned(),
+                    why: error.to_string(),
+                },
+            },
+            Self::Tunnel(error) => AccessError::Lost {
+                peer: peer.to_owned(),
+                why: crate::base::limit::error_chain(&error),
+            },
+            Self::Late => AccessError::TimedOut {
+                peer: peer.to_owned(),
+                within: OPEN_TIMEOUT,
+            },
+            Self::Cut(words) => AccessError::Cut(words),
+        }
+    }
+}
+
+impl ServiceStream {
+    /// The access's id.
+    pub fn id(&self) -> TraceId {
+        self.hold.place.id()
+    }
+
+    /// Carries a client's bytes until either side has ended, or the access must.
+    pub async fn carry<C>(self, client: C)
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Self { io, mut hold } = self;
+        let end = relay(client, io, hold.must_end()).await;
+        hold.close(end).await;
+    }
+
+    /// The bytes, and what keeps the access in the table: for those who speak a protocol over it.
+    pub fn into_parts(self) -> (Counted<TunnelStream>, Hold) {
+        (self.io, self.hold)
+    }
+}
+
+impl Hold {
+    /// Resolves when the access must end, in the words that the user is told. Cancel safe.
+    pub async fn must_end(&mut self) -> String {
+        let stopping = async {
+            self.work.cancelled().await;
+            tokio::time::sleep(STOP_PATIENCE).await;
+        };
+        let peer = self.place.peer_name().to_owned();
+        tokio::select! {
+            biased;
+            words = self.place.cut() => words,
+            reason = self.tunnel.closed() => tunnel_ended(&peer, &reason),
+            () = stopping => "the host-bridge stops or restarts".to_owned(),
+        }
+    }
+
+    /// Leaves the table, and tells the audit log how it ended.
+    pub async fn close(self, end: RelayEnd<String>) {
+        let outcome = match end {
+            RelayEnd::Finished => AuditOutcome::Done,
+            RelayEnd::Cut(words) => AuditOutcome::Cut(words),
+            RelayEnd::Left(error) => AuditOutcome::Failed(format!("the client's connection broke: {error}")),
+            RelayEnd::Right(error) => self.service_failed(&error).await,
+        };
+        self.place.leave(outcome);
+    }
+
+    /// The stream of the service has failed: because the tunnel did, or the satellite gave it up.
+    async fn service_failed(&self, error: &std::io::Error) -> AuditOutcome {
+        let peer = self.place.peer_name();
+        match timeout(CLOSE_REASON_WAIT, self.tunnel.closed()).await {
+            Ok(reason) => AuditOutcome::Cut(tunnel_ended(peer, &reason)),
+            Err(_) => AuditOutcome::Failed(format!(
+                "{peer} has ended the session: its program hung up, the service was withdrawn, or the grant is revoked or expired ({error})"
+            )),
+        }
+    }
+}
+
+fn tunnel_ended(peer: &str, reason: &crate::tunnel::CloseReason) -> String {
+    format!("the tunnel of {peer} has ended: {reason}")
+}
+
+fn opening(ask: &Ask, trace: TraceId) -> AuditEvent {
+    AuditEvent {
+        actor: Some(ask.operator.to_string()),
+        object: Some(foreign_text(&ask.service)),
+        source: ask.source,
+        trace: Some(trace),
+        ..AuditEvent::of(AuditAction::ServiceOpened)
+    }
+}
+
+impl From<RegistryError> for AccessError {
+    fn from(error: RegistryError) -> Self {
+        match error {
+            RegistryError::Store(source) => {
+                tracing::error!(error = %crate::base::limit::error_chain(&source), "a peer could not be looked up");
+                Self::Internal
+            }
+            other => Self::UnknownPeer(other.to_string()),
+        }
+    }
+}
