@@ -91,6 +91,59 @@ fn a_good_file_means_what_it_says() {
 }
 
 #[test]
+fn services_are_sections_of_their_own_and_are_shown_as_they_are_read() {
+    let load = |path: PathBuf| {
+        SatelliteConfig::load(&ConfigFile::Named(path), &Flags::new(), &Environment::default()).unwrap()
+    };
+    let (config, settings) = load(fixture("satellite/good/services.toml"));
+    let names: Vec<_> = config
+        .services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    assert_eq!(names, ["docker", "ssh", "web-2"]);
+    let web = &config.services[2];
+    assert_eq!(web.address.to_string(), "192.168.7.9:8080");
+    assert_eq!(web.health_check.to_string(), "/healthz");
+    assert_eq!(
+        (
+            web.health_interval_seconds,
+            web.max_connections,
+            web.bandwidth,
+            web.proxy_protocol
+        ),
+        (60, 32, 2 << 20, true)
+    );
+    assert_eq!(config.services[1].max_connections, 256, "a default");
+    assert_eq!(config.limits.session_bandwidth.map(u64::from), Some(10_000_000));
+    let dir = tempfile::tempdir().unwrap();
+    let shown = dir.path().join("shown.toml");
+    std::fs::write(&shown, settings.to_string()).unwrap();
+    assert_eq!(load(shown).0.services, config.services);
+}
+
+#[test]
+fn no_more_services_than_a_heartbeat_can_tell() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("many.toml");
+    let file = |count: usize| {
+        (0..count).fold(String::new(), |mut text, number| {
+            writeln!(
+                text,
+                "[services.s{number}]\nprotocol = \"tcp\"\naddress = \"localhost:1\""
+            )
+            .unwrap();
+            text
+        })
+    };
+    for (count, taken) in [(64, true), (65, false)] {
+        std::fs::write(&path, file(count)).unwrap();
+        let loaded = load(&satellite::PROGRAM, &ConfigFile::Named(path.clone()), &[], &[]);
+        assert_eq!(loaded.is_ok(), taken, "{count}");
+    }
+}
+
+#[test]
 fn numbers_may_have_underscores() {
     let path = fixture("host-bridge/good/public.toml");
     let (config, _) =

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use powernode_satellite::machine::reconnect::DialTarget;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
+use powernode_satellite::process::config::satellite::Ways;
 use powernode_satellite::satellite::link::{self, Credentials, Established};
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::tunnel::{CloseReason, Tunnel, TunnelSettings};
@@ -71,9 +72,11 @@ impl Session {
             .enable_all()
             .build()
             .unwrap();
+        let ways = Ways::default();
         let dial = link::dial(
             target,
             credentials.clone(),
+            &ways,
             TunnelSettings::default(),
             Clock::start(BUILD_TIME),
         );

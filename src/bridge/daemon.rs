@@ -293,9 +293,18 @@ impl Running {
             self.audit.clone(),
         );
         let operators = Arc::new(operators.with_access(Arc::clone(&access)));
+        let ingress = Arc::new(Ingress {
+            federation: Arc::clone(&federation),
+            registry: Arc::clone(&self.registry),
+            links: Arc::clone(&self.links),
+            clock: self.clock.clone(),
+            work: work.clone(),
+            settings: self.settings.borrow().ingress(),
+        });
         let https = Arc::new(HttpsListener::new(
-            Arc::clone(&federation),
+            federation,
             Arc::clone(&operators),
+            Arc::clone(&ingress),
             Arc::clone(&access),
             work.clone(),
             self.settings.borrow().config.limits.https_connections,
@@ -307,14 +316,6 @@ impl Running {
                 Ok::<_, Infallible>(())
             });
         }
-        let ingress = Arc::new(Ingress {
-            federation,
-            registry: Arc::clone(&self.registry),
-            links: Arc::clone(&self.links),
-            clock: self.clock.clone(),
-            work: work.clone(),
-            settings: self.settings.borrow().ingress(),
-        });
         for endpoint in &self.endpoints {
             let taking = Arc::clone(&ingress).run(endpoint.clone(), intake.clone());
             intake.spawn_essential("tunnel listener", taking);

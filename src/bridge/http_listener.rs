@@ -1,6 +1,7 @@
-//! HTTP as it comes in from outside: the HTTPS listener for satellites without a tunnel, for
-//! operators with a token and for visitors of services, over HTTP/2 or HTTP/1.1; and what it has in
-//! common with the admin socket and the proxy.
+//! What comes in over TCP: the HTTPS listener for satellites without a tunnel, for operators with a
+//! token and for visitors of services, over HTTP/2 or HTTP/1.1; and what it has in common with the
+//! admin socket and the proxy. Tunnels of satellites whose networks swallow UDP come to the same port,
+//! told apart by ALPN, and are handed on.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,16 +15,19 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::access::{Access, InScope};
 use super::federation_api::{Caller, CallerCertificate, FederationApi};
+use super::ingress::Ingress;
 use super::operator_api::{OperatorApi, RequestSource};
 use super::reply::{Reply, ReplyBody};
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::process::supervisor::TaskScope;
+use crate::tunnel::tcp;
+use crate::wire::TUNNEL_ALPN;
 
 /// Time for a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,7 +54,10 @@ const H2_PING_INTERVAL: Duration = Duration::from_secs(60);
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Application protocols of the HTTPS listener, the preferred one first.
-pub(super) const HTTPS_ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+pub(super) const HTTPS_ALPN: [&[u8]; 3] = [TUNNEL_ALPN, HTTP_2, b"http/1.1"];
+
+/// HTTP/2 among them.
+const HTTP_2: &[u8] = b"h2";
 
 /// Pause after the system refused to give a connection, for want of file descriptors: they come
 /// back when others end.
@@ -127,16 +134,19 @@ where
 pub struct HttpsListener {
     federation: Arc<FederationApi>,
     operators: Arc<OperatorApi>,
+    ingress: Arc<Ingress>,
     access: Arc<Access>,
     work: TaskScope,
     places: Arc<Semaphore>,
 }
 
 impl HttpsListener {
-    /// Answers children and operators with a token; connections, so many at once, run in `work`.
+    /// Answers children and operators with a token, and hands tunnels on; connections run in `work`,
+    /// so many of them at once that are no tunnels.
     pub fn new(
         federation: Arc<FederationApi>,
         operators: Arc<OperatorApi>,
+        ingress: Arc<Ingress>,
         access: Arc<Access>,
         work: TaskScope,
         connections_max: u32,
@@ -144,6 +154,7 @@ impl HttpsListener {
         Self {
             federation,
             operators,
+            ingress,
             access,
             work,
             places: Arc::new(Semaphore::new(connections_max as usize)),
@@ -167,8 +178,7 @@ impl HttpsListener {
                     let https = Arc::clone(&self);
                     let tls = tls.clone();
                     self.work.spawn("https", async move {
-                        https.connection(stream, address, tls).await;
-                        drop(place);
+                        https.connection(stream, address, tls, place).await;
                     });
                 }
                 Some((_, Err(error))) => {
@@ -180,7 +190,13 @@ impl HttpsListener {
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, address: SocketAddr, tls: TlsAcceptor) {
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        tls: TlsAcceptor,
+        place: OwnedSemaphorePermit,
+    ) {
         let source = address.ip().to_canonical();
         // Answers and keys pressed leave at once.
         let _ = stream.set_nodelay(true);
@@ -193,6 +209,11 @@ impl HttpsListener {
             },
             () = self.work.cancelled() => return,
         };
+        if tcp::is_tunnel(&stream) {
+            // Tunnels have limits of their own.
+            drop(place);
+            return Arc::clone(&self.ingress).take_tcp(stream, address).await;
+        }
         let certificate = stream
             .get_ref()
             .1
@@ -201,7 +222,7 @@ impl HttpsListener {
             .and_then(CallerCertificate::read);
         let caller = Caller { source, certificate };
         let port = address.port();
-        let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(HTTPS_ALPN[0]);
+        let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
         let answer = |request| Arc::clone(&self).answer(request, caller.clone(), port);
         if speaks_h2 {
             serve_h2(stream, &self.work, answer).await;

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::service::service_fn;
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolled, may_connect};
@@ -28,6 +30,7 @@ use crate::tunnel::connection::{Tunnel, TunnelSettings};
 use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
+use crate::tunnel::tcp::{self, TcpSettings};
 use crate::tunnel::transport::Transport;
 use crate::wire::{Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, StreamKind, Welcome};
 
@@ -117,6 +120,15 @@ impl Ingress {
             Some(Err(reason)) => debug!(%address, %reason, "a handshake failed"),
             None => {}
         }
+    }
+
+    /// Takes a tunnel that has come to the HTTPS listener.
+    pub async fn take_tcp(self: Arc<Self>, stream: TlsStream<TcpStream>, address: SocketAddr) {
+        tcp::tune(stream.get_ref().0);
+        let settings = TcpSettings {
+            max_streams: self.settings.max_streams,
+        };
+        self.take(tcp::accept(stream, address, settings)).await;
     }
 
     /// Takes one connection whose handshake is done, over whatever transport, to its end.

@@ -41,9 +41,10 @@ impl TokenBucket {
         let burst = nanos(BURST);
         let price = u128::from(bytes) * u128::from(NANOS_PER_SECOND) / u128::from(self.rate.get());
         let price = u64::try_from(price).unwrap_or(u64::MAX);
-        // Time that has passed unused is kept for one burst only.
-        self.paid_at = self.paid_at.max(now.saturating_sub(burst)).saturating_add(price);
-        (self.paid_at > now).then(|| Moment::after_start(Duration::from_nanos(self.paid_at)))
+        // Time that has passed unused is not kept; one burst may be ahead of it.
+        self.paid_at = self.paid_at.max(now).saturating_add(price);
+        let next = self.paid_at.saturating_sub(burst);
+        (next > now).then(|| Moment::after_start(Duration::from_nanos(next)))
     }
 }
 
@@ -76,6 +77,13 @@ mod tests {
         );
         assert_eq!(bucket.charge(100, at(1_000)), Some(at(1_100)));
         assert_eq!(bucket.charge(100, at(1_100)), Some(at(1_200)));
+    }
+
+    #[test]
+    fn it_is_full_from_the_very_start() {
+        let mut bucket = bucket(1_000);
+        assert_eq!(bucket.charge(250, at(0)), None);
+        assert_eq!(bucket.charge(1, at(0)), Some(at(1)));
     }
 
     #[test]

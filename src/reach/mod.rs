@@ -1,2 +1,5 @@
 //! Floor 6: ways through the network between satellite and host-bridge: proxies, port mappings,
 //! dials. Knows tunnels and sockets; must not know the daemons, their stores or the federation.
+
+pub mod proxy;
+pub mod tcp;

@@ -316,6 +316,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
             max_streams: config.limits.streams_per_session,
             ..TunnelSettings::default()
         },
+        ways: config.ways.clone(),
         operator: configured_operator(config),
         bridges: config.parent.bridges.clone(),
     }

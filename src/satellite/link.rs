@@ -20,7 +20,11 @@ use crate::identity::tls_failure::{FailureRecord, TlsFailure};
 use crate::machine::membership::{Parent, StoredIdentity};
 use crate::machine::reconnect::{DialTarget, Setback, TARGETS_MAX};
 use crate::process::clock::Clock;
+use crate::process::config::proxy::Proxy;
+use crate::process::config::satellite::{TunnelTransport, Ways};
+use crate::reach::{proxy, tcp};
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
+use crate::tunnel::tcp::TcpSettings;
 use crate::tunnel::transport::{Outlook, Side, Transport, TransportClosed};
 use crate::tunnel::{GreetingError, Tunnel, TunnelDriver, TunnelSettings};
 use crate::wire::{Hello, RefusalCode, TUNNEL_ALPN, TUNNEL_VERSION, Welcome};
@@ -78,6 +82,18 @@ pub enum DialError {
         #[source]
         source: quic::DialError,
     },
+    /// The same over TCP.
+    #[error("no connection to the host-bridge {host}")]
+    Tcp {
+        /// Whom.
+        host: String,
+        /// Why.
+        #[source]
+        source: tcp::DialError,
+    },
+    /// The same through a proxy.
+    #[error(transparent)]
+    Proxy(Box<proxy::DialError>),
     /// It answered and refused, or did not complete the greeting.
     #[error("the host-bridge {host} at {address} did not take the tunnel")]
     Greeting {
@@ -135,7 +151,14 @@ impl DialError {
             Self::Connect {
                 source: quic::DialError::Closed { reason, .. },
                 ..
+            }
+            | Self::Tcp {
+                source: tcp::DialError::Closed { reason, .. },
+                ..
             } => by_tls(reason),
+            Self::Proxy(error) => {
+                matches!(&**error, proxy::DialError::Closed { reason, .. } if by_tls(reason))
+            }
             Self::Greeting {
                 source: GreetingError::Refused(refused),
                 ..
@@ -152,6 +175,7 @@ impl DialError {
             Self::Tls(_)
             | Self::Socket(_)
             | Self::Connect { .. }
+            | Self::Tcp { .. }
             | Self::Greeting { .. }
             | Self::NoRoute { .. }
             | Self::TimedOut { .. } => false,
@@ -165,16 +189,22 @@ impl DialError {
             Self::Tls(_) | Self::Socket(_) | Self::NoRoute { .. } | Self::TimedOut { .. } => {
                 Setback::Transient
             }
-            Self::Connect { source, .. } => match source.outlook() {
-                Outlook::Permanent => Setback::Persistent,
-                Outlook::Retryable => Setback::Transient,
-            },
+            Self::Connect { source, .. } => setback(source.outlook()),
+            Self::Tcp { source, .. } => setback(source.outlook()),
+            Self::Proxy(source) => setback(source.outlook()),
             Self::Greeting { source, .. } => match (source.retry_after(), source.outlook()) {
                 (Some(told), _) => Setback::RetryAfter(told),
                 (None, Outlook::Permanent) => Setback::Persistent,
                 (None, Outlook::Retryable) => Setback::Transient,
             },
         }
+    }
+}
+
+const fn setback(outlook: Outlook) -> Setback {
+    match outlook {
+        Outlook::Permanent => Setback::Persistent,
+        Outlook::Retryable => Setback::Transient,
     }
 }
 
@@ -190,9 +220,17 @@ pub struct Established {
 
 /// Addresses of the parent's bridges: what the resolver says now, and behind that what worked
 /// before, for boxes whose DNS is away.
-pub async fn resolve(parent: &Parent, remembered: &[DialTarget]) -> Vec<DialTarget> {
+pub async fn resolve(parent: &Parent, remembered: &[DialTarget], ways: &Ways) -> Vec<DialTarget> {
     let mut targets: Vec<DialTarget> = Vec::new();
     for bridge in parent.dial_addresses() {
+        if proxy_for(ways, bridge.host(), bridge.port()).is_some() {
+            // The proxy resolves it.
+            targets.push(DialTarget {
+                host: bridge.host().to_owned(),
+                address: (Ipv4Addr::UNSPECIFIED, bridge.port()).into(),
+            });
+            continue;
+        }
         let lookup = tokio::net::lookup_host((bridge.host().to_owned(), bridge.port()));
         match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
             Ok(Ok(addresses)) => {
@@ -231,15 +269,24 @@ pub async fn resolve(parent: &Parent, remembered: &[DialTarget]) -> Vec<DialTarg
     unique
 }
 
+/// The proxy on the way to a host-bridge, where the tunnel runs over TCP.
+fn proxy_for<'a>(ways: &'a Ways, host: &str, port: u16) -> Option<&'a Proxy> {
+    match ways.transport {
+        TunnelTransport::Tls => ways.proxy.proxy_for(host, port),
+        TunnelTransport::Auto | TunnelTransport::Quic => None,
+    }
+}
+
 /// Dials one address within [`DIAL_TIMEOUT`].
 pub async fn dial(
     target: &DialTarget,
     credentials: Credentials,
+    ways: &Ways,
     settings: TunnelSettings,
     clock: Clock,
 ) -> Result<Established, DialError> {
     let (host, address) = (target.host.clone(), target.address);
-    let attempt = dial_unbounded(target, credentials, settings, clock);
+    let attempt = dial_unbounded(target, credentials, ways, settings, clock);
     match tokio::time::timeout(DIAL_TIMEOUT, attempt).await {
         Ok(outcome) => outcome,
         Err(_) => Err(DialError::TimedOut { host, address }),
@@ -249,21 +296,22 @@ pub async fn dial(
 async fn dial_unbounded(
     target: &DialTarget,
     credentials: Credentials,
+    ways: &Ways,
     settings: TunnelSettings,
     clock: Clock,
 ) -> Result<Established, DialError> {
-    check_route(target.address).map_err(|source| DialError::NoRoute {
-        host: target.host.clone(),
-        address: target.address,
-        source,
-    })?;
+    if proxy_for(ways, &target.host, target.address.port()).is_none() {
+        check_route(target.address).map_err(|source| DialError::NoRoute {
+            host: target.host.clone(),
+            address: target.address,
+            source,
+        })?;
+    }
     let time = certificate_time(&clock);
-    let quic = QuicSettings {
-        max_streams: settings.max_streams,
-    };
-    let transport = match connect(target, credentials.clone(), time, quic).await {
+    let max_streams = settings.max_streams;
+    let transport = match connect(target, credentials.clone(), ways, time, max_streams).await {
         Err(error) => match time_for_doubtful_clock(&error, &clock) {
-            Some(time) => connect(target, credentials, time, quic).await?,
+            Some(time) => connect(target, credentials, ways, time, max_streams).await?,
             None => return Err(error),
         },
         Ok(transport) => transport,
@@ -290,13 +338,32 @@ async fn dial_unbounded(
 async fn connect(
     target: &DialTarget,
     credentials: Credentials,
+    ways: &Ways,
     time: TimeSource,
-    quic: QuicSettings,
+    max_streams: u32,
 ) -> Result<Arc<dyn Transport>, DialError> {
     let failures = FailureRecord::default();
-    let config = tls_config(credentials, time, failures.clone()).await?;
+    let config = tls_config(credentials, Arc::clone(&time), failures.clone()).await?;
+    if ways.transport == TunnelTransport::Tls {
+        let settings = TcpSettings { max_streams };
+        let host = &target.host;
+        return match proxy_for(ways, host, target.address.port()) {
+            Some(via) => {
+                let port = target.address.port();
+                proxy::dial(via, host, port, config, &failures, time, settings)
+                    .await
+                    .map_err(|error| DialError::Proxy(Box::new(error)))
+            }
+            None => tcp::dial(target.address, host, config, &failures, settings)
+                .await
+                .map_err(|source| DialError::Tcp {
+                    host: host.clone(),
+                    source,
+                }),
+        };
+    }
     // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-    let endpoint = QuicEndpoint::client(quic).map_err(DialError::Socket)?;
+    let endpoint = QuicEndpoint::client(QuicSettings { max_streams }).map_err(DialError::Socket)?;
     endpoint
         .dial(target.address, &target.host, config, &failures)
         .await
@@ -322,12 +389,20 @@ fn check_route(address: SocketAddr) -> std::io::Result<()> {
 /// proves no less about the time than the clock does; the end is checked as ever.
 fn time_for_doubtful_clock(error: &DialError, clock: &Clock) -> Option<TimeSource> {
     clock.trusted().doubt?;
-    let DialError::Connect {
-        source: quic::DialError::Closed { reason, .. },
-        ..
-    } = error
-    else {
-        return None;
+    let reason = match error {
+        DialError::Connect {
+            source: quic::DialError::Closed { reason, .. },
+            ..
+        }
+        | DialError::Tcp {
+            source: tcp::DialError::Closed { reason, .. },
+            ..
+        } => reason,
+        DialError::Proxy(error) => match &**error {
+            proxy::DialError::Closed { reason, .. } => reason,
+            proxy::DialError::Proxy { .. } | proxy::DialError::Name { .. } => return None,
+        },
+        _ => return None,
     };
     let TransportClosed::Tls {
         failure: TlsFailure::NotYetValid { not_before, .. },

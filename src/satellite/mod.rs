@@ -10,6 +10,7 @@ pub mod grants;
 pub mod invite;
 pub mod link;
 pub mod membership_store;
+pub mod offline;
 pub mod parent_client;
 pub mod payload;
 mod report;

@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::close::CloseReason;
 use super::driver::{ControlStream, TunnelDriver};
+use super::flow::{FlowStats, Flows};
 use super::frame::{FrameError, PartialFrame};
 use super::stream::{CountedStream, IncomingStream, StreamCount, TunnelStream, refuse};
 use super::transport::{BoxFuture, ByteStream, Transport, TransportClosed, Urgency};
@@ -75,6 +76,8 @@ pub struct TunnelStats {
     pub open_streams: usize,
     /// Streams opened so far, by either side.
     pub opened_streams: u64,
+    /// Packets of flows.
+    pub flows: FlowStats,
 }
 
 /// Why a stream could not be opened.
@@ -100,6 +103,7 @@ pub(super) struct Shared {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) clock: Clock,
     pub(super) streams: Arc<StreamCount>,
+    pub(super) flows: Arc<Flows>,
     close: watch::Sender<Option<CloseReason>>,
     goodbye: watch::Sender<Option<Goodbye>>,
     may_open: Arc<Semaphore>,
@@ -120,12 +124,14 @@ impl Tunnel {
         clock: Clock,
         limits: StreamLimits,
         header_timeout: Duration,
+        flows: Arc<Flows>,
         control: ControlStream,
     ) -> (Self, TunnelDriver) {
         let shared = Arc::new(Shared {
             transport,
             clock,
             streams: Arc::new(StreamCount::new()),
+            flows,
             close: watch::Sender::new(None),
             goodbye: watch::Sender::new(None),
             may_open: Arc::new(Semaphore::new(permits(limits.ours))),
@@ -234,7 +240,12 @@ impl Tunnel {
         TunnelStats {
             open_streams: self.shared.streams.open(),
             opened_streams: self.shared.streams.opened(),
+            flows: self.shared.flows.stats(),
         }
+    }
+
+    pub(super) fn flows(&self) -> &Arc<Flows> {
+        &self.shared.flows
     }
 }
 
@@ -322,7 +333,8 @@ impl Acceptor {
                     let io = io?;
                     if let Ok(permit) = permit {
                         let counted = CountedStream::new(&shared.streams, permit);
-                        self.arriving.push(Box::pin(read_header(io, counted, self.header_timeout)));
+                        let flows = Arc::clone(&shared.flows);
+                        self.arriving.push(Box::pin(read_header(io, counted, self.header_timeout, flows)));
                     }
                 }
             }
@@ -343,12 +355,17 @@ fn first_ready(arriving: &mut Vec<Arriving>) -> impl Future<Output = Option<Inco
     })
 }
 
-async fn read_header(mut io: ByteStream, counted: CountedStream, within: Duration) -> Option<IncomingStream> {
+async fn read_header(
+    mut io: ByteStream,
+    counted: CountedStream,
+    within: Duration,
+    flows: Arc<Flows>,
+) -> Option<IncomingStream> {
     let mut frame = PartialFrame::new();
     let read = frame.read(&mut *io.read);
     let refusal = match tokio::time::timeout(within, read).await {
         Ok(Ok(content)) => match StreamHeader::decode(&content) {
-            Ok(header) => return Some(IncomingStream::new(header, io, counted, within)),
+            Ok(header) => return Some(IncomingStream::new(header, io, counted, within, flows)),
             Err(error) => error.refusal(),
         },
         Ok(Err(FrameError::TooLong(error))) => StreamRefusal {

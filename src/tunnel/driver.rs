@@ -74,7 +74,12 @@ impl TunnelDriver {
 
     /// Runs until the tunnel has ended, and says why.
     pub async fn run(mut self) -> CloseReason {
-        let reason = self.drive().await;
+        let shared = Arc::clone(&self.shared);
+        let reason = tokio::select! {
+            biased;
+            reason = self.drive() => reason,
+            never = shared.flows.deliver() => match never {},
+        };
         self.shared.finish(reason);
         self.shared.closed().await
     }

@@ -10,12 +10,14 @@ use tokio::io::AsyncWriteExt;
 use super::close::retry_after;
 use super::connection::{StreamLimits, Tunnel, TunnelSettings};
 use super::driver::{ControlStream, TunnelDriver};
+use super::flow::Flows;
 use super::frame::{FrameError, PartialFrame};
 use super::transport::{ByteStream, CloseCode, Outlook, Transport, TransportClosed, Urgency};
 use crate::machine::liveness::DEFAULT_KEEPALIVE;
 use crate::process::clock::Clock;
 use crate::wire::{
-    ControlMessage, DecodeError, Hello, RefusalCode, Refused, TUNNEL_VERSION, Welcome, message_text,
+    ControlMessage, DATAGRAMS_FEATURE, DecodeError, End, Hello, RefusalCode, Refused, TUNNEL_VERSION,
+    Welcome, message_text,
 };
 
 /// How much longer than the dialer the accepting side waits before it pings an idle tunnel: the
@@ -95,10 +97,13 @@ impl Tunnel {
     /// caller's supervisor, or nothing moves.
     pub async fn dial(
         transport: Arc<dyn Transport>,
-        hello: Hello,
+        mut hello: Hello,
         settings: TunnelSettings,
         clock: Clock,
     ) -> Result<(Self, Welcome, TunnelDriver), GreetingError> {
+        if transport.has_datagrams() {
+            hello.features.push(DATAGRAMS_FEATURE.to_owned());
+        }
         let greeted = within(&settings, greet(&*transport, hello)).await;
         let (io, welcome) = greeted.map_err(|error| give_up(&*transport, error))?;
         let limits = StreamLimits {
@@ -109,7 +114,9 @@ impl Tunnel {
             io,
             keepalive: keepalive(&welcome).min(settings.keepalive_ceiling),
         };
-        let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, control);
+        let datagrams = transport.has_datagrams() && names_datagrams(&welcome.features);
+        let flows = Flows::new(Arc::clone(&transport), End::Dialer, datagrams);
+        let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, flows, control);
         Ok((tunnel, welcome, driver))
     }
 
@@ -128,8 +135,14 @@ impl Tunnel {
         } else {
             Err(unsupported(hello.version))
         };
+        let datagrams = transport.has_datagrams() && names_datagrams(&hello.features);
         let welcome = match decided {
-            Ok(welcome) => welcome,
+            Ok(mut welcome) => {
+                if datagrams {
+                    welcome.features.push(DATAGRAMS_FEATURE.to_owned());
+                }
+                welcome
+            }
             Err(refused) => {
                 let refused = Refused {
                     message: message_text(&refused.message),
@@ -150,7 +163,8 @@ impl Tunnel {
         );
         sent.await.map_err(|error| give_up(&*transport, error))?;
         let control = ControlStream { io, keepalive };
-        let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, control);
+        let flows = Flows::new(Arc::clone(&transport), End::Acceptor, datagrams);
+        let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, flows, control);
         Ok((tunnel, hello, driver))
     }
 }
@@ -252,6 +266,10 @@ fn stream_failed(transport: &dyn Transport, error: FrameError) -> GreetingError 
         Some(closed) => GreetingError::Transport(closed),
         None => GreetingError::ControlStream(error),
     }
+}
+
+fn names_datagrams(features: &[String]) -> bool {
+    features.iter().any(|feature| feature == DATAGRAMS_FEATURE)
 }
 
 fn keepalive(welcome: &Welcome) -> Duration {

@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 
-use super::transport::{BoxFuture, ByteStream, CloseCode, Transport, TransportClosed, Urgency};
+use super::transport::{
+    BoxFuture, ByteStream, CloseCode, DatagramRefused, Transport, TransportClosed, Urgency,
+};
 
 /// Bytes that a pipe holds before its writer waits.
 pub const PIPE_BYTES: usize = 16 * 1024;
@@ -21,14 +24,45 @@ pub const PIPE_BYTES: usize = 16 * 1024;
 /// Streams that wait to be accepted before the opener waits.
 const BACKLOG: usize = 8;
 
+/// Datagrams that wait to be received before further ones are lost.
+const DATAGRAM_BACKLOG: usize = 1_024;
+
 /// Two connected transports.
 pub fn pair() -> (Arc<MemoryTransport>, Arc<MemoryTransport>, Cut) {
+    connect(None)
+}
+
+/// The same with datagrams of at most so many bytes, of which each `lose_every`th is lost.
+pub fn pair_with_datagrams(
+    max_bytes: usize,
+    lose_every: u64,
+) -> (Arc<MemoryTransport>, Arc<MemoryTransport>, Cut) {
+    connect(Some((max_bytes, lose_every)))
+}
+
+fn connect(path: Option<(usize, u64)>) -> (Arc<MemoryTransport>, Arc<MemoryTransport>, Cut) {
     let cut = Cut::default();
     let (to_right, from_left) = mpsc::channel(BACKLOG);
     let (to_left, from_right) = mpsc::channel(BACKLOG);
     let (left, right) = (End::new(1), End::new(2));
-    let side = |near: &Arc<End>, far: &Arc<End>, open, accept| {
+    let (datagrams_right, from_left_datagrams) = mpsc::channel(DATAGRAM_BACKLOG);
+    let (datagrams_left, from_right_datagrams) = mpsc::channel(DATAGRAM_BACKLOG);
+    let datagrams = |send, receive| {
+        path.map(|(max_bytes, lose_every)| Datagrams {
+            max_bytes,
+            lose_every,
+            sent: AtomicU64::new(0),
+            send,
+            receive: tokio::sync::Mutex::new(receive),
+        })
+    };
+    let (left_datagrams, right_datagrams) = (
+        datagrams(datagrams_right, from_right_datagrams),
+        datagrams(datagrams_left, from_left_datagrams),
+    );
+    let side = |near: &Arc<End>, far: &Arc<End>, open, accept, datagrams| {
         Arc::new(MemoryTransport {
+            datagrams,
             near: Arc::clone(near),
             far: Arc::clone(far),
             cut: cut.clone(),
@@ -36,8 +70,8 @@ pub fn pair() -> (Arc<MemoryTransport>, Arc<MemoryTransport>, Cut) {
             accept: tokio::sync::Mutex::new(accept),
         })
     };
-    let left_side = side(&left, &right, to_right, from_right);
-    let right_side = side(&right, &left, to_left, from_left);
+    let left_side = side(&left, &right, to_right, from_right, left_datagrams);
+    let right_side = side(&right, &left, to_left, from_left, right_datagrams);
     (left_side, right_side, cut)
 }
 
@@ -64,6 +98,16 @@ pub struct MemoryTransport {
     cut: Cut,
     open: mpsc::Sender<ByteStream>,
     accept: tokio::sync::Mutex<mpsc::Receiver<ByteStream>>,
+    datagrams: Option<Datagrams>,
+}
+
+#[derive(Debug)]
+struct Datagrams {
+    max_bytes: usize,
+    lose_every: u64,
+    sent: AtomicU64,
+    send: mpsc::Sender<Bytes>,
+    receive: tokio::sync::Mutex<mpsc::Receiver<Bytes>>,
 }
 
 #[derive(Debug)]
@@ -176,6 +220,38 @@ impl Transport for MemoryTransport {
 
     fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
         None
+    }
+
+    fn has_datagrams(&self) -> bool {
+        self.datagrams.is_some()
+    }
+
+    fn send_datagram(&self, datagram: Bytes) -> Result<(), DatagramRefused> {
+        let open = self.datagrams.as_ref().filter(|_| !self.near.is_closed());
+        let datagrams = open.ok_or(DatagramRefused::Unavailable)?;
+        if datagram.len() > datagrams.max_bytes {
+            return Err(DatagramRefused::TooLarge);
+        }
+        let sent = datagrams.sent.fetch_add(1, Ordering::SeqCst) + 1;
+        if !sent.is_multiple_of(datagrams.lose_every) && !self.cut.is_cut() {
+            self.far.arrivals.fetch_add(1, Ordering::SeqCst);
+            // A full queue loses it.
+            datagrams.send.try_send(datagram).ok();
+        }
+        Ok(())
+    }
+
+    fn receive_datagram(&self) -> BoxFuture<'_, Result<Bytes, TransportClosed>> {
+        Box::pin(async {
+            let Some(datagrams) = &self.datagrams else {
+                return std::future::pending().await;
+            };
+            let mut receive = datagrams.receive.lock().await;
+            tokio::select! {
+                closed = self.closed() => Err(closed),
+                datagram = receive.recv() => datagram.ok_or(TransportClosed::Reset),
+            }
+        })
     }
 }
 

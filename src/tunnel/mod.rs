@@ -4,6 +4,7 @@
 pub mod close;
 pub mod connection;
 mod driver;
+pub mod flow;
 pub mod frame;
 pub mod greeting;
 pub mod http;
@@ -12,6 +13,7 @@ pub mod memory;
 pub mod quic;
 pub mod relay;
 pub mod stream;
+pub mod tcp;
 #[cfg(test)]
 mod tests;
 pub mod transport;
@@ -19,5 +21,6 @@ pub mod transport;
 pub use close::{CloseReason, Violation};
 pub use connection::{OpenStreamError, Tunnel, TunnelSettings, TunnelStats};
 pub use driver::TunnelDriver;
+pub use flow::Flow;
 pub use greeting::GreetingError;
 pub use stream::{IncomingStream, TunnelStream};

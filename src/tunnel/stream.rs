@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use super::flow::Flows;
 use super::frame::PartialFrame;
 use super::transport::ByteStream;
 use crate::wire::{RefusalCode, StreamHeader, StreamRefusal, StreamReply, message_text};
@@ -38,12 +39,23 @@ pub struct IncomingStream {
     io: ByteStream,
     counted: CountedStream,
     reply_timeout: Duration,
+    flows: Arc<Flows>,
 }
 
 impl TunnelStream {
     /// The header it was opened with.
     pub const fn header(&self) -> &StreamHeader {
         &self.header
+    }
+
+    /// The same as a poll, for the reading half's task.
+    pub(super) fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_reply(Half::Read, cx)
+    }
+
+    /// Whether the other side is known to have taken the stream.
+    pub(super) const fn is_accepted(&self) -> bool {
+        matches!(self.reply, Reply::Accepted)
     }
 
     /// Waits until the other side has taken the stream, or says why it does not: [`refusal_in`] the
@@ -99,13 +111,27 @@ impl IncomingStream {
         io: ByteStream,
         counted: CountedStream,
         reply_timeout: Duration,
+        flows: Arc<Flows>,
     ) -> Self {
         Self {
             header,
             io,
             counted,
             reply_timeout,
+            flows,
         }
+    }
+
+    pub(super) const fn flows(&self) -> &Arc<Flows> {
+        &self.flows
+    }
+
+    pub(super) const fn io_mut(&mut self) -> &mut ByteStream {
+        &mut self.io
+    }
+
+    pub(super) const fn reply_timeout(&self) -> Duration {
+        self.reply_timeout
     }
 
     /// What the other side wants.

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -45,6 +46,33 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
 
     /// The other side's certificate, verified by the handshake; `None` for a dialer without one.
     fn peer_certificate(&self) -> Option<CertificateDer<'static>>;
+
+    /// Whether both sides of the connection take datagrams.
+    fn has_datagrams(&self) -> bool {
+        false
+    }
+
+    /// Sends a datagram, which may be lost, and may displace older ones that have not left. It is
+    /// never split.
+    fn send_datagram(&self, _datagram: Bytes) -> Result<(), DatagramRefused> {
+        Err(DatagramRefused::Unavailable)
+    }
+
+    /// The next datagram; waits for ever where there are none. Cancel safe.
+    fn receive_datagram(&self) -> BoxFuture<'_, Result<Bytes, TransportClosed>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+/// Why a datagram was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum DatagramRefused {
+    /// It is larger than the path takes now.
+    #[error("the datagram is larger than the path takes")]
+    TooLarge,
+    /// There are no datagrams, or the connection has ended.
+    #[error("the connection takes no datagrams")]
+    Unavailable,
 }
 
 /// Which bytes leave first when the link is the bottleneck.

@@ -10,12 +10,16 @@
 //! in [`Hello`]. A reader skips control messages that it does not know and refuses streams whose
 //! version or kind it does not know; the connection lives on.
 
+mod flow;
 mod proxy_header;
 mod stream;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use flow::{
+    DATAGRAMS_FEATURE, End, FLOW_NUMBERS, FlowId, NoFlowId, PACKET_MAX_BYTES, PACKET_PREFIX_BYTES,
+};
 pub use proxy_header::proxy_header;
 pub use stream::{
     SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,
@@ -43,7 +47,7 @@ pub struct Hello {
     pub version: u16,
     /// Program and version, for logs.
     pub agent: String,
-    /// Names of optional features that the dialer has; none in version 1.
+    /// Names of optional features that the dialer has, [`DATAGRAMS_FEATURE`] among them.
     pub features: Vec<String>,
 }
 

@@ -71,7 +71,7 @@ pub fn invited(dir: &Path) -> (ScriptedParent, String) {
 
 async fn run(config: SatelliteConfig) -> Result<(), RunError> {
     let manager = ServiceManager::connect(&Environment::default()).unwrap();
-    daemon::run(config, manager, Box::new(|| None)).await
+    Box::pin(daemon::run(config, manager, Box::new(|| None))).await
 }
 
 /// Runs the daemon until the parent's book shows something, then sends TERM.

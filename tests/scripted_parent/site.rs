@@ -13,6 +13,7 @@ use powernode_satellite::machine::backoff::BackoffPolicy;
 use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::machine::membership::{Operator, StoredInvitation};
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
+use powernode_satellite::process::config::satellite::Ways;
 use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor};
 use powernode_satellite::satellite::driver::{Driver, DriverHandle, DriverSettings};
 use powernode_satellite::satellite::federation_api::{NoOfferings, Surroundings};
@@ -117,6 +118,7 @@ pub fn settings() -> DriverSettings {
             max: Duration::from_millis(200),
         },
         tunnel: TunnelSettings::default(),
+        ways: Ways::default(),
         operator: None,
         bridges: Vec::new(),
     }

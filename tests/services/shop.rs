@@ -26,6 +26,7 @@ use powernode_satellite::satellite::services::{
 use powernode_satellite::store::audit_log::reading::{ENTRIES, answer};
 use powernode_satellite::store::audit_log::{AuditLog, AuditWriter};
 use powernode_satellite::store::database::Database;
+use powernode_satellite::tunnel::flow::Flow;
 use powernode_satellite::tunnel::quic::{QuicEndpoint, QuicSettings};
 use powernode_satellite::tunnel::stream::refusal_in;
 use powernode_satellite::tunnel::{Tunnel, TunnelSettings, TunnelStream};
@@ -187,6 +188,21 @@ impl Shop {
             trace: TraceId(7),
         };
         in_time(self.parent.open_stream(header)).await.unwrap()
+    }
+
+    /// A flow of packets to a service.
+    pub async fn flow(&self, service: &str, ticket: Option<&Ticket>) -> Flow {
+        let request = ServiceRequest {
+            service: service.to_owned(),
+            grant_token: ticket.map(|ticket| ticket.token.clone()),
+            subject: ANNA.to_owned(),
+            source: None,
+        };
+        let header = StreamHeader {
+            kind: StreamKind::Flow(request),
+            trace: TraceId(8),
+        };
+        in_time(self.parent.open_flow(header)).await.unwrap()
     }
 
     /// The refusal that a stream meets.

@@ -150,6 +150,8 @@ pub fn fail(output: &Output) -> (i32, String) {
 pub struct BridgeSite {
     pub dir: tempfile::TempDir,
     pub program: PathBuf,
+    /// By which satellites know it.
+    pub host: &'static str,
     pub port: u16,
     pub operator_token: String,
     /// PEM file with the authority's certificate.
@@ -171,11 +173,17 @@ impl BridgeSite {
 
     /// The same with another program than this build's.
     pub fn init_of(program: PathBuf, variables: Vec<(&'static str, PathBuf)>) -> Self {
+        Self::init_named("127.0.0.1", program, variables)
+    }
+
+    /// The same under a name of its own.
+    pub fn init_named(host: &'static str, program: PathBuf, variables: Vec<(&'static str, PathBuf)>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut site = Self {
             ca_file: dir.path().join("ca.pem"),
             dir,
             program,
+            host,
             port: free_port(),
             operator_token: String::new(),
             variables,
@@ -197,7 +205,7 @@ impl BridgeSite {
     }
 
     pub fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        format!("https://{}:{}", self.host, self.port)
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {

@@ -66,6 +66,16 @@ pub enum Command {
         #[command(subcommand)]
         command: AuditCommand,
     },
+    /// Grants: by what the parent's people and programs may act on this box
+    Grants {
+        /// What to do with them
+        #[command(subcommand)]
+        command: GrantsCommand,
+    },
+    /// Take the parent's operator rights on this box back; the peering and the heartbeat go on
+    Emancipate(EmancipateArguments),
+    /// Leave the parent: tell it, destroy the keys of the peering, keep the logs
+    Leave(LeaveArguments),
     /// Look at the configuration
     Config {
         /// What to do with it
@@ -89,6 +99,123 @@ pub enum Command {
     },
     /// Print the version
     Version,
+}
+
+/// What to do with grants.
+#[derive(Subcommand)]
+pub enum GrantsCommand {
+    /// Show the grants
+    List {
+        /// Archived ones, too
+        #[arg(long)]
+        all: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let somebody of the parent's act on this box
+    Issue(Box<IssueArguments>),
+    /// Show one grant
+    Show {
+        /// Its id
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a grant at once; connections under it are cut
+    Revoke {
+        /// Its id
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Why; the parent and the audit log are told
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A grant.
+#[derive(Args)]
+pub struct IssueArguments {
+    /// Who: the name of the parent's operator, or of a program
+    #[arg(long, value_name = "NAME", required_unless_present = "operator")]
+    pub subject: Option<String>,
+
+    /// The one service that it opens [default: all services]
+    #[arg(long, value_name = "NAME", conflicts_with = "operator")]
+    pub service: Option<String>,
+
+    /// Give the parent its operator grant: everything, for all of its operators, for a year
+    #[arg(long)]
+    pub operator: bool,
+
+    /// Another kind of resource than a service
+    #[arg(long, value_name = "KIND", conflicts_with = "operator")]
+    pub kind: Option<String>,
+
+    /// What may be done: read, write, admin, migrate [default: read,write]
+    #[arg(long = "scopes", value_name = "SCOPES", value_delimiter = ',')]
+    pub scopes: Vec<String>,
+
+    /// Only from these addresses or networks, such as 203.0.113.0/24 [default: any]
+    #[arg(long = "source", value_name = "CIDR", value_delimiter = ',')]
+    pub sources: Vec<String>,
+
+    /// Only from these instances of the platform [default: any]
+    #[arg(long = "instance", value_name = "UUID", value_delimiter = ',')]
+    pub instances: Vec<String>,
+
+    /// Only through these networks of the platform [default: any]
+    #[arg(long = "network", value_name = "UUID", value_delimiter = ',')]
+    pub networks: Vec<String>,
+
+    /// How long, at least 7d [default: 30d]
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<HumaneDuration>,
+
+    /// Do not hand it to the parent through the tunnel
+    #[arg(long)]
+    pub no_deliver: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to emancipate.
+#[derive(Args)]
+pub struct EmancipateArguments {
+    /// Why; the parent and the audit log are told
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to leave.
+#[derive(Args)]
+pub struct LeaveArguments {
+    /// Why; the parent and the audit log are told
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What to do with services.

@@ -2,7 +2,11 @@
 
 mod arguments;
 mod audit;
+mod emancipate;
+mod grants;
 mod join;
+mod leave;
+mod owner;
 mod run;
 mod self_check;
 mod services;
@@ -52,6 +56,9 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run => run::run(config, &environment, (file, flags)),
         Command::Join(join) => join::join(&config, &join),
         Command::Status { json } => status::status(&config, json),
+        Command::Leave(leaving) => leave::leave(&config, &leaving),
+        Command::Grants { command } => grants::grants(&config, &command),
+        Command::Emancipate(asked) => emancipate::emancipate(&config, &asked),
         Command::Services { command } => services::services(&config, &command),
         Command::Audit { command } => audit::audit(&config, &command),
         Command::StateKey {

@@ -118,13 +118,11 @@ fn render(reports: &[ServiceReport], style: Style) -> String {
             service.description.as_str().into(),
         ]);
     }
-    let mut shown = table.render(style);
-    for report in reports {
-        if let Some(reason) = &report.health_reason {
-            shown.push_str(&format!("{}: {reason}\n", report.service.name));
-        }
-    }
-    shown
+    let reasons = reports.iter().filter_map(|report| {
+        let reason = report.health_reason.as_ref()?;
+        Some(format!("{}: {reason}\n", report.service.name))
+    });
+    std::iter::once(table.render(style)).chain(reasons).collect()
 }
 
 fn health(report: &ServiceReport) -> Cell {

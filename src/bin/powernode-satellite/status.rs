@@ -11,6 +11,7 @@ use powernode_satellite::contract::service::ServiceHealth;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::admin_api::STATUS_PATH;
+use powernode_satellite::satellite::grants::GrantsReport;
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
@@ -36,6 +37,10 @@ pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
         Code::NotJoined,
         match &report.refusal {
             Some(refusal) => refusal.clone(),
+            None if report.state == "left" => {
+                "this box has left its parent; run `powernode-satellite join -` with a join code to join another"
+                    .to_owned()
+            }
             None if report.state == "not_invited" => {
                 "this box has not joined a parent; run `powernode-satellite join -` with a join code"
                     .to_owned()
@@ -91,14 +96,10 @@ fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
         recovered: loaded.recovered,
         last_error: None,
     };
-    Ok(StatusReport::of_state(
-        loaded.state.as_ref(),
-        RELEASE,
-        clock,
-        link,
-        heartbeat,
-        store,
-    ))
+    let mut report = StatusReport::of_state(loaded.state.as_ref(), RELEASE, clock, link, heartbeat, store);
+    let peer = report.peer.as_ref().map(|peer| peer.id);
+    report.grants = GrantsReport::of(&loaded.grants, peer, trusted.now);
+    Ok(report)
 }
 
 /// A line of the report: what it is about, and what is to be said, if anything.
@@ -122,7 +123,12 @@ fn membership(report: &StatusReport) -> Vec<Line> {
         return Vec::new();
     };
     let now = report.clock.trusted;
-    let mode = format!("{}, contract version {}", peer.spawn_mode, peer.contract_version);
+    let mode = if report.grants.emancipated {
+        format!("emancipated {}", peer.spawn_mode)
+    } else {
+        peer.spawn_mode.to_string()
+    };
+    let mode = format!("{mode}, contract version {}", peer.contract_version);
     let operator = format!("{}, {}", peer.operator_contact, peer.location);
     vec![
         ("peer", Some(peer.id.into())),
@@ -130,7 +136,24 @@ fn membership(report: &StatusReport) -> Vec<Line> {
         ("joined", Some(relative_time(peer.accepted_at, now).into())),
         ("operator", Some(operator.into())),
         ("data residency", peer.data_residency.as_ref().map(Cell::from)),
+        ("grants", Some(grants(report))),
+        (
+            "grants to tell",
+            toned(report.grants.trouble.as_ref(), Tone::Warn),
+        ),
     ]
+}
+
+fn grants(report: &StatusReport) -> Cell {
+    let grants = &report.grants;
+    let active = match grants.active {
+        0 => "none: nobody of the parent's can act here".to_owned(),
+        active => format!("{active} active"),
+    };
+    match grants.undelivered {
+        0 => active.into(),
+        waiting => format!("{active}, {waiting} to be told to the parent").into(),
+    }
 }
 
 fn connection(report: &StatusReport) -> Vec<Line> {

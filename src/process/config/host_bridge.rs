@@ -340,7 +340,7 @@ static LISTEN_HTTPS: Key<Vec<SocketAddr>> = Key {
         most: LISTEN_MAX,
     },
     default: Fallback::Value("[::]:8443"),
-    doc: "Addresses for HTTPS (TCP): the federation's API and the operator's. [::] takes IPv4, too, and stands for\n0.0.0.0 on a machine without IPv6.",
+    doc: "Addresses for TCP: HTTPS for the federation's API and the operator's, and the tunnels of satellites whose\nnetworks swallow UDP. [::] takes IPv4, too, and stands for\n0.0.0.0 on a machine without IPv6.",
     discreet: false,
 };
 
@@ -436,7 +436,7 @@ static HTTPS_CONNECTIONS: Key<u32> = Key {
         unit: "connections",
     },
     default: Fallback::Value("256"),
-    doc: "HTTPS connections at the same time.",
+    doc: "HTTPS connections at the same time. Tunnels over TCP do not count, only their handshakes.",
     discreet: false,
 };
 

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::family::{Family, Member, Members, key_example};
 use super::key::{AnyKey, Fallback, Key, Raw, Refusal, nearest};
+use super::proxy::InvalidProxyUrl;
 use crate::base::limit::foreign_text;
 use crate::process::environment::Environment;
 
@@ -128,6 +129,11 @@ pub enum ConfigError {
     /// A value that its key does not allow.
     #[error(transparent)]
     Value(Box<InvalidValue>),
+    /// A proxy of the environment's.
+    #[error(
+        "the proxy that the environment names (HTTPS_PROXY) cannot be used; correct it, or set tunnel.proxy = \"none\""
+    )]
+    EnvironmentProxy(#[source] InvalidProxyUrl),
     /// A section whose values make no sense together.
     #[error("{origin}: [{section}] cannot be used")]
     Section {

@@ -1,11 +1,16 @@
 //! The satellite's keys, and what they come to.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
+
+use thiserror::Error;
 
 use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
 use super::key::{AbsolutePath, AnyKey, DurationBetween, Fallback, Key, Line, ListOf, Parsed, YesNo};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use super::proxy::{ProxyChoice, ProxySettings};
 use super::services::{self, LimitsConfig};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::audit::retention::Retention;
@@ -48,6 +53,8 @@ pub struct SatelliteConfig {
     pub payload: PayloadConfig,
     /// Longest silence on an idle tunnel before the satellite asks whether the parent is there.
     pub tunnel_keepalive: Duration,
+    /// By which ways the tunnel is dialled.
+    pub ways: Ways,
     /// What the parent may use of this box at once.
     pub limits: LimitsConfig,
     /// The services that the configuration publishes, by name.
@@ -104,6 +111,55 @@ pub struct PayloadConfig {
     pub file: PathBuf,
 }
 
+/// By which ways the tunnel is dialled.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ways {
+    /// Over what.
+    pub transport: TunnelTransport,
+    /// The proxy for TLS over TCP, and for whom it is not.
+    pub proxy: ProxySettings,
+}
+
+/// Over what a tunnel runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TunnelTransport {
+    /// Whatever the network lets through, QUIC where it can be.
+    #[default]
+    Auto,
+    /// QUIC (UDP) alone.
+    Quic,
+    /// TLS over TCP alone, through a proxy where there is one.
+    Tls,
+}
+
+/// A word that names no transport.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("names no transport")]
+pub struct UnknownTransport;
+
+impl FromStr for TunnelTransport {
+    type Err = UnknownTransport;
+
+    fn from_str(text: &str) -> Result<Self, UnknownTransport> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "quic" => Ok(Self::Quic),
+            "tls" => Ok(Self::Tls),
+            _ => Err(UnknownTransport),
+        }
+    }
+}
+
+impl fmt::Display for TunnelTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Quic => "quic",
+            Self::Tls => "tls",
+        })
+    }
+}
+
 impl SatelliteConfig {
     /// Reads all layers. Blocks on files.
     pub fn load(
@@ -145,6 +201,15 @@ impl SatelliteConfig {
                 file: settings.required(&PAYLOAD_FILE)?,
             },
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
+            ways: Ways {
+                transport: settings.required(&TUNNEL_TRANSPORT)?,
+                proxy: ProxySettings::resolve(
+                    settings.get(&TUNNEL_PROXY)?.as_ref(),
+                    settings.get(&TUNNEL_PROXY_CREDENTIALS)?,
+                    environment,
+                )
+                .map_err(ConfigError::EnvironmentProxy)?,
+            },
             limits: services::limits(settings)?,
             services: services::services(settings)?,
             reconnect_initial: settings.required(&RECONNECT_INITIAL)?,
@@ -248,6 +313,9 @@ static KEYS: &[&dyn AnyKey] = &[
     &PAYLOAD_FW_CFG_DIR,
     &PAYLOAD_FILE,
     &TUNNEL_KEEPALIVE,
+    &TUNNEL_TRANSPORT,
+    &TUNNEL_PROXY,
+    &TUNNEL_PROXY_CREDENTIALS,
     &RECONNECT_INITIAL,
     &RECONNECT_MAX,
     &services::STREAMS_PER_SESSION,
@@ -396,6 +464,36 @@ static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     default: Fallback::Value("20s"),
     doc: "Longest silence on an idle tunnel; the smaller of this and the host-bridge's wish holds. Routers forget\nidle UDP flows after 30 s and more.",
     discreet: false,
+};
+
+static TUNNEL_TRANSPORT: Key<TunnelTransport> = Key {
+    path: "tunnel.transport",
+    form: &Parsed::<TunnelTransport>::new("auto, quic or tls"),
+    default: Fallback::Value("auto"),
+    doc: "Over what the tunnel runs. auto: QUIC (UDP), or TLS over TCP where the network swallows UDP. quic or tls: that\nalone.",
+    discreet: false,
+};
+
+static TUNNEL_PROXY: Key<ProxyChoice> = Key {
+    path: "tunnel.proxy",
+    form: &Parsed::<ProxyChoice>::new(
+        "a URL such as http://proxy.example.com:3128, without user and password, or none",
+    ),
+    default: Fallback::Unset {
+        example: "http://proxy.example.com:3128",
+    },
+    doc: "HTTP CONNECT proxy for TLS over TCP; it resolves the host-bridge's name. Unset: what HTTPS_PROXY says in the\nenvironment. none: no proxy, whatever the environment says. NO_PROXY names hosts that are reached without it:\nnames with all below them, addresses, networks, each with or without a port.",
+    discreet: true,
+};
+
+static TUNNEL_PROXY_CREDENTIALS: Key<PathBuf> = Key {
+    path: "tunnel.proxy_credentials_file",
+    form: &AbsolutePath,
+    default: Fallback::Unset {
+        example: "/etc/powernode-satellite/proxy-credentials",
+    },
+    doc: "File with one line `user:password` for the proxy, readable for the satellite alone. It is read for each dial.",
+    discreet: true,
 };
 
 static RECONNECT_INITIAL: Key<Duration> = Key {

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::{Departure, Driver, LeaveError};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::base::limit::error_chain;
@@ -17,6 +19,18 @@ use crate::tunnel::Tunnel;
 
 /// Time between the answer to whoever has asked to leave and the stop of the daemon.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
+
+/// Waits for a change of the grants; for ever, where there are none to change.
+pub(super) async fn changed(changes: Option<&mut watch::Receiver<u64>>) {
+    // The sender lives in the book, which the driver holds.
+    let heard = match changes {
+        Some(changes) => changes.changed().await.is_ok(),
+        None => false,
+    };
+    if !heard {
+        std::future::pending::<()>().await;
+    }
+}
 
 impl Driver {
     pub(super) fn hand_over_grants(&self, tunnel: &Tunnel) {

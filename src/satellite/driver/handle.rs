@@ -14,6 +14,7 @@ use crate::machine::child::InvitationRefused;
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
+use crate::process::config::satellite::Ways;
 use crate::satellite::membership_store::SaveStateError;
 use crate::satellite::status::StatusReport;
 use crate::tunnel::TunnelSettings;
@@ -28,6 +29,8 @@ pub struct DriverSettings {
     pub backoff: BackoffPolicy,
     /// Tunnel limits.
     pub tunnel: TunnelSettings,
+    /// By which ways the tunnel is dialled.
+    pub ways: Ways,
     /// The operator from the config, which outranks the one that was given at join.
     pub operator: Option<Operator>,
     /// The bridges from the config, which outrank the invitation's.

@@ -90,6 +90,8 @@ pub struct Driver {
     services: Option<ServiceServer>,
     /// What the parent's requests are answered with.
     surroundings: Option<Arc<Surroundings>>,
+    /// Wakes the loop when grants have changed: the status tells of them.
+    grant_changes: Option<watch::Receiver<u64>>,
     /// The number of the present link or dial; reports of others are dropped.
     link_number: u64,
     link_scope: TaskScope,
@@ -145,6 +147,7 @@ impl Driver {
             certificate: CertificateWatch::default(),
             services: None,
             surroundings: None,
+            grant_changes: None,
             link_number: 0,
             link_scope,
             link: None,
@@ -178,6 +181,7 @@ impl Driver {
     /// Answers the parent's requests, by the grants that it has.
     #[must_use]
     pub fn with_surroundings(mut self, surroundings: Arc<Surroundings>) -> Self {
+        self.grant_changes = Some(surroundings.grants.changes());
         self.surroundings = Some(surroundings);
         self.publish();
         self
@@ -196,6 +200,7 @@ impl Driver {
                 () = self.scope.cancelled() => break,
                 Some(report) = self.reports.1.recv() => self.take_report(report),
                 Some(command) = self.commands.recv() => self.take_command(command).await,
+                () = grants::changed(self.grant_changes.as_mut()) => {}
                 () = self.clock.sleep_until(wake.min(pulse)) => {
                     let now = self.clock.now();
                     if self.machine.poll_timeout().is_some_and(|due| due <= now) {
@@ -391,9 +396,9 @@ impl Driver {
                 address: *address,
             })
             .collect();
-        let reporter = self.reporter();
+        let (ways, reporter) = (self.settings.ways.clone(), self.reporter());
         self.link_scope.spawn_until_cancelled("resolve", async move {
-            let targets = link::resolve(&parent, &remembered).await;
+            let targets = link::resolve(&parent, &remembered, &ways).await;
             if targets.is_empty() {
                 let names: Vec<String> = parent.dial_addresses().iter().map(ToString::to_string).collect();
                 let why = format!(
@@ -415,8 +420,9 @@ impl Driver {
             return;
         };
         let (settings, clock, reporter) = (self.settings.tunnel, self.clock.clone(), self.reporter());
+        let ways = self.settings.ways.clone();
         self.link_scope.spawn_until_cancelled("dial", async move {
-            match link::dial(&target, credentials, settings, clock).await {
+            match link::dial(&target, credentials, &ways, settings, clock).await {
                 Ok(established) => {
                     let link = EstablishedLink { target, established };
                     reporter.send(News::Established(Box::new(link))).await;

@@ -12,19 +12,30 @@ pub(super) const BUFFER_BYTES: usize = 32 * 1024;
 const SPARE_MAX: usize = 32;
 
 /// Lends buffers. Cheap to clone; all clones share the spare ones.
-#[derive(Debug, Clone, Default)]
-pub(super) struct BufferPool(Arc<Mutex<Vec<Box<[u8]>>>>);
+#[derive(Debug, Clone)]
+pub(super) struct BufferPool {
+    bytes: usize,
+    spare: Arc<Mutex<Vec<Box<[u8]>>>>,
+}
 
 impl BufferPool {
+    /// Of buffers of so many bytes.
+    pub(super) fn of(bytes: usize) -> Self {
+        Self {
+            bytes,
+            spare: Arc::default(),
+        }
+    }
+
     /// A buffer with whatever was in it before.
     pub(super) fn take(&self) -> Box<[u8]> {
-        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        spare.unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice())
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.unwrap_or_else(|| vec![0; self.bytes].into_boxed_slice())
     }
 
     /// Takes a buffer back.
     pub(super) fn give_back(&self, buffer: Box<[u8]>) {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.len() < SPARE_MAX {
             spare.push(buffer);
         }
@@ -37,7 +48,7 @@ mod tests {
 
     #[test]
     fn few_are_kept_and_they_are_used_again() {
-        let pool = BufferPool::default();
+        let pool = BufferPool::of(BUFFER_BYTES);
         let lent: Vec<_> = (0..SPARE_MAX + 5).map(|_| pool.take()).collect();
         let first = lent.first().map(|buffer| buffer.as_ptr());
         for buffer in lent {
@@ -45,6 +56,6 @@ mod tests {
         }
         let again: Vec<_> = (0..SPARE_MAX).map(|_| pool.take()).collect();
         assert!(again.iter().any(|buffer| Some(buffer.as_ptr()) == first));
-        assert!(pool.0.lock().is_ok_and(|spare| spare.is_empty()));
+        assert!(pool.spare.lock().is_ok_and(|spare| spare.is_empty()));
     }
 }

@@ -9,12 +9,20 @@
 //!
 //! Whether somebody may reach a service is decided by `grants`; here it is asked and obeyed.
 
+use crate::contract::service;
+use crate::wire;
+
+// What can be published can be asked for.
+const _: () = assert!(service::SERVICE_NAME_MAX_BYTES == wire::SERVICE_NAME_MAX_BYTES);
+
 pub mod admin;
 mod buffer;
+mod flow;
 mod health;
 mod live;
 mod local;
 mod meter;
+mod note;
 mod published;
 mod registry;
 mod relay;

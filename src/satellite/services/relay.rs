@@ -69,7 +69,13 @@ pub(super) struct Traffic<'a> {
     /// All of them hold.
     pub(super) meters: &'a [&'a Meter],
     /// Told of all bytes that were delivered.
-    pub(super) passed: &'a (dyn Fn(Direction, u64) + Send + Sync),
+    pub(super) passed: &'a dyn Passed,
+}
+
+/// Counts what has passed.
+pub(super) trait Passed: Send + Sync {
+    /// So many more bytes.
+    fn passed(&self, direction: Direction, bytes: u64);
 }
 
 /// Why a relay did not come to its end.
@@ -291,7 +297,7 @@ impl<'a> Pump<'a> {
     fn wrote(&mut self, count: usize, traffic: &Traffic<'a>) {
         let bytes = u64::try_from(count).unwrap_or(u64::MAX);
         self.unflushed = true;
-        (traffic.passed)(self.direction, bytes);
+        traffic.passed.passed(self.direction, bytes);
         let until = traffic
             .meters
             .iter()

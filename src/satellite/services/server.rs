@@ -5,24 +5,25 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::buffer::BufferPool;
+use tokio::net::UdpSocket;
+
+use super::buffer::{BUFFER_BYTES, BufferPool};
+use super::flow::{self, PACKET_MAX_BYTES, relay_packets};
 use super::live::{LiveService, Place};
-use super::local::{self, LocalStream};
+use super::local::{self, ConnectError, LocalStream};
 use super::meter::{Direction, Meter};
+use super::note::{Closing, Note};
 use super::registry::{ServiceLimits, Services};
-use super::relay::{HeldUp, Traffic, relay};
-use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{GrantId, PeerId, TraceId};
-use crate::base::limit::{error_chain, foreign_text};
-use crate::base::time::Moment;
+use super::relay::{HeldUp, Passed, Traffic, relay};
+use crate::audit::AuditOutcome;
+use crate::base::id::PeerId;
+use crate::base::limit::error_chain;
 use crate::contract::service::{ServiceDefinition, ServiceProtocol};
 use crate::grant::Denial;
-use crate::process::clock::Clock;
 use crate::satellite::grants::{Admission, Asked, Gate};
 use crate::store::audit_log::AuditLog;
-use crate::tunnel::{IncomingStream, TunnelStream};
+use crate::tunnel::IncomingStream;
 use crate::wire::{RefusalCode, ServiceRequest, StreamKind, StreamRefusal};
 
 /// Serves the parent's streams to services. Cheap to clone; all clones are the same.
@@ -36,6 +37,7 @@ struct Shared {
     gate: Gate,
     audit: AuditLog,
     buffers: BufferPool,
+    packet_buffers: BufferPool,
 }
 
 /// The same for one tunnel: whose streams they are, and what they share.
@@ -55,7 +57,8 @@ impl ServiceServer {
                 services,
                 gate,
                 audit,
-                buffers: BufferPool::default(),
+                buffers: BufferPool::of(BUFFER_BYTES),
+                packet_buffers: BufferPool::of(PACKET_MAX_BYTES),
             }),
         }
     }
@@ -84,6 +87,28 @@ impl fmt::Debug for ServiceServer {
     }
 }
 
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Connection,
+    Packets,
+}
+
+impl Wanted {
+    const fn of(protocol: ServiceProtocol) -> Self {
+        match protocol {
+            ServiceProtocol::Tcp | ServiceProtocol::Http | ServiceProtocol::Unix => Self::Connection,
+            ServiceProtocol::Udp => Self::Packets,
+        }
+    }
+}
+
+/// The local end of a stream.
+enum Local {
+    Connection(LocalStream),
+    Packets(UdpSocket),
+}
+
 /// A stream that may go on.
 struct Granted {
     service: Arc<LiveService>,
@@ -103,44 +128,36 @@ struct Turned {
 impl SessionServices {
     /// Serves one stream to its end. Dropped before, the stream is cut.
     pub async fn serve(self, stream: IncomingStream) {
-        let trace = stream.header().trace;
-        let (request, protocol_fits): (_, fn(ServiceProtocol) -> bool) = match &stream.header().kind {
-            StreamKind::Connect(request) => (request.clone(), |protocol| protocol != ServiceProtocol::Udp),
-            StreamKind::Http | StreamKind::Flow(_) => return stream.refuse_kind().await,
+        let (request, wanted) = match &stream.header().kind {
+            StreamKind::Connect(request) => (request.clone(), Wanted::Connection),
+            StreamKind::Flow(request) => (request.clone(), Wanted::Packets),
+            StreamKind::Http => return stream.refuse_kind().await,
         };
-        let note = Note::new(&self, &request, trace);
-        let opened = match self.admit(&request, protocol_fits) {
+        let shared = &self.server.shared;
+        let (clock, trace) = (shared.services.clock(), stream.header().trace);
+        let mut note = Note::new(&shared.audit, clock, self.peer, &request, trace);
+        let reached = match self.admit(&request, wanted) {
             Ok(granted) => {
-                let note = note.granted(&granted.admission);
-                self.reach(granted, &request)
-                    .await
-                    .map_err(|turned| (note.clone(), turned))
-                    .map(|reached| (note, reached))
+                note = note.granted(&granted.admission);
+                self.reach(granted, &request, wanted).await
             }
-            Err(turned) => Err((note, turned)),
+            Err(turned) => Err(turned),
         };
-        match opened {
-            Ok((note, (granted, local))) => self.carry(stream, granted, local, note).await,
-            Err((note, turned)) => {
+        match reached {
+            Ok((granted, Local::Connection(local))) => self.carry(stream, granted, local, note).await,
+            Ok((granted, Local::Packets(socket))) => self.carry_packets(stream, granted, socket, note).await,
+            Err(turned) => {
                 if let Some(service) = &turned.service {
                     service.count_refusal();
                 }
-                tracing::info!(
-                    %trace,
-                    service = %foreign_text(&request.service),
-                    subject = %foreign_text(&request.subject),
-                    code = ?turned.refusal.code,
-                    reason = %turned.refusal.message,
-                    "stream to a service refused"
-                );
-                note.record(AuditAction::ServiceOpened, turned.outcome, [0, 0]);
+                note.refused(&turned.refusal, turned.outcome);
                 stream.refuse(turned.refusal).await;
             }
         }
     }
 
     /// Everything that can be said without asking the local program.
-    fn admit(&self, request: &ServiceRequest, fits: fn(ServiceProtocol) -> bool) -> Result<Granted, Turned> {
+    fn admit(&self, request: &ServiceRequest, wanted: Wanted) -> Result<Granted, Turned> {
         let shared = &self.server.shared;
         let unknown = |message: String| Turned::refused(RefusalCode::UnknownService, message, None);
         let service = shared
@@ -160,7 +177,7 @@ impl SessionServices {
             Ok(admission) => admission,
             Err(denial) => return Err(Turned::denied(&denial, service)),
         };
-        if !fits(definition.protocol) {
+        if wanted != Wanted::of(definition.protocol) {
             let message = format!(
                 "service `{}` speaks {}, which takes no stream of this kind",
                 definition.name, definition.protocol
@@ -187,16 +204,27 @@ impl SessionServices {
         })
     }
 
+    /// The local end: for a connection, only when the program has answered.
     async fn reach(
         &self,
         granted: Granted,
         request: &ServiceRequest,
-    ) -> Result<(Granted, LocalStream), Turned> {
+        wanted: Wanted,
+    ) -> Result<(Granted, Local), Turned> {
         let Granted {
             definition, limits, ..
         } = &granted;
         let clock = self.server.shared.services.clock();
-        match local::connect(definition, request.source, limits.connect_timeout, clock).await {
+        let reached = match wanted {
+            Wanted::Connection => local::connect(definition, request.source, limits.connect_timeout, clock)
+                .await
+                .map(Local::Connection),
+            Wanted::Packets => flow::open(&definition.address)
+                .await
+                .map(Local::Packets)
+                .map_err(ConnectError::Failed),
+        };
+        match reached {
             Ok(local) => Ok((granted, local)),
             Err(error) => {
                 tracing::warn!(
@@ -220,71 +248,106 @@ impl SessionServices {
 
     /// From the acceptance to the end.
     async fn carry(&self, stream: IncomingStream, granted: Granted, mut local: LocalStream, note: Note) {
-        let shared = &self.server.shared;
-        let Granted {
-            service,
-            mut admission,
-            limits,
-            place: _place,
-            definition,
-        } = granted;
         let mut tunnel = match stream.accept().await {
             Ok(tunnel) => tunnel,
             Err(error) => {
                 local.abort();
-                let outcome = AuditOutcome::Failed(format!("the asking side gave the stream up: {error}"));
-                note.record(AuditAction::ServiceOpened, outcome, [0, 0]);
-                return;
+                return note.given_up(&error);
             }
         };
-        note.record(AuditAction::ServiceOpened, AuditOutcome::Done, [0, 0]);
-        tracing::info!(
-            trace = %note.trace,
-            service = %definition.name,
-            grant = %admission.permit().grant(),
-            subject = %note.actor,
-            source = note.source.map(tracing::field::display),
-            "stream to a service opened"
-        );
-        let closing = Closing {
-            note,
-            bytes: [AtomicU64::new(0), AtomicU64::new(0)],
-            told: false,
-        };
-        let stream_meter = Meter::new(limits.stream_bandwidth);
-        let passed = |direction: Direction, bytes: u64| {
-            service.count_bytes(direction, bytes);
-            closing.count(direction, bytes);
-        };
+        let shared = &self.server.shared;
+        let (carried, mut admission) = Carried::begin(granted, note);
+        let meters = [&carried.meter, carried.service.meter(), &*self.meter];
         let traffic = Traffic {
             clock: shared.services.clock(),
             buffers: &shared.buffers,
             held_up: &self.held_up,
-            meters: &[&stream_meter, service.meter(), &self.meter],
-            passed: &passed,
+            meters: &meters,
+            passed: &carried,
         };
         let outcome = tokio::select! {
             biased;
-            ended = admission.ended() => AuditOutcome::Cut(ended.to_string()),
-            () = service.withdrawn() => AuditOutcome::Cut("the service was withdrawn".to_owned()),
-            relayed = relay(&mut local, &mut tunnel, &traffic) => match relayed {
-                Ok(()) => AuditOutcome::Done,
-                Err(error) => AuditOutcome::Failed(error_chain(&error)),
-            },
+            why = over(&mut admission, &carried.service) => AuditOutcome::Cut(why),
+            relayed = relay(&mut local, &mut tunnel, &traffic) => outcome_of(relayed),
         };
-        finish(local, tunnel, &outcome);
-        closing.tell(outcome);
+        // A relay that came to its end has ended both sides; any other end must not look like one.
+        if outcome != AuditOutcome::Done {
+            local.abort();
+        }
+        drop(tunnel);
+        carried.closing.tell(outcome);
+    }
+
+    /// The same for packets.
+    async fn carry_packets(&self, stream: IncomingStream, granted: Granted, local: UdpSocket, note: Note) {
+        let idle = granted.limits.flow_idle_timeout;
+        let flow = match stream.accept_flow().await {
+            Ok(flow) => flow,
+            Err(error) => return note.given_up(&error),
+        };
+        let shared = &self.server.shared;
+        let (carried, mut admission) = Carried::begin(granted, note);
+        let meters = [&carried.meter, carried.service.meter(), &*self.meter];
+        let traffic = Traffic {
+            clock: shared.services.clock(),
+            buffers: &shared.packet_buffers,
+            held_up: &self.held_up,
+            meters: &meters,
+            passed: &carried,
+        };
+        let outcome = tokio::select! {
+            biased;
+            why = over(&mut admission, &carried.service) => AuditOutcome::Cut(why),
+            relayed = relay_packets(&local, &flow, &traffic, idle) => outcome_of(relayed),
+        };
+        if outcome == AuditOutcome::Done {
+            flow.finish().await;
+        }
+        carried.closing.tell(outcome);
     }
 }
 
-/// A relay that came to its end has ended both sides; any other end must not look like one.
-fn finish(local: LocalStream, tunnel: TunnelStream, outcome: &AuditOutcome) {
-    match outcome {
-        AuditOutcome::Done => {}
-        AuditOutcome::Refused(_) | AuditOutcome::Cut(_) | AuditOutcome::Failed(_) => local.abort(),
+/// Resolves when a stream must be cut, with the reason.
+async fn over(admission: &mut Admission, service: &LiveService) -> String {
+    tokio::select! {
+        biased;
+        ended = admission.ended() => ended.to_string(),
+        () = service.withdrawn() => "the service was withdrawn".to_owned(),
     }
-    // What was not shut down is aborted by this.
-    drop(tunnel);
+}
+
+fn outcome_of<E: std::error::Error + 'static>(relayed: Result<(), E>) -> AuditOutcome {
+    match relayed {
+        Ok(()) => AuditOutcome::Done,
+        Err(error) => AuditOutcome::Failed(error_chain(&error)),
+    }
+}
+
+/// A stream that is relayed.
+struct Carried {
+    service: Arc<LiveService>,
+    meter: Meter,
+    closing: Closing,
+    _place: Place,
+}
+
+impl Carried {
+    fn begin(granted: Granted, note: Note) -> (Self, Admission) {
+        let carried = Self {
+            service: granted.service,
+            meter: Meter::new(granted.limits.stream_bandwidth),
+            closing: note.opened(),
+            _place: granted.place,
+        };
+        (carried, granted.admission)
+    }
+}
+
+impl Passed for Carried {
+    fn passed(&self, direction: Direction, bytes: u64) {
+        self.service.count_bytes(direction, bytes);
+        self.closing.count(direction, bytes);
+    }
 }
 
 impl Turned {
@@ -309,108 +372,6 @@ impl Turned {
                 message: denial.answer(),
             },
             service: Some(service),
-        }
-    }
-}
-
-/// What the audit log says of a stream, whatever becomes of it.
-#[derive(Debug, Clone)]
-struct Note {
-    audit: AuditLog,
-    clock: Clock,
-    since: Moment,
-    peer: PeerId,
-    trace: TraceId,
-    actor: String,
-    service: String,
-    source: Option<std::net::SocketAddr>,
-    grant: Option<GrantId>,
-    subject: Option<String>,
-}
-
-impl Note {
-    fn new(session: &SessionServices, request: &ServiceRequest, trace: TraceId) -> Self {
-        let shared = &session.server.shared;
-        let clock = shared.services.clock().clone();
-        Self {
-            audit: shared.audit.clone(),
-            since: clock.now(),
-            clock,
-            peer: session.peer,
-            trace,
-            actor: foreign_text(&request.subject),
-            service: foreign_text(&request.service),
-            source: request.source,
-            grant: None,
-            subject: None,
-        }
-    }
-
-    fn granted(mut self, admission: &Admission) -> Self {
-        let permit = admission.permit();
-        self.grant = Some(permit.grant());
-        self.subject = Some(permit.remote_subject().to_owned());
-        self
-    }
-
-    fn record(&self, action: AuditAction, outcome: AuditOutcome, [bytes_in, bytes_out]: [u64; 2]) {
-        self.audit.record(&AuditEvent {
-            action,
-            federation_peer_id: Some(self.peer),
-            remote_subject: self.subject.clone(),
-            actor: Some(self.actor.clone()),
-            grant: self.grant,
-            object: Some(self.service.clone()),
-            source: self.source,
-            trace: Some(self.trace),
-            bytes_in,
-            bytes_out,
-            duration: self.clock.now().since(self.since),
-            outcome,
-        });
-    }
-}
-
-/// Notes the end of a stream that was opened, also when it is dropped because the tunnel has ended.
-struct Closing {
-    note: Note,
-    bytes: [AtomicU64; 2],
-    told: bool,
-}
-
-impl Closing {
-    fn count(&self, direction: Direction, bytes: u64) {
-        let [inward, outward] = &self.bytes;
-        let counter = match direction {
-            Direction::In => inward,
-            Direction::Out => outward,
-        };
-        counter.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn tell(mut self, outcome: AuditOutcome) {
-        self.record(outcome);
-    }
-
-    fn record(&mut self, outcome: AuditOutcome) {
-        self.told = true;
-        let bytes = self.bytes.each_ref().map(|count| count.load(Ordering::Relaxed));
-        tracing::info!(
-            trace = %self.note.trace,
-            service = %self.note.service,
-            bytes_in = bytes[0],
-            bytes_out = bytes[1],
-            outcome = ?outcome,
-            "stream to a service closed"
-        );
-        self.note.record(AuditAction::ServiceClosed, outcome, bytes);
-    }
-}
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        if !self.told {
-            self.record(AuditOutcome::Cut("the tunnel has ended".to_owned()));
         }
     }
 }

@@ -1,11 +1,15 @@
-//! Tunnels from end to end: over the transport in memory with paused time, and over QUIC on
+//! Tunnels from end to end: over the transport in memory with paused time, and over QUIC and TCP on
 //! loopback with real certificates.
 
 #![allow(clippy::unwrap_used)]
 
+mod every;
+mod flow;
 mod http;
 mod memory;
+mod network;
 mod quic;
+mod tcp;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -38,6 +38,7 @@ use crate::process::config::loader::{ConfigFile, Flags};
 use crate::process::environment::Environment;
 use crate::tunnel::greeting::GreetingError;
 use crate::tunnel::http as tunnel_http;
+use crate::tunnel::tcp::{self, TcpSettings};
 use crate::tunnel::transport::Transport;
 use crate::tunnel::{Tunnel, TunnelDriver, TunnelSettings};
 use crate::wire::{Hello, TUNNEL_VERSION, Welcome};
@@ -170,7 +171,18 @@ impl TestBridge {
         self.https(None, request).await.unwrap()
     }
 
-    /// Dials a tunnel and greets.
+    /// A connection over TCP that has not greeted.
+    async fn connect_tcp(&self, identity: Option<Arc<TlsIdentity>>) -> Arc<dyn Transport> {
+        let address = self.running.bound.https[0];
+        let failures = FailureRecord::default();
+        let stream = Box::new(TcpStream::connect(address).await.unwrap());
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let tls = self.client_tls(identity);
+        tcp::connect(stream, address, name, tls, &failures, TcpSettings::default())
+            .await
+            .unwrap()
+    }
+
     /// A connection that has not greeted.
     async fn connect(&self, identity: Option<Arc<TlsIdentity>>) -> (QuicEndpoint, Arc<dyn Transport>) {
         let endpoint = QuicEndpoint::client(QuicSettings::default()).unwrap();
@@ -183,8 +195,23 @@ impl TestBridge {
         (endpoint, transport)
     }
 
+    /// Dials a tunnel over QUIC and greets.
     async fn dial(&self, identity: Option<Arc<TlsIdentity>>) -> Result<Dialled, GreetingError> {
         let (endpoint, transport) = self.connect(identity).await;
+        self.greet(Some(endpoint), transport).await
+    }
+
+    /// The same over TCP.
+    async fn dial_tcp(&self, identity: Option<Arc<TlsIdentity>>) -> Result<Dialled, GreetingError> {
+        let transport = self.connect_tcp(identity).await;
+        self.greet(None, transport).await
+    }
+
+    async fn greet(
+        &self,
+        endpoint: Option<QuicEndpoint>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Dialled, GreetingError> {
         let hello = Hello {
             version: TUNNEL_VERSION,
             agent: "test/1".to_owned(),
@@ -216,7 +243,7 @@ struct Dialled {
     welcome: Welcome,
     driver: TunnelDriver,
     #[allow(dead_code, reason = "the connection lives as long as its endpoint")]
-    endpoint: QuicEndpoint,
+    endpoint: Option<QuicEndpoint>,
 }
 
 async fn run_registry(registry: Registry, dir: &tempfile::TempDir, more: &[(&'static str, &str)]) -> Running {

@@ -211,3 +211,72 @@ async fn a_dialer_that_says_nothing_does_not_hold_a_stop_up() {
     soon.await.expect("the stop waits for the dialer").unwrap();
     drop(silent);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_satellite_joins_and_beats_over_tcp_alone() {
+    const PLACES: usize = 8;
+    let bridge = TestBridge::start_with(&[("limits.https_connections", "8")]).await;
+    let (peer, token) = bridge.invite("shop-17");
+    let key = PrivateKey::generate().unwrap();
+    let dialled = bridge.dial_tcp(None).await.unwrap();
+    let tunnel = dialled.tunnel.clone();
+    let answer = driven(dialled.driver, async {
+        let ask =
+            |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
+        assert_eq!(ask(heartbeat()).await.unwrap().status(), 401);
+        ask(accept(&token, Some(&key))).await.unwrap()
+    })
+    .await;
+    let answer: Value = serde_json::from_slice(answer.body()).unwrap();
+    let identity = identity(&answer, &key);
+    let dialled = bridge.dial_tcp(Some(Arc::clone(&identity))).await.unwrap();
+    let tunnel = dialled.tunnel.clone();
+    let newer = driven(dialled.driver, async {
+        let ask =
+            |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
+        assert_eq!(ask(heartbeat()).await.unwrap().status(), 200);
+        let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
+        assert_eq!(row.status.as_str(), "active");
+        // Tunnels hold no place of the listener's: HTTPS is answered beside as many as it has.
+        let mut tunnels = Vec::new();
+        for _ in 0..PLACES {
+            tunnels.push(bridge.connect_tcp(None).await);
+        }
+        let (status, _) = bridge.https(None, heartbeat()).await.unwrap();
+        assert_eq!(status, 401);
+        // A session over QUIC takes over from one over TCP as from any other.
+        let newer = bridge.dial(Some(identity)).await.unwrap();
+        let reason = tokio::time::timeout(DEADLINE, tunnel.closed()).await.unwrap();
+        assert!(
+            matches!(&reason, CloseReason::Goodbye(goodbye) if goodbye.reason == GoodbyeReason::Superseded),
+            "{reason:?}"
+        );
+        newer
+    })
+    .await;
+    assert_eq!(bridge.running.links.len(), 1);
+    drop(newer);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_without_a_certificate_are_few_over_tcp_too() {
+    let bridge = TestBridge::start_with(&[("limits.bootstrap_connections_per_source", "2")]).await;
+    let _first = bridge.dial(None).await.unwrap();
+    let _second = bridge.dial_tcp(None).await.unwrap();
+    match bridge.dial_tcp(None).await.map(|_| ()) {
+        Err(GreetingError::Refused(refused)) => assert_eq!(refused.code, RefusalCode::Busy),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_waits_for_no_silent_dialer_over_tcp() {
+    let bridge = TestBridge::start().await;
+    let silent = bridge.connect_tcp(None).await;
+    let soon = tokio::time::timeout(
+        GREETING_TIMEOUT / 2,
+        bridge.running.stop(DEADLINE, std::future::pending()),
+    );
+    soon.await.expect("the stop waits for the dialer").unwrap();
+    drop(silent);
+}

@@ -24,7 +24,7 @@ impl Bench {
     fn new() -> Self {
         Self {
             clock: Clock::start(BUILD_TIME),
-            buffers: BufferPool::default(),
+            buffers: BufferPool::of(super::super::buffer::BUFFER_BYTES),
             held_up: HeldUp::default(),
             passed: Mutex::default(),
         }
@@ -38,16 +38,12 @@ impl Bench {
     ) -> (Result<(), RelayError>, T) {
         let (program, mut local) = duplex(4_096);
         let (asking, mut tunnel) = duplex(4_096);
-        let passed = |direction, bytes| {
-            let mut passed = self.passed.lock().unwrap();
-            passed[usize::from(direction == Direction::Out)] += bytes;
-        };
         let traffic = Traffic {
             clock: &self.clock,
             buffers: &self.buffers,
             held_up: &self.held_up,
             meters,
-            passed: &passed,
+            passed: self,
         };
         let relayed = async {
             let ended = relay(&mut local, &mut tunnel, &traffic).await;
@@ -61,6 +57,12 @@ impl Bench {
 
     fn passed(&self) -> [u64; 2] {
         *self.passed.lock().unwrap()
+    }
+}
+
+impl Passed for Bench {
+    fn passed(&self, direction: Direction, bytes: u64) {
+        self.passed.lock().unwrap()[usize::from(direction == Direction::Out)] += bytes;
     }
 }
 

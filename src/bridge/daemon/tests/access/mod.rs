@@ -29,7 +29,7 @@ struct Satellite {
     tunnel: Tunnel,
     asked: Arc<std::sync::Mutex<Vec<ServiceRequest>>>,
     _supervisor: Supervisor,
-    _endpoint: QuicEndpoint,
+    _endpoint: Option<QuicEndpoint>,
 }
 
 impl Satellite {

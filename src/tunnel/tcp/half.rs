@@ -1,0 +1,143 @@
+//! The two halves of a stream, each a yamux stream of its own that is used in one direction.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures_io::{AsyncRead as _, AsyncWrite as _};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::Shared;
+use crate::tunnel::transport::{ByteStream, Urgency};
+
+/// One of a connection's places for streams, given back when both halves are gone.
+pub(super) type Place = Arc<OwnedSemaphorePermit>;
+
+/// Puts a stream together.
+pub(super) fn byte_stream(
+    read: Incoming,
+    write: yamux::Stream,
+    urgency: Urgency,
+    place: OwnedSemaphorePermit,
+    shared: &Arc<Shared>,
+) -> ByteStream {
+    let place = Arc::new(place);
+    ByteStream {
+        read: Box::new(ReadHalf {
+            incoming: read,
+            _place: Arc::clone(&place),
+        }),
+        write: Box::new(WriteHalf {
+            stream: write,
+            urgency,
+            waited: false,
+            shared: Arc::clone(shared),
+            _place: place,
+        }),
+    }
+}
+
+/// What the other side writes.
+pub(super) enum Incoming {
+    /// It has opened its direction.
+    Open(yamux::Stream),
+    /// It will when it takes the stream.
+    Awaited(oneshot::Receiver<yamux::Stream>),
+}
+
+struct ReadHalf {
+    incoming: Incoming,
+    _place: Place,
+}
+
+impl AsyncRead for ReadHalf {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let stream = loop {
+            match &mut self.incoming {
+                Incoming::Open(stream) => break stream,
+                Incoming::Awaited(answer) => {
+                    let opened = ready!(Pin::new(answer).poll(cx));
+                    self.incoming = Incoming::Open(opened.map_err(|_| ended())?);
+                }
+            }
+        };
+        let count = ready!(Pin::new(&mut *stream).poll_read(cx, buffer.initialize_unfilled()))?;
+        buffer.advance(count);
+        // A reset reads as an end; the state tells them apart.
+        if count == 0 && stream.is_closed() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+struct WriteHalf {
+    stream: yamux::Stream,
+    urgency: Urgency,
+    /// Whether it stood in the gate's queue for the bytes that it writes now.
+    waited: bool,
+    shared: Arc<Shared>,
+    _place: Place,
+}
+
+impl AsyncWrite for WriteHalf {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let half = &mut *self;
+        if half.stream.is_closed() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        if half.urgency == Urgency::Bulk {
+            let number = half.stream.id().val();
+            let entered = half.shared.gate.poll_enter(number, half.waited, cx);
+            half.waited = entered.is_pending();
+            ready!(entered);
+        }
+        write(&mut half.stream, &half.shared, cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The connection's task writes what there is.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.stream.is_write_closed() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
+}
+
+impl Drop for WriteHalf {
+    fn drop(&mut self) {
+        self.shared.gate.forget(self.stream.id().val());
+    }
+}
+
+/// Writes to a yamux stream and counts it at the gate.
+pub(super) fn write(
+    stream: &mut yamux::Stream,
+    shared: &Shared,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let count = ready!(Pin::new(stream).poll_write(cx, bytes)).map_err(|_| ended())?;
+    shared.gate.entered(count);
+    Poll::Ready(Ok(count))
+}
+
+fn ended() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::BrokenPipe,
+        "the other side takes no more of this stream, or the connection has ended",
+    )
+}
