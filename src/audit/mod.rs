@@ -2,12 +2,13 @@
 //! Pure: knows no store, no clock and no file.
 //!
 //! An [`AuditEvent`] is what happened; with its time it is an [`entry::AuditEntry`], whose bytes are a
-//! link of the hash [`chain`]. [`retention`] says which rows have been kept long enough, [`query`] which
-//! rows somebody asks for.
+//! link of the hash [`chain`]. [`refusals`] says which events are counted instead, [`retention`] which rows
+//! have been kept long enough, [`query`] which rows somebody asks for.
 
 pub mod chain;
 pub mod entry;
 pub mod query;
+pub mod refusals;
 pub mod retention;
 
 use std::net::SocketAddr;
@@ -109,6 +110,8 @@ pub enum AuditAction {
     OperatorRemoved,
     /// An operator asked for what they may not do.
     OperatorRefused,
+    /// A caller was refused so often that only the number is noted.
+    RefusalsCounted,
     /// Events came faster than they could be written, and some are not in the log.
     EventsLost,
 }
@@ -138,6 +141,7 @@ impl AuditAction {
             Self::OperatorTokenRotated => "operator_token_rotated",
             Self::OperatorRemoved => "operator_removed",
             Self::OperatorRefused => "operator_refused",
+            Self::RefusalsCounted => "refusals_counted",
             Self::EventsLost => "events_lost",
         }
     }

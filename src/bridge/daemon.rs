@@ -238,7 +238,11 @@ impl Running {
             let (database, clock) = (registry.database().clone(), clock.clone());
             let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept)).await?;
             let base = supervisor.scope(Stage::Base);
-            base.spawn("audit log", AuditWriter::run(writer, base.clone()));
+            let writing = AuditWriter::run(writer, base.clone());
+            base.spawn_essential("audit log", async {
+                writing.await;
+                Ok::<_, Infallible>(())
+            });
             audit
         };
         let (settings, _) = watch::channel(settings);

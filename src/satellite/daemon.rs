@@ -278,7 +278,11 @@ async fn keep_audit_log(
     let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept))
         .await
         .map_err(RunError::Audit)?;
-    base.spawn("audit log", AuditWriter::run(writer, base.clone()));
+    let writing = AuditWriter::run(writer, base.clone());
+    base.spawn_essential("audit log", async {
+        writing.await;
+        Ok::<(), std::convert::Infallible>(())
+    });
     Ok(audit)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`AuditLog::record`] puts an event into a bounded queue and returns; the [`writer`] gathers what
 //! comes within a second into one transaction. When the queue is full, events are counted instead, and
-//! an entry says how many. [`reading`] verifies the log and gives excerpts of it, page by page.
+//! an entry says how many; so are refusals of a caller who causes too many. [`reading`] verifies the log and gives excerpts of it, page by page.
 
 pub mod reading;
 mod rows;
@@ -12,14 +12,15 @@ mod writer;
 mod tests;
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, watch};
 
 use super::database::{Database, StoreError, Writer};
 use crate::audit::AuditEvent;
 use crate::audit::entry::AuditEntry;
+use crate::audit::refusals::RefusalBudgets;
 use crate::audit::retention::Retention;
 use crate::process::clock::Clock;
 
@@ -39,6 +40,7 @@ struct Shared {
     queue: mpsc::Sender<AuditEntry>,
     /// Events that found the queue full since the last entry that said so.
     lost: AtomicU64,
+    refusals: Mutex<RefusalBudgets>,
     clock: Clock,
 }
 
@@ -54,6 +56,7 @@ impl AuditLog {
         let shared = Arc::new(Shared {
             queue,
             lost: AtomicU64::new(0),
+            refusals: Mutex::default(),
             clock,
         });
         let writer = AuditWriter::new(database, Arc::clone(&shared), entries, retention)?;
@@ -63,12 +66,25 @@ impl AuditLog {
     /// Notes an event. Returns at once; a writer makes it durable within a second.
     pub fn record(&self, event: &AuditEvent) {
         tracing::debug!(?event, "audit");
-        if let Some(shared) = &self.0 {
+        if let Some(shared) = &self.0
+            && shared.admits(event)
+        {
             let entry = AuditEntry::new(event, shared.clock.trusted());
             if shared.queue.try_send(entry).is_err() {
                 shared.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
+    }
+}
+
+impl Shared {
+    fn admits(&self, event: &AuditEvent) -> bool {
+        self.refusals().admit(event, self.clock.now())
+    }
+
+    /// Held for the look at one budget: nobody waits for it.
+    fn refusals(&self) -> std::sync::MutexGuard<'_, RefusalBudgets> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -18,8 +18,10 @@ use crate::audit::{AuditAction, AuditOutcome};
 use crate::base::time::UnixTime;
 use crate::process::clock::ManualWallClock;
 use crate::process::supervisor::{Stage, Supervisor};
-use crate::store::database::Schema;
+use crate::store::database::{OpenError, Schema};
 use crate::store::record::Only;
+use crate::store::seal::Seals;
+use crate::store::tests::disk::{Disk, Fault};
 
 static SCHEMA: Schema = Schema {
     name: "audit-test",
@@ -175,6 +177,84 @@ async fn a_shutdown_writes_what_is_left() {
     assert_eq!(bench.verify().unwrap().rows, 200);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fails_for_a_while_costs_nothing_and_doubles_nothing() {
+    for fault in [Fault::TakesNoWrites, Fault::CannotSync, Fault::Full] {
+        let disk = Disk::default();
+        let source = disk.clone();
+        let database = Database::open_source(
+            Path::new("test"),
+            Box::new(move || Box::new(source.clone())),
+            &Seals::new(&SCHEMA, None),
+        )
+        .unwrap();
+        let (_, retention) = watch::channel(KEEP);
+        let clock = Clock::with_wall_clock(UnixTime::EPOCH, ManualWallClock::new(NOON));
+        let (log, writer) = AuditLog::open(database.clone(), clock, retention).unwrap();
+        let supervisor = Supervisor::new();
+        let scope = supervisor.scope(Stage::Base);
+        scope.spawn("audit", writer.run(scope.clone()));
+        disk.fail(Some(fault));
+        for number in 0..150 {
+            log.record(&event(&format!("{number} {}", "x".repeat(250))));
+        }
+        // Long enough for several tries.
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        disk.fail(None);
+        let found = || reading::verify(&database, None).unwrap().unwrap().rows;
+        tokio::time::timeout(Duration::from_secs(600), async {
+            while found() < 150 {
+                tokio::time::sleep(BATCH_WAIT).await;
+            }
+        })
+        .await
+        .unwrap();
+        supervisor
+            .shutdown(Duration::from_secs(20), std::future::pending())
+            .await;
+        assert_eq!(found(), 150, "{fault:?}");
+        let page = reading::page(&database, &AuditQuery::default(), |_| true).unwrap();
+        let numbers: Vec<_> = page
+            .entries
+            .iter()
+            .map(|e| e.object.as_deref().unwrap().split(' ').next().unwrap().to_owned())
+            .collect();
+        let expected: Vec<_> = (0..150).map(|number| number.to_string()).collect();
+        assert_eq!(numbers, expected, "{fault:?}");
+    }
+}
+
+#[test]
+fn a_flood_of_refusals_washes_nothing_out() {
+    let bench = Bench::new();
+    let (log, writer) = bench.open(KEEP);
+    log.record(&event("what was done before"));
+    for _ in 0..5_000 {
+        log.record(&AuditEvent {
+            outcome: AuditOutcome::Refused("no".into()),
+            ..event("x")
+        });
+    }
+    log.record(&event("what was done after"));
+    writer.finish().unwrap();
+    let entries = bench.all(AuditQuery::default());
+    assert!(entries.len() < 200, "{}", entries.len());
+    let said = entries
+        .iter()
+        .filter_map(|e| e.reason.as_deref())
+        .filter(|why| why.contains("more refusals"));
+    assert_eq!(
+        said.collect::<Vec<_>>(),
+        ["4900 more refusals came too fast to be noted one by one"]
+    );
+    let done: Vec<_> = entries
+        .iter()
+        .filter(|e| e.outcome == "done")
+        .filter_map(|e| e.object.as_deref())
+        .collect();
+    assert_eq!(done, ["what was done before", "what was done after"]);
+}
+
 #[test]
 fn a_batch_is_one_write() {
     let bench = Bench::with_rows(1);
@@ -221,6 +301,31 @@ fn the_chain_goes_on_after_a_restart() {
     assert_eq!(bench.database.read(|r| r.get(&AUDIT_ENDS, &Only)).unwrap(), ends);
     bench.add_rows(2, KEEP);
     assert_eq!(bench.verify().unwrap().rows, 5);
+}
+
+#[test]
+fn a_store_from_before_the_log_is_raised_and_then_closed_to_earlier_programs() {
+    static RAISED: Schema = Schema {
+        name: SCHEMA.name,
+        version: 2,
+        migrations: &[add_audit_log],
+        sealed: &[],
+    };
+    let bench = Bench::new();
+    let path = bench.database.path().to_owned();
+    drop(bench.database);
+    let bench = Bench {
+        database: Database::open(&path, &RAISED).unwrap(),
+        ..bench
+    };
+    bench.add_rows(3, KEEP);
+    assert_eq!(bench.verify().unwrap().rows, 3);
+    drop(bench.database);
+    let earlier = Database::open(&path, &SCHEMA);
+    assert!(
+        matches!(earlier, Err(OpenError::NewerSchema { .. })),
+        "it would leave a hole in the log"
+    );
 }
 
 #[test]

@@ -91,7 +91,10 @@ impl AuditWriter {
                     }
                     None => break,
                 },
-                _ = daily.tick() => Occasion::Daily,
+                _ = daily.tick() => {
+                    self.note_what_was_counted(false);
+                    Occasion::Daily
+                }
             };
             self.write_in_the_end(occasion, &scope).await;
         }
@@ -128,7 +131,7 @@ impl AuditWriter {
             }
         }
         self.batch = Arc::new(batch);
-        self.note_losses();
+        self.note_what_was_counted(false);
     }
 
     /// Tries until it is written or the scope is cancelled.
@@ -170,15 +173,20 @@ impl AuditWriter {
             batch.push(entry);
         }
         self.batch = Arc::new(batch);
-        self.note_losses();
+        self.note_what_was_counted(true);
         !self.batch.is_empty()
     }
 
-    fn note_losses(&mut self) {
+    /// Adds entries about events that are not in the log one by one.
+    fn note_what_was_counted(&mut self, end: bool) {
+        let counted = self.shared.refusals().take_counted(self.shared.clock.now(), end);
+        let time = self.shared.clock.trusted();
+        let entries = counted.iter().map(|event| AuditEntry::new(event, time));
+        Arc::make_mut(&mut self.batch).extend(entries);
         let lost = self.shared.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             tracing::warn!(lost, "events came faster than the audit log could be written");
-            let entry = AuditEntry::of_loss(lost, self.shared.clock.trusted());
+            let entry = AuditEntry::of_loss(lost, time);
             Arc::make_mut(&mut self.batch).push(entry);
         }
     }

@@ -21,7 +21,7 @@ pub(super) enum Step {
 
 /// A disk that notes what is done to it, and can be made to fail. Clones are the same disk.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Disk(Arc<Mutex<DiskState>>);
+pub(in crate::store) struct Disk(Arc<Mutex<DiskState>>);
 
 #[derive(Debug, Default)]
 struct DiskState {
@@ -32,7 +32,7 @@ struct DiskState {
 
 /// What is wrong with a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(in crate::store) enum Fault {
     /// There is no room for what is not there yet; what is there can be overwritten.
     Full,
     /// It takes no writes.
@@ -42,7 +42,7 @@ pub(super) enum Fault {
 }
 
 impl Disk {
-    pub(super) fn holding(bytes: Vec<u8>) -> Self {
+    pub(in crate::store) fn holding(bytes: Vec<u8>) -> Self {
         Self(Arc::new(Mutex::new(DiskState {
             bytes,
             ..DiskState::default()
@@ -53,7 +53,7 @@ impl Disk {
         self.0.lock().unwrap().steps.push(step);
     }
 
-    pub(super) fn fail(&self, fault: Option<Fault>) {
+    pub(in crate::store) fn fail(&self, fault: Option<Fault>) {
         self.0.lock().unwrap().fault = fault;
     }
 

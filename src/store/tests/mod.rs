@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod disk;
+pub(super) mod disk;
 mod failing_disk;
 mod opening;
 mod power_cut;
