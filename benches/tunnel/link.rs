@@ -51,7 +51,7 @@ impl ImpairedLink {
     }
 
     /// Where the serving end listens.
-    pub const fn far_address(&self) -> IpAddr {
+    pub const fn far_address() -> IpAddr {
         IpAddr::V4(FAR)
     }
 

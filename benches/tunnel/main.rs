@@ -59,7 +59,7 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["serve", carrier, directory, ip] => {
-            server::run(Carrier::parse(carrier), Path::new(directory), ip.parse().unwrap())
+            server::run(Carrier::parse(carrier), Path::new(directory), ip.parse().unwrap());
         }
         ["measure", carrier, directory, address, seconds] => client::run(
             Carrier::parse(carrier),
@@ -92,7 +92,7 @@ fn impaired() {
         Err(why) => return println!("SKIPPED: the impaired link, because {why}"),
     };
     println!("with 50 ms round trip and 1 % loss each way");
-    let measure = |carrier| compare(carrier, link.far_address(), 10, |end| link.command(end));
+    let measure = |carrier| compare(carrier, ImpairedLink::far_address(), 10, |end| link.command(end));
     for algorithm in ["reno", "bbr"] {
         match link.set_tcp_congestion_control(algorithm) {
             Ok(()) => {

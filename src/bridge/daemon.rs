@@ -329,6 +329,7 @@ impl Running {
             intake.spawn_essential("tunnel listener", taking);
         }
         self.listen_proxy(proxies, &access);
+        intake.spawn_until_cancelled("access review", Arc::clone(&access).look_after());
         let serving = admin_socket::serve(admin, operators, access, intake.clone(), work);
         intake.spawn_essential("admin socket", async {
             serving.await;

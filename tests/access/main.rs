@@ -58,7 +58,7 @@ impl Site {
     }
 
     /// The arguments by which another machine reaches the bridge.
-    fn from_elsewhere(&self, command: &[&str], token: &str) -> Command {
+    fn elsewhere(&self, command: &[&str], token: &str) -> Command {
         let file = self.bridge.dir.path().join("operator-token");
         std::fs::write(&file, token).unwrap();
         let mut elsewhere = Command::new(&self.bridge.program);
@@ -145,13 +145,13 @@ fn audit(output: &str) -> Vec<Value> {
 }
 
 #[test]
-fn connect_carries_standard_input_and_output_from_here_and_from_elsewhere() {
+fn connect_carries_standard_input_and_output_from_here_and_elsewhere() {
     let site = Site::start();
     let sent: Vec<u8> = (0..4_000_000_u32).flat_map(u32::to_le_bytes).collect();
-    let mut elsewhere = site.from_elsewhere(&["connect", "shop-17", "echo"], &site.bridge.operator_token);
+    let mut remote = site.elsewhere(&["connect", "shop-17", "echo"], &site.bridge.operator_token);
     for command in [
         &mut site.bridge.command(&["connect", "shop-17", "echo"]),
-        &mut elsewhere,
+        &mut remote,
     ] {
         let (status, got, said) = piped(command, sent.clone());
         assert!(status.success(), "{said}");
@@ -167,7 +167,7 @@ fn connect_carries_standard_input_and_output_from_here_and_from_elsewhere() {
         assert_eq!(got, code, "{said}");
         assert!(said.contains(words) && said.lines().count() == 1, "{said}");
     }
-    let mut stranger = site.from_elsewhere(&["connect", "shop-17", "echo"], &"x".repeat(43));
+    let mut stranger = site.elsewhere(&["connect", "shop-17", "echo"], &"x".repeat(43));
     let (code, said) = fail(&stranger.output().unwrap());
     assert_eq!(code, 4, "{said}");
     assert!(!said.contains("xxx"), "{said}");
@@ -298,7 +298,7 @@ fn who_is_limited_reaches_no_further() {
     let token = added["operator_token"].as_str().unwrap();
     let try_to = |peer: &str, service: &str| {
         piped(
-            &mut site.from_elsewhere(&["connect", peer, service], token),
+            &mut site.elsewhere(&["connect", peer, service], token),
             b"x".to_vec(),
         )
     };
@@ -313,7 +313,7 @@ fn who_is_limited_reaches_no_further() {
         .bridge
         .json(&["operators", "add", "bert", "--role", "viewer", "--expires", "90d"]);
     let token = token["operator_token"].as_str().unwrap();
-    let mut viewer = site.from_elsewhere(&["connect", "shop-17", "echo"], token);
+    let mut viewer = site.elsewhere(&["connect", "shop-17", "echo"], token);
     let (code, said) = fail(&viewer.output().unwrap());
     assert_eq!(code, 4, "{said}");
 }
@@ -321,12 +321,12 @@ fn who_is_limited_reaches_no_further() {
 #[test]
 fn ssh_finds_its_server_through_connect() {
     let site = Site::start();
-    let (heard, hears) = std::sync::mpsc::channel();
+    let (tell, lines) = std::sync::mpsc::channel();
     let address = server(move |mut stream| {
         let _ = stream.write_all(b"SSH-2.0-test\r\n");
         let mut line = String::new();
         let _ = BufReader::new(stream).read_line(&mut line);
-        let _ = heard.send(line);
+        let _ = tell.send(line);
     });
     site.publish("ssh", &address, &[]);
     let proxy = format!(
@@ -357,7 +357,7 @@ fn ssh_finds_its_server_through_connect() {
         return;
     }
     // The server hangs up after the first line: that it was ssh's is what counts.
-    let line = hears.recv_timeout(support::DEADLINE).unwrap();
+    let line = lines.recv_timeout(support::DEADLINE).unwrap();
     assert!(line.starts_with("SSH-2.0-OpenSSH"), "{line} {output:?}");
 }
 

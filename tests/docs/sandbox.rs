@@ -27,6 +27,7 @@ impl Sandbox {
         let bridge = BridgeSite {
             ca_file: dir.path().join("ca.pem"),
             dir,
+            host: "localhost",
             program: env!("CARGO_BIN_EXE_powernode-host-bridge").into(),
             port: free_port(),
             operator_token: String::new(),

@@ -63,6 +63,9 @@ use sessions::{About, Place};
 /// program is 10 s, and a satellite link answers within a few more.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How often it is looked whether operators with accesses in flight still may.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(2);
+
 /// How long the tunnel's own word is awaited when a stream of it has failed: the tunnel knows why.
 const CLOSE_REASON_WAIT: Duration = Duration::from_millis(500);
 
@@ -166,6 +169,32 @@ impl Access {
         &self.work
     }
 
+    /// Looks for ever whether those whose accesses are in flight still may, and cuts the others: an
+    /// account that is removed, has ended, or was limited does not go on by what it began before.
+    pub async fn look_after(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(REVIEW_INTERVAL).await;
+            let access = Arc::clone(&self);
+            // The registry blocks on the disk. What fails there is told by who needs it.
+            let _ = tokio::task::spawn_blocking(move || access.review()).await;
+        }
+    }
+
+    fn review(&self) {
+        let now = self.clock.trusted().now;
+        for (account, session) in self.sessions.by_account() {
+            let words = match self.registry.operator_identity(account, now) {
+                Ok(Some(identity)) => match identity.may_reach(session.peer_ref(), &session.service) {
+                    Ok(()) => continue,
+                    Err(why) => why.to_string(),
+                },
+                Ok(None) => format!("the account of {} was removed or has ended", session.operator),
+                Err(_) => continue,
+            };
+            self.sessions.end(&session.id, &words);
+        }
+    }
+
     /// Opens a stream to a service. It is the satellite's to refuse, and whoever is refused is told
     /// in its words.
     pub async fn open(&self, ask: Ask) -> Result<ServiceStream, AccessError> {
@@ -253,6 +282,7 @@ impl Access {
             peer_name: name.clone(),
             service: ask.service.clone(),
             operator: ask.operator.to_string(),
+            operator_id: ask.operator.identity().id,
             source: ask.source,
             via: ask.via,
             grant: grant.as_ref().map(|grant| grant.id),

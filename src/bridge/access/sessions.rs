@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::super::permission::PeerRef;
 use super::AccessError;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{GrantId, PeerId, TraceId};
+use crate::base::id::{GrantId, OperatorId, PeerId, TraceId};
 use crate::base::limit::foreign_text;
 use crate::base::time::{UnixTime, rfc3339};
 use crate::process::clock::Clock;
@@ -75,6 +75,7 @@ pub(super) struct About {
     pub(super) peer_name: String,
     pub(super) service: String,
     pub(super) operator: String,
+    pub(super) operator_id: Option<OperatorId>,
     pub(super) source: Option<SocketAddr>,
     pub(super) via: Via,
     pub(super) grant: Option<GrantId>,
@@ -200,6 +201,22 @@ impl Accesses {
         let words = format!("{by} cut the session{}", reason.unwrap_or_default());
         row.cut.send_replace(Some(words));
         true
+    }
+
+    /// Those that an account has opened, by account, so that they can be looked at again.
+    pub(super) fn by_account(&self) -> Vec<(OperatorId, SessionView)> {
+        let table = self.table();
+        let rows = table.rows.values();
+        rows.filter_map(|row| Some((row.about.operator_id?, row.view())))
+            .collect()
+    }
+
+    /// Cuts one for a reason that is no operator's.
+    pub(super) fn end(&self, id: &str, words: &str) {
+        let table = self.table();
+        if let Some(row) = table.rows.values().find(|row| row.about.id.to_string() == id) {
+            row.cut.send_replace(Some(words.to_owned()));
+        }
     }
 
     /// How one of an operator's accesses ended, while that is remembered.
@@ -396,6 +413,7 @@ mod tests {
             peer_name: "shop-17".to_owned(),
             service: "ssh".to_owned(),
             operator: "anna".to_owned(),
+            operator_id: None,
             source: Some("192.0.2.9:50".parse().unwrap()),
             via: Via::Connect,
             grant: None,

@@ -45,7 +45,7 @@ impl TestBridge {
         let Dialled {
             tunnel,
             driver,
-            _endpoint: endpoint,
+            endpoint,
             ..
         } = dialled;
         scope.spawn_until_cancelled("tunnel", async move {

@@ -18,7 +18,7 @@ use tokio::process::Command;
 
 use super::*;
 use crate::bridge::access::{CONNECT_PATH, SESSION_HEADER, UPGRADE_PROTOCOL};
-use crate::bridge::operator_api::SESSIONS_PATH;
+use crate::bridge::operator_api::{OPERATORS_PATH, SESSIONS_PATH};
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::IncomingStream;
 use crate::wire::{Goodbye, GoodbyeReason, RefusalCode, ServiceRequest, StreamKind, StreamRefusal};

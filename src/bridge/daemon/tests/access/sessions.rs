@@ -195,6 +195,39 @@ async fn a_stop_ends_sessions_soon() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_who_may_no_more_is_cut() {
+    let bridge = TestBridge::start().await;
+    let _satellite = Satellite::join(&bridge, "shop-17").await;
+    let path = format!("{CONNECT_PATH}/shop-17/mute");
+    for (change, words) in [
+        (("revoke", json!({})), "was removed or has ended"),
+        (
+            ("change", json!({ "peers": ["stall-*"] })),
+            "is limited to the peers stall-*",
+        ),
+    ] {
+        let new = json!({ "name": "anna", "role": "operator", "ttl_seconds": 3_600 });
+        let (status, added) = bridge.operator(Method::POST, OPERATORS_PATH, new).await;
+        assert_eq!(status, 201, "{added}");
+        let token = added["data"]["operator_token"].as_str().unwrap();
+        let mut opened = ask(bridge.tls(&[b"http/1.1"]).await, &path, Some(token))
+            .await
+            .unwrap();
+        let (verb, body) = change;
+        let target = format!("{OPERATORS_PATH}/anna/{verb}");
+        let (status, answer) = bridge.operator(Method::POST, &target, body).await;
+        assert_eq!(status, 200, "{answer}");
+        let ended = tokio::time::timeout(DEADLINE, opened.io.read(&mut [0; 1]))
+            .await
+            .unwrap();
+        assert!(matches!(ended, Ok(0) | Err(_)), "{ended:?}");
+        wait_until("the row is gone", || bridge.running.accesses.is_empty()).await;
+        let end = bridge.running.accesses.end_of(&opened.session, "anna").unwrap();
+        assert!(end.reason.as_deref().unwrap().contains(words), "{end:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_sessions_than_the_limit() {
     let bridge = TestBridge::start_with(&[("limits.access_sessions", "1")]).await;
     let _satellite = Satellite::join(&bridge, "shop-17").await;
