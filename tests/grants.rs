@@ -4,6 +4,9 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::process::Stdio;
+
 use serde_json::{Value, json};
 use support::{BridgeSite, Running, SatelliteSite, fail, succeed, wait_for};
 
@@ -203,4 +206,58 @@ fn without_a_daemon_the_commands_work_and_say_what_is_left_to_do() {
     let (code, _) = fail(&satellite.output(&["leave", "--yes"]));
     assert_eq!(code, 3);
     assert!(pair.daemon.stop().success());
+}
+
+/// A program of the box's that answers each byte with the same, once.
+fn echo() -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut answers = stream.try_clone().unwrap();
+        // Ends with the connection.
+        let _ = std::io::copy(&mut &stream, &mut answers);
+    });
+    address
+}
+
+#[test]
+fn an_open_connection_is_cut_when_the_box_emancipates_itself() {
+    let pair = Pair::joined();
+    succeed(
+        &pair
+            .satellite
+            .output(&["services", "publish", "echo", &echo().to_string()]),
+    );
+    let mut open = pair
+        .bridge
+        .command(&["connect", "shop-17", "echo"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = open.stdin.take().unwrap();
+    input.write_all(b"hello").unwrap();
+    input.flush().unwrap();
+    let mut answer = [0; 5];
+    open.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+
+    succeed(
+        &pair
+            .satellite
+            .output(&["emancipate", "--yes", "--reason", "on our own"]),
+    );
+    let log = wait_for("the connection is cut", || {
+        let log = succeed(&pair.satellite.output(&["audit", "export"]));
+        log.contains("service_closed").then_some(log)
+    });
+    assert!(log.contains("was revoked: on our own"), "{log}");
+    drop(input);
+    // Bounded, however the program at the other end takes it.
+    open.kill().unwrap();
+    open.wait().unwrap();
+    let (code, why) = fail(&pair.bridge.output(&["connect", "shop-17", "echo"]));
+    assert!(why.contains("grant"), "{code}: {why}");
 }
