@@ -235,10 +235,9 @@ async fn handed(running: &Running, wanted: Handover) -> KeptGrant {
             changes.changed().await.unwrap();
         }
     };
-    match tokio::time::timeout(DEADLINE, found).await {
-        Ok(kept) => kept,
-        Err(_) => panic!("never {wanted:?}: {:?}", mirror(running)),
-    }
+    tokio::time::timeout(DEADLINE, found)
+        .await
+        .unwrap_or_else(|_| panic!("never {wanted:?}: {:?}", mirror(running)))
 }
 
 fn taken() -> Answer {

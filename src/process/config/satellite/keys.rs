@@ -1,7 +1,12 @@
 //! Every key of the satellite: its path, form, default and what it is for. What they come to is the
 //! module above.
 
-use super::{AnyKey, services, RETENTION_DAYS, SATELLITE_MAX_ROWS, Key, PathBuf, AbsolutePath, Fallback, ParentUrl, Parsed, HostPort, ListOf, BRIDGES_MAX, CaFingerprint, Line, DISCLOSURE_MAX_CHARS, DATA_RESIDENCY_MAX_CHARS, Duration, DurationBetween, MIN_KEEPALIVE, MAX_KEEPALIVE, CountBetween, TunnelTransport, ProxyChoice, YesNo, LogFilter, LogFormat};
+use super::{
+    AbsolutePath, AnyKey, BRIDGES_MAX, CaFingerprint, CountBetween, DATA_RESIDENCY_MAX_CHARS,
+    DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HostPort, Key, Line, ListOf, LogFilter,
+    LogFormat, MAX_KEEPALIVE, MIN_KEEPALIVE, ParentUrl, Parsed, PathBuf, ProxyChoice, RETENTION_DAYS,
+    SATELLITE_MAX_ROWS, TunnelTransport, YesNo, services,
+};
 
 pub(super) static KEYS: &[&dyn AnyKey] = &[
     &STATE_DIR,
