@@ -4,10 +4,9 @@
 //! few streams; the limit is raised once the handshake has shown a certificate.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +15,6 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, IdleTimeout, MtuDiscoveryConfig, SendDatagramError, VarInt};
 use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
-use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,6 +24,7 @@ use super::transport::{
     BoxFuture, ByteStream, CloseCode, DatagramRefused, Outlook, Side, Transport, TransportCause,
     TransportClosed, Urgency,
 };
+use super::udp_socket::udp_socket;
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
 use crate::wire::TUNNEL_ALPN;
@@ -80,13 +79,6 @@ const MAX_WAITING: usize = MAX_HANDSHAKES + 64;
 /// Bytes that such a dialer may send meanwhile, each and all together.
 const WAITING_BYTES: u64 = 16 * 1024;
 const WAITING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
-
-/// UDP socket buffers that are asked for, in bytes; the system may grant less (packaging/sysctl raises its
-/// limit). The usual default of 208 KiB loses packets in a burst of 17 ms at 100 Mbit/s.
-const SOCKET_BUFFER_BYTES: usize = 2 * 1024 * 1024;
-
-/// Whether it has been said that the system grants less.
-static SMALL_BUFFERS_TOLD: AtomicBool = AtomicBool::new(false);
 
 /// Datagram size that every network carries (RFC 9000, section 14). The path's own is found by probing, and
 /// a black hole that opens later brings it back to this.
@@ -493,48 +485,6 @@ impl Drop for QuicWrite {
             // It fails only for a stream that is closed already.
             drop(self.send.reset(ABANDONED_STREAM));
         }
-    }
-}
-
-fn udp_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    let bound = |address: SocketAddr| {
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        if address.is_ipv6()
-            && let Err(error) = socket.set_only_v6(false)
-        {
-            tracing::debug!(%error, "the UDP socket is for IPv6 alone");
-        }
-        socket.bind(&address.into())?;
-        Ok(socket)
-    };
-    let socket = bound(address).or_else(|error: io::Error| {
-        // A host without IPv6.
-        if address.ip() == std::net::Ipv6Addr::UNSPECIFIED {
-            bound((Ipv4Addr::UNSPECIFIED, address.port()).into()).map_err(|_| error)
-        } else {
-            Err(error)
-        }
-    })?;
-    grow_buffers(&socket);
-    Ok(socket.into())
-}
-
-/// Asks for large buffers, and says once what the system grants.
-fn grow_buffers(socket: &Socket) {
-    let asked = socket
-        .set_recv_buffer_size(SOCKET_BUFFER_BYTES)
-        .and(socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
-    if let Err(error) = asked {
-        tracing::debug!(%error, "the UDP socket keeps its default buffers");
-    }
-    // Linux tells twice of what it counts: half of it is for its own records.
-    let granted = socket.recv_buffer_size().unwrap_or(SOCKET_BUFFER_BYTES) / 2;
-    if granted < SOCKET_BUFFER_BYTES && !SMALL_BUFFERS_TOLD.swap(true, Ordering::Relaxed) {
-        tracing::warn!(
-            granted_kib = granted / 1_024,
-            wanted_kib = SOCKET_BUFFER_BYTES / 1_024,
-            "UDP receive buffers are small, and bursts will be lost; raise net.core.rmem_max and net.core.wmem_max"
-        );
     }
 }
 
