@@ -235,6 +235,8 @@ impl Driver {
         self.remember(&target);
         self.failures.link_is_up();
         self.tell(ChildEvent::Connected(id));
+        // A change is one against what was true when the tunnel came up.
+        self.look_at_ways();
     }
 
     fn ca_bundle(&self) -> String {
