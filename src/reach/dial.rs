@@ -333,15 +333,17 @@ async fn connect(
     let failures = FailureRecord::default();
     let config = tls_config(credentials, Arc::clone(&time), failures.clone()).await?;
     let (host, address) = (&target.host, target.address);
+    if !matches!(way, Way::Proxy(_)) {
+        // QUIC takes an absent route for loss and would wait its whole time: for each IPv6 address of the
+        // parent, on a box that has IPv4 alone.
+        source_towards(address).map_err(|source| DialError::NoRoute {
+            host: host.clone(),
+            address,
+            source,
+        })?;
+    }
     match way {
         Way::Quic => {
-            // QUIC takes an absent route for loss and would wait its whole time: for each IPv6 address of
-            // the parent, on a box that has IPv4 alone.
-            source_towards(address).map_err(|source| DialError::NoRoute {
-                host: host.clone(),
-                address,
-                source,
-            })?;
             // A new socket for each dial: a port that some router on the way has black-holed is left behind.
             let endpoint = QuicEndpoint::client(QuicSettings { max_streams }).map_err(DialError::Socket)?;
             endpoint

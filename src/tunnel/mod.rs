@@ -18,6 +18,7 @@ pub mod tcp;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+mod udp_socket;
 
 pub use close::{CloseReason, Violation};
 pub use connection::{OpenStreamError, Tunnel, TunnelSettings, TunnelStats};

@@ -3,11 +3,12 @@
 //! One endpoint per socket dials and listens. Connections without a client certificate may hold
 //! few streams; the limit is raised once the handshake has shown a certificate.
 
+mod send_window;
+
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ConnectionError, IdleTimeout, MtuDiscoveryConfig, SendDatagramError, VarInt};
 use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
-use socket2::{Domain, Protocol, Socket, Type};
+use send_window::SendWindow;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,6 +27,7 @@ use super::transport::{
     BoxFuture, ByteStream, CloseCode, DatagramRefused, Outlook, Side, Transport, TransportCause,
     TransportClosed, Urgency,
 };
+use super::udp_socket::udp_socket;
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
 use crate::wire::TUNNEL_ALPN;
@@ -45,22 +47,6 @@ pub(super) const STREAM_WINDOW_BYTES: u32 = 2_621_440;
 /// can make this side hold. So many readers must stand still at once before they are felt by others;
 /// acknowledgements pass even then, so that the tunnel lives.
 pub const WHOLE_WINDOWS_MAX: u32 = 32;
-
-/// Bytes of all streams of a connection that may be written and not yet acknowledged, at first. From
-/// then on the window follows what the path carries ([`SendWindow`]).
-const SEND_WINDOW_INITIAL_BYTES: u64 = 256 * 1024;
-
-/// The least of that: below it a few small writes would wait for each other.
-const SEND_WINDOW_MIN_BYTES: u64 = 64 * 1024;
-
-/// The most of that. It bounds the sender's memory for a connection; 1.3 Gbit/s at 100 ms.
-const SEND_WINDOW_MAX_BYTES: u64 = 16 * 1024 * 1024;
-
-/// Congestion windows that fit into the send window: one on the way, and one ready to follow.
-const SEND_WINDOW_CWNDS: u64 = 2;
-
-/// Bytes written after which the send window is looked at again.
-const SEND_WINDOW_STEP_BYTES: u64 = 64 * 1024;
 
 /// Datagrams of a connection that wait, each way, in bytes; older ones give way. 20 ms at 100 Mbit/s:
 /// more would only make packets late.
@@ -92,13 +78,6 @@ const MAX_WAITING: usize = MAX_HANDSHAKES + 64;
 /// Bytes that such a dialer may send meanwhile, each and all together.
 const WAITING_BYTES: u64 = 16 * 1024;
 const WAITING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
-
-/// UDP socket buffers that are asked for, in bytes; the system may grant less (packaging/sysctl raises its
-/// limit). The usual default of 208 KiB loses packets in a burst of 17 ms at 100 Mbit/s.
-const SOCKET_BUFFER_BYTES: usize = 2 * 1024 * 1024;
-
-/// Whether it has been said that the system grants less.
-static SMALL_BUFFERS_TOLD: AtomicBool = AtomicBool::new(false);
 
 /// Datagram size that every network carries (RFC 9000, section 14). The path's own is found by probing, and
 /// a black hole that opens later brings it back to this.
@@ -376,35 +355,11 @@ struct QuicTransport {
 
 impl QuicTransport {
     fn new(connection: quinn::Connection, dialled_from: Option<quinn::Endpoint>) -> Self {
-        let window = Arc::new(SendWindow {
-            connection: connection.clone(),
-            written: AtomicU64::new(0),
-        });
+        let window = Arc::new(SendWindow::new(connection.clone()));
         Self {
             connection,
             dialled_from,
             window,
-        }
-    }
-}
-
-/// How much may wait in this process: as much as keeps the path busy. More would only make what is
-/// written next, a reply or a key stroke, wait behind what a slow path has not carried yet.
-#[derive(Debug)]
-struct SendWindow {
-    connection: quinn::Connection,
-    written: AtomicU64,
-}
-
-impl SendWindow {
-    fn wrote(&self, bytes: usize) {
-        let bytes = bytes as u64;
-        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
-        if before / SEND_WINDOW_STEP_BYTES != (before + bytes) / SEND_WINDOW_STEP_BYTES {
-            let congestion_window = self.connection.stats().path.cwnd;
-            let window = congestion_window.saturating_mul(SEND_WINDOW_CWNDS);
-            self.connection
-                .set_send_window(window.clamp(SEND_WINDOW_MIN_BYTES, SEND_WINDOW_MAX_BYTES));
         }
     }
 }
@@ -560,48 +515,6 @@ impl Drop for QuicWrite {
     }
 }
 
-fn udp_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    let bound = |address: SocketAddr| {
-        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-        if address.is_ipv6()
-            && let Err(error) = socket.set_only_v6(false)
-        {
-            tracing::debug!(%error, "the UDP socket is for IPv6 alone");
-        }
-        socket.bind(&address.into())?;
-        Ok(socket)
-    };
-    let socket = bound(address).or_else(|error: io::Error| {
-        // A host without IPv6.
-        if address.ip() == std::net::Ipv6Addr::UNSPECIFIED {
-            bound((Ipv4Addr::UNSPECIFIED, address.port()).into()).map_err(|_| error)
-        } else {
-            Err(error)
-        }
-    })?;
-    grow_buffers(&socket);
-    Ok(socket.into())
-}
-
-/// Asks for large buffers, and says once what the system grants.
-fn grow_buffers(socket: &Socket) {
-    let asked = socket
-        .set_recv_buffer_size(SOCKET_BUFFER_BYTES)
-        .and(socket.set_send_buffer_size(SOCKET_BUFFER_BYTES));
-    if let Err(error) = asked {
-        tracing::debug!(%error, "the UDP socket keeps its default buffers");
-    }
-    // Linux tells twice of what it counts: half of it is for its own records.
-    let granted = socket.recv_buffer_size().unwrap_or(SOCKET_BUFFER_BYTES) / 2;
-    if granted < SOCKET_BUFFER_BYTES && !SMALL_BUFFERS_TOLD.swap(true, Ordering::Relaxed) {
-        tracing::warn!(
-            granted_kib = granted / 1_024,
-            wanted_kib = SOCKET_BUFFER_BYTES / 1_024,
-            "UDP receive buffers are small, and bursts will be lost; raise net.core.rmem_max and net.core.wmem_max"
-        );
-    }
-}
-
 fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, BindError> {
     tls.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
     // No 0-RTT: a replayed accept must not reach the registry.
@@ -641,7 +554,7 @@ fn transport_config(max_streams: u32) -> quinn::TransportConfig {
         .min_mtu(MIN_MTU_BYTES)
         .initial_mtu(MIN_MTU_BYTES)
         .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
-        .send_window(SEND_WINDOW_INITIAL_BYTES)
+        .send_window(send_window::INITIAL_BYTES)
         // Loss is no sign of congestion on the links of edge boxes: radio, DSL. What the path delivers is.
         .congestion_controller_factory(Arc::new(quinn::congestion::BbrConfig::default()))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))

@@ -10,11 +10,12 @@ use crate::machine::renewal::{IdentityChoice, RenewalEvent};
 use crate::machine::uplinks::UplinkAction;
 
 impl ChildMachine {
-    /// Another tunnel is the primary, or none: what was asked over the one before counts as lost.
-    pub(super) fn follow_primary(&mut self, now: Moment, wall: UnixTime) {
+    /// Another tunnel is the primary, or none: what was asked over the one before counts as lost. Whether
+    /// the other machines were told, which may want something now.
+    pub(super) fn follow_primary(&mut self, now: Moment, wall: UnixTime) -> bool {
         let primary = self.uplinks.primary();
         if primary == self.primary {
-            return;
+            return false;
         }
         if self.primary.is_some() {
             self.link_down(now, wall);
@@ -23,6 +24,7 @@ impl ChildMachine {
         if primary.is_some() {
             self.link_up(now, wall);
         }
+        true
     }
 
     fn link_up(&mut self, now: Moment, wall: UnixTime) {

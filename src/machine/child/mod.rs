@@ -460,12 +460,12 @@ impl ChildMachine {
                 }
             }
             self.align_link(now, wall);
-            self.follow_primary(now, wall);
+            let told = self.follow_primary(now, wall);
             self.drain_link();
             while let Some(HeartbeatAction::Send) = self.heartbeat.poll_action() {
                 self.actions.push_back(ChildAction::SendHeartbeat);
             }
-            if self.actions.len() == before && !graduated {
+            if self.actions.len() == before && !graduated && !told {
                 break;
             }
         }

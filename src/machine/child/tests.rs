@@ -421,6 +421,18 @@ proptest! {
 }
 
 #[test]
+fn a_tunnel_that_is_up_is_used_at_once() {
+    let mut world = World::new(true);
+    for _ in 0..2 {
+        while !matches!(world.under_way.front(), Some(ChildAction::Dial(..))) {
+            world.step(Fate::Succeeds);
+        }
+        world.step(Fate::Succeeds);
+        assert!(!world.under_way.is_empty(), "{:?}", world.connected_as());
+    }
+}
+
+#[test]
 fn a_fair_world_makes_a_member_with_one_key_and_one_accept() {
     let mut world = World::new(true);
     for _ in 0..FAIR_STEPS {

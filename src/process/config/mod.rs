@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod rate;
 pub mod satellite;
 pub mod services;
+pub mod ways;
 
 use std::path::{Path, PathBuf};
 

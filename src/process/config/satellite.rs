@@ -2,12 +2,8 @@
 
 mod keys;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
-
-use thiserror::Error;
 
 use keys::{
     ADMIN_SOCKET, ALLOW_PRIVATE, DATA_RESIDENCY, GRANTS_ACCEPT_UNSIGNED, KEYS, LISTEN_PORT, LOCATION,
@@ -24,6 +20,7 @@ use super::key::{
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::proxy::{ProxyChoice, ProxySettings};
 use super::services::{self, LimitsConfig};
+pub use super::ways::{TunnelTransport, Ways};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::audit::retention::Retention;
 use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUrl};
@@ -138,55 +135,6 @@ pub struct PayloadConfig {
     pub credentials_dir: Option<PathBuf>,
     /// The payload file.
     pub file: PathBuf,
-}
-
-/// By which ways the tunnel is dialled.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Ways {
-    /// Over what.
-    pub transport: TunnelTransport,
-    /// The proxy for TLS over TCP, and for whom it is not.
-    pub proxy: ProxySettings,
-}
-
-/// Over what a tunnel runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum TunnelTransport {
-    /// Whatever the network lets through, QUIC where it can be.
-    #[default]
-    Auto,
-    /// QUIC (UDP) alone.
-    Quic,
-    /// TLS over TCP alone, through a proxy where there is one.
-    Tls,
-}
-
-/// A word that names no transport.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("names no transport")]
-pub struct UnknownTransport;
-
-impl FromStr for TunnelTransport {
-    type Err = UnknownTransport;
-
-    fn from_str(text: &str) -> Result<Self, UnknownTransport> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "quic" => Ok(Self::Quic),
-            "tls" => Ok(Self::Tls),
-            _ => Err(UnknownTransport),
-        }
-    }
-}
-
-impl fmt::Display for TunnelTransport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Quic => "quic",
-            Self::Tls => "tls",
-        })
-    }
 }
 
 impl SatelliteConfig {

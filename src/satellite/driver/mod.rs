@@ -84,6 +84,8 @@ pub struct Driver {
     links: BTreeMap<TunnelId, Link>,
     /// Tells the sessions of this run of the program from those of another.
     run: u64,
+    /// The tunnel that was the primary and was lost, while no other is: what was asked over it fails now.
+    lost_primary: Option<TunnelId>,
     /// Sessions that were lost, until their bridge has heard of it.
     lost_sessions: Vec<(HostPort, SessionId)>,
     ways: WayWatch,
@@ -146,6 +148,7 @@ impl Driver {
             services: None,
             links: BTreeMap::new(),
             run: entropy::seed(),
+            lost_primary: None,
             lost_sessions: Vec::new(),
             ways: WayWatch::default(),
             looked_at: clock.now(),
@@ -241,11 +244,10 @@ impl Driver {
             }
             News::Failed(event, why) => {
                 let span = self.span_of(id);
-                if matches!(
-                    event,
-                    ChildEvent::TunnelLost(..) | ChildEvent::DialFailed(..) | ChildEvent::DialRefused(..)
-                ) {
-                    self.forget_link(id);
+                match event {
+                    ChildEvent::TunnelLost(..) => self.lose_link(id),
+                    ChildEvent::DialFailed(..) | ChildEvent::DialRefused(..) => drop(self.forget_link(id)),
+                    _ => {}
                 }
                 let noted = event.kind();
                 self.tell(event);

@@ -62,7 +62,7 @@ impl Driver {
             self.links.contains_key(&id)
         } else {
             // What was asked over another tunnel counts as lost.
-            self.machine.primary() == Some(id)
+            self.machine.primary().or(self.lost_primary) == Some(id)
         }
     }
 
@@ -241,6 +241,8 @@ impl Driver {
         self.remember(&target);
         self.failures.link_is_up();
         self.tell(ChildEvent::Connected(id));
+        // A change is one against what was true when the tunnel came up.
+        self.look_at_ways();
     }
 
     fn ca_bundle(&self) -> String {
@@ -249,16 +251,32 @@ impl Driver {
             .map_or_else(String::new, |m| m.identity.certificate.ca_chain_pem.clone())
     }
 
-    /// Whatever still runs for it ends; its session, if it had one, is named to the bridge as gone.
+    /// Its tasks end by themselves, and first say what became of what they asked.
+    pub(super) fn lose_link(&mut self, id: TunnelId) {
+        if self.machine.primary() == Some(id) {
+            self.lost_primary = Some(id);
+        }
+        self.remove_link(id);
+    }
+
+    /// Whatever still runs for it ends.
     pub(super) fn forget_link(&mut self, id: TunnelId) -> Option<Tunnel> {
+        let (scope, tunnel) = self.remove_link(id)?;
+        scope.cancel();
+        tunnel
+    }
+
+    /// Its session, if it had one, is named to the bridge as gone.
+    fn remove_link(&mut self, id: TunnelId) -> Option<(TaskScope, Option<Tunnel>)> {
         let link = self.links.remove(&id)?;
-        link.scope.cancel();
-        let live = link.up?;
+        let Some(live) = link.up else {
+            return Some((link.scope, None));
+        };
         self.lost_sessions.push((link.bridge, live.session));
         if self.lost_sessions.len() > REPLACES_MAX {
             self.lost_sessions.remove(0);
         }
-        Some(live.tunnel)
+        Some((link.scope, Some(live.tunnel)))
     }
 
     pub(super) fn hang_up(&mut self, id: TunnelId) {
