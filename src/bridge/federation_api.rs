@@ -138,6 +138,13 @@ impl FederationApi {
             Ok(body) => body,
             Err(refusal) => return refusal.into_response(),
         };
+        if head.uri.path() == TUNNEL_DIAL_BACK_PATH {
+            let reply = match head.method {
+                Method::POST => self.dial_back(&body, caller).await,
+                _ => Reply::wrong_method("POST"),
+            };
+            return reply.into_response();
+        }
         let span = Span::current();
         // The registry blocks on the disk.
         let answered = tokio::task::spawn_blocking(move || {
@@ -164,7 +171,7 @@ impl FederationApi {
         let path = head.uri.path();
         let path = path.strip_suffix('/').unwrap_or(path).to_owned();
         let allow = match path.as_str() {
-            ACCEPT_PATH | HEARTBEAT_PATH | CERTIFICATE_REFRESH_PATH | TUNNEL_DIAL_BACK_PATH => Method::POST,
+            ACCEPT_PATH | HEARTBEAT_PATH | CERTIFICATE_REFRESH_PATH => Method::POST,
             TRUST_BUNDLE_PATH | SERVICE_CATALOG_PATH => Method::GET,
             other => return Reply::unknown_path(other),
         };
@@ -184,9 +191,6 @@ impl FederationApi {
             Ok(body) => body,
             Err(refusal) => return refusal,
         };
-        if path == TUNNEL_DIAL_BACK_PATH {
-            return self.dial_back(&body, caller).await;
-        }
         // The registry blocks on the disk.
         let span = Span::current();
         let answered =
