@@ -73,9 +73,13 @@ fn both_sides_note_what_crosses_the_peering_and_keep_it_over_a_kill() {
     assert_eq!(actions(&seen)[0], "joined");
     for entry in &seen {
         assert_eq!(entry["federation_peer_id"], peer.as_str());
-        assert_eq!(entry["remote_subject"], "127.0.0.1");
     }
+    assert_eq!(
+        seen[0]["remote_subject"], "127.0.0.1",
+        "joined: the parent by its host"
+    );
     let request = seen.iter().find(|entry| entry["action"] == "request").unwrap();
+    assert_eq!(request["actor"], "local");
     assert_eq!(request["object"], format!("GET {CATALOG}"));
     assert_eq!(request["outcome"], "done");
     let table = succeed(&satellite.output(&["audit", "show", "--last", "1"]));

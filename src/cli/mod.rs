@@ -3,6 +3,7 @@
 
 pub mod audit;
 pub mod bridge_client;
+pub mod check;
 pub mod client;
 pub mod failure;
 pub mod output;

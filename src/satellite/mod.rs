@@ -4,6 +4,7 @@
 pub mod admin_api;
 pub mod daemon;
 pub mod direct;
+pub mod doctor;
 pub mod driver;
 mod exchange;
 pub mod federation_api;

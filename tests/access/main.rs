@@ -174,7 +174,10 @@ fn connect_carries_standard_input_and_output_from_here_and_elsewhere() {
 
     // Both sides have noted who it was.
     let both = [
-        succeed(&site.bridge.output(&["audit", "export"])),
+        wait_for("the bridge has noted both", || {
+            let log = succeed(&site.bridge.output(&["audit", "export"]));
+            log.contains("\"actor\":\"admin\"").then_some(log)
+        }),
         wait_for("the satellite has noted both", || {
             let log = succeed(&site.satellite.output(&["audit", "export"]));
             log.contains("admin").then_some(log)

@@ -98,6 +98,22 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "needs a TPM; tests/sealing.rs has the credential's file",
     ),
     ("cat >/etc/systemd/", "writes to /etc, for a TPM"),
+    (
+        "ssh -o ProxyCommand=",
+        "needs a shell server on the box: tests/access/main.rs has ssh do this",
+    ),
+    (
+        "powernode-host-bridge forward ",
+        "goes on until it is ended: tests/access/main.rs and tests/udp.rs",
+    ),
+    (
+        "curl --socks5-hostname ",
+        "needs a service and a free port 1080: src/bridge/daemon/tests/access has curl do this",
+    ),
+    (
+        "HTTPS_PROXY=",
+        "needs a cluster: src/bridge/daemon/tests/access has curl go the same way",
+    ),
 ];
 
 /// Programs that a document uses and a machine may lack.
@@ -290,6 +306,12 @@ fn scripts_and_variables_are_real() {
     assert!(scripts > 5, "only {scripts} scripts were found in the documents");
 }
 
+/// Where the variable of an operator's token is told of.
+fn help_of_connect() -> String {
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_powernode-host-bridge"));
+    support::succeed(&program.args(["connect", "--help"]).output().unwrap())
+}
+
 /// Whether a key of a program's configuration is set by it, as `config show` lists them, or a script reads it.
 fn is_variable(name: &str) -> bool {
     let scripts = [".ci/run", "scripts/package", "scripts/cross/setup"];
@@ -316,4 +338,5 @@ fn is_variable(name: &str) -> bool {
             key.replace('.', "_").eq_ignore_ascii_case(rest)
         })
     }) || scripts.iter().any(|script| read(script).contains(name))
+        || help_of_connect().contains(name)
 }

@@ -82,6 +82,14 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Find out by trying whether a satellite would work here, and what to do where not
+    ///
+    /// Works before the join and beside the running satellite. Ends with 0 when it would work, with 1 when not.
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Say whether this program can run with the configuration and state that it finds, changing nothing
     ///
     /// For before an update: run the new program's self-check while the old one still runs. Ends with 0 when

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod audit;
+mod doctor;
 mod emancipate;
 mod grants;
 mod join;
@@ -56,6 +57,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Run => run::run(config, &environment, (file, flags)),
         Command::Join(join) => join::join(&config, &join),
         Command::Status { json } => status::status(&config, json),
+        Command::Doctor { json } => doctor::doctor(&config, json),
         Command::Leave(leaving) => leave::leave(&config, &leaving),
         Command::Grants { command } => grants::grants(&config, &command),
         Command::Emancipate(asked) => emancipate::emancipate(&config, &asked),

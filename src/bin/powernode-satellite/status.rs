@@ -53,7 +53,8 @@ pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
     ))
 }
 
-async fn report(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
+/// What the daemon tells, or the store where none runs.
+pub async fn report(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
     let client = AdminClient::new(&config.admin_socket);
     match client.call(Method::GET, STATUS_PATH, None).await {
         Ok(answer) => match answer.read() {

@@ -1,0 +1,229 @@
+//! Every host-bridge on every way that the configuration allows, tried for real: name, handshake,
+//! trust, greeting. As a stranger without a certificate, so that no tunnel of a running daemon is
+//! displaced.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::Check;
+use crate::base::limit::error_chain;
+use crate::base::time::UnixTime;
+use crate::contract::invitation::{HostPort, ParentTrust};
+use crate::machine::ladder::Rung;
+use crate::process::clock::Clock;
+use crate::process::config::satellite::{TunnelTransport, Ways};
+use crate::reach::connect::{Approach, RESOLVE_TIMEOUT, connect};
+use crate::reach::dial::{Credentials, Established, Introduction};
+use crate::tunnel::TunnelSettings;
+use crate::wire::{Goodbye, GoodbyeReason, Welcome};
+
+/// Difference between this box's clock and a bridge's that is worth a word.
+const CLOCK_DIFFERENCE_WARN: Duration = Duration::from_secs(120);
+
+/// What the bridges showed besides the verdicts.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The address of this box as a bridge sees it.
+    pub address: Option<IpAddr>,
+}
+
+/// Tries one bridge by all of its ways.
+pub async fn examine(
+    bridge: &HostPort,
+    trust: &ParentTrust,
+    ways: &Ways,
+    clock: &Clock,
+    seen: &mut Seen,
+) -> Vec<Check> {
+    let proxy = ways.proxy.proxy_for(bridge.host(), bridge.port()).cloned();
+    let mut checks = Vec::new();
+    // Behind a proxy names are the proxy's to resolve.
+    let resolved = dns(bridge).await;
+    if proxy.is_none() || resolved.verdict == super::Verdict::Ok {
+        checks.push(resolved);
+    }
+    let attempt = |rung| {
+        let approach = Approach {
+            bridge: bridge.clone(),
+            rung,
+            proxy: proxy.clone(),
+            remembered: Vec::new(),
+            introduction: Introduction {
+                credentials: Credentials {
+                    trust: trust.clone(),
+                    identity: None,
+                },
+                features: Vec::new(),
+                settings: TunnelSettings::default(),
+                clock: clock.clone(),
+            },
+        };
+        async move {
+            match Box::pin(connect(approach)).await {
+                Ok((_, established)) => Ok(take_leave(established).await),
+                Err(failure) => Err(error_chain(&failure.error)),
+            }
+        }
+    };
+    let wanted = |rung: Rung| match rung {
+        Rung::Quic => ways.transport != TunnelTransport::Tls,
+        Rung::Tls => ways.transport != TunnelTransport::Quic,
+        Rung::Proxy => proxy.is_some() && ways.transport != TunnelTransport::Quic,
+        Rung::Direct => false,
+    };
+    let tried = |rung| {
+        let attempt = wanted(rung).then(|| attempt(rung));
+        async move {
+            match attempt {
+                Some(attempt) => Some((rung, attempt.await)),
+                None => None,
+            }
+        }
+    };
+    let (quic, tls, via) = tokio::join!(tried(Rung::Quic), tried(Rung::Tls), tried(Rung::Proxy));
+    let outcomes: Vec<_> = [quic, tls, via].into_iter().flatten().collect();
+    let any = outcomes.iter().any(|(_, outcome)| outcome.is_ok());
+    for (rung, outcome) in outcomes {
+        if let Ok(welcome) = &outcome {
+            let observed: Option<SocketAddr> = welcome.observed_address.parse().ok();
+            seen.address = seen
+                .address
+                .or(observed.map(|address| address.ip().to_canonical()));
+            checks.extend(clock_difference(
+                bridge,
+                clock.system(),
+                UnixTime::from_seconds(welcome.unix_seconds),
+            ));
+        }
+        checks.push(judge(bridge, rung, outcome, any));
+    }
+    checks
+}
+
+async fn take_leave(established: Established) -> Welcome {
+    let Established {
+        tunnel,
+        driver,
+        welcome,
+    } = established;
+    let goodbye = Goodbye {
+        reason: GoodbyeReason::Done,
+        message: "a look by doctor".to_owned(),
+        retry_after_millis: 0,
+    };
+    tokio::join!(driver.run(), tunnel.close(goodbye));
+    welcome
+}
+
+async fn dns(bridge: &HostPort) -> Check {
+    let name = format!("DNS {}", bridge.host());
+    if bridge.host().parse::<IpAddr>().is_ok() {
+        return Check::ok(name, "an address, nothing to resolve");
+    }
+    let lookup = tokio::net::lookup_host((bridge.host().to_owned(), bridge.port()));
+    let advice = "check the box's resolver (/etc/resolv.conf) and the name; a box that was connected before uses remembered addresses meanwhile";
+    match tokio::time::timeout(RESOLVE_TIMEOUT, lookup).await {
+        Ok(Ok(addresses)) => {
+            let mut found: Vec<String> = addresses.map(|address| address.ip().to_string()).collect();
+            found.dedup();
+            Check::ok(name, found.join(", "))
+        }
+        Ok(Err(error)) => Check::fail(name, format!("not resolved: {error}"), advice),
+        Err(_) => Check::fail(
+            name,
+            format!("no answer within {} s", RESOLVE_TIMEOUT.as_secs()),
+            advice,
+        ),
+    }
+}
+
+/// A way that fails beside one that works is worth a word; one that fails alone is the end.
+fn judge(bridge: &HostPort, rung: Rung, outcome: Result<Welcome, String>, any: bool) -> Check {
+    let name = format!("{} {bridge}", means(rung));
+    match outcome {
+        Ok(welcome) => Check::ok(
+            name,
+            format!(
+                "greeted by {}, which sees this box as {}",
+                crate::base::limit::foreign_text(&welcome.agent),
+                crate::base::limit::foreign_text(&welcome.observed_address)
+            ),
+        ),
+        Err(why) if any => Check::warn(name, why, "another way works and is used"),
+        Err(why) => Check::fail(name, why, advice(rung)),
+    }
+}
+
+const fn means(rung: Rung) -> &'static str {
+    match rung {
+        Rung::Direct => "direct",
+        Rung::Quic => "UDP to",
+        Rung::Tls => "TCP to",
+        Rung::Proxy => "proxy to",
+    }
+}
+
+const fn advice(rung: Rung) -> &'static str {
+    match rung {
+        Rung::Quic => "have UDP to this port allowed on the way",
+        Rung::Tls => "have TCP to this port allowed on the way, or name a proxy in tunnel.proxy",
+        Rung::Proxy => {
+            "check tunnel.proxy and its credentials, and that CONNECT to this port is allowed there"
+        }
+        Rung::Direct => "",
+    }
+}
+
+fn clock_difference(bridge: &HostPort, ours: UnixTime, theirs: UnixTime) -> Option<Check> {
+    let difference = if ours > theirs {
+        ours.since(theirs)
+    } else {
+        theirs.since(ours)
+    };
+    (difference > CLOCK_DIFFERENCE_WARN).then(|| {
+        Check::warn(
+            format!("clock of {bridge}"),
+            format!("{} s away from this box's", difference.as_secs()),
+            "set the wrong one of the two, or start NTP there",
+        )
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::Verdict;
+    use super::*;
+
+    fn bridge() -> HostPort {
+        "bridge.example:8443".parse().unwrap()
+    }
+
+    #[test]
+    fn a_way_that_fails_is_a_failure_only_when_no_other_works() {
+        let failed = |any| judge(&bridge(), Rung::Quic, Err("no answer".into()), any);
+        assert_eq!(failed(true).verdict, Verdict::Warn);
+        let alone = failed(false);
+        assert_eq!(alone.verdict, Verdict::Fail);
+        assert_eq!(alone.name, "UDP to bridge.example:8443");
+        assert!(alone.advice.unwrap().contains("UDP"));
+    }
+
+    #[test]
+    fn clocks_that_differ_are_worth_a_word_in_either_direction() {
+        let at = UnixTime::from_seconds;
+        assert_eq!(clock_difference(&bridge(), at(1_000_000), at(1_000_100)), None);
+        for (ours, theirs) in [(1_000_000, 1_010_000), (1_010_000, 1_000_000)] {
+            let told = clock_difference(&bridge(), at(ours), at(theirs)).unwrap();
+            assert_eq!(
+                (told.verdict, told.finding.as_str()),
+                (Verdict::Warn, "10000 s away from this box's")
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_needs_no_resolver() {
+        assert_eq!(dns(&"192.0.2.1:1".parse().unwrap()).await.verdict, Verdict::Ok);
+    }
+}

@@ -1,0 +1,187 @@
+//! `doctor`: whether this satellite would work here, found out by trying. Each check ends in a
+//! verdict, what was found, and what to do about it. Changes nothing, and works before the join
+//! and beside a running daemon, whose tunnels it does not disturb.
+
+pub mod bridges;
+pub mod gateways;
+pub mod host;
+pub mod state;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::invite::{configured_trust, waiting_invitation};
+use super::membership_store::Examination;
+use super::status::StatusReport;
+use crate::base::limit::error_chain;
+use crate::base::time::UnixTime;
+use crate::contract::invitation::{HostPort, ParentTrust, dial_addresses};
+use crate::process::clock::{BUILD_TIME, Clock};
+use crate::process::config::satellite::SatelliteConfig;
+use crate::store::state_key::StateKey;
+
+/// How a check came out. Names are the `--json` output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// It works all the same, or worse than it could.
+    Warn,
+    /// It does not work.
+    Fail,
+}
+
+/// One check's outcome. Field names are the `--json` output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was found.
+    pub finding: String,
+    /// What to do, where something is to be done.
+    pub advice: Option<String>,
+}
+
+impl Check {
+    /// All is well.
+    pub fn ok(name: impl Into<String>, finding: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Ok, finding, None)
+    }
+
+    /// It works, but somebody should look.
+    pub fn warn(name: impl Into<String>, finding: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Warn, finding, Some(advice.into()))
+    }
+
+    /// It does not work. An empty advice is none: some errors bring their own.
+    pub fn fail(name: impl Into<String>, finding: impl Into<String>, advice: impl Into<String>) -> Self {
+        let advice = advice.into();
+        Self::new(
+            name,
+            Verdict::Fail,
+            finding,
+            (!advice.is_empty()).then_some(advice),
+        )
+    }
+
+    fn new(
+        name: impl Into<String>,
+        verdict: Verdict,
+        finding: impl Into<String>,
+        advice: Option<String>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            verdict,
+            finding: finding.into(),
+            advice,
+        }
+    }
+}
+
+/// The worst of the verdicts.
+pub fn worst(checks: &[Check]) -> Verdict {
+    checks
+        .iter()
+        .map(|check| check.verdict)
+        .max()
+        .unwrap_or(Verdict::Ok)
+}
+
+/// Looks at everything. `running` is what the daemon tells of itself, if one runs.
+pub async fn examine(config: &SatelliteConfig, running: Option<&StatusReport>) -> Vec<Check> {
+    let clock = Clock::start(BUILD_TIME);
+    let (mut checks, found) = look_at_disk(config, &clock).await;
+    checks.insert(0, host::clock(clock.trusted()));
+    checks.push(host::socket_buffers());
+    checks.push(host::default_route(host::outbound_addresses()));
+    let mut seen = bridges::Seen::default();
+    match parent(config, found.as_ref()) {
+        Ok(Some((addresses, trust))) => {
+            for bridge in &addresses {
+                let looked = bridges::examine(bridge, &trust, &config.ways, &clock, &mut seen);
+                checks.extend(Box::pin(looked).await);
+            }
+        }
+        Ok(None) => checks.push(Check::warn(
+            "host-bridge",
+            "none is known yet, so none was tried",
+            "set parent.url (and parent.ca_file) in the configuration, or join first",
+        )),
+        Err(why) => checks.push(Check::fail("host-bridge", why, "")),
+    }
+    checks.extend(gateways::examine(seen.address).await);
+    checks.extend(host::interfaces());
+    match running {
+        Some(report) => checks.extend(report.reach.iter().flat_map(gateways::ways_in)),
+        None => checks.push(Check::ok("daemon", "does not run; its ways in cannot be told")),
+    }
+    checks
+}
+
+/// The directory, and what the store in it knows of the time.
+async fn look_at_disk(config: &SatelliteConfig, clock: &Clock) -> (Vec<Check>, Option<Examination>) {
+    let (directory, key_file): (PathBuf, _) = (config.state_dir.clone(), config.state_key.clone());
+    let clock = clock.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        let mut checks = vec![
+            host::permissions(&directory),
+            host::judge_free_space(host::free_space(&directory), &directory),
+        ];
+        let key = match StateKey::read(&key_file) {
+            Ok(key) => key,
+            Err(error) => {
+                checks.push(Check::fail("state key", error_chain(&error), ""));
+                return (checks, None);
+            }
+        };
+        let now = |latest: Option<UnixTime>| {
+            if let Some(latest) = latest {
+                clock.restore_parent_time(latest);
+            }
+            clock.trusted().now
+        };
+        let (state, found) = state::examine(&directory, key.as_ref(), now);
+        checks.extend(state);
+        (checks, found)
+    });
+    match looked.await {
+        Ok(looked) => looked,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+/// Where the parent is and by what it is known: as the membership says, else a waiting invitation,
+/// else the configuration.
+fn parent(
+    config: &SatelliteConfig,
+    found: Option<&Examination>,
+) -> Result<Option<(Vec<HostPort>, ParentTrust)>, String> {
+    let stored = found
+        .and_then(|found| found.loaded.state.as_ref())
+        .map(|state| state.parent().clone());
+    let known = match stored {
+        Some(parent) => Some(parent),
+        None => waiting_invitation(config)
+            .map_err(|error| error_chain(&error))?
+            .map(|invitation| invitation.parent),
+    };
+    let configured = &config.parent.bridges;
+    if let Some(parent) = known {
+        let addresses = if configured.is_empty() {
+            parent.dial_addresses()
+        } else {
+            configured.clone()
+        };
+        return Ok(Some((addresses, parent.trust)));
+    }
+    let Some(url) = &config.parent.url else {
+        return Ok(None);
+    };
+    let trust = configured_trust(&config.parent).map_err(|error| error_chain(&error))?;
+    Ok(Some((dial_addresses(configured, url), trust)))
+}

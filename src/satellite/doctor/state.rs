@@ -1,0 +1,103 @@
+//! What lies on the disk: store, second copy, membership and certificate, as a start of this
+//! program would find them. Shared by `doctor` and `self-check`.
+
+use std::path::Path;
+
+use super::Check;
+use crate::base::limit::error_chain;
+use crate::base::time::UnixTime;
+use crate::machine::join::JoinState;
+use crate::machine::renewal::CertificateStanding;
+use crate::satellite::membership_store::{CopyStanding, Examination, MembershipStore, SCHEMA};
+use crate::store::state_key::StateKey;
+
+/// Looks at the state; `now` tells the time that certificates are judged by from the latest time
+/// that the state knows. Blocking.
+pub fn examine(
+    directory: &Path,
+    key: Option<&StateKey>,
+    now: impl FnOnce(Option<UnixTime>) -> UnixTime,
+) -> (Vec<Check>, Option<Examination>) {
+    let found = match MembershipStore::examine(directory, key) {
+        Ok(found) => found,
+        Err(error) => {
+            let advice = "nothing was changed; the message says what can be done, a backup of the directory is the safest";
+            return (vec![Check::fail("store", error_chain(&error), advice)], None);
+        }
+    };
+    let mut checks = vec![store(&found, directory), second_copy(&found)];
+    match &found.loaded.state {
+        None => checks.push(Check::ok("membership", "not invited yet")),
+        Some(state) => {
+            checks.push(Check::ok("membership", state.name().replace('_', " ")));
+            checks.extend(certificate(state, now(found.loaded.latest_known_time())));
+        }
+    }
+    (checks, Some(found))
+}
+
+fn store(found: &Examination, directory: &Path) -> Check {
+    const NAME: &str = "store";
+    let directory = directory.display();
+    if let Some(recovered) = &found.loaded.recovered {
+        return Check::warn(
+            NAME,
+            recovered.clone(),
+            "a start writes the store anew from the second copy",
+        );
+    }
+    let Some(size) = found.size_bytes else {
+        return Check::ok(NAME, format!("none in {directory} yet; the first run makes it"));
+    };
+    let holder = found
+        .holder
+        .as_ref()
+        .map_or_else(String::new, |holder| format!(", in use by {holder}"));
+    Check::ok(
+        NAME,
+        format!(
+            "whole, {} KiB in {directory}, readable with schema version {}{holder}",
+            size / 1024,
+            SCHEMA.version
+        ),
+    )
+}
+
+fn second_copy(found: &Examination) -> Check {
+    const NAME: &str = "second copy";
+    const ANEW: &str = "a start of the satellite writes it anew";
+    match &found.copy {
+        CopyStanding::Absent if found.loaded.state.is_none() => {
+            Check::ok(NAME, "none yet; it comes with an invitation")
+        }
+        CopyStanding::Absent => Check::warn(NAME, "missing", ANEW),
+        CopyStanding::Same => Check::ok(NAME, "whole, the same as the store"),
+        CopyStanding::Different => Check::warn(NAME, "whole, but not the same as the store", ANEW),
+        CopyStanding::Damaged(damage) => Check::warn(NAME, damage.to_string(), ANEW),
+        CopyStanding::Used => Check::warn(NAME, "whole, and all that is left of the membership", ANEW),
+    }
+}
+
+fn certificate(state: &JoinState, now: UnixTime) -> Option<Check> {
+    const NAME: &str = "certificate";
+    let identity = &state.membership()?.identity;
+    let not_after = identity.certificate.not_after;
+    let standing = CertificateStanding::judge(identity.not_before, not_after, now);
+    let finding = format!("{standing}, until {not_after}");
+    Some(match standing {
+        CertificateStanding::Valid | CertificateStanding::RenewalDue => Check::ok(NAME, finding),
+        CertificateStanding::NotYetValid => {
+            Check::warn(NAME, finding, "set the clock of this box or start NTP")
+        }
+        CertificateStanding::ExpiresSoon => Check::warn(
+            NAME,
+            finding,
+            "it is renewed over the tunnel: see in `status` why that has not happened",
+        ),
+        CertificateStanding::Expired => Check::fail(
+            NAME,
+            finding,
+            "ask the parent for a new invitation and join again",
+        ),
+    })
+}

@@ -1,0 +1,99 @@
+//! `doctor`: found out by trying, before the join and beside a running satellite.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use serde_json::Value;
+use support::{BridgeSite, SatelliteSite, succeed, succeed_or_code, wait_for};
+
+/// The report, whose verdict is the exit code's.
+fn examine(satellite: &SatelliteSite, more: &[(&str, &str)]) -> Value {
+    let mut command = satellite.command(&["doctor", "--json"]);
+    for (name, value) in more {
+        command.env(name, value);
+    }
+    let output = command.output().unwrap();
+    let works = output.status.success();
+    let report: Value = serde_json::from_str(&succeed_or_code(&output, 1)).unwrap();
+    assert_eq!(
+        report["verdict"] != "fail",
+        works,
+        "the exit code is the verdict: {report}"
+    );
+    report
+}
+
+/// Verdict, finding and advice of the check whose name begins so.
+fn check<'v>(report: &'v Value, name: &str) -> (&'v str, &'v str, &'v str) {
+    let text = |value: &'v Value| value.as_str().unwrap_or_default();
+    let checks = report["checks"].as_array().unwrap();
+    let found = checks.iter().find(|check| text(&check["name"]).starts_with(name));
+    let found = found.unwrap_or_else(|| panic!("no check `{name}` in {report}"));
+    (
+        text(&found["verdict"]),
+        text(&found["finding"]),
+        text(&found["advice"]),
+    )
+}
+
+#[test]
+fn a_box_that_knows_no_parent_is_told_what_to_set() {
+    let satellite = SatelliteSite::new();
+    let report = examine(&satellite, &[]);
+    assert_eq!(check(&report, "store").0, "ok");
+    assert_eq!(check(&report, "disk").0, "ok");
+    let (verdict, _, advice) = check(&report, "host-bridge");
+    assert_eq!(verdict, "warn");
+    assert!(advice.contains("parent.url"), "{advice}");
+    assert!(!satellite.state_dir().exists(), "nothing is made by looking");
+}
+
+#[test]
+fn both_ways_to_a_bridge_are_tried_for_real_and_no_tunnel_is_displaced() {
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    succeed(&satellite.join(&bridge.join_code("shop-17")));
+    let _running = satellite.run();
+    let session = wait_for("the tunnel", || {
+        let status = satellite.status();
+        (status["link"]["state"] == "connected").then(|| status["link"]["since"].clone())
+    });
+    let report = examine(&satellite, &[]);
+    for way in ["UDP to ", "TCP to "] {
+        let (verdict, finding, _) = check(&report, way);
+        assert_eq!(verdict, "ok", "{finding}");
+        assert!(finding.contains("powernode-host-bridge/"), "{finding}");
+    }
+    assert_eq!(check(&report, "certificate").0, "ok");
+    assert_eq!(
+        satellite.status()["link"]["since"],
+        session,
+        "the daemon's tunnel lives on"
+    );
+}
+
+#[test]
+fn a_parent_that_is_not_there_or_not_trusted_fails_with_advice() {
+    let bridge = BridgeSite::init();
+    let url = bridge.url();
+    let satellite = SatelliteSite::new();
+    let named = [
+        ("POWERNODE_SATELLITE_PARENT_URL", url.as_str()),
+        ("POWERNODE_SATELLITE_PARENT_CA_SHA256", &"0".repeat(64)),
+        ("POWERNODE_SATELLITE_TUNNEL_TRANSPORT", "tls"),
+    ];
+    let (verdict, _, advice) = {
+        let report = examine(&satellite, &named);
+        let (verdict, finding, advice) = check(&report, "TCP to ");
+        (verdict.to_owned(), finding.to_owned(), advice.to_owned())
+    };
+    assert_eq!(verdict, "fail");
+    assert!(advice.contains("TCP"), "{advice}");
+    let _daemon = bridge.run();
+    let report = examine(&satellite, &named);
+    let (verdict, finding, _) = check(&report, "TCP to ");
+    assert_eq!(verdict, "fail");
+    assert!(finding.contains("expected CA"), "{finding}");
+}
