@@ -32,3 +32,15 @@ pub fn wait_timed<T>(
         std::thread::sleep(POLL_INTERVAL);
     }
 }
+
+/// Waits until something that has just begun is so old, where its age is what another program acts upon.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "other processes run in real time, so their age is on a real clock"
+)]
+pub fn wait_for_age(what: &str, age: Duration) {
+    let begun = Instant::now();
+    wait_timed(what, age.saturating_mul(2), || {
+        (begun.elapsed() >= age).then_some(())
+    });
+}
