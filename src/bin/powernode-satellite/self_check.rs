@@ -55,7 +55,7 @@ pub fn self_check(
     let text = if json {
         let checks: Vec<_> = checks
             .iter()
-            .map(|check| json!({ "name": check.name, "outcome": outcome(check), "detail": check.finding }))
+            .map(|check| json!({ "name": check.name, "outcome": outcome(check), "detail": detail(check) }))
             .collect();
         output::render_json(&json!({ "version": RELEASE, "usable": usable, "checks": checks }))
     } else {
@@ -69,6 +69,13 @@ pub fn self_check(
             Code::Failed,
             format!("version {RELEASE} cannot run with what is here; nothing was changed"),
         ))
+    }
+}
+
+fn detail(check: &Check) -> String {
+    match &check.advice {
+        Some(advice) => format!("{}; {advice}", check.finding),
+        None => check.finding.clone(),
     }
 }
 

@@ -65,7 +65,7 @@ fn store(found: &Examination, directory: &Path) -> Check {
 
 fn second_copy(found: &Examination) -> Check {
     const NAME: &str = "second copy";
-    const ANEW: &str = "a start of the satellite writes it anew";
+    const ANEW: &str = "a start writes it anew";
     match &found.copy {
         CopyStanding::Absent if found.loaded.state.is_none() => {
             Check::ok(NAME, "none yet; it comes with an invitation")
@@ -83,7 +83,7 @@ fn certificate(state: &JoinState, now: UnixTime) -> Option<Check> {
     let identity = &state.membership()?.identity;
     let not_after = identity.certificate.not_after;
     let standing = CertificateStanding::judge(identity.not_before, not_after, now);
-    let finding = format!("{standing}, until {not_after}");
+    let finding = standing.to_string();
     Some(match standing {
         CertificateStanding::Valid | CertificateStanding::RenewalDue => Check::ok(NAME, finding),
         CertificateStanding::NotYetValid => {
