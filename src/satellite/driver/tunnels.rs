@@ -197,6 +197,7 @@ impl Driver {
                     welcome,
                 },
         } = link;
+        self.counters.tunnels_established += 1;
         let told = UnixTime::from_seconds(welcome.unix_seconds);
         if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
             tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
