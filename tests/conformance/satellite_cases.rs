@@ -1,0 +1,246 @@
+//! The real satellite with a platform that answers in every way that was observed (contract section 11), and in
+//! some that were not: it becomes a member where it can, and says what to do where it cannot.
+
+use std::process::Output;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Sidecar;
+use super::platform::{Canned, Form};
+use super::support::{Running, SatelliteSite, fail, run_with_input, succeed, wait_for};
+
+const ACCEPT: &str = "/accept";
+const HEARTBEAT: &str = "/heartbeat";
+
+/// Largest answer that a satellite reads, and one byte more.
+const TOO_LARGE_BYTES: usize = 8 * 1024 * 1024;
+
+impl Sidecar {
+    fn join(&self, satellite: &SatelliteSite, token: &str, more: &[&str]) -> Output {
+        let (url, ca) = (self.bridge.url(), self.bridge.ca_file.display().to_string());
+        let mut arguments = vec!["--parent-url", &url, "--ca-file", &ca, "--token-stdin"];
+        arguments.extend_from_slice(more);
+        run_with_input(satellite.join_command(&arguments), token)
+    }
+
+    /// The token of a new peer of this name.
+    fn propose(&self, name: &str) -> String {
+        self.platform.book().propose(name).1
+    }
+
+    /// A satellite that is a member and runs.
+    fn member(&self, name: &str) -> (SatelliteSite, Running) {
+        let satellite = SatelliteSite::new();
+        succeed(&self.join(&satellite, &self.propose(name), &[]));
+        let running = satellite.run();
+        is_active(&satellite);
+        (satellite, running)
+    }
+
+    /// Heartbeats that the platform has taken from the peer of this name.
+    fn heartbeats(&self, name: &str) -> usize {
+        self.platform.book().named(name).heartbeats
+    }
+}
+
+fn is_active(satellite: &SatelliteSite) -> Value {
+    wait_for("the satellite is active", || {
+        let status = satellite.status();
+        (status["link"]["state"] == "connected" && status["peer"]["status"] == "active").then_some(status)
+    })
+}
+
+#[test]
+fn every_published_form_of_an_answer_makes_a_member() {
+    let side = Sidecar::start();
+    for (form, name) in [
+        (Form::Wrapped, "wrapped"),
+        (Form::Bare, "bare"),
+        (Form::Odd, "odd"),
+    ] {
+        side.platform.book().form = form;
+        let (satellite, running) = side.member(name);
+        let status = satellite.status();
+        let id = status["peer"]["id"].as_str().unwrap();
+        assert_eq!(id, id.to_ascii_lowercase(), "one form of an id");
+        assert!(side.platform.book().peers.contains_key(id));
+        assert!(status["heartbeat"]["last_error"].is_null(), "{status}");
+        assert!(running.stop().success());
+    }
+}
+
+#[test]
+fn refusals_of_an_accept_are_told_in_the_parents_words_and_with_advice() {
+    let side = Sidecar::start();
+    let body = |error: &str| json!({ "success": false, "error": error }).to_string();
+    for (status, error) in [
+        (401, "acceptance_token not recognized or expired"),
+        (422, "Unsupported contract_version 1; supported: [2]"),
+        (422, "accept transition failed: cannot accept from revoked"),
+    ] {
+        let satellite = SatelliteSite::new();
+        let token = side.propose("refused");
+        side.platform
+            .book()
+            .answer_next(ACCEPT, Canned::new(status, body(error)));
+        let (code, said) = fail(&side.join(&satellite, &token, &[]));
+        assert_eq!(code, 4, "{said}");
+        assert!(said.contains(error), "{said}");
+        assert_eq!(satellite.status()["state"], "refused");
+    }
+}
+
+#[test]
+fn a_certificate_that_could_not_be_signed_is_a_failure_with_its_reason() {
+    let side = Sidecar::start();
+    let satellite = SatelliteSite::new();
+    let (id, token) = side.platform.book().propose("unsigned");
+    let body = json!({ "data": {
+        "peer_id": id, "status": "enrolled", "peer_kind": "platform", "contract_version_agreed": 1,
+        "accepted_at": "2026-11-01T10:00:00Z", "handshake_at": "2026-11-01T10:00:00Z",
+        "warnings": ["federation_csr_signing_failed: the signing key is offline"],
+    } });
+    side.platform
+        .book()
+        .answer_next(ACCEPT, Canned::new(200, body.to_string()));
+    let (code, said) = fail(&side.join(&satellite, &token, &[]));
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("the signing key is offline"), "{said}");
+}
+
+#[test]
+fn an_accept_whose_answer_was_cut_is_known_as_such() {
+    let side = Sidecar::start();
+    let satellite = SatelliteSite::new();
+    let token = side.propose("cut");
+    let cut = Canned {
+        done: true,
+        cut: true,
+        ..Canned::new(200, r#"{"success":true,"data":{"peer_id""#)
+    };
+    side.platform.book().answer_next(ACCEPT, cut);
+    // The platform has taken the token; the same request again is refused, and that is no mystery.
+    let (code, said) = fail(&side.join(&satellite, &token, &[]));
+    assert_eq!(code, 4, "{said}");
+    assert_eq!(side.platform.book().named("cut").accepts, 1);
+    assert!(said.contains("lost"), "{said}");
+}
+
+#[test]
+fn slow_broken_and_huge_answers_cost_a_try_and_no_token() {
+    let side = Sidecar::start();
+    let huge = format!(r#"{{"success":true,"data":"{}"}}"#, "x".repeat(TOO_LARGE_BYTES));
+    let slow = Canned {
+        delay: Duration::from_secs(2),
+        done: true,
+        ..Canned::new(503, "")
+    };
+    for (name, canned) in [
+        ("broken", Canned::new(500, "<html>")),
+        ("huge", Canned::new(200, huge)),
+        ("no JSON", Canned::new(502, "Bad Gateway")),
+        (
+            "busy",
+            Canned {
+                headers: vec![("retry-after", "1".to_owned())],
+                ..Canned::new(503, r#"{"error":"busy"}"#)
+            },
+        ),
+    ] {
+        let satellite = SatelliteSite::new();
+        let token = side.propose(name);
+        side.platform.book().answer_next(ACCEPT, canned);
+        succeed(&side.join(&satellite, &token, &[]));
+        assert_eq!(side.platform.book().named(name).accepts, 1, "{name}");
+    }
+    // An answer that comes late is an answer; what was done before is done.
+    let satellite = SatelliteSite::new();
+    let token = side.propose("slow");
+    side.platform.book().answer_next(ACCEPT, slow);
+    let (code, said) = fail(&side.join(&satellite, &token, &[]));
+    assert_eq!(code, 4, "{said}");
+    assert!(said.contains("lost"), "{said}");
+}
+
+#[test]
+fn redirects_are_followed_on_the_parents_own_host_alone() {
+    let side = Sidecar::start();
+    let redirect = |to: String| Canned {
+        headers: vec![("location", to)],
+        ..Canned::new(307, "")
+    };
+    let own = format!("{}/api/v1/system/federation_api/accept", side.bridge.url());
+    for to in [own, "/api/v1/system/federation_api/accept".to_owned()] {
+        let satellite = SatelliteSite::new();
+        let token = side.propose("moved");
+        side.platform.book().answer_next(ACCEPT, redirect(to));
+        succeed(&side.join(&satellite, &token, &[]));
+    }
+    for to in [
+        "https://elsewhere.example.com/accept".to_owned(),
+        format!("http://127.0.0.1:{}/accept", side.bridge.port),
+        "//elsewhere.example.com/accept".to_owned(),
+    ] {
+        let satellite = SatelliteSite::new();
+        let token = side.propose("away");
+        for _ in 0..64 {
+            side.platform.book().answer_next(ACCEPT, redirect(to.clone()));
+        }
+        let (code, said) = fail(&side.join(&satellite, &token, &["--timeout", "4s"]));
+        assert_eq!(code, 5, "{said}");
+        assert!(said.contains("redirect"), "{said}");
+        side.platform.book().next.clear();
+    }
+}
+
+#[test]
+fn heartbeats_survive_every_answer_and_a_suspension_is_believed() {
+    let side = Sidecar::start();
+    let (satellite, running) = side.member("shop");
+    let again = |what: &str| {
+        let before = side.heartbeats("shop");
+        running.signal("HUP");
+        wait_for(what, || (side.heartbeats("shop") > before).then_some(()));
+    };
+    for (status, body) in [
+        (
+            500,
+            r#"{"success":false,"error":"Something went wrong","code":"INTERNAL_ERROR"}"#,
+        ),
+        (200, "{}"),
+        (200, "not JSON"),
+        (
+            422,
+            r#"{"success":false,"error":"Data residency is too long","code":"VALIDATION_ERROR"}"#,
+        ),
+    ] {
+        side.platform
+            .book()
+            .answer_next(HEARTBEAT, Canned::new(status, body));
+        running.signal("HUP");
+        wait_for("the answer was given", || {
+            side.platform
+                .book()
+                .next
+                .get(HEARTBEAT)
+                .is_none_or(|next| next.is_empty())
+                .then_some(())
+        });
+        again("a heartbeat is taken after a bad answer");
+        is_active(&satellite);
+    }
+    // A parent of a later version, whose answers have more in them.
+    side.platform.book().form = Form::Odd;
+    again("a heartbeat is taken in another form");
+    is_active(&satellite);
+
+    side.platform.book().named("shop").status = "suspended".to_owned();
+    running.signal("HUP");
+    wait_for("the suspension is believed", || {
+        (satellite.status()["peer"]["status"] == "suspended").then_some(())
+    });
+    side.platform.book().named("shop").status = "active".to_owned();
+    running.signal("HUP");
+    is_active(&satellite);
+}
