@@ -215,6 +215,12 @@ impl FederationApi {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
+        // Before anything is decided: a refusal that overtakes the request's body is a broken stream to some clients
+        // of HTTP/2.
+        let body = match read_body(body).await {
+            Ok(body) => body,
+            Err(refusal) => return refusal,
+        };
         let path = head.uri.path();
         let path = path.strip_suffix('/').unwrap_or(path).to_owned();
         let allow = match path.as_str() {
@@ -237,10 +243,6 @@ impl FederationApi {
             )
             .retry_after(after);
         }
-        let body = match read_body(body).await {
-            Ok(body) => body,
-            Err(refusal) => return refusal,
-        };
         // The registry blocks on the disk.
         let span = Span::current();
         let answered =

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -48,13 +48,11 @@ pub enum Form {
 pub struct Peer {
     pub name: String,
     pub status: String,
-    pub spawn_mode: String,
     pub inbound_subject: Option<String>,
     pub capabilities: Value,
     pub endpoints: Value,
     pub data_residency: Option<String>,
     pub last_heartbeat_at: Option<String>,
-    pub metadata: Map<String, Value>,
     pub heartbeats: usize,
     pub accepts: usize,
     pub node: Option<String>,
@@ -114,7 +112,6 @@ impl Book {
         let peer = Peer {
             name: name.to_owned(),
             status: "proposed".to_owned(),
-            spawn_mode: "managed_child".to_owned(),
             capabilities: json!({}),
             endpoints: json!([]),
             ..Peer::default()
