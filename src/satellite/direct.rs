@@ -28,6 +28,7 @@ use crate::reach::default_route::{Family, watch_gateways};
 use crate::reach::dial::AGENT;
 use crate::reach::listen::Listener;
 use crate::reach::port_mapping::{Keeper, MappingView, RouterClients, Surroundings};
+use crate::tunnel::quic::QuicSettings;
 use crate::tunnel::transport::BoxFuture;
 
 /// Status with which a bridge says that it will not dial an endpoint for its address or port.
@@ -40,6 +41,8 @@ const GATHER: Duration = Duration::from_millis(200);
 pub struct Direct {
     /// The configuration.
     pub config: ReachConfig,
+    /// To which the ports lead; none where the box has no port of its own for it.
+    pub listener: Option<Listener>,
     /// Where records of mappings are kept.
     pub store: MembershipStore,
     /// The time.
@@ -48,20 +51,25 @@ pub struct Direct {
     pub driver: DriverHandle,
 }
 
-impl Direct {
-    /// Starts all of it. Without a port of its own the satellite goes on without ways in.
-    pub async fn spawn(self, scope: &TaskScope) {
-        let listener = if self.config.port_mapping {
-            match Listener::bind(self.config.listen_port, self.clock.clone(), AGENT) {
-                Ok(listener) => Some(listener),
-                Err(error) => {
-                    tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside; reach.listen_port sets the port");
-                    None
-                }
-            }
-        } else {
+/// The listener, where ways in are wanted. Without a port of its own the satellite goes on without them.
+pub fn listener(config: &ReachConfig, max_streams: u32, clock: &Clock) -> Option<Listener> {
+    if !config.port_mapping {
+        return None;
+    }
+    let settings = QuicSettings { max_streams };
+    match Listener::bind(config.listen_port, settings, clock.clone(), AGENT) {
+        Ok(listener) => Some(listener),
+        Err(error) => {
+            tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside; reach.listen_port sets the port");
             None
-        };
+        }
+    }
+}
+
+impl Direct {
+    /// Starts all of it.
+    pub async fn spawn(self, scope: &TaskScope) {
+        let listener = self.listener.clone();
         let port = listener
             .as_ref()
             .and_then(|listener| listener.local_address().ok())

@@ -5,6 +5,7 @@
 
 mod access;
 mod dial_back;
+mod direct;
 mod https;
 mod operators;
 mod tunnels;
