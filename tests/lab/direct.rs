@@ -51,13 +51,27 @@ fn a_router_that_gives_a_port_has_the_bridge_dial_and_streams_move_there_and_bac
         during.goes_on_within(SOON);
         assert!(logged(&satellite, "tunnel lost").is_empty());
 
+        // The port is gone, and yet the satellite's own packets keep the tunnel open that is there.
         router.kill_and_wait();
         home.forget();
-        wait_rung(&home.federation, "quic", FALLEN_BACK_WITHIN.max(REMAPPED_WITHIN));
+        during.goes_on_within(SOON);
+        before.goes_on_within(SOON);
+
+        // Nothing of it passes any more.
+        let port = home.internal_port();
+        for side in ["sport", "dport"] {
+            let rule = format!("udp {side} {port} counter drop");
+            home.federation.lab.router.add_rule(&rule);
+        }
+        wait_rung(&home.federation, "quic", FALLEN_BACK_WITHIN);
+        wait_until("the stream of the lost tunnel has ended", SOON, || {
+            during.has_ended().then_some(())
+        });
         before.goes_on_within(SOON);
         let after = Reader::start(&home.federation);
         after.goes_on_within(SOON);
 
+        home.federation.lab.router.clear_rules();
         drop(router);
         let _router = home.run_router();
         let (endpoint, _) = home.wait_proven(protocol, REMAPPED_WITHIN + MAPPED_WITHIN);

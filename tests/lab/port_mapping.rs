@@ -147,6 +147,12 @@ impl Home {
         self.federation.lab.router.forget_flows();
     }
 
+    /// The port on the satellite to which IPv4's way in leads.
+    pub fn internal_port(&self) -> u16 {
+        let internal = self.way_in()["internal"].as_str().unwrap().to_owned();
+        internal.parse::<SocketAddr>().unwrap().port()
+    }
+
     /// How IPv4's way in stands.
     fn way_in(&self) -> Value {
         self.federation.status()["reach"]["mappings"][0].clone()
