@@ -24,7 +24,7 @@ use crate::satellite::called::{self, DirectError};
 use crate::satellite::federation_api::FederationApi;
 use crate::satellite::serve::{self, Served};
 use crate::tunnel::Tunnel;
-use crate::wire::{DIRECT_FEATURE, Goodbye, GoodbyeReason, REPLACES_MAX, SessionClaim};
+use crate::wire::{DIRECT_FEATURE, Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, REPLACES_MAX, SessionClaim};
 
 /// A dial, or the tunnel that it gave.
 pub(super) struct Link {
@@ -244,6 +244,7 @@ impl Driver {
                     welcome,
                 },
         } = link;
+        let renewal_only = welcome.features.iter().any(|named| named == RENEWAL_ONLY_FEATURE);
         let told = UnixTime::from_seconds(welcome.unix_seconds);
         if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
             tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
@@ -291,6 +292,10 @@ impl Driver {
             self.remember(&target);
         }
         self.failures.link_is_up();
+        if renewal_only {
+            tracing::info!("the parent counts the certificate as expired, and takes its renewal");
+            self.tell(ChildEvent::RenewalOnly(id));
+        }
         self.tell(ChildEvent::Connected(id));
         if endpoint.is_some_and(|endpoint| !self.reach.proven().contains(&endpoint)) {
             self.tell(ChildEvent::WayInWithdrawn(id));
