@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::admin_api;
-use super::direct::{self, Direct};
+use super::direct::Direct;
 use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
 use super::federation_api::{NoOfferings, Surroundings};
 use super::grants::admin::GrantDesk;
@@ -148,17 +148,15 @@ async fn run_to_the_end(
         settings(&config),
         audit,
     );
-    let listener = direct::listener(&config.reach, config.limits.streams_per_session, &clock);
     let ways_in = Direct {
         config: config.reach,
-        listener: listener.clone(),
+        max_streams: config.limits.streams_per_session,
         store,
         clock,
         driver: handle.clone(),
     };
-    ways_in.spawn(&work).await;
     let driver = driver
-        .with_listener(listener)
+        .with_listener(ways_in.spawn(&work).await)
         .with_services(server)
         .with_surroundings(Arc::new(surroundings));
     work.spawn_until_cancelled("service news", tell_of(services.clone(), handle.clone()));

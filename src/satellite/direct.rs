@@ -41,8 +41,8 @@ const GATHER: Duration = Duration::from_millis(200);
 pub struct Direct {
     /// The configuration.
     pub config: ReachConfig,
-    /// To which the ports lead; none where the box has no port of its own for it.
-    pub listener: Option<Listener>,
+    /// Streams that a bridge which calls may hold open at once.
+    pub max_streams: u32,
     /// Where records of mappings are kept.
     pub store: MembershipStore,
     /// The time.
@@ -51,25 +51,11 @@ pub struct Direct {
     pub driver: DriverHandle,
 }
 
-/// The listener, where ways in are wanted. Without a port of its own the satellite goes on without them.
-pub fn listener(config: &ReachConfig, max_streams: u32, clock: &Clock) -> Option<Listener> {
-    if !config.port_mapping {
-        return None;
-    }
-    let settings = QuicSettings { max_streams };
-    match Listener::bind(config.listen_port, settings, clock.clone(), AGENT) {
-        Ok(listener) => Some(listener),
-        Err(error) => {
-            tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside; reach.listen_port sets the port");
-            None
-        }
-    }
-}
-
 impl Direct {
-    /// Starts all of it.
-    pub async fn spawn(self, scope: &TaskScope) {
-        let listener = self.listener.clone();
+    /// Starts all of it. The listener, where ways in are wanted: without a port of its own the satellite
+    /// goes on without them.
+    pub async fn spawn(self, scope: &TaskScope) -> Option<Listener> {
+        let listener = self.listener();
         let port = listener
             .as_ref()
             .and_then(|listener| listener.local_address().ok())
@@ -95,8 +81,25 @@ impl Direct {
         let views = [v4, v6].map(|family| self.spawn_keeper(scope, family, port, &prover, ready.clone()));
         scope.spawn_until_cancelled(
             "ways in",
-            follow(self.driver, self.config, listener, provers, views),
+            follow(self.driver, self.config, listener.clone(), provers, views),
         );
+        listener
+    }
+
+    fn listener(&self) -> Option<Listener> {
+        if !self.config.port_mapping {
+            return None;
+        }
+        let settings = QuicSettings {
+            max_streams: self.max_streams,
+        };
+        match Listener::bind(self.config.listen_port, settings, self.clock.clone(), AGENT) {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside; reach.listen_port sets the port");
+                None
+            }
+        }
     }
 
     /// What an earlier run may have left on routers.
