@@ -126,6 +126,7 @@ struct Running {
     shown: watch::Sender<Arc<TlsIdentity>>,
     settings: watch::Sender<BridgeSettings>,
     retention: watch::Sender<Retention>,
+    renew_expired_for: watch::Sender<Duration>,
     audit: AuditLog,
     endpoints: Vec<QuicEndpoint>,
     bound: Bound,
@@ -206,8 +207,12 @@ impl Running {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
         };
+        let (renew_expired_for, grace) = watch::channel(settings.config.renew_expired_for);
         let tls = |alpn: &[&[u8]]| {
-            let clients = ClientAuth::Optional(anchors.clone());
+            let clients = ClientAuth::OptionalOrExpired {
+                anchors: anchors.clone(),
+                grace: grace.clone(),
+            };
             server_config(identity.clone(), clients, alpn, Arc::clone(&time))
         };
         let mut bound = Bound::default();
@@ -257,6 +262,7 @@ impl Running {
             shown,
             settings,
             retention,
+            renew_expired_for,
             audit,
             endpoints,
             bound,
@@ -406,6 +412,7 @@ impl Running {
         self.links.set_limits(new.limits());
         self.accesses.set_limits(new.access_limits());
         self.retention.send_replace(new.config.audit);
+        self.renew_expired_for.send_replace(new.config.renew_expired_for);
         self.settings.send_replace(new);
         upkeep(
             &self.registry,

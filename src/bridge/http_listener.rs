@@ -25,6 +25,7 @@ use super::ingress::Ingress;
 use super::operator_api::{OperatorApi, RequestSource};
 use super::reply::{Reply, ReplyBody};
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
+use crate::process::clock::Clock;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::tcp;
 use crate::wire::TUNNEL_ALPN;
@@ -136,6 +137,7 @@ pub struct HttpsListener {
     operators: Arc<OperatorApi>,
     ingress: Arc<Ingress>,
     access: Arc<Access>,
+    clock: Clock,
     work: TaskScope,
     places: Arc<Semaphore>,
 }
@@ -152,6 +154,7 @@ impl HttpsListener {
         connections_max: u32,
     ) -> Self {
         Self {
+            clock: ingress.clock.clone(),
             federation,
             operators,
             ingress,
@@ -219,7 +222,7 @@ impl HttpsListener {
             .1
             .peer_certificates()
             .and_then(|chain| chain.first())
-            .and_then(CallerCertificate::read);
+            .and_then(|der| CallerCertificate::read(der, self.clock.trusted().now));
         let caller = Caller { source, certificate };
         let port = address.port();
         let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
