@@ -236,9 +236,9 @@ fn a_bridge_or_a_satellite_that_goes_is_told_and_comes_back() {
 }
 
 /// How a connection to a service's program ended: the bytes that came, or the break.
-fn received(stream: TcpStream) -> Result<usize, std::io::ErrorKind> {
+fn received(mut stream: TcpStream) -> Result<usize, std::io::ErrorKind> {
     let mut got = Vec::new();
-    (&stream).read_to_end(&mut got).map_err(|error| error.kind())
+    stream.read_to_end(&mut got).map_err(|error| error.kind())
 }
 
 #[test]
