@@ -6,6 +6,7 @@ pub mod invitation;
 pub mod join_code;
 pub mod message;
 pub mod peer;
+pub mod redirect;
 pub mod service;
 pub mod token;
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{CONTENT_TYPE, HOST, LOCATION, RETRY_AFTER, USER_AGENT};
 use http::{Method, Request, Response};
 use http_body_util::Full;
 use serde::Serialize;
@@ -20,6 +20,7 @@ use crate::contract::message::{
     DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, UnusableAnswer,
     read_answer,
 };
+use crate::contract::redirect::{self, REDIRECTS_MAX, RedirectRefused, is_redirect};
 use crate::contract::service::Offering;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TUNNEL_DIAL_BACK_PATH, TUNNEL_DIRECT_PATH,
@@ -154,17 +155,32 @@ pub(super) async fn post<T: DeserializeOwned>(
     // The body may hold the token: one buffer from the start, wiped when the request is done with it.
     let mut json = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY_BYTES));
     serde_json::to_writer(&mut *json, body).map_err(|_| ExchangeError::Request("its body is not JSON"))?;
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(HOST, parent.url.host().to_string())
-        .header(CONTENT_TYPE, "application/json")
-        .header(USER_AGENT, AGENT)
-        .body(Full::new(Bytes::from_owner(json)))
-        .map_err(|_| ExchangeError::Request("the path is not a path"))?;
-    let response = tunnel_http::request(tunnel, TraceId(entropy::seed()), request, HttpLimits::default())
-        .await
-        .map_err(ExchangeError::Lost)?;
+    let body = Bytes::from_owner(json);
+    let mut path = path.to_owned();
+    let mut response = ask(tunnel, parent, &path, body.clone()).await?;
+    let mut redirects = 0;
+    while is_redirect(response.status().as_u16()) {
+        let status = response.status().as_u16();
+        let location = response.headers().get(LOCATION);
+        let location = location.and_then(|location| location.to_str().ok());
+        let next = match redirect::follow(&parent.url, status, location) {
+            Ok(_) if redirects == REDIRECTS_MAX => Err(RedirectRefused::TooMany),
+            other => other,
+        };
+        match next {
+            Ok(next) => path = next,
+            Err(refused) => {
+                return Ok(ContractAnswer::Failure(ContractFailure {
+                    http_status: status,
+                    error: refused.to_string(),
+                    code: None,
+                    retry_after: None,
+                }));
+            }
+        }
+        redirects += 1;
+        response = ask(tunnel, parent, &path, body.clone()).await?;
+    }
     let retry_after = retry_after(&response);
     let mut answer = read_answer(response.status().as_u16(), response.body())?;
     if let ContractAnswer::Failure(ContractFailure {
@@ -174,6 +190,25 @@ pub(super) async fn post<T: DeserializeOwned>(
         *told = retry_after;
     }
     Ok(answer)
+}
+
+async fn ask(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    path: &str,
+    body: Bytes,
+) -> Result<Response<Bytes>, ExchangeError> {
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(HOST, parent.url.host().to_string())
+        .header(CONTENT_TYPE, "application/json")
+        .header(USER_AGENT, AGENT)
+        .body(Full::new(body))
+        .map_err(|_| ExchangeError::Request("the path is not a path"))?;
+    tunnel_http::request(tunnel, TraceId(entropy::seed()), request, HttpLimits::default())
+        .await
+        .map_err(ExchangeError::Lost)
 }
 
 /// `Retry-After` in seconds; the date form is not used by parents.

@@ -500,7 +500,9 @@ fn foreign_certificates_are_refused(target: &Target) {
     let why = asked.unwrap_err();
     // Whichever comes first: the alert, or the end of the connection.
     assert!(
-        ["alert", "not connected", "reset"].iter().any(|word| why.contains(word)),
+        ["alert", "not connected", "reset"]
+            .iter()
+            .any(|word| why.contains(word)),
         "{why}"
     );
 }
