@@ -17,10 +17,13 @@ use crate::base::id::TraceId;
 
 use crate::contract::message::{
     AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, DialBackAnswer, DialBackRequest,
-    Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, UnusableAnswer, read_answer,
+    Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, TrustBundle, UnusableAnswer,
+    read_answer,
 };
 use crate::contract::service::Offering;
-use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TUNNEL_DIAL_BACK_PATH};
+use crate::contract::{
+    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TRUST_BUNDLE_PATH, TUNNEL_DIAL_BACK_PATH,
+};
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
 use crate::reach::dial::AGENT;
@@ -102,6 +105,14 @@ pub async fn dial_back(
     post(tunnel, parent, TUNNEL_DIAL_BACK_PATH, request).await
 }
 
+/// Asks for the authorities that the parent is known by.
+pub async fn trust_bundle(
+    tunnel: &Tunnel,
+    parent: &Parent,
+) -> Result<ContractAnswer<TrustBundle>, ExchangeError> {
+    exchange(tunnel, parent, (Method::GET, TRUST_BUNDLE_PATH), Bytes::new()).await
+}
+
 /// The heartbeat's body (contract section 5).
 pub fn heartbeat_request(
     membership: &Membership,
@@ -132,7 +143,7 @@ fn capabilities(operator: &Operator) -> Map<String, Value> {
     capabilities
 }
 
-/// One exchange with the parent.
+/// Posts to the parent.
 pub(super) async fn post<T: DeserializeOwned>(
     tunnel: &Tunnel,
     parent: &Parent,
@@ -142,13 +153,22 @@ pub(super) async fn post<T: DeserializeOwned>(
     // The body may hold the token: one buffer from the start, wiped when the request is done with it.
     let mut json = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY_BYTES));
     serde_json::to_writer(&mut *json, body).map_err(|_| ExchangeError::Request("its body is not JSON"))?;
+    exchange(tunnel, parent, (Method::POST, path), Bytes::from_owner(json)).await
+}
+
+async fn exchange<T: DeserializeOwned>(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    (method, path): (Method, &str),
+    body: Bytes,
+) -> Result<ContractAnswer<T>, ExchangeError> {
     let request = Request::builder()
-        .method(Method::POST)
+        .method(method)
         .uri(path)
         .header(HOST, parent.url.host().to_string())
         .header(CONTENT_TYPE, "application/json")
         .header(USER_AGENT, AGENT)
-        .body(Full::new(Bytes::from_owner(json)))
+        .body(Full::new(body))
         .map_err(|_| ExchangeError::Request("the path is not a path"))?;
     let response = tunnel_http::request(tunnel, TraceId(entropy::seed()), request, HttpLimits::default())
         .await

@@ -35,6 +35,9 @@ const NAME_MAX_CHARS: usize = 253;
 /// Longest age past its end at which a certificate may be renewed: two years.
 const RENEW_EXPIRED_FOR_MAX: Duration = Duration::from_secs(730 * 86_400);
 
+/// Longest overlap of two authorities: three years.
+const ROTATION_OVERLAP_MAX: Duration = Duration::from_secs(1_095 * 86_400);
+
 /// Longest time that a drain may be given. The unit's `TimeoutStopSec=` is above it.
 pub const DRAIN_MAX: Duration = Duration::from_secs(60);
 
@@ -61,6 +64,8 @@ pub struct HostBridgeConfig {
     pub accept_grace: Duration,
     /// How long after its end a peer's certificate is still renewed; zero for never.
     pub renew_expired_for: Duration,
+    /// How long a rotated authority is served beside the new one.
+    pub rotation_overlap: Duration,
     /// Bounds.
     pub limits: LimitsConfig,
     /// Age of the last heartbeat above which a peer is degraded.
@@ -162,6 +167,7 @@ impl HostBridgeConfig {
             acceptance_ttl: settings.required(&ACCEPTANCE_TTL)?,
             accept_grace: settings.required(&ACCEPT_GRACE)?,
             renew_expired_for: settings.required(&RENEW_EXPIRED_FOR)?,
+            rotation_overlap: settings.required(&ROTATION_OVERLAP)?,
             limits: LimitsConfig {
                 https_connections: settings.required(&HTTPS_CONNECTIONS)?,
                 bootstrap_connections: settings.required(&BOOTSTRAP_CONNECTIONS)?,
@@ -307,6 +313,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &ACCEPTANCE_TTL,
     &ACCEPT_GRACE,
     &RENEW_EXPIRED_FOR,
+    &ROTATION_OVERLAP,
     &HTTPS_CONNECTIONS,
     &BOOTSTRAP_CONNECTIONS,
     &BOOTSTRAP_PER_SOURCE,
@@ -452,6 +459,14 @@ static RENEW_EXPIRED_FOR: Key<Duration> = Key {
     form: &DurationBetween(Duration::ZERO, RENEW_EXPIRED_FOR_MAX),
     default: Fallback::Value("180d"),
     doc: "How long after its end a satellite's certificate is still renewed, if its peer is neither suspended nor revoked\nand it holds the key: for boxes that lay in a drawer. 0s: never; such a box needs a new token.",
+    discreet: false,
+};
+
+static ROTATION_OVERLAP: Key<Duration> = Key {
+    path: "authority.rotation_overlap",
+    form: &DurationBetween(Duration::ZERO, ROTATION_OVERLAP_MAX),
+    default: Fallback::Value("100d"),
+    doc: "How long the old authority is served and taken beside the new one after `ca rotate`. A satellite moves at its\nnext renewal, at the latest 68 days later; one that was away for all of the overlap has to rejoin.",
     discreet: false,
 };
 

@@ -3,6 +3,7 @@
 //! report of a tunnel that was hung up meanwhile is dropped. Writes to the store are awaited in the
 //! loop, so nothing that depends on one can overtake it.
 
+mod anchors;
 mod facts;
 mod grants;
 mod handle;
@@ -78,6 +79,7 @@ pub struct Driver {
     /// When they were last written.
     facts_written: Option<Moment>,
     certificate: CertificateWatch,
+    bundle: anchors::BundleWatch,
     /// What the parent may reach of this box; `None` in a short run that only joins.
     services: Option<ServiceServer>,
     /// Dials under way and tunnels that are up.
@@ -145,6 +147,7 @@ impl Driver {
             facts_due: clock.now().plus(FACTS_INTERVAL),
             facts_written: None,
             certificate: CertificateWatch::default(),
+            bundle: anchors::BundleWatch::new(clock.now()),
             services: None,
             links: BTreeMap::new(),
             run: entropy::seed(),
@@ -256,6 +259,7 @@ impl Driver {
             }
             News::Established(link) => self.established(id, *link),
             News::Acknowledged(response) => self.acknowledged(&response),
+            News::Bundle(bundle) => self.bundle.take(*bundle),
         }
     }
 
@@ -328,6 +332,7 @@ impl Driver {
                 ChildAction::SendRefresh { key } => self.send_refresh(*key),
             }
         }
+        self.follow_bundle().await;
         self.hand_over_grants();
         self.write_due_facts().await;
         self.publish();
