@@ -358,12 +358,17 @@ impl CertificateAuthority {
         self.key.expose_pkcs8()
     }
 
-    /// The authority's certificate.
+    /// Its certificate.
     pub const fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
     }
 
-    /// The authority's certificate.
+    /// The end of its certificate.
+    pub const fn not_after(&self) -> UnixTime {
+        self.not_after
+    }
+
+    /// Its certificate as PEM.
     pub fn certificate_pem(&self) -> String {
         self.anchors.to_pem()
     }

@@ -4,7 +4,7 @@
 //! told apart by ALPN, and are handed on.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::process::clock::Clock;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::tcp;
+use crate::tunnel::transport::TunnelProtocol;
 use crate::wire::TUNNEL_ALPN;
 
 /// Time for a TLS handshake.
@@ -207,11 +208,13 @@ impl HttpsListener {
         let stream = tokio::select! {
             shaken = handshake => match shaken {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return debug!(%source, %error, "a TLS handshake failed"),
-                Err(_) => return debug!(%source, "a TLS handshake took too long"),
+                Ok(Err(error)) => return self.handshake_failed(source, &error.to_string()),
+                Err(_) => return self.handshake_failed(source, "it took too long"),
             },
             () = self.work.cancelled() => return,
         };
+        let counters = self.ingress.links.counters();
+        counters.count_handshake(TunnelProtocol::Tls, true);
         if tcp::is_tunnel(&stream) {
             // Tunnels have limits of their own.
             drop(place);
@@ -232,6 +235,12 @@ impl HttpsListener {
         } else {
             serve_http(stream, &self.work, answer).await;
         }
+    }
+
+    fn handshake_failed(&self, source: IpAddr, why: &str) {
+        let counters = self.ingress.links.counters();
+        counters.count_handshake(TunnelProtocol::Tls, false);
+        debug!(%source, why, "a TLS handshake failed");
     }
 
     async fn answer(

@@ -64,7 +64,7 @@ async fn it_is_followed_on_a_hint_kept_twice_and_outlives_a_power_cut() {
     serve(
         &parent,
         &[&authority, &succession.next],
-        Some(succession.cross_pem()),
+        Some(&succession.cross_pem()),
     );
     let running = site.run().await;
     running

@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::id::PeerId;
-use crate::base::time::Moment;
+use crate::base::time::{Moment, UnixTime};
 use crate::machine::child::{ChildPolicy, InvitationRefused};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{Membership, Operator, StoredInvitation};
@@ -94,7 +94,12 @@ impl Standing {
         let key = |standing: &Self| {
             let certificate = &standing.membership.identity.certificate;
             let trust = certificate.ca_chain_pem.clone();
-            (standing.number, certificate.serial.clone(), trust, standing.names.clone())
+            (
+                standing.number,
+                certificate.serial.clone(),
+                trust,
+                standing.names.clone(),
+            )
         };
         key(self) != key(other)
     }
@@ -135,6 +140,11 @@ impl DriverHandle {
     /// Whether the loop still goes round: one that hangs on its disk does not.
     pub fn is_moving(&self) -> bool {
         self.clock.now().since(*self.pulse.borrow()) < STUCK_AFTER
+    }
+
+    /// The time that certificates are judged by.
+    pub fn trusted_now(&self) -> UnixTime {
+        self.clock.trusted().now
     }
 
     /// Hands an invitation over; returns when it is stored.
