@@ -8,6 +8,7 @@ pub mod authorities;
 pub mod certificate_authority;
 pub mod daemon;
 pub mod dial_back;
+mod direct;
 pub mod federation_api;
 pub mod forwarded;
 pub mod heartbeat;

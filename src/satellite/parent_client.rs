@@ -17,12 +17,13 @@ use crate::base::id::TraceId;
 
 use crate::contract::message::{
     AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, DialBackAnswer, DialBackRequest,
-    Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, TrustBundle, UnusableAnswer,
-    read_answer,
+    DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, TrustBundle,
+    UnusableAnswer, read_answer,
 };
 use crate::contract::service::Offering;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TRUST_BUNDLE_PATH, TUNNEL_DIAL_BACK_PATH,
+    TUNNEL_DIRECT_PATH,
 };
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
@@ -111,6 +112,15 @@ pub async fn trust_bundle(
     parent: &Parent,
 ) -> Result<ContractAnswer<TrustBundle>, ExchangeError> {
     exchange(tunnel, parent, (Method::GET, TRUST_BUNDLE_PATH), Bytes::new()).await
+}
+
+/// Asks the bridge to dial an endpoint of this satellite's for a tunnel.
+pub async fn direct(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    request: &DirectRequest,
+) -> Result<ContractAnswer<DialBackAnswer>, ExchangeError> {
+    post(tunnel, parent, TUNNEL_DIRECT_PATH, request).await
 }
 
 /// The heartbeat's body (contract section 5).
