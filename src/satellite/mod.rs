@@ -11,6 +11,7 @@ pub mod federation_api;
 pub mod grants;
 pub mod invite;
 pub mod membership_store;
+mod metrics;
 mod node_client;
 pub mod node_files;
 pub mod node_report;

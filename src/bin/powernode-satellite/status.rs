@@ -15,8 +15,8 @@ use powernode_satellite::satellite::grants::GrantsReport;
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
-    BetterReport, BridgeReport, CertificateReport, ClockReport, HeartbeatReport, LinkReport, StatusReport,
-    StoreReport,
+    BetterReport, BridgeReport, CertificateReport, ClockReport, HeartbeatReport, LinkReport, NEEDS_REJOIN,
+    StatusReport, StoreReport,
 };
 use powernode_satellite::store::state_key::StateKey;
 
@@ -327,6 +327,12 @@ fn upkeep(report: &StatusReport) -> Vec<Line> {
                 let (text, tone) = certificate(shown, report);
                 Cell::toned(text, tone)
             }),
+        ),
+        (
+            "to be done",
+            shown
+                .filter(|shown| shown.needs_rejoin)
+                .map(|_| Cell::toned(NEEDS_REJOIN, Tone::Bad)),
         ),
         (
             "renewal failure",
