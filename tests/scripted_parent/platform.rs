@@ -214,10 +214,10 @@ impl ScriptedPlatform {
                 changed.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(DEADLINE, found).await {
-            Ok(found) => found,
-            Err(_) => panic!("gave up waiting until {what}; seen: {:?}", self.book().seen),
+        if let Ok(found) = tokio::time::timeout(DEADLINE, found).await {
+            return found;
         }
+        panic!("gave up waiting until {what}; seen: {:?}", self.book().seen)
     }
 }
 
