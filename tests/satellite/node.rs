@@ -272,8 +272,7 @@ async fn the_certificate_is_renewed_as_the_node_with_a_new_key() {
         })
         .await;
     running.stop().await;
-    let book = platform.book();
-    let refresh = book.requests(NODE_REFRESH_PATH)[0];
+    let refresh = platform.book().requests(NODE_REFRESH_PATH)[0].clone();
     assert_eq!(
         refresh.serial.as_ref(),
         Some(&first.serial),
