@@ -14,6 +14,7 @@ pub mod host_bridge;
 pub mod key;
 pub mod loader;
 mod metrics;
+pub mod node;
 pub mod proxy;
 pub mod rate;
 pub mod satellite;
