@@ -118,7 +118,7 @@ pub(super) async fn trust_bundle(tunnel: Tunnel, reporter: Reporter, parent: Par
     match parent_client::trust_bundle(&tunnel, &parent).await {
         Ok(ContractAnswer::Data(bundle)) => reporter.send(News::Bundle(Box::new(bundle))).await,
         Ok(ContractAnswer::Failure(failure)) => {
-            tracing::debug!(reason = %failure_text("trust bundle", &failure), "no trust bundle");
+            tracing::debug!(reason = %failure_text(PARENT, "trust bundle", &failure), "no trust bundle");
         }
         Err(error) => tracing::debug!(reason = %error_chain(&error), "no trust bundle"),
     }

@@ -283,8 +283,8 @@ pub struct AnchorReport {
 }
 
 impl AnchorReport {
-    fn all_of(membership: &Membership) -> Vec<Self> {
-        let Ok(anchors) = Anchors::from_pem(&membership.identity.certificate.ca_chain_pem) else {
+    fn all_of(identity: &StoredIdentity) -> Vec<Self> {
+        let Ok(anchors) = Anchors::from_pem(&identity.certificate.ca_chain_pem) else {
             return Vec::new();
         };
         let facts = anchors
@@ -483,7 +483,7 @@ impl CertificateReport {
             renewal: renewal.map(str::to_owned),
             renewal_error: None,
             needs_rejoin: false,
-            anchors: AnchorReport::all_of(membership),
+            anchors: AnchorReport::all_of(identity),
             bundle_error: None,
         }
     }
