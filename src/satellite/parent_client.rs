@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, LOCATION, RETRY_AFTER, USER_AGENT};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Uri};
 use http_body_util::Full;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,13 +17,14 @@ use crate::base::id::TraceId;
 
 use crate::contract::message::{
     AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, DialBackAnswer, DialBackRequest,
-    DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, UnusableAnswer,
-    read_answer,
+    DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, TrustBundle,
+    UnusableAnswer, read_answer,
 };
 use crate::contract::redirect::{self, REDIRECTS_MAX, RedirectRefused, is_redirect};
 use crate::contract::service::Offering;
 use crate::contract::{
-    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TUNNEL_DIAL_BACK_PATH, TUNNEL_DIRECT_PATH,
+    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TRUST_BUNDLE_PATH, TUNNEL_DIAL_BACK_PATH,
+    TUNNEL_DIRECT_PATH,
 };
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
@@ -106,6 +107,21 @@ pub async fn dial_back(
     post(tunnel, parent, TUNNEL_DIAL_BACK_PATH, request).await
 }
 
+/// Asks for the authorities that the parent is known by.
+pub async fn trust_bundle(
+    tunnel: &Tunnel,
+    parent: &Parent,
+) -> Result<ContractAnswer<TrustBundle>, ExchangeError> {
+    let request = Request::builder()
+        .method(Method::GET)
+        .uri(TRUST_BUNDLE_PATH)
+        .header(HOST, parent.url.host().to_string())
+        .header(USER_AGENT, AGENT)
+        .body(Full::new(Bytes::new()))
+        .map_err(|_| ExchangeError::Request("the path is not a path"))?;
+    exchange(tunnel, parent, request).await
+}
+
 /// Asks the bridge to dial an endpoint of this satellite's for a tunnel.
 pub async fn direct(
     tunnel: &Tunnel,
@@ -145,43 +161,80 @@ fn capabilities(operator: &Operator) -> Map<String, Value> {
     capabilities
 }
 
-/// One exchange with the parent.
+/// Posts to the parent.
 pub(super) async fn post<T: DeserializeOwned>(
     tunnel: &Tunnel,
     parent: &Parent,
     path: &str,
     body: &impl Serialize,
 ) -> Result<ContractAnswer<T>, ExchangeError> {
-    // The body may hold the token: one buffer from the start, wiped when the request is done with it.
-    let mut json = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY_BYTES));
-    serde_json::to_writer(&mut *json, body).map_err(|_| ExchangeError::Request("its body is not JSON"))?;
-    let body = Bytes::from_owner(json);
-    let mut path = path.to_owned();
-    let mut response = ask(tunnel, parent, &path, body.clone()).await?;
+    let request = post_request(&parent.url.host().to_string(), path, body)?;
+    exchange(tunnel, parent, request).await
+}
+
+/// Asks, and follows redirects on the parent's own host.
+async fn exchange<T: DeserializeOwned>(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    mut request: Request<Full<Bytes>>,
+) -> Result<ContractAnswer<T>, ExchangeError> {
     let mut redirects = 0;
-    while is_redirect(response.status().as_u16()) {
-        let status = response.status().as_u16();
-        let location = response.headers().get(LOCATION);
-        let location = location.and_then(|location| location.to_str().ok());
-        let next = match redirect::follow(&parent.url, status, location) {
-            Ok(_) if redirects == REDIRECTS_MAX => Err(RedirectRefused::TooMany),
-            other => other,
-        };
-        match next {
-            Ok(next) => path = next,
-            Err(refused) => {
+    loop {
+        let trace = TraceId(entropy::seed());
+        let response = tunnel_http::request(tunnel, trace, request.clone(), HttpLimits::default())
+            .await
+            .map_err(ExchangeError::Lost)?;
+        match redirect_of(parent, &response) {
+            None => return Ok(answer_of(&response)?),
+            Some(Ok(next)) if redirects < REDIRECTS_MAX => *request.uri_mut() = next,
+            Some(next) => {
                 return Ok(ContractAnswer::Failure(ContractFailure {
-                    http_status: status,
-                    error: refused.to_string(),
+                    http_status: response.status().as_u16(),
+                    error: next.err().unwrap_or(RedirectRefused::TooMany).to_string(),
                     code: None,
                     retry_after: None,
                 }));
             }
         }
         redirects += 1;
-        response = ask(tunnel, parent, &path, body.clone()).await?;
     }
-    let retry_after = retry_after(&response);
+}
+
+/// Where an answer leads that is a redirect.
+fn redirect_of(parent: &Parent, response: &Response<Bytes>) -> Option<Result<Uri, RedirectRefused>> {
+    let status = response.status().as_u16();
+    let location = response.headers().get(LOCATION);
+    let location = location.and_then(|location| location.to_str().ok());
+    is_redirect(status).then(|| {
+        let path = redirect::follow(&parent.url, status, location)?;
+        path.parse().map_err(|_| RedirectRefused::NoTarget)
+    })
+}
+
+/// The request for it, on whatever way it goes.
+pub(super) fn post_request(
+    host: &str,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<Request<Full<Bytes>>, ExchangeError> {
+    // The body may hold a token: one buffer from the start, wiped when the request is done with it.
+    let mut json = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY_BYTES));
+    serde_json::to_writer(&mut *json, body).map_err(|_| ExchangeError::Request("its body is not JSON"))?;
+    Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(HOST, host)
+        .header(CONTENT_TYPE, "application/json")
+        .header(USER_AGENT, AGENT)
+        .body(Full::new(Bytes::from_owner(json)))
+        .map_err(|_| ExchangeError::Request("the path is not a path"))
+}
+
+/// What a whole answer says, and when to come back.
+pub(super) fn answer_of<T: DeserializeOwned>(
+    response: &Response<Bytes>,
+) -> Result<ContractAnswer<T>, UnusableAnswer> {
+    let retry_after = retry_after(response);
     let mut answer = read_answer(response.status().as_u16(), response.body())?;
     if let ContractAnswer::Failure(ContractFailure {
         retry_after: told, ..
@@ -190,25 +243,6 @@ pub(super) async fn post<T: DeserializeOwned>(
         *told = retry_after;
     }
     Ok(answer)
-}
-
-async fn ask(
-    tunnel: &Tunnel,
-    parent: &Parent,
-    path: &str,
-    body: Bytes,
-) -> Result<Response<Bytes>, ExchangeError> {
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(HOST, parent.url.host().to_string())
-        .header(CONTENT_TYPE, "application/json")
-        .header(USER_AGENT, AGENT)
-        .body(Full::new(body))
-        .map_err(|_| ExchangeError::Request("the path is not a path"))?;
-    tunnel_http::request(tunnel, TraceId(entropy::seed()), request, HttpLimits::default())
-        .await
-        .map_err(ExchangeError::Lost)
 }
 
 /// `Retry-After` in seconds; the date form is not used by parents.
