@@ -4,24 +4,22 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolled, may_connect};
-use super::held_grants;
+use super::federation_api::{Caller, CallerCertificate};
 use super::links::{Link, Links, SessionGuard};
-use super::registry::Registry;
+use super::parent::Parent;
 use super::session::Source;
-use crate::base::id::{PeerId, SessionId};
+use super::settings::BridgeSettings;
+use crate::base::id::{NetworkId, PeerId, SessionId};
 use crate::base::limit::foreign_text;
-use crate::contract::TUNNEL_LEAVE_PATH;
-use crate::contract::peer::PeerStatus;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
@@ -34,6 +32,7 @@ use crate::tunnel::tcp::{self, TcpSettings};
 use crate::tunnel::transport::Transport;
 use crate::wire::{
     Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, SESSIONS_FEATURE, SessionClaim, StreamKind, Welcome,
+    reached_at_feature,
 };
 
 /// Life of a connection without a certificate: an accept takes two round trips and one write to
@@ -55,6 +54,9 @@ const BUSY_RETRY: Duration = Duration::from_secs(5);
 /// of its own up to twice this, so that they do not come all at once.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
 
+/// Time in which a peer whose tunnels end must have read the answer that says why.
+const LAST_ANSWER_TIME: Duration = Duration::from_secs(2);
+
 /// Longest trial that a satellite can ask for.
 const TRIAL_MAX: Duration = Duration::from_secs(60);
 
@@ -74,10 +76,8 @@ pub struct IngressSettings {
 /// Takes tunnels in.
 #[derive(Debug)]
 pub struct Ingress {
-    /// Answers what arrives through them.
-    pub federation: Arc<FederationApi>,
-    /// Says who may come in.
-    pub registry: Arc<Registry>,
+    /// Answers what arrives through them, and says who may come in.
+    pub parent: Parent,
     /// Holds who is in.
     pub links: Arc<Links>,
     /// For the welcome.
@@ -86,6 +86,8 @@ pub struct Ingress {
     pub work: TaskScope,
     /// What tunnels are told.
     pub settings: IngressSettings,
+    /// For where each peer is reached from outside.
+    pub live: watch::Receiver<BridgeSettings>,
 }
 
 /// The endpoint is gone.
@@ -104,6 +106,7 @@ impl Ingress {
     pub async fn run(
         self: Arc<Self>,
         endpoint: QuicEndpoint,
+        network: Option<NetworkId>,
         intake: TaskScope,
     ) -> Result<(), EndpointClosed> {
         loop {
@@ -112,40 +115,45 @@ impl Ingress {
                 incoming = endpoint.accept() => {
                     let incoming = incoming.ok_or(EndpointClosed)?;
                     let ingress = Arc::clone(&self);
-                    self.work.spawn("tunnel", async move { ingress.connection(incoming).await });
+                    self.work.spawn("tunnel", async move { ingress.connection(incoming, network).await });
                 }
             }
         }
     }
 
-    async fn connection(self: Arc<Self>, incoming: IncomingConnection) {
+    async fn connection(self: Arc<Self>, incoming: IncomingConnection, network: Option<NetworkId>) {
         let address = incoming.remote_address();
         match self.unless_stopping(incoming.handshake()).await {
-            Some(Ok(transport)) => self.take(transport).await,
+            Some(Ok(transport)) => self.take(transport, network).await,
             Some(Err(reason)) => debug!(%address, %reason, "a handshake failed"),
             None => {}
         }
     }
 
     /// Takes a tunnel that has come to the HTTPS listener.
-    pub async fn take_tcp(self: Arc<Self>, stream: TlsStream<TcpStream>, address: SocketAddr) {
+    pub async fn take_tcp(
+        self: Arc<Self>,
+        stream: TlsStream<TcpStream>,
+        address: SocketAddr,
+        network: Option<NetworkId>,
+    ) {
         tcp::tune(stream.get_ref().0);
         let settings = TcpSettings {
             max_streams: self.settings.max_streams,
         };
-        self.take(tcp::accept(stream, address, settings)).await;
+        self.take(tcp::accept(stream, address, settings), network).await;
     }
 
     /// Takes one connection whose handshake is done, over whatever transport, to its end.
-    pub async fn take(self: Arc<Self>, transport: Arc<dyn Transport>) {
+    pub async fn take(self: Arc<Self>, transport: Arc<dyn Transport>, network: Option<NetworkId>) {
         let address = transport.remote_address();
         match transport.peer_certificate() {
-            None => self.bootstrap(transport, address).await,
+            None => self.bootstrap(transport, address, network).await,
             Some(der) => match self.admit(CallerCertificate::read(&der)).await {
                 Ok(admitted) => {
                     let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
                     let span = info_span!("tunnel", peer = %admitted.peer, %session);
-                    self.session(transport, address, admitted, session)
+                    self.session(transport, (address, network), admitted, session)
                         .instrument(span)
                         .await;
                 }
@@ -159,10 +167,13 @@ impl Ingress {
 
     async fn admit(&self, certificate: Option<CallerCertificate>) -> Result<Admitted, Refused> {
         let not_admitted = |why: &str| refused(RefusalCode::NotAdmitted, why, NOT_ADMITTED_RETRY);
-        let Some((certificate, peer)) = certificate.and_then(|shown| Some((shown, shown.peer?))) else {
+        let Some((certificate, peer)) = certificate.and_then(|shown| {
+            let peer = shown.peer?;
+            Some((shown, peer))
+        }) else {
             return Err(not_admitted("the certificate is no federation peer's"));
         };
-        match self.objection(certificate, peer).await? {
+        match self.objection(&certificate, peer).await? {
             None => Ok(Admitted { peer, certificate }),
             Some((_, why)) => Err(not_admitted(&why)),
         }
@@ -171,46 +182,23 @@ impl Ingress {
     /// Why the peer may not come in, if it may not.
     async fn objection(
         &self,
-        certificate: CallerCertificate,
+        certificate: &CallerCertificate,
         peer: PeerId,
     ) -> Result<Option<(GoodbyeReason, String)>, Refused> {
-        let registry = Arc::clone(&self.registry);
-        let row = tokio::task::spawn_blocking(move || registry.peer_by_id(peer)).await;
-        let Ok(Ok(row)) = row else {
-            tracing::error!(%peer, "the registry could not be read; a peer had to be turned away");
-            return Err(refused(
-                RefusalCode::Busy,
-                "the host-bridge cannot read its registry",
-                BUSY_RETRY,
-            ));
-        };
-        Ok(match row {
-            None => Some((GoodbyeReason::Revoked, "the peer is not known here".to_owned())),
-            Some(row) if !may_connect(row.status) => {
-                let reason = match row.status {
-                    PeerStatus::Revoked => GoodbyeReason::Revoked,
-                    _ => GoodbyeReason::Suspended,
-                };
-                Some((reason, format!("the peer is {}", row.status)))
-            }
-            Some(row) if !is_enrolled(&row, certificate.key) => {
-                let why = "another key has taken this peer's place; join again";
-                Some((GoodbyeReason::Superseded, why.to_owned()))
-            }
-            Some(_) => None,
-        })
+        let objection = self.parent.objection(certificate, peer).await;
+        objection.map_err(|error| refused(RefusalCode::Busy, &error.to_string(), BUSY_RETRY))
     }
 
     async fn session(
         self: Arc<Self>,
         transport: Arc<dyn Transport>,
-        address: SocketAddr,
+        (address, network): (SocketAddr, Option<NetworkId>),
         admitted: Admitted,
         session: SessionId,
     ) {
         let Admitted { peer, certificate } = admitted;
         let decide = |hello: &Hello| match self.links.check(peer) {
-            Ok(()) => Ok(self.welcome(session, address, hello)),
+            Ok(()) => Ok(self.welcome(session, address, hello, Some(peer))),
             Err(full) => Err(refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)),
         };
         let Some((tunnel, hello, driver)) = self.greet(transport, decide).await else {
@@ -229,11 +217,16 @@ impl Ingress {
                     info!(%address, agent = foreign_text(&hello.agent), "a satellite is connected");
                     // Whoever was suspended since the handshake must not stay. Where the registry
                     // cannot be read, the next request finds out.
-                    if let Ok(Some((reason, why))) = self.objection(certificate, peer).await {
+                    if let Ok(Some((reason, why))) = self.objection(&certificate, peer).await {
                         place.close(reason, &why);
                     }
+                    let caller = Caller {
+                        source: address.ip(),
+                        network,
+                        certificate: Some(certificate),
+                    };
                     tokio::join!(
-                        self.serve(&tunnel, address, certificate),
+                        self.serve(&tunnel, &caller),
                         promote(&place, &tunnel, claim.trial),
                     );
                     Some(place)
@@ -251,11 +244,7 @@ impl Ingress {
     }
 
     /// Serves a session's requests until the tunnel ends or the bridge stops.
-    async fn serve(self: &Arc<Self>, tunnel: &Tunnel, address: SocketAddr, certificate: CallerCertificate) {
-        let caller = Caller {
-            source: address.ip(),
-            certificate: Some(certificate),
-        };
+    async fn serve(self: &Arc<Self>, tunnel: &Tunnel, caller: &Caller) {
         let requests = self.work.child();
         let ended = loop {
             let incoming = tokio::select! {
@@ -307,32 +296,43 @@ impl Ingress {
     }
 
     async fn request(&self, stream: TunnelStream, caller: Caller) {
-        let left = AtomicBool::new(false);
-        let peer = caller.certificate.and_then(|certificate| certificate.peer);
+        let (ends, told) = (OnceLock::new(), Notify::new());
         let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
-            let federation = Arc::clone(&self.federation);
-            let (caller, left) = (caller.clone(), &left);
+            let (caller, ends, told) = (caller.clone(), &ends, &told);
             async move {
-                if !held_grants::serves(request.uri().path()) {
-                    return Ok::<_, Infallible>(federation.handle(request, caller).await);
+                let answered = self.parent.answer_tunnel(request, caller).await;
+                if let Some(peer_ends) = answered.ends {
+                    // One request a stream, so there is none before it.
+                    let _ = ends.set(peer_ends);
+                    told.notify_one();
                 }
-                let leaves = request.uri().path() == TUNNEL_LEAVE_PATH;
-                let answer = federation.handle_tunnel(request, caller).await;
-                left.store(leaves && answer.status().is_success(), Ordering::Relaxed);
-                Ok(answer)
+                Ok::<_, Infallible>(answered.response)
             }
         });
-        if let Err(error) = http::serve(stream, service).await {
-            debug!(%error, "a request through a tunnel was not served to its end");
+        let late = async {
+            told.notified().await;
+            tokio::time::sleep(LAST_ANSWER_TIME).await;
+        };
+        tokio::select! {
+            served = http::serve(stream, service) => {
+                if let Err(error) = served {
+                    debug!(%error, "a request through a tunnel was not served to its end");
+                }
+            }
+            () = late => debug!("a peer does not read the last answer that it gets"),
         }
         // Now that it has heard the answer.
-        if let Some(peer) = peer.filter(|_| left.load(Ordering::Relaxed)) {
-            self.links
-                .close(peer, GoodbyeReason::Revoked, held_grants::HAS_LEFT);
+        if let Some(ends) = ends.into_inner() {
+            self.links.close(ends.peer, ends.reason, &ends.message);
         }
     }
 
-    async fn bootstrap(&self, transport: Arc<dyn Transport>, address: SocketAddr) {
+    async fn bootstrap(
+        &self,
+        transport: Arc<dyn Transport>,
+        address: SocketAddr,
+        network: Option<NetworkId>,
+    ) {
         let place = match self.links.enter_bootstrap(Source::of(address.ip())) {
             Ok(place) => place,
             Err(full) => {
@@ -346,12 +346,13 @@ impl Ingress {
             }
         };
         let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
-        let decide = |hello: &Hello| Ok(self.welcome(session, address, hello));
+        let decide = |hello: &Hello| Ok(self.welcome(session, address, hello, None));
         let Some((tunnel, _, driver)) = self.greet(transport, decide).await else {
             return;
         };
         let caller = Caller {
             source: address.ip(),
+            network,
             certificate: None,
         };
         let served = async {
@@ -414,8 +415,15 @@ impl Ingress {
         }
     }
 
-    fn welcome(&self, session: SessionId, address: SocketAddr, hello: &Hello) -> Welcome {
+    fn welcome(
+        &self,
+        session: SessionId,
+        address: SocketAddr,
+        hello: &Hello,
+        peer: Option<PeerId>,
+    ) -> Welcome {
         let sessions = SessionClaim::read(&hello.features).run.is_some();
+        let reached_at = peer.and_then(|peer| self.live.borrow().peer_url(peer));
         Welcome {
             session,
             agent: AGENT.to_owned(),
@@ -426,6 +434,7 @@ impl Ingress {
             features: sessions
                 .then(|| SESSIONS_FEATURE.to_owned())
                 .into_iter()
+                .chain(reached_at.and_then(|url| reached_at_feature(&url)))
                 .collect(),
         }
     }

@@ -12,9 +12,11 @@ pub mod family;
 pub mod host_bridge;
 pub mod key;
 pub mod loader;
+pub mod platform;
 pub mod proxy;
 pub mod rate;
 pub mod satellite;
+pub mod server_name;
 pub mod services;
 pub mod ways;
 

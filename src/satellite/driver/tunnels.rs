@@ -23,7 +23,7 @@ use crate::reach::dial::{Credentials, Established, Introduction};
 use crate::satellite::federation_api::FederationApi;
 use crate::satellite::serve::{self, Served};
 use crate::tunnel::Tunnel;
-use crate::wire::{Goodbye, GoodbyeReason, REPLACES_MAX, SessionClaim};
+use crate::wire::{Goodbye, GoodbyeReason, REPLACES_MAX, SessionClaim, reached_at};
 
 /// A dial, or the tunnel that it gave.
 pub(super) struct Link {
@@ -39,12 +39,19 @@ pub(super) struct LiveLink {
     tunnel: Tunnel,
     session: SessionId,
     pub(super) address: SocketAddr,
+    /// Where the bridge says that this satellite is reached over it, if it says so.
+    reached_at: Option<ParentUrl>,
     pub(super) since: UnixTime,
     /// Peer and session, on every log line about this tunnel.
     span: Span,
 }
 
 impl Link {
+    /// Where this satellite is reached over the link.
+    pub(super) fn reached_at(&self) -> Option<&ParentUrl> {
+        self.up.as_ref()?.reached_at.as_ref()
+    }
+
     pub(super) const fn bridge(&self) -> &HostPort {
         &self.bridge
     }
@@ -233,6 +240,7 @@ impl Driver {
             tunnel,
             session: welcome.session,
             address: target.address,
+            reached_at: reached_at(&welcome.features).and_then(|url| url.parse().ok()),
             since,
             span,
         });

@@ -14,6 +14,8 @@ use std::time::Duration;
 use redb::StorageBackend;
 use serde_json::json;
 
+use std::sync::Mutex;
+
 use super::*;
 use crate::bridge::acceptance::{AcceptCall, AcceptRefusal};
 use crate::contract::message::{AcceptResponse, ContractAnswer, read_answer};
