@@ -124,6 +124,7 @@ struct Running {
     material: Arc<Material>,
     settings: watch::Sender<BridgeSettings>,
     retention: watch::Sender<Retention>,
+    renew_expired_for: watch::Sender<Duration>,
     audit: AuditLog,
     endpoints: Vec<QuicEndpoint>,
     bound: Bound,
@@ -191,8 +192,16 @@ impl Running {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
         };
+        let (renew_expired_for, grace) = watch::channel(settings.config.renew_expired_for);
         let tls = |alpn: &[&[u8]], trust: watch::Receiver<Arc<Anchors>>| {
-            let clients = ClientAuth::Optional(trust);
+            let clients = match &books {
+                Books::Own(_) => ClientAuth::OptionalOrExpired {
+                    anchors: trust,
+                    grace: grace.clone(),
+                },
+                // A platform renews no certificate that has ended.
+                Books::Platform { .. } => ClientAuth::Optional(trust),
+            };
             server_config(material.identity(), clients, alpn, Arc::clone(&time))
         };
         let mut bound = Bound::default();
@@ -242,6 +251,7 @@ impl Running {
             material,
             settings,
             retention,
+            renew_expired_for,
             audit,
             endpoints,
             bound,
@@ -434,6 +444,7 @@ impl Running {
         self.links.set_limits(new.limits());
         self.accesses.set_limits(new.access_limits());
         self.retention.send_replace(new.config.audit);
+        self.renew_expired_for.send_replace(new.config.renew_expired_for);
         self.settings.send_replace(new);
         let (books, material, settings) = (
             self.books.clone(),

@@ -31,6 +31,7 @@ use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{NetworkId, PeerId, PublicKeyDigest};
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
+use crate::base::time::UnixTime;
 use crate::contract::compatibility::schema_compatibility;
 use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
@@ -63,17 +64,51 @@ pub struct CallerCertificate {
     pub key: PublicKeyDigest,
     /// All of it.
     pub der: Arc<CertificateDer<'static>>,
+    /// What it was good for when the connection began.
+    pub standing: Standing,
+}
+
+/// What a verified certificate is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// All that its peer may do.
+    Valid,
+    /// Its end has passed, and the handshake let it through: it asks for its renewal and nothing else.
+    Expired,
 }
 
 impl CallerCertificate {
-    /// Of a certificate that the handshake has verified.
-    pub fn read(der: &CertificateDer<'_>) -> Option<Self> {
+    /// Of a certificate that the handshake has verified, now.
+    pub fn read(der: &CertificateDer<'_>, now: UnixTime) -> Option<Self> {
         let facts = CertificateFacts::of_der(der).ok()?;
         Some(Self {
             peer: peer_id_of(der),
             key: facts.public_key_digest,
+            standing: if now > facts.not_after {
+                Standing::Expired
+            } else {
+                Standing::Valid
+            },
             der: Arc::new(der.clone().into_owned()),
         })
+    }
+}
+
+impl Caller {
+    fn is_expired(&self) -> bool {
+        self.certificate
+            .as_ref()
+            .is_some_and(|certificate| certificate.standing == Standing::Expired)
+    }
+
+    /// Refuses what an ended certificate is not good for.
+    fn check_standing(&self, path: &str) -> Result<(), Reply> {
+        if self.is_expired() && path != CERTIFICATE_REFRESH_PATH {
+            return Err(Reply::unauthorized(
+                "the client certificate has expired; it can be renewed, and nothing else be asked with it",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -139,6 +174,9 @@ impl FederationApi {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
+        if let Err(refusal) = caller.check_standing(head.uri.path()) {
+            return refusal.into_response();
+        }
         let body = match read_body(body).await {
             Ok(body) => body,
             Err(refusal) => return refusal.into_response(),
@@ -186,6 +224,9 @@ impl FederationApi {
         };
         if head.method != allow {
             return Reply::wrong_method(if allow == Method::GET { "GET" } else { "POST" });
+        }
+        if let Err(refusal) = caller.check_standing(&path) {
+            return refusal;
         }
         if path == ACCEPT_PATH
             && let Err(after) = self.admit_accept(caller.source)
@@ -250,7 +291,8 @@ impl FederationApi {
         if path == HEARTBEAT_PATH {
             return self.heartbeat(&peer, body);
         }
-        if !peer.status.inbound_allowed() {
+        // A resumed peer whose certificate ended meanwhile has to renew it before it can heartbeat.
+        if !peer.status.inbound_allowed() && !caller.is_expired() {
             return unreachable_peer();
         }
         match path {

@@ -28,7 +28,9 @@ use super::parent_calls::{CallerConnection, ParentCalls};
 use super::reply::{Reply, ReplyBody};
 use crate::base::id::NetworkId;
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
+use crate::base::time::UnixTime;
 use crate::identity::anchors::Anchors;
+use crate::identity::certificate::CertificateFacts;
 use crate::identity::tls::is_client_of;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::tcp;
@@ -238,7 +240,7 @@ impl HttpsListener {
             caller: Caller {
                 source,
                 network,
-                certificate: certificate.and_then(CallerCertificate::read),
+                certificate: certificate.and_then(|der| CallerCertificate::read(der, self.now())),
             },
             connection: CallerConnection {
                 source,
@@ -259,8 +261,14 @@ impl HttpsListener {
     /// Whether a chain is a satellite's: callers may have authorities of their own, whose certificates open no
     /// tunnel and speak for no peer.
     fn is_satellites(&self, shown: &[CertificateDer<'static>]) -> bool {
-        let now = self.calls.clock.trusted().now;
-        !shown.is_empty() && is_client_of(shown, &self.satellites.borrow(), now)
+        let facts = shown.first().and_then(|leaf| CertificateFacts::of_der(leaf).ok());
+        // The handshake has looked at its end, and may let one through that is to be renewed.
+        let held = facts.map(|facts| facts.not_after.min(self.now()));
+        held.is_some_and(|held| is_client_of(shown, &self.satellites.borrow(), held))
+    }
+
+    fn now(&self) -> UnixTime {
+        self.ingress.clock.trusted().now
     }
 
     async fn answer(

@@ -206,7 +206,14 @@ pub struct CertificateReport {
     /// The last failure of the renewal under way, in words.
     #[serde(default)]
     pub renewal_error: Option<String>,
+    /// Whether it has expired and the parent, when it was reached, did not renew it.
+    #[serde(default)]
+    pub needs_rejoin: bool,
 }
+
+/// What is to be done then.
+pub const NEEDS_REJOIN: &str = "the certificate has expired and the parent does not renew it any more: ask the parent's operator \
+     for a new token for this peer, and run `powernode-satellite rejoin` with it";
 
 /// The time in use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -306,6 +313,9 @@ impl StatusReport {
         }
         if let Some(certificate) = self.certificate.as_ref().filter(|c| c.is_worrying()) {
             headline = format!("{headline}; certificate {}", certificate.standing);
+            if certificate.needs_rejoin {
+                headline = format!("{headline}; {NEEDS_REJOIN}");
+            }
         }
         headline
     }
@@ -370,6 +380,7 @@ impl CertificateReport {
                 Candidate::Issued(_) => "proving".to_owned(),
             }),
             renewal_error: None,
+            needs_rejoin: false,
         }
     }
 }

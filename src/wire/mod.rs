@@ -22,7 +22,7 @@ pub use flow::{
     DATAGRAMS_FEATURE, End, FLOW_NUMBERS, FlowId, NoFlowId, PACKET_MAX_BYTES, PACKET_PREFIX_BYTES,
 };
 pub use proxy_header::proxy_header;
-pub use sessions::{REPLACES_MAX, SESSIONS_FEATURE, SessionClaim};
+pub use sessions::{RENEWAL_ONLY_FEATURE, REPLACES_MAX, SESSIONS_FEATURE, SessionClaim};
 pub use stream::{
     SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,
 };

@@ -162,7 +162,7 @@ impl DialBack {
         };
         let shown = transport
             .peer_certificate()
-            .and_then(|der| CallerCertificate::read(&der));
+            .and_then(|der| CallerCertificate::read(&der, self.clock.trusted().now));
         let is_this_peer =
             shown.is_some_and(|shown| shown.peer == Some(peer.id) && is_enrolled(peer, shown.key));
         if !is_this_peer {

@@ -286,7 +286,7 @@ mod tests {
         chain.facts().clone()
     }
 
-    fn answered<'a>(http_status: u16, answer: &'a str) -> HeartbeatExchange<'a> {
+    fn answered(http_status: u16, answer: &str) -> HeartbeatExchange<'_> {
         HeartbeatExchange {
             sent: br#"{"capabilities":{"services":[{"name":"web","protocol":"http"}]},"platform_version":"1.2.3"}"#,
             http_status,

@@ -8,13 +8,11 @@ mod operators;
 mod rows;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redb::StorageBackend;
 use serde_json::json;
-
-use std::sync::Mutex;
 
 use super::*;
 use crate::bridge::acceptance::{AcceptCall, AcceptRefusal};
