@@ -25,6 +25,7 @@ use super::http_listener::{HTTPS_ALPN, HttpsListener};
 use super::ingress::Ingress;
 use super::links::Links;
 use super::material::{Material, MaterialError};
+use super::metrics::{BridgeObserved, RequestCounts};
 use super::operator_api::OperatorApi;
 use super::parent::Parent;
 use super::parent_calls::ParentCalls;
@@ -38,6 +39,7 @@ use crate::identity::anchors::Anchors;
 use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, server_config};
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::Clock;
+use crate::process::observation::{self, Observed};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure, TaskScope};
@@ -89,6 +91,9 @@ pub enum DaemonError {
     /// The admin socket.
     #[error("the command line could not reach this daemon")]
     AdminSocket(#[from] AdminSocketError),
+    /// The port for monitoring.
+    #[error(transparent)]
+    Metrics(#[from] observation::ListenError),
     /// An essential task.
     #[error("the host-bridge had to stop")]
     Task(#[from] TaskFailure),
@@ -223,6 +228,7 @@ impl Running {
             endpoints.push(endpoint);
         }
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
+        let metrics = observation::bind(&settings.config.metrics_listen).await?;
         let alpn = [&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat();
         let acceptor = TlsAcceptor::from(Arc::new(tls(&alpn, material.visitors())?));
 
@@ -256,7 +262,7 @@ impl Running {
             endpoints,
             bound,
         };
-        running.listen(listeners, proxies, &acceptor, admin);
+        running.listen(listeners, proxies, &acceptor, (admin, metrics));
         running.keep_going(service);
         info!(https = ?running.bound.https, quic = ?running.bound.quic, proxy = ?running.bound.proxy, "the host-bridge listens");
         Ok(running)
@@ -267,7 +273,7 @@ impl Running {
         listeners: Vec<TcpListener>,
         proxies: Vec<TcpListener>,
         tls: &TlsAcceptor,
-        admin: AdminSocket,
+        (admin, metrics): (AdminSocket, Vec<TcpListener>),
     ) {
         let intake = self.supervisor.scope(Stage::Intake);
         let work = self.supervisor.scope(Stage::Work);
@@ -295,6 +301,20 @@ impl Running {
             settings: self.settings.borrow().ingress(),
             live: self.settings.subscribe(),
         });
+        let observed: Arc<dyn Observed> = Arc::new(BridgeObserved {
+            books: self.books.clone(),
+            links: Arc::clone(&self.links),
+            accesses: Arc::clone(&self.accesses),
+            parent: ingress.parent.clone(),
+            audit: self.audit.clone(),
+            shown: self.material.identity(),
+            started_at: self.clock.trusted().now,
+            clock: self.clock.clone(),
+        });
+        for listener in metrics {
+            let answering = observation::serve(listener, intake.clone(), Arc::clone(&observed));
+            intake.spawn_until_cancelled("metrics", answering);
+        }
         let connections = self.settings.borrow().config.limits.https_connections;
         let https = Arc::new(HttpsListener {
             operators: Arc::clone(&operators),
@@ -321,7 +341,7 @@ impl Running {
         }
         self.listen_proxy(proxies, &access);
         intake.spawn_until_cancelled("access review", Arc::clone(&access).look_after());
-        let serving = admin_socket::serve(admin, operators, access, intake.clone(), work);
+        let serving = admin_socket::serve(admin, (operators, access, observed), intake.clone(), work);
         intake.spawn_essential("admin socket", async {
             serving.await;
             Ok::<_, Infallible>(())
@@ -365,6 +385,7 @@ impl Running {
                 rate: Mutex::new(SourceRate::new(
                     self.settings.borrow().config.limits.accepts_per_source_per_minute,
                 )),
+                answered: RequestCounts::default(),
             })),
         }
     }

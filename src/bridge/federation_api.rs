@@ -22,6 +22,7 @@ use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
 use super::held_grants;
 use super::links::{Links, REPLACED_KEY};
+use super::metrics::RequestCounts;
 use super::rate::SourceRate;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
@@ -123,6 +124,7 @@ pub struct FederationApi {
     rate: Mutex<SourceRate>,
     /// Absent where nothing may be dialled.
     dial_back: Option<DialBack>,
+    answered: RequestCounts,
 }
 
 impl FederationApi {
@@ -143,7 +145,13 @@ impl FederationApi {
             audit,
             rate: Mutex::new(rate),
             dial_back: None,
+            answered: RequestCounts::default(),
         }
+    }
+
+    /// What was answered since the start.
+    pub const fn answered(&self) -> &RequestCounts {
+        &self.answered
     }
 
     /// The same, and it proves satellites' endpoints.
@@ -163,7 +171,9 @@ impl FederationApi {
         if claims > 0 {
             warn!(source = %caller.source, claims, "a caller claimed an identity in headers; they were ignored");
         }
-        let reply = self.route(request, caller).await;
+        let asked = RequestCounts::kind_of(request.uri().path());
+        let reply = Arc::clone(&self).route(request, caller).await;
+        self.answered.count(asked, reply.status());
         reply.into_response()
     }
 

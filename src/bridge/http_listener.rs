@@ -4,7 +4,7 @@
 //! told apart by ALPN, and are handed on.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +34,7 @@ use crate::identity::certificate::CertificateFacts;
 use crate::identity::tls::is_client_of;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::tcp;
+use crate::tunnel::transport::TunnelProtocol;
 use crate::wire::TUNNEL_ALPN;
 
 /// Time for a TLS handshake.
@@ -213,11 +214,13 @@ impl HttpsListener {
         let stream = tokio::select! {
             shaken = handshake => match shaken {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return debug!(%source, %error, "a TLS handshake failed"),
-                Err(_) => return debug!(%source, "a TLS handshake took too long"),
+                Ok(Err(error)) => return self.handshake_failed(source, &error.to_string()),
+                Err(_) => return self.handshake_failed(source, "it took too long"),
             },
             () = self.work.cancelled() => return,
         };
+        let counters = self.ingress.links.counters();
+        counters.count_handshake(TunnelProtocol::Tls, true);
         let shown: Arc<[CertificateDer<'static>]> = stream
             .get_ref()
             .1
@@ -269,6 +272,12 @@ impl HttpsListener {
 
     fn now(&self) -> UnixTime {
         self.ingress.clock.trusted().now
+    }
+
+    fn handshake_failed(&self, source: IpAddr, why: &str) {
+        let counters = self.ingress.links.counters();
+        counters.count_handshake(TunnelProtocol::Tls, false);
+        debug!(%source, why, "a TLS handshake failed");
     }
 
     async fn answer(

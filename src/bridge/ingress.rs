@@ -30,7 +30,7 @@ use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::tcp::{self, TcpSettings};
-use crate::tunnel::transport::Transport;
+use crate::tunnel::transport::{Transport, TunnelProtocol};
 use crate::wire::{
     Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused, SESSIONS_FEATURE,
     SessionClaim, StreamKind, Welcome, reached_at_feature,
@@ -160,10 +160,15 @@ impl Ingress {
 
     async fn connection(self: Arc<Self>, incoming: IncomingConnection, network: Option<NetworkId>) {
         let address = incoming.remote_address();
-        match self.unless_stopping(incoming.handshake()).await {
-            Some(Ok(transport)) => self.take(transport, network).await,
-            Some(Err(reason)) => debug!(%address, %reason, "a handshake failed"),
-            None => {}
+        let Some(shaken) = self.unless_stopping(incoming.handshake()).await else {
+            return;
+        };
+        self.links
+            .counters()
+            .count_handshake(TunnelProtocol::Quic, shaken.is_ok());
+        match shaken {
+            Ok(transport) => self.take(transport, network).await,
+            Err(reason) => debug!(%address, %reason, "a handshake failed"),
         }
     }
 
@@ -449,6 +454,11 @@ impl Ingress {
         let settings = TunnelSettings {
             max_streams: self.settings.max_streams_opened,
             ..TunnelSettings::default()
+        };
+        let decide = |hello: &Hello| {
+            let decided = decide(hello);
+            self.links.counters().count_greeting(&decided);
+            decided
         };
         let greeted = Tunnel::accept(transport, settings, self.clock.clone(), decide);
         match self.unless_stopping(greeted).await? {

@@ -16,6 +16,7 @@ pub mod ingress;
 pub mod links;
 pub mod material;
 mod mcp;
+mod metrics;
 pub mod operator_api;
 pub mod parent;
 pub mod parent_calls;

@@ -10,6 +10,7 @@ use tracing::error;
 
 use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolled, may_connect};
 use super::held_grants;
+use super::metrics::RequestCounts;
 use super::platform::PlatformParent;
 use super::registry::Registry;
 use super::reply::{BodyError, ReplyBody};
@@ -64,6 +65,14 @@ pub struct PeerEnds {
 pub struct NoRegistry;
 
 impl Parent {
+    /// What satellites asked, and how it was answered.
+    pub fn answered(&self) -> &RequestCounts {
+        match self {
+            Self::Own { federation, .. } => federation.answered(),
+            Self::Platform(platform) => &platform.answered,
+        }
+    }
+
     /// Why a peer whose certificate has verified may not have a tunnel, if it may not.
     pub async fn objection(
         &self,

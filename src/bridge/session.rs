@@ -179,6 +179,11 @@ impl<H> SessionTable<H> {
         self.sessions.get(&peer)?.last()
     }
 
+    /// All sessions of all peers.
+    pub fn all(&self) -> impl Iterator<Item = &Session<H>> {
+        self.sessions.values().flatten()
+    }
+
     /// How many sessions a peer has.
     pub fn count(&self, peer: PeerId) -> usize {
         self.sessions.get(&peer).map_or(0, Vec::len)

@@ -7,6 +7,8 @@ pub mod clock;
 pub mod config;
 pub mod entropy;
 pub mod environment;
+pub mod http_server;
+pub mod observation;
 pub mod service_notify;
 pub mod signals;
 pub mod supervisor;

@@ -11,6 +11,7 @@ pub mod federation_api;
 pub mod grants;
 pub mod invite;
 pub mod membership_store;
+mod metrics;
 pub mod offline;
 pub mod parent_client;
 pub mod payload;

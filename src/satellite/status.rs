@@ -1,12 +1,15 @@
 //! What a satellite tells about itself: one report for the admin socket, `status` and `--json`.
 //! Built by the daemon from its machine, or from the store when no daemon runs. Holds no secret.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::base::id::PeerId;
 use crate::base::time::{UnixTime, rfc3339};
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::contract::peer::{PeerStatus, SpawnMode};
+use crate::machine::child::EventKind;
 use crate::machine::join::JoinState;
 use crate::machine::membership::{Candidate, Membership, Operator};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
@@ -52,6 +55,46 @@ pub struct StatusReport {
     /// The ways in from outside; absent without a daemon.
     #[serde(default)]
     pub reach: Option<ReachReport>,
+    /// What has happened since the daemon was started; all 0 without one.
+    #[serde(default)]
+    pub counters: CountersReport,
+}
+
+/// What has happened since the daemon was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CountersReport {
+    /// Tunnels that came up.
+    pub tunnels_established: u64,
+    /// Tunnels that were lost, not hung up.
+    pub tunnels_lost: u64,
+    /// Ways to a host-bridge that were tried and are not open.
+    pub dials_failed: u64,
+    /// Heartbeats that the parent has acknowledged.
+    pub heartbeats_acknowledged: u64,
+    /// Heartbeats that it has not.
+    pub heartbeats_failed: u64,
+    /// Certificates that were issued by a renewal.
+    pub certificates_renewed: u64,
+    /// Renewals that came to nothing.
+    pub certificate_renewals_failed: u64,
+    /// Streams to services that were refused, by the kind of reason.
+    pub streams_refused: BTreeMap<String, u64>,
+    /// Events that the audit log had to leave out.
+    pub audit_events_lost: u64,
+}
+
+impl CountersReport {
+    /// One more failure of this kind.
+    pub(super) const fn count_failure(&mut self, kind: EventKind) {
+        match kind {
+            EventKind::Heartbeat => self.heartbeats_failed += 1,
+            EventKind::Renewal => self.certificate_renewals_failed += 1,
+            EventKind::Tunnel => self.tunnels_lost += 1,
+            EventKind::Other => self.dials_failed += 1,
+            EventKind::Accept | EventKind::Status(_) => {}
+        }
+    }
 }
 
 /// The ways in from outside.
@@ -275,6 +318,7 @@ impl StatusReport {
             services: Vec::new(),
             grants: GrantsReport::default(),
             reach: None,
+            counters: CountersReport::default(),
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 
 use super::transport::{
-    BoxFuture, ByteStream, CloseCode, DatagramRefused, Transport, TransportClosed, Urgency,
+    BoxFuture, ByteStream, CloseCode, DatagramRefused, Transport, TransportClosed, TunnelProtocol, Urgency,
 };
 
 /// Bytes that a pipe holds before its writer waits.
@@ -214,6 +214,10 @@ impl Transport for MemoryTransport {
 
     fn arrivals(&self) -> u64 {
         self.near.arrivals.load(Ordering::SeqCst)
+    }
+
+    fn protocol(&self) -> TunnelProtocol {
+        TunnelProtocol::Quic
     }
 
     fn remote_address(&self) -> SocketAddr {

@@ -133,6 +133,40 @@ pub enum RefusalCode {
     ServiceUnavailable,
 }
 
+impl RefusalCode {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 11] = [
+        Self::UnsupportedVersion,
+        Self::UnsupportedKind,
+        Self::NotAdmitted,
+        Self::Busy,
+        Self::ShuttingDown,
+        Self::CertificateRequired,
+        Self::Malformed,
+        Self::UnknownService,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::ServiceUnavailable,
+    ];
+
+    /// The word in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::UnsupportedVersion => "unsupported_version",
+            Self::UnsupportedKind => "unsupported_kind",
+            Self::NotAdmitted => "not_admitted",
+            Self::Busy => "busy",
+            Self::ShuttingDown => "shutting_down",
+            Self::CertificateRequired => "certificate_required",
+            Self::Malformed => "malformed",
+            Self::UnknownService => "unknown_service",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::ServiceUnavailable => "service_unavailable",
+        }
+    }
+}
+
 /// A refusal of the whole tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {

@@ -235,6 +235,7 @@ impl Access {
         if let Err(error) = &opened {
             info!(%trace, %error, "an access was not given");
             event.outcome = error.audit_outcome();
+            self.sessions.count_refusal(error.code());
         }
         self.audit.record(&event);
         opened

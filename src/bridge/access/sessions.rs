@@ -130,6 +130,29 @@ pub struct Accesses {
 struct Table {
     rows: BTreeMap<u64, Row>,
     ends: VecDeque<(TraceId, Ending)>,
+    totals: AccessTotals,
+}
+
+/// What has passed since the bridge was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AccessTotals {
+    /// Accesses at this moment.
+    pub open: u64,
+    /// Accesses that were given.
+    pub opened: u64,
+    /// Accesses that were not, by [`AccessError::code`].
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Bytes to services.
+    pub bytes_to_services: u64,
+    /// Bytes from them.
+    pub bytes_from_services: u64,
+}
+
+impl AccessTotals {
+    fn add_bytes(&mut self, passed: &Passed) {
+        self.bytes_to_services += passed.written();
+        self.bytes_from_services += passed.read();
+    }
 }
 
 #[derive(Debug)]
@@ -168,6 +191,22 @@ impl Accesses {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What has passed since the start, accesses in flight included.
+    pub fn totals(&self) -> AccessTotals {
+        let table = self.table();
+        let mut totals = table.totals.clone();
+        totals.open = table.rows.len() as u64;
+        for row in table.rows.values() {
+            totals.add_bytes(&row.passed);
+        }
+        totals
+    }
+
+    /// One more that was not given.
+    pub(super) fn count_refusal(&self, code: &'static str) {
+        *self.table().totals.refused.entry(code).or_default() += 1;
     }
 
     /// Those that `shown` lets through, oldest first.
@@ -276,7 +315,9 @@ impl Accesses {
 
     fn leave(&self, about: &About, outcome: Option<AuditOutcome>) {
         let mut table = self.table();
-        table.rows.remove(&about.id.0);
+        if let Some(row) = table.rows.remove(&about.id.0) {
+            table.totals.add_bytes(&row.passed);
+        }
         if let Some(outcome) = outcome {
             if table.ends.len() >= ENDS_MAX {
                 table.ends.pop_front();
@@ -346,6 +387,7 @@ impl Place {
 
     /// The stream is open: its counts.
     pub(super) fn opened(&self) -> Arc<Passed> {
+        self.accesses.table().totals.opened += 1;
         Arc::clone(&self.passed)
     }
 

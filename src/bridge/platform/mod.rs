@@ -21,6 +21,7 @@ use tracing::{Span, debug, info, warn};
 use super::dial_back::DialBack;
 use super::federation_api::{Caller, CallerCertificate, internal_error, noted_request, read_body};
 use super::held_grants;
+use super::metrics::RequestCounts;
 use super::parent::{Answered, PeerEnds};
 use super::rate::SourceRate;
 use super::registry::Ledger;
@@ -62,6 +63,7 @@ pub struct PlatformParent {
     pub(super) settings: watch::Receiver<BridgeSettings>,
     pub(super) audit: AuditLog,
     pub(super) rate: Mutex<SourceRate>,
+    pub(super) answered: RequestCounts,
 }
 
 impl PlatformParent {
@@ -87,6 +89,8 @@ impl PlatformParent {
             Err(refusal) => (true, Err(refusal)),
         };
         let answered = answered.unwrap_or_else(|refusal| refusal.into_response().into());
+        self.answered
+            .count(RequestCounts::kind_of(&path), answered.response.status());
         if noted
             && let Some(peer) = caller
                 .certificate

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::audit::{self, HOST_BRIDGE_MAX_ROWS, RETENTION_DAYS};
 use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed, YesNo};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use super::metrics::{self, METRICS_LISTEN};
 use super::platform::{self, CallersConfig, ParentConfig};
 pub use super::server_name::ServerName;
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
@@ -71,6 +72,8 @@ pub struct HostBridgeConfig {
     pub audit: Retention,
     /// Whether satellites are dialled back at addresses that are reachable within a site alone.
     pub reach_allow_private: bool,
+    /// Where metrics are served.
+    pub metrics_listen: Vec<SocketAddr>,
     /// Logs.
     pub log: LogConfig,
 }
@@ -168,6 +171,7 @@ impl HostBridgeConfig {
             drain: settings.required(&DRAIN)?,
             audit: audit::retention(settings, &HOST_BRIDGE_MAX_ROWS)?,
             reach_allow_private: settings.required(&REACH_ALLOW_PRIVATE)?,
+            metrics_listen: settings.required(&METRICS_LISTEN)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -252,6 +256,7 @@ pub static PROGRAM: Program = Program {
         ),
         ("shutdown", "How the host-bridge ends."),
         audit::SECTION,
+        metrics::SECTION,
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
@@ -297,6 +302,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &DRAIN,
     &RETENTION_DAYS,
     &HOST_BRIDGE_MAX_ROWS,
+    &METRICS_LISTEN,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];

@@ -8,7 +8,10 @@ use crate::machine::renewal::CertificateStanding;
 use crate::machine::watchdog::Verdict;
 use crate::satellite::parent_client::RELEASE;
 use crate::satellite::report::{Reached, link_report};
-use crate::satellite::status::{ClockReport, HeartbeatReport, LinkReport, NEEDS_REJOIN, StatusReport};
+use crate::satellite::services::ServiceServer;
+use crate::satellite::status::{
+    ClockReport, CountersReport, HeartbeatReport, LinkReport, NEEDS_REJOIN, StatusReport,
+};
 
 impl Driver {
     pub(super) fn publish(&mut self) {
@@ -55,6 +58,15 @@ impl Driver {
             report.services = server.services().reports();
         }
         report.reach = self.reach.report().cloned();
+        report.counters = CountersReport {
+            streams_refused: self
+                .services
+                .as_ref()
+                .map(ServiceServer::refusals)
+                .unwrap_or_default(),
+            audit_events_lost: self.audit.lost(),
+            ..self.counters.clone()
+        };
         if let (Some(peer), Some(operator)) = (&mut report.peer, &self.settings.operator) {
             peer.disclose(operator);
         }

@@ -204,6 +204,7 @@ impl Driver {
                     welcome,
                 },
         } = link;
+        self.counters.tunnels_established += 1;
         let renewal_only = welcome.features.iter().any(|named| named == RENEWAL_ONLY_FEATURE);
         let told = UnixTime::from_seconds(welcome.unix_seconds);
         if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
