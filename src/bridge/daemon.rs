@@ -369,24 +369,29 @@ impl Running {
                     registry: Arc::clone(registry),
                 }
             }
-            Books::Platform { ledger, roll, url } => Parent::Platform(Arc::new(PlatformParent {
-                ledger: Arc::clone(ledger),
-                roll: Arc::clone(roll),
-                pool: Pool::new(
-                    url.clone(),
-                    self.material.platform(),
-                    self.clock.clone(),
-                    work.clone(),
-                ),
-                dial_back,
-                clock: self.clock.clone(),
-                settings: self.settings.subscribe(),
-                audit: self.audit.clone(),
-                rate: Mutex::new(SourceRate::new(
-                    self.settings.borrow().config.limits.accepts_per_source_per_minute,
-                )),
-                answered: RequestCounts::default(),
-            })),
+            Books::Platform { ledger, roll, url } => {
+                if url.is_exposed() {
+                    warn!(%url, "tokens and grants go to the platform without TLS; use https unless it is on this machine");
+                }
+                Parent::Platform(Arc::new(PlatformParent {
+                    ledger: Arc::clone(ledger),
+                    roll: Arc::clone(roll),
+                    pool: Pool::new(
+                        url.clone(),
+                        self.material.platform(),
+                        self.clock.clone(),
+                        work.clone(),
+                    ),
+                    dial_back,
+                    clock: self.clock.clone(),
+                    settings: self.settings.subscribe(),
+                    audit: self.audit.clone(),
+                    rate: Mutex::new(SourceRate::new(
+                        self.settings.borrow().config.limits.accepts_per_source_per_minute,
+                    )),
+                    answered: RequestCounts::default(),
+                }))
+            }
         }
     }
 

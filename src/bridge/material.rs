@@ -20,6 +20,7 @@ use crate::contract::invitation::ParentTrust;
 use crate::identity::anchors::{Anchors, AnchorsError};
 use crate::identity::operator_files::{OperatorFilesError, identity_of_pem};
 use crate::identity::tls::{IdentityWatch, TlsIdentity};
+use crate::process::config::host_bridge::HostBridgeConfig;
 use crate::process::config::platform::{CallersConfig, ParentConfig, PlatformConfig};
 
 /// Largest file that is read as certificates, a key or a credential, in bytes: a system's whole bundle of
@@ -166,6 +167,15 @@ impl Material {
     pub fn platform(&self) -> watch::Receiver<Arc<ParentTrust>> {
         self.platform.subscribe()
     }
+}
+
+/// Whether the files that a configuration names can be used. Blocks on the disk.
+pub fn check(config: &HostBridgeConfig) -> Result<(), MaterialError> {
+    let callers = read_callers(&config.callers)?;
+    if let Some(platform) = config.parent.platform() {
+        Found::of_files(platform, callers)?;
+    }
+    Ok(())
 }
 
 impl Found {

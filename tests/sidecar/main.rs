@@ -517,6 +517,14 @@ fn what_is_the_platforms_is_refused_with_a_word_where_to_do_it() {
     }
     let list = succeed(&side.bridge.output(&["peers", "list"]));
     assert!(list.contains("no peers yet"), "{list}");
+    succeed(&side.bridge.output(&["config", "check"]));
+    std::fs::write(side.bridge.dir.path().join("server.key"), "none").unwrap();
+    let (code, why) = fail(&side.bridge.output(&["config", "check"]));
+    assert_eq!(code, 2, "{why}");
+    assert!(
+        why.contains("server.key_file") && why.contains("holds no private key"),
+        "{why}"
+    );
     // Operators are this end's.
     let added = side
         .bridge

@@ -2,7 +2,7 @@
 //! shows; and by what the parent's own programs are known that reach satellites.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -105,6 +105,14 @@ impl PlatformUrl {
     /// Whether it is reached over TLS.
     pub const fn is_secure(&self) -> bool {
         self.secure
+    }
+
+    /// Whether what is sent there can be read by others on the way.
+    pub fn is_exposed(&self) -> bool {
+        let name = self.host.host();
+        let is_here =
+            name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        !self.secure && !is_here
     }
 
     /// Host and port.
@@ -477,6 +485,20 @@ mod tests {
         ] {
             assert_eq!(read(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn what_passes_without_tls_stays_on_this_machine() {
+        let exposed = |text: &str| text.parse::<PlatformUrl>().unwrap().is_exposed();
+        for here in [
+            "http://127.0.0.1:3000",
+            "http://[::1]:3000",
+            "http://localhost",
+            "https://platform",
+        ] {
+            assert!(!exposed(here), "{here}");
+        }
+        assert!(exposed("http://platform.example.com") && exposed("http://192.0.2.1:3000"));
     }
 
     #[test]
