@@ -219,11 +219,12 @@ impl Running {
             .https
             .extend(listeners.iter().filter_map(|listener| listener.local_addr().ok()));
         let mut endpoints = Vec::new();
+        let tunnels = QuicSettings {
+            max_streams: settings.config.limits.streams_per_session,
+        };
         for &address in &settings.config.listen_quic {
-            let quic = QuicSettings {
-                max_streams: settings.config.limits.streams_per_session,
-            };
-            let endpoint = QuicEndpoint::server(address, tls(&[TUNNEL_ALPN], material.satellites())?, quic)?;
+            let endpoint =
+                QuicEndpoint::server(address, tls(&[TUNNEL_ALPN], material.satellites())?, tunnels)?;
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
@@ -354,6 +355,9 @@ impl Running {
             self.material.identity(),
             self.material.satellites(),
             self.clock.clone(),
+            QuicSettings {
+                max_streams: self.settings.borrow().config.limits.streams_per_session,
+            },
         );
         match &self.books {
             Books::Own(registry) => {

@@ -14,13 +14,15 @@ use tokio::sync::{Notify, watch};
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use super::direct::{self, Told};
 use super::federation_api::{Caller, CallerCertificate, Standing};
 use super::links::{Link, Links, SessionGuard};
 use super::parent::Parent;
 use super::session::Source;
 use super::settings::BridgeSettings;
 use crate::base::id::{NetworkId, PeerId, SessionId};
-use crate::base::limit::foreign_text;
+use crate::base::limit::{error_chain, foreign_text};
+use crate::contract::TUNNEL_DIRECT_PATH;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
@@ -30,10 +32,10 @@ use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::tcp::{self, TcpSettings};
-use crate::tunnel::transport::{Transport, TunnelProtocol};
+use crate::tunnel::transport::{BoxFuture, Transport, TunnelProtocol};
 use crate::wire::{
-    Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused, SESSIONS_FEATURE,
-    SessionClaim, StreamKind, Welcome, reached_at_feature,
+    DIRECT_FEATURE, DirectCall, Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused,
+    SESSIONS_FEATURE, SessionClaim, StreamKind, Welcome, reached_at_feature,
 };
 
 /// Life of a connection without a certificate, or with an expired one: an accept takes two round trips and one write to
@@ -103,6 +105,14 @@ pub struct EndpointClosed;
 struct Admitted {
     peer: PeerId,
     certificate: CallerCertificate,
+}
+
+/// A connection whose handshake is done, by who has made it.
+enum Arrival {
+    /// The satellite, which greets.
+    Dialled(Arc<dyn Transport>),
+    /// This side: it says what for, and then the satellite greets.
+    Called(Arc<dyn Transport>, DirectCall, Told),
 }
 
 /// Who gets a short time and a few requests.
@@ -204,7 +214,8 @@ impl Ingress {
                 Ok(admitted) => {
                     let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
                     let span = info_span!("tunnel", peer = %admitted.peer, %session);
-                    self.session(transport, (address, network), admitted, session)
+                    let arrival = Arrival::Dialled(transport);
+                    self.session(arrival, (address, network), admitted, session)
                         .instrument(span)
                         .await;
                 }
@@ -214,6 +225,34 @@ impl Ingress {
                 }
             },
         }
+    }
+
+    /// Makes a tunnel of a connection that this side has dialled, to its end. `told` hears what the greeting
+    /// came to.
+    pub(super) fn call(
+        self: Arc<Self>,
+        transport: Arc<dyn Transport>,
+        call: DirectCall,
+        told: Told,
+    ) -> BoxFuture<'static, ()> {
+        // Of a type of its own: a tunnel's requests may ask for such tunnels.
+        Box::pin(async move {
+            let address = transport.remote_address();
+            let shown = transport.peer_certificate();
+            let certificate = shown.and_then(|der| CallerCertificate::read(&der, self.clock.trusted().now));
+            match self.admit(certificate).await {
+                Ok(admitted) => {
+                    let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
+                    let span = info_span!("tunnel", peer = %admitted.peer, %session, direct = true);
+                    let arrival = Arrival::Called(transport, call, told);
+                    // Which its handshake has found valid: no grace for an expired one where this side dials.
+                    self.session(arrival, (address, None), admitted, session)
+                        .instrument(span)
+                        .await;
+                }
+                Err(refused) => told.came_to_nothing(refused.message),
+            }
+        })
     }
 
     async fn admit(&self, certificate: Option<CallerCertificate>) -> Result<Admitted, Refused> {
@@ -242,7 +281,7 @@ impl Ingress {
 
     async fn session(
         self: Arc<Self>,
-        transport: Arc<dyn Transport>,
+        arrival: Arrival,
         (address, network): (SocketAddr, Option<NetworkId>),
         admitted: Admitted,
         session: SessionId,
@@ -252,7 +291,7 @@ impl Ingress {
             Ok(()) => Ok(self.welcome(session, address, hello, Some(peer))),
             Err(full) => Err(refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)),
         };
-        let Some((tunnel, hello, driver)) = self.greet(transport, decide).await else {
+        let Some((tunnel, hello, driver)) = self.greet(arrival, decide).await else {
             return;
         };
         let link = Link {
@@ -346,11 +385,14 @@ impl Ingress {
             .await;
     }
 
-    async fn request(&self, stream: TunnelStream, caller: Caller) {
+    async fn request(self: &Arc<Self>, stream: TunnelStream, caller: Caller) {
         let (ends, told) = (OnceLock::new(), Notify::new());
         let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
             let (caller, ends, told) = (caller.clone(), &ends, &told);
             async move {
+                if request.uri().path() == TUNNEL_DIRECT_PATH {
+                    return Ok(direct::answer(self, request, caller).await.into_response());
+                }
                 let answered = self.parent.answer_tunnel(request, caller).await;
                 if let Some(peer_ends) = answered.ends {
                     // One request a stream, so there is none before it.
@@ -379,7 +421,7 @@ impl Ingress {
     }
 
     async fn visit(
-        &self,
+        self: &Arc<Self>,
         transport: Arc<dyn Transport>,
         (address, network): (SocketAddr, Option<NetworkId>),
         visitor: Visitor,
@@ -404,7 +446,7 @@ impl Ingress {
             }
             Ok(welcome)
         };
-        let Some((tunnel, _, driver)) = self.greet(transport, decide).await else {
+        let Some((tunnel, _, driver)) = self.greet(Arrival::Dialled(transport), decide).await else {
             return;
         };
         let caller = Caller {
@@ -441,16 +483,15 @@ impl Ingress {
     }
 
     async fn decline(&self, transport: Arc<dyn Transport>, refused: Refused) {
-        self.greet(transport, |_| Err(refused)).await;
+        self.greet(Arrival::Dialled(transport), |_| Err(refused)).await;
     }
 
     /// The greeting, unless it comes to nothing or the bridge stops before it is done.
     async fn greet(
         &self,
-        transport: Arc<dyn Transport>,
+        arrival: Arrival,
         decide: impl FnOnce(&Hello) -> Result<Welcome, Refused>,
     ) -> Option<(Tunnel, Hello, TunnelDriver)> {
-        let address = transport.remote_address();
         let settings = TunnelSettings {
             max_streams: self.settings.max_streams_opened,
             ..TunnelSettings::default()
@@ -460,12 +501,29 @@ impl Ingress {
             self.links.counters().count_greeting(&decided);
             decided
         };
-        let greeted = Tunnel::accept(transport, settings, self.clock.clone(), decide);
-        match self.unless_stopping(greeted).await? {
-            Ok(taken) => Some(taken),
-            Err(error) => {
-                debug!(%address, %error, "a greeting came to nothing");
-                None
+        let clock = self.clock.clone();
+        match arrival {
+            Arrival::Dialled(transport) => {
+                let address = transport.remote_address();
+                let greeted = Tunnel::accept(transport, settings, clock, decide);
+                let greeted = self.unless_stopping(greeted).await?;
+                greeted
+                    .inspect_err(|error| debug!(%address, %error, "a greeting came to nothing"))
+                    .ok()
+            }
+            Arrival::Called(transport, call, told) => {
+                let hello = direct::hello(&call);
+                let greeted = Tunnel::call(transport, hello, settings, clock, decide);
+                match self.unless_stopping(greeted).await? {
+                    Ok(greeted) => {
+                        told.came_up();
+                        Some(greeted)
+                    }
+                    Err(error) => {
+                        told.came_to_nothing(error_chain(&error));
+                        None
+                    }
+                }
             }
         }
     }
@@ -489,6 +547,8 @@ impl Ingress {
     ) -> Welcome {
         let sessions = SessionClaim::read(&hello.features).run.is_some();
         let reached_at = peer.and_then(|peer| self.live.borrow().peer_url(peer));
+        let direct =
+            self.parent.dials_satellites() && hello.features.iter().any(|feature| feature == DIRECT_FEATURE);
         Welcome {
             session,
             agent: AGENT.to_owned(),
@@ -496,9 +556,10 @@ impl Ingress {
             max_streams: self.settings.max_streams,
             observed_address: address.to_string(),
             unix_seconds: self.clock.trusted().now.as_seconds(),
-            features: sessions
-                .then(|| SESSIONS_FEATURE.to_owned())
+            features: [(sessions, SESSIONS_FEATURE), (direct, DIRECT_FEATURE)]
                 .into_iter()
+                .filter(|(both, _)| *both)
+                .map(|(_, feature)| feature.to_owned())
                 .chain(reached_at.and_then(|url| reached_at_feature(&url)))
                 .collect(),
         }

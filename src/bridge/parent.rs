@@ -8,12 +8,13 @@ use http::{Request, Response};
 use hyper::body::Body;
 use tracing::error;
 
+use super::dial_back::Reached;
 use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolled, may_connect};
 use super::held_grants;
 use super::metrics::RequestCounts;
 use super::platform::PlatformParent;
 use super::registry::Registry;
-use super::reply::{BodyError, ReplyBody};
+use super::reply::{BodyError, Reply, ReplyBody};
 use crate::base::id::PeerId;
 use crate::contract::TUNNEL_LEAVE_PATH;
 use crate::contract::peer::PeerStatus;
@@ -106,6 +107,26 @@ impl Parent {
             }
             Some(_) => None,
         })
+    }
+
+    /// Whether this side dials satellites that ask for a tunnel.
+    pub fn dials_satellites(&self) -> bool {
+        match self {
+            Self::Own { federation, .. } => federation.dials_satellites(),
+            Self::Platform(_) => true,
+        }
+    }
+
+    /// Dials the satellite that asks for a tunnel, or words the answer why there is none.
+    pub async fn dial_for_tunnel<B>(&self, request: Request<B>, caller: Caller) -> Result<Reached, Reply>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        match self {
+            Self::Own { federation, .. } => Arc::clone(federation).dial_for_tunnel(request, caller).await,
+            Self::Platform(platform) => platform.dial_for_tunnel(request, &caller).await,
+        }
     }
 
     /// Answers a request that came through a tunnel.

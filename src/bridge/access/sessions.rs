@@ -21,8 +21,9 @@ use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
 use crate::tunnel::relay::Passed;
 
-/// Ends that are remembered: those of a busy minute, some 100 KiB.
-const ENDS_MAX: usize = 512;
+/// Ends that are remembered: of as many as may be in flight unless `limits.access_sessions` says otherwise,
+/// because they may all end at once and each is asked for; some 500 KiB.
+const ENDS_MAX: usize = 4_096;
 
 /// Which way an access came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -260,11 +261,14 @@ impl Accesses {
 
     /// How one of an operator's accesses ended, while that is remembered.
     pub fn end_of(&self, id: &str, operator: &str) -> Option<SessionEnd> {
+        let id = TraceId(u64::from_str_radix(id, 16).ok()?);
         let table = self.table();
+        // It has mostly just ended.
         let (id, ending) = table
             .ends
             .iter()
-            .find(|(known, ending)| known.to_string() == id && ending.operator == operator)?;
+            .rev()
+            .find(|(known, ending)| *known == id && ending.operator == operator)?;
         let (outcome, reason) = match &ending.outcome {
             AuditOutcome::Done => ("done", None),
             AuditOutcome::Refused(why) | AuditOutcome::Failed(why) => ("failed", Some(why.clone())),
@@ -499,10 +503,10 @@ mod tests {
         assert_eq!(accesses.len(), 2);
         drop(held);
         assert!(accesses.is_empty());
-        for id in 0..2_000 {
+        for id in 0..5_000 {
             enter(&accesses, id).unwrap().leave(AuditOutcome::Done);
         }
         assert_eq!(accesses.table().ends.len(), ENDS_MAX);
-        assert!(accesses.end_of(&TraceId(1_999).to_string(), "anna").is_some());
+        assert!(accesses.end_of(&TraceId(4_999).to_string(), "anna").is_some());
     }
 }

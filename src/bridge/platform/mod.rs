@@ -18,13 +18,14 @@ use hyper::body::{Body, Incoming};
 use tokio::sync::watch;
 use tracing::{Span, debug, info, warn};
 
-use super::dial_back::DialBack;
+use super::dial_back::{DialBack, Reached};
 use super::federation_api::{Caller, CallerCertificate, internal_error, noted_request, read_body};
 use super::held_grants;
 use super::metrics::RequestCounts;
 use super::parent::{Answered, PeerEnds};
 use super::rate::SourceRate;
 use super::registry::Ledger;
+use super::registry::record::PeerRecord;
 use super::reply::{BodyError, Reply, ReplyBody};
 use super::session::Source;
 use super::settings::BridgeSettings;
@@ -302,13 +303,32 @@ impl PlatformParent {
         reply.into_response()
     }
 
+    /// Dials a peer for the tunnel that it asks for through one that it has.
+    pub async fn dial_for_tunnel<B>(&self, request: Request<B>, caller: &Caller) -> Result<Reached, Reply>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<BodyError>,
+    {
+        let (head, body) = request.into_parts();
+        if head.method != Method::POST {
+            return Err(Reply::wrong_method("POST"));
+        }
+        let body = read_body(body).await?;
+        let peer = self.reachable_peer(caller).ok_or_else(unreachable_peer)?;
+        let allow_private = self.settings.borrow().config.reach_allow_private;
+        self.dial_back
+            .dial_for_tunnel(&peer, caller.source, allow_private, &body)
+            .await
+    }
+
+    /// The peer of a tunnel, unless the platform has refused it.
+    fn reachable_peer(&self, caller: &Caller) -> Option<PeerRecord> {
+        let peer = caller.certificate.as_ref()?.peer?;
+        self.roll.peer(peer).filter(|_| self.roll.may_be_reached(peer))
+    }
+
     async fn told(&self, head: &request::Parts, body: Bytes, caller: &Caller) -> Reply {
-        let known = caller
-            .certificate
-            .as_ref()
-            .and_then(|certificate| certificate.peer);
-        let known = known.filter(|peer| self.roll.may_be_reached(*peer));
-        let Some(peer) = known.and_then(|peer| self.roll.peer(peer)) else {
+        let Some(peer) = self.reachable_peer(caller) else {
             return unreachable_peer();
         };
         let path = head.uri.path();
