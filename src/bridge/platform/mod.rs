@@ -37,7 +37,7 @@ use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
 use crate::wire::GoodbyeReason;
 use head::{Vouched, from_platform, to_platform};
-use roll::{HeartbeatExchange, Roll};
+use roll::{HeartbeatExchange, RequestPlace, Roll};
 use target::Target;
 
 pub(super) use head::{CALLING_INSTANCE, FORWARDED_FOR, ForwardedIdentity, SDWAN_NETWORK};
@@ -128,13 +128,13 @@ impl PlatformParent {
         };
         let Some(peer) = certificate.peer else {
             // A node's certificate: it has no heartbeat of a peer's.
-            return self.relayed(request, vouched).await;
+            return self.relayed(request, vouched, None).await;
         };
         self.shown(peer, certificate);
         if !self.roll.may_send(peer, target) {
             return Err(unreachable_peer());
         }
-        let _place = self.roll.begin_request(peer).ok_or_else(|| {
+        let place = self.roll.begin_request(peer).ok_or_else(|| {
             Reply::failure(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "as many requests of this peer are on their way as may be",
@@ -142,9 +142,12 @@ impl PlatformParent {
             .retry_after(BUSY_RETRY)
         })?;
         if target == Target::Heartbeat {
-            return self.heartbeat(request, peer, vouched).await;
+            // Both bodies of it pass as a whole.
+            let answered = self.heartbeat(request, peer, vouched).await;
+            drop(place);
+            return answered;
         }
-        self.relayed(request, vouched).await
+        self.relayed(request, vouched, Some(place)).await
     }
 
     async fn carry_strangers<B>(
@@ -178,10 +181,16 @@ impl PlatformParent {
             source: caller.source,
             network: caller.network,
         };
-        self.relayed(request, vouched).await
+        self.relayed(request, vouched, None).await
     }
 
-    async fn relayed<B>(&self, request: Request<B>, vouched: Vouched<'_>) -> Result<Answered, Reply>
+    /// `place` is kept until the answer has passed.
+    async fn relayed<B>(
+        &self,
+        request: Request<B>,
+        vouched: Vouched<'_>,
+        place: Option<RequestPlace>,
+    ) -> Result<Answered, Reply>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BodyError>,
@@ -190,7 +199,14 @@ impl PlatformParent {
         let answer = self
             .send(head, body.map_err(Into::into).boxed_unsync(), vouched)
             .await?;
-        Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()).into())
+        let held = |body: Incoming| {
+            let body = body.map_frame(move |frame| {
+                let _ = &place;
+                frame
+            });
+            body.map_err(Into::into).boxed_unsync()
+        };
+        Ok(answer.map(held).into())
     }
 
     /// A heartbeat is looked at on its way: by the platform's answer this end knows where the peer stands.

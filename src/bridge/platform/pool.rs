@@ -33,8 +33,8 @@ use crate::process::config::platform::PlatformUrl;
 use crate::process::supervisor::TaskScope;
 
 /// Connections to the platform at the same time, in number. A Rails server has a few dozen threads; more
-/// would wait there instead of here.
-const CONNECTIONS_MAX: usize = 64;
+/// than a few times as many would wait there instead of here.
+const CONNECTIONS_MAX: usize = 128;
 
 /// How long a request waits for one of them.
 const PLACE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -3,7 +3,7 @@
 //! platform has the peers, and each comes back with its tunnel.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
@@ -26,7 +26,7 @@ const CERTIFICATES_MAX: usize = 2;
 
 /// Requests of one peer that may be on their way to the platform: a satellite sends one or two, and a
 /// hundred of them that misbehave must not take all connections to the platform.
-const REQUESTS_PER_PEER: u32 = 16;
+const REQUESTS_PER_PEER: u32 = 8;
 
 /// Where a peer stands, as operators see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -80,14 +80,14 @@ struct Entry {
     requests: u32,
 }
 
-/// A request's place among those of its peer.
+/// A request's place among those of its peer, until its answer has passed.
 #[derive(Debug)]
-pub struct RequestPlace<'a> {
-    roll: &'a Roll,
+pub struct RequestPlace {
+    roll: Arc<Roll>,
     peer: PeerId,
 }
 
-impl Drop for RequestPlace<'_> {
+impl Drop for RequestPlace {
     fn drop(&mut self) {
         if let Some(entry) = self.roll.seen().peers.get_mut(&self.peer) {
             entry.requests = entry.requests.saturating_sub(1);
@@ -141,14 +141,15 @@ impl Roll {
     }
 
     /// A request of a peer's is on its way, unless as many are already as may be.
-    pub fn begin_request(&self, peer: PeerId) -> Option<RequestPlace<'_>> {
+    pub fn begin_request(self: &Arc<Self>, peer: PeerId) -> Option<RequestPlace> {
         let mut seen = self.seen();
         let entry = seen.peers.get_mut(&peer)?;
         if entry.requests >= REQUESTS_PER_PEER {
             return None;
         }
         entry.requests += 1;
-        Some(RequestPlace { roll: self, peer })
+        let roll = Arc::clone(self);
+        Some(RequestPlace { roll, peer })
     }
 
     /// The platform has answered a heartbeat. What its peer must be told at the end of its tunnels, if
@@ -296,7 +297,7 @@ mod tests {
 
     #[test]
     fn nobody_is_known_who_was_not_seen() {
-        let roll = Roll::default();
+        let roll = Arc::new(Roll::default());
         assert!(roll.peers().is_empty() && roll.peer(peer()).is_none());
         assert_eq!(roll.heartbeat_answered(peer(), answered(200, "{}"), NOW), None);
         assert!(roll.peers().is_empty(), "an answer makes no peer");
@@ -351,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_peers_requests_and_certificates_are_bounded() {
-        let roll = Roll::default();
+        let roll = Arc::new(Roll::default());
         for _ in 0..4 {
             roll.shown(peer(), &facts(), NOW);
         }
