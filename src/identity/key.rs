@@ -161,6 +161,11 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
+/// A key of [`PrivateKey::expose_pkcs8`] as PEM, for other programs.
+pub fn pkcs8_pem(pkcs8: &Secret) -> Secret {
+    Secret::from_text(pem_section("PRIVATE KEY", pkcs8.expose()))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -5,9 +5,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::node_identity::NodeStanding;
 use crate::base::id::PeerId;
 use crate::base::secret::{self, Secret};
 use crate::base::time::UnixTime;
+use crate::contract::delivery::TrustExchange;
 use crate::contract::invitation::{
     ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl, dial_addresses,
 };
@@ -135,6 +137,22 @@ pub struct AcceptedAnswer {
     pub certificate: FederationCertificate,
     /// When the parent accepted, by the parent's clock where it told it.
     pub accepted_at: UnixTime,
+    /// By what this box is to become a node of the platform, if it is.
+    pub node: Option<NodeStanding>,
+    /// What else came beside the certificate.
+    pub delivered: Delivered,
+}
+
+/// What an accept's answer held beyond the certificate, for whatever needs it later.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Delivered {
+    /// The other side's CA, where trust is symmetric.
+    pub trust_exchange: Option<TrustExchange>,
+    /// All that no part of the program knows, as one JSON object; empty when there was nothing.
+    #[serde(with = "secret::stored")]
+    pub rest: Secret,
+    /// What the parent warned of, and what of its answer could not be used.
+    pub warnings: Vec<String>,
 }
 
 /// A key and the certificate that the parent issued for it.
@@ -180,6 +198,10 @@ pub struct Membership {
     pub accepted_at: UnixTime,
     /// The peering as the parent last told it.
     pub status: PeerStatus,
+    /// How far this box is in being a node of the platform, if it is to be one.
+    pub node: Option<NodeStanding>,
+    /// What else came with the accept beside the certificate.
+    pub delivered: Delivered,
 }
 
 /// Why a join ended without a membership. Each needs the operator; none is retried by itself.

@@ -151,21 +151,37 @@ pub(super) async fn post<T: DeserializeOwned>(
     path: &str,
     body: &impl Serialize,
 ) -> Result<ContractAnswer<T>, ExchangeError> {
-    // The body may hold the token: one buffer from the start, wiped when the request is done with it.
-    let mut json = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY_BYTES));
-    serde_json::to_writer(&mut *json, body).map_err(|_| ExchangeError::Request("its body is not JSON"))?;
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(HOST, parent.url.host().to_string())
-        .header(CONTENT_TYPE, "application/json")
-        .header(USER_AGENT, AGENT)
-        .body(Full::new(Bytes::from_owner(json)))
-        .map_err(|_| ExchangeError::Request("the path is not a path"))?;
+    let request = post_request(&parent.url.host().to_string(), path, body)?;
     let response = tunnel_http::request(tunnel, TraceId(entropy::seed()), request, HttpLimits::default())
         .await
         .map_err(ExchangeError::Lost)?;
-    let retry_after = retry_after(&response);
+    Ok(answer_of(&response)?)
+}
+
+/// The request for it, on whatever way it goes.
+pub(super) fn post_request(
+    host: &str,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<Request<Full<Bytes>>, ExchangeError> {
+    // The body may hold a token: one buffer from the start, wiped when the request is done with it.
+    let mut json = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY_BYTES));
+    serde_json::to_writer(&mut *json, body).map_err(|_| ExchangeError::Request("its body is not JSON"))?;
+    Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(HOST, host)
+        .header(CONTENT_TYPE, "application/json")
+        .header(USER_AGENT, AGENT)
+        .body(Full::new(Bytes::from_owner(json)))
+        .map_err(|_| ExchangeError::Request("the path is not a path"))
+}
+
+/// What a whole answer says, and when to come back.
+pub(super) fn answer_of<T: DeserializeOwned>(
+    response: &Response<Bytes>,
+) -> Result<ContractAnswer<T>, UnusableAnswer> {
+    let retry_after = retry_after(response);
     let mut answer = read_answer(response.status().as_u16(), response.body())?;
     if let ContractAnswer::Failure(ContractFailure {
         retry_after: told, ..

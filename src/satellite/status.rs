@@ -11,9 +11,10 @@ use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::contract::peer::{PeerStatus, SpawnMode};
 use crate::machine::child::EventKind;
 use crate::machine::join::JoinState;
-use crate::machine::membership::{Candidate, Membership, Operator};
+use crate::machine::membership::{Candidate, Membership, Operator, StoredIdentity};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
 use crate::satellite::grants::GrantsReport;
+use crate::satellite::node_report::NodeReport;
 use crate::satellite::services::ServiceReport;
 
 /// The whole report. Field names are the `--json` output: additions only.
@@ -42,6 +43,9 @@ pub struct StatusReport {
     pub heartbeat: HeartbeatReport,
     /// The federation certificate.
     pub certificate: Option<CertificateReport>,
+    /// The node's identity, where the box is to be a node of its platform.
+    #[serde(default)]
+    pub node: Option<NodeReport>,
     /// The time in use.
     pub clock: ClockReport,
     /// Where the state is kept.
@@ -147,6 +151,9 @@ pub struct PeerReport {
     pub location: String,
     /// Declared data residency.
     pub data_residency: Option<String>,
+    /// What the parent warned of when it accepted, and what of its answer could not be used.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// The tunnel.
@@ -228,7 +235,7 @@ pub struct HeartbeatReport {
     pub schema_compatibility: Option<SchemaCompatibility>,
 }
 
-/// The federation certificate.
+/// A certificate: the federation's, or the node's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CertificateReport {
     /// `valid`, `renewal due`, `expires soon`, `expired`, `not yet valid`.
@@ -313,6 +320,9 @@ impl StatusReport {
             link,
             heartbeat,
             certificate: membership.map(|membership| CertificateReport::of(membership, clock.trusted)),
+            node: membership
+                .and_then(|membership| membership.node.as_ref())
+                .map(|node| NodeReport::of(node, clock.trusted)),
             clock,
             store,
             services: Vec::new(),
@@ -361,6 +371,9 @@ impl StatusReport {
                 headline = format!("{headline}; {NEEDS_REJOIN}");
             }
         }
+        if let Some(node) = self.node.as_ref().and_then(NodeReport::worry) {
+            headline = format!("{headline}; {node}");
+        }
         headline
     }
 
@@ -393,12 +406,14 @@ impl PeerReport {
             operator_contact: membership.operator.contact.clone(),
             location: membership.operator.location.clone(),
             data_residency: membership.operator.data_residency.clone(),
+            warnings: membership.delivered.warnings.clone(),
         }
     }
 }
 
 impl CertificateReport {
-    fn is_worrying(&self) -> bool {
+    /// Whether somebody should look at it.
+    pub fn is_worrying(&self) -> bool {
         [
             CertificateStanding::ExpiresSoon,
             CertificateStanding::Expired,
@@ -409,20 +424,23 @@ impl CertificateReport {
     }
 
     fn of(membership: &Membership, now: UnixTime) -> Self {
-        let (not_before, not_after) = (
-            membership.identity.not_before,
-            membership.identity.certificate.not_after,
-        );
+        let renewal = membership.candidate.as_ref().map(|candidate| match candidate {
+            Candidate::Requested(_) => "requested",
+            Candidate::Issued(_) => "proving",
+        });
+        Self::of_identity(&membership.identity, renewal, now)
+    }
+
+    /// How an identity stands, and what is done to renew it.
+    pub fn of_identity(identity: &StoredIdentity, renewal: Option<&str>, now: UnixTime) -> Self {
+        let (not_before, not_after) = (identity.not_before, identity.certificate.not_after);
         Self {
             standing: CertificateStanding::judge(not_before, not_after, now).to_string(),
-            serial: membership.identity.certificate.serial.clone(),
+            serial: identity.certificate.serial.clone(),
             not_before,
             not_after,
             renew_at: renewal_due(not_before, not_after),
-            renewal: membership.candidate.as_ref().map(|candidate| match candidate {
-                Candidate::Requested(_) => "requested".to_owned(),
-                Candidate::Issued(_) => "proving".to_owned(),
-            }),
+            renewal: renewal.map(str::to_owned),
             renewal_error: None,
             needs_rejoin: false,
         }

@@ -13,6 +13,7 @@ mod grants;
 mod join;
 mod link;
 mod membership;
+mod node;
 mod renewal;
 #[path = "../scripted_parent/mod.rs"]
 mod scripted_parent;

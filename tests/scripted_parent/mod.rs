@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test support")]
 
+pub mod platform;
 pub mod site;
 
 use std::collections::{BTreeMap, VecDeque};

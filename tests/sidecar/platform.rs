@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -123,7 +123,6 @@ fn client_params(name: &str) -> CertificateParams {
 /// A request as it arrived.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    pub method: Method,
     pub target: String,
     pub headers: BTreeMap<String, Vec<String>>,
     pub body: Vec<u8>,
@@ -251,7 +250,6 @@ async fn answer(request: Request<Incoming>, shared: &Shared) -> Response<Full<By
         .map(|body| body.to_bytes().to_vec())
         .unwrap_or_default();
     let seen = Seen {
-        method: head.method,
         target: head.uri.to_string(),
         headers,
         body,

@@ -13,6 +13,7 @@ pub mod host_bridge;
 pub mod key;
 pub mod loader;
 mod metrics;
+pub mod node;
 pub mod platform;
 pub mod proxy;
 pub mod rate;
