@@ -239,7 +239,7 @@ fn a_platform_that_is_away_is_told_as_such_and_asked_again() {
         (&json!(false), &json!("PLATFORM_UNREACHABLE"))
     );
     let status = side.bridge.json(&["status"]);
-    assert_eq!(status["data"]["platform"]["found"]["reachable"], false);
+    assert_eq!(status["platform"]["found"]["reachable"], false);
     assert_eq!(
         side.peer().unwrap()["standing"],
         "taken",
@@ -392,7 +392,9 @@ fn the_platform_reaches_the_satellite_with_its_grant_alone() {
     let (satellite, running) = side.satellite();
     let issued = succeed(&satellite.output(&["grants", "issue", "--operator", "--no-deliver", "--json"]));
     let issued: Value = serde_json::from_str(&issued).unwrap();
-    let token = issued["token"].as_str().unwrap_or_else(|| panic!("{issued}"));
+    let token = issued["bearer_token"]
+        .as_str()
+        .unwrap_or_else(|| panic!("{issued}"));
     let bearer = format!("Bearer {token}");
     let base = format!("/peers/{PEER}{API}");
     let resource = format!("{base}/resources/managed_child_operator/{PEER}");

@@ -8,13 +8,10 @@ use http::{Method, Request, StatusCode, Version};
 
 use super::super::plain_path::is_plain;
 use super::super::reply::Reply;
-use crate::contract::{ACCEPT_PATH, API_BASE, HEARTBEAT_PATH};
+use crate::contract::{ACCEPT_PATH, API_BASE, HEARTBEAT_PATH, NODE_ENROLL_PATH};
 
 /// What is relayed, below [`API_BASE`].
 const RELAYED: [&str; 2] = ["/federation_api/", "/node_api/"];
-
-/// Path by which a node gets its first certificate (contract section 4).
-const NODE_ENROLL_PATH: &str = "/api/v1/system/node_api/enroll";
 
 /// Longest path and query, in bytes: the longest of the contract's has a tenth of it.
 const TARGET_MAX_BYTES: usize = 4_096;
