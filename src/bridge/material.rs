@@ -83,10 +83,19 @@ pub struct CallerTrust {
 #[derive(Debug)]
 pub struct Material {
     identity: watch::Sender<Arc<TlsIdentity>>,
-    satellites: watch::Sender<Arc<Anchors>>,
+    satellites: Authorities,
     visitors: watch::Sender<Arc<Anchors>>,
     callers: watch::Sender<Arc<CallerTrust>>,
     platform: watch::Sender<Arc<ParentTrust>>,
+}
+
+/// Whose certificates are satellites'.
+#[derive(Debug)]
+enum Authorities {
+    /// The registry's, which tells itself when it changes.
+    Own(watch::Receiver<Arc<Anchors>>),
+    /// Those of a file.
+    Platform(watch::Sender<Arc<Anchors>>),
 }
 
 /// As it was read.
@@ -104,7 +113,12 @@ impl Material {
         Ok(Self {
             visitors: watch::Sender::new(Arc::new(found.visitors())),
             identity: watch::Sender::new(Arc::new(found.identity)),
-            satellites: watch::Sender::new(Arc::new(found.satellites)),
+            satellites: match books {
+                Books::Own(registry) => Authorities::Own(registry.anchors()),
+                Books::Platform { .. } => {
+                    Authorities::Platform(watch::Sender::new(Arc::new(found.satellites)))
+                }
+            },
             callers: watch::Sender::new(Arc::new(found.callers)),
             platform: watch::Sender::new(Arc::new(found.platform)),
         })
@@ -119,7 +133,9 @@ impl Material {
     ) -> Result<(), MaterialError> {
         let found = Found::read(books, settings, now)?;
         replace(&self.visitors, found.visitors());
-        if replace(&self.satellites, found.satellites) {
+        if let Authorities::Platform(satellites) = &self.satellites
+            && replace(satellites, found.satellites)
+        {
             info!("the authorities of the satellites' certificates have changed");
         }
         if replace(&self.callers, found.callers) {
@@ -150,12 +166,19 @@ impl Material {
 
     /// By whom satellites are known.
     pub fn satellites(&self) -> watch::Receiver<Arc<Anchors>> {
-        self.satellites.subscribe()
+        match &self.satellites {
+            Authorities::Own(anchors) => anchors.clone(),
+            Authorities::Platform(anchors) => anchors.subscribe(),
+        }
     }
 
-    /// By whom everybody is known who comes to the HTTPS listener.
+    /// By whom everybody is known who comes to the HTTPS listener. Where that can be satellites alone, a
+    /// rotated authority counts at once.
     pub fn visitors(&self) -> watch::Receiver<Arc<Anchors>> {
-        self.visitors.subscribe()
+        match &self.satellites {
+            Authorities::Own(anchors) if self.callers.borrow().authorities.is_none() => anchors.clone(),
+            Authorities::Own(_) | Authorities::Platform(_) => self.visitors.subscribe(),
+        }
     }
 
     /// By what callers are known.
@@ -186,7 +209,7 @@ impl Found {
             (Books::Platform { .. }, ParentConfig::Standalone) => Err(MaterialError::Restart),
             (Books::Own(registry), _) => Ok(Self {
                 identity: server_identity::current(registry, &settings.server_names(), now)?,
-                satellites: registry.authority().anchors().clone(),
+                satellites: Anchors::clone(&registry.anchors().borrow()),
                 callers,
                 platform: ParentTrust::SystemRoots,
             }),

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::links::Links;
 use super::material::Material;
-use super::registry::{Books, Registry};
+use super::registry::{Books, Registry, RetireError, Retirement};
 use super::settings::BridgeSettings;
 use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
@@ -93,8 +93,13 @@ impl Upkeep {
     /// Does for ever what is to be done each hour.
     pub(super) async fn for_ever(self) {
         let mut hourly = ticks(UPKEEP_INTERVAL);
+        let mut rotated = self.books.registry().ok().map(|registry| registry.anchors());
         loop {
-            hourly.tick().await;
+            // A rotated authority issues the server's certificate at once.
+            tokio::select! {
+                _ = hourly.tick() => {}
+                () = changed(rotated.as_mut()) => {}
+            }
             let (books, material, now) = (
                 self.books.clone(),
                 Arc::clone(&self.material),
@@ -103,6 +108,17 @@ impl Upkeep {
             let settings = self.settings.borrow().clone();
             blocking(move || keep(&books, &material, &settings, now)).await;
         }
+    }
+}
+
+/// Waits for a change of what there may be.
+async fn changed<T>(watched: Option<&mut watch::Receiver<T>>) {
+    let gone = match watched {
+        Some(watched) => watched.changed().await.is_err(),
+        None => true,
+    };
+    if gone {
+        std::future::pending().await
     }
 }
 
@@ -120,6 +136,16 @@ pub(super) fn keep(books: &Books, material: &Material, settings: &BridgeSettings
     };
     if let Err(error) = registry.forget_stale_tokens(settings.config.accept_grace, now) {
         error!(error = %error_chain(&error), "spent tokens could not be forgotten");
+    }
+    match registry.retire_authority(Retirement::InTime, now) {
+        Ok(()) => info!("the overlap of the authority's rotation is over; the old one counts no more"),
+        Err(RetireError::Nothing | RetireError::Overlap { .. }) => {}
+        Err(error @ RetireError::InUse { .. }) => {
+            info!(reason = %error, "the old authority is not retired yet")
+        }
+        Err(RetireError::Store(error)) => {
+            error!(error = %error_chain(&error), "the old authority could not be retired");
+        }
     }
     if let Err(error) = registry.archive_grants(now) {
         error!(error = %error_chain(&error), "revoked grants could not be archived");

@@ -4,6 +4,7 @@
 
 mod access;
 mod audit;
+mod authority;
 mod operators;
 mod peers;
 mod relay;
@@ -234,11 +235,8 @@ impl OperatorApi {
                 Method::GET => self.health(operator),
                 _ => Ok(Reply::wrong_method("GET")),
             }
-        } else if path == CA_PATH {
-            match *method {
-                Method::GET => self.authority(),
-                _ => Ok(Reply::wrong_method("GET")),
-            }
+        } else if let Some(rest) = below(CA_PATH) {
+            self.authority(&call(rest))
         } else if let Some(what) = path.strip_prefix(AUDIT_PREFIX) {
             match *method {
                 Method::GET => self.audit(operator, what, uri.query().unwrap_or_default()),
@@ -268,14 +266,6 @@ impl OperatorApi {
     /// The same with the refusal as the answer.
     fn own(&self) -> Result<&Arc<Registry>, Reply> {
         self.registry().map_err(|error| refused(&error))
-    }
-
-    fn authority(&self) -> Result<Reply, Reply> {
-        let registry = self.own()?;
-        Ok(Reply::data(&json!({
-            "certificate_pem": registry.authority().certificate_pem(),
-            "fingerprint": registry.authority().fingerprint().to_string(),
-        })))
     }
 
     /// Every peer, its status and the freshness of its heartbeat at a glance.

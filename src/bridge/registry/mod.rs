@@ -5,6 +5,7 @@
 
 mod accepting;
 mod access;
+mod authority;
 mod certificates;
 mod held;
 mod ledger;
@@ -22,10 +23,12 @@ use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use thiserror::Error;
+use tokio::sync::watch;
 
 use self::ledger::PresenceBook;
 use self::presence::Presence;
 use self::record::{AUTHORITY, AuthorityRecord, SCHEMA};
+use super::authorities::Authorities;
 use super::certificate_authority::{
     CertificateAuthority, CreateAuthorityError, RestoreAuthorityError, ServerCertificateError,
 };
@@ -33,12 +36,14 @@ use crate::base::id::PeerId;
 use crate::base::time::UnixTime;
 use crate::contract::peer::TransitionDenied;
 use crate::grant::{GrantKey, InvalidGrant, RevokeError};
+use crate::identity::anchors::Anchors;
 use crate::process::entropy;
 use crate::store::database::{Database, OpenError, StoreError};
 use crate::store::record::Only;
 use crate::store::state_key::StateKey;
 
 pub use self::accepting::{AcceptError, Accepted};
+pub use self::authority::{RetireError, Retirement, RotateError};
 pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::held::HELD_GRANTS_MAX;
 pub use self::ledger::{Books, LEDGER_FILE, Ledger, Opening};
@@ -55,7 +60,8 @@ pub const REGISTRY_FILE: &str = "registry.redb";
 #[derive(Debug)]
 pub struct Registry {
     ledger: Arc<Ledger>,
-    authority: CertificateAuthority,
+    authorities: watch::Sender<Arc<Authorities>>,
+    anchors: watch::Sender<Arc<Anchors>>,
     grant_key: GrantKey,
     presence: Arc<PresenceBook>,
 }
@@ -85,6 +91,9 @@ pub enum CreateError {
     /// The authority.
     #[error("the registry's certificate authority could not be made")]
     Authority(#[source] CreateAuthorityError),
+    /// What was written does not read.
+    #[error("the new registry cannot be used")]
+    Unusable(#[source] OpenRegistryError),
     /// The disk.
     #[error("the new registry could not be written")]
     Store(#[from] StoreError),
@@ -247,7 +256,10 @@ impl Registry {
             w.put(&AUTHORITY, &Only, &record)?;
             Ok(())
         })?;
-        Ok(Self::assemble(db, authority, grant_key))
+        let authorities = db
+            .read(|r| authority::restore(r, authority))
+            .map_err(CreateError::Unusable)?;
+        Ok(Self::assemble(db, authorities, grant_key))
     }
 
     /// Opens a registry for reading and writing, under a state key where there is one.
@@ -284,16 +296,18 @@ impl Registry {
             .ok_or(OpenRegistryError::NotInitialised)?;
         let authority = CertificateAuthority::restore(record.key, &record.certificate_pem)
             .map_err(OpenRegistryError::Authority)?;
+        let authorities = db.read(|r| authority::restore(r, authority))?;
         let grant_key =
             GrantKey::from_secret(&record.grant_secret).map_err(|_| OpenRegistryError::GrantKey)?;
-        Ok(Self::assemble(db, authority, grant_key))
+        Ok(Self::assemble(db, authorities, grant_key))
     }
 
-    fn assemble(db: Database, authority: CertificateAuthority, grant_key: GrantKey) -> Self {
+    fn assemble(db: Database, authorities: Authorities, grant_key: GrantKey) -> Self {
         let presence = Arc::new(PresenceBook::default());
         Self {
             ledger: Arc::new(Ledger::of_rows(db, Arc::clone(&presence))),
-            authority,
+            anchors: watch::Sender::new(Arc::clone(authorities.anchors())),
+            authorities: watch::Sender::new(Arc::new(authorities)),
             grant_key,
             presence,
         }
@@ -302,11 +316,6 @@ impl Registry {
     /// What a host-bridge keeps that is no parent, too.
     pub const fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
-    }
-
-    /// The certificate authority.
-    pub const fn authority(&self) -> &CertificateAuthority {
-        &self.authority
     }
 
     fn presence(&self) -> MutexGuard<'_, BTreeMap<PeerId, Presence>> {
