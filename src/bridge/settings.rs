@@ -125,6 +125,12 @@ impl BridgeSettings {
             ("proxy.listen", old.proxy.listen != new.proxy.listen),
             ("proxy.suffix", old.proxy.suffix != new.proxy.suffix),
             (
+                "callers.ca_file",
+                // Standalone, the listener trusts nobody else as long as there are no others.
+                old.parent.platform().is_none()
+                    && old.callers.ca_file.is_some() != new.callers.ca_file.is_some(),
+            ),
+            (
                 "platform.url",
                 platform(old, |p| &p.url) != platform(new, |p| &p.url),
             ),
