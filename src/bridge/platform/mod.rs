@@ -199,14 +199,14 @@ impl PlatformParent {
         let answer = self
             .send(head, body.map_err(Into::into).boxed_unsync(), vouched)
             .await?;
-        let held = |body: Incoming| {
+        let passing = |body: Incoming| {
             let body = body.map_frame(move |frame| {
                 let _ = &place;
                 frame
             });
             body.map_err(Into::into).boxed_unsync()
         };
-        Ok(answer.map(held).into())
+        Ok(answer.map(passing).into())
     }
 
     /// A heartbeat is looked at on its way: by the platform's answer this end knows where the peer stands.
