@@ -27,7 +27,7 @@ use super::ingress::Ingress;
 use super::links::Links;
 use super::metrics::BridgeObserved;
 use super::operator_api::OperatorApi;
-use super::registry::Registry;
+use super::registry::{Registry, RetireError, Retirement};
 use super::server_identity::{self, ServerIdentityError};
 use super::settings::BridgeSettings;
 use crate::audit::retention::Retention;
@@ -207,7 +207,7 @@ impl Running {
             blocking(move || server_identity::current(&registry, &names, now)).await?
         };
         let (shown, identity) = watch::channel(Arc::new(identity));
-        let (_, anchors) = watch::channel(Arc::new(registry.authority().anchors().clone()));
+        let anchors = registry.anchors();
         let time: TimeSource = {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
@@ -230,15 +230,15 @@ impl Running {
             .https
             .extend(listeners.iter().filter_map(|listener| listener.local_addr().ok()));
         let mut endpoints = Vec::new();
+        let tunnels = QuicSettings {
+            max_streams: settings.config.limits.streams_per_session,
+        };
         for &address in &settings.config.listen_quic {
-            let quic = QuicSettings {
-                max_streams: settings.config.limits.streams_per_session,
-            };
-            let endpoint = QuicEndpoint::server(address, tls(&[TUNNEL_ALPN])?, quic)?;
+            let endpoint = QuicEndpoint::server(address, tls(&[TUNNEL_ALPN])?, tunnels)?;
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
-        let dial_back = DialBack::new(identity.clone(), anchors.clone(), clock.clone());
+        let dial_back = DialBack::new(identity.clone(), anchors.clone(), clock.clone(), tunnels);
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
         let metrics = observation::bind(&settings.config.metrics_listen).await?;
         let acceptor = TlsAcceptor::from(Arc::new(tls(&[&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat())?));
@@ -398,10 +398,15 @@ impl Running {
         intake.spawn_until_cancelled("upkeep", {
             let (registry, clock) = (Arc::clone(&self.registry), self.clock.clone());
             let (settings, shown) = (self.settings.subscribe(), self.shown.clone());
+            let mut anchors = self.registry.anchors();
             async move {
                 let mut hourly = ticks(UPKEEP_INTERVAL);
                 loop {
-                    hourly.tick().await;
+                    // A rotated authority issues the server's certificate at once.
+                    tokio::select! {
+                        _ = hourly.tick() => {}
+                        _ = anchors.changed() => {}
+                    }
                     upkeep(&registry, &clock, &settings, &shown).await;
                 }
             }
@@ -500,6 +505,14 @@ async fn upkeep(
         }
         if let Err(error) = registry.forget_stale_tokens(grace, now) {
             error!(error = %error_chain(&error), "spent tokens could not be forgotten");
+        }
+        match registry.retire_authority(Retirement::InTime, now) {
+            Ok(()) => info!("the overlap of the authority's rotation is over; the old one counts no more"),
+            Err(RetireError::Nothing | RetireError::Overlap { .. }) => {}
+            Err(error @ RetireError::InUse { .. }) => info!(reason = %error, "the old authority is not retired yet"),
+            Err(RetireError::Store(error)) => {
+                error!(error = %error_chain(&error), "the old authority could not be retired");
+            }
         }
         if let Err(error) = registry.archive_grants(now) {
             error!(error = %error_chain(&error), "revoked grants could not be archived");

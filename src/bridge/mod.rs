@@ -4,9 +4,11 @@
 pub mod acceptance;
 pub mod access;
 pub mod admin_socket;
+pub mod authorities;
 pub mod certificate_authority;
 pub mod daemon;
 pub mod dial_back;
+mod direct;
 pub mod federation_api;
 pub mod forwarded;
 pub mod heartbeat;

@@ -28,6 +28,7 @@ use crate::reach::default_route::{Family, watch_gateways};
 use crate::reach::dial::AGENT;
 use crate::reach::listen::Listener;
 use crate::reach::port_mapping::{Keeper, MappingView, RouterClients, Surroundings};
+use crate::tunnel::quic::QuicSettings;
 use crate::tunnel::transport::BoxFuture;
 
 /// Status with which a bridge says that it will not dial an endpoint for its address or port.
@@ -40,6 +41,8 @@ const GATHER: Duration = Duration::from_millis(200);
 pub struct Direct {
     /// The configuration.
     pub config: ReachConfig,
+    /// Streams that a bridge which calls may hold open at once.
+    pub max_streams: u32,
     /// Where records of mappings are kept.
     pub store: MembershipStore,
     /// The time.
@@ -49,19 +52,10 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// Starts all of it. Without a port of its own the satellite goes on without ways in.
-    pub async fn spawn(self, scope: &TaskScope) {
-        let listener = if self.config.port_mapping {
-            match Listener::bind(self.config.listen_port, self.clock.clone(), AGENT) {
-                Ok(listener) => Some(listener),
-                Err(error) => {
-                    tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside; reach.listen_port sets the port");
-                    None
-                }
-            }
-        } else {
-            None
-        };
+    /// Starts all of it. The listener, where ways in are wanted: without a port of its own the satellite
+    /// goes on without them.
+    pub async fn spawn(self, scope: &TaskScope) -> Option<Listener> {
+        let listener = self.listener();
         let port = listener
             .as_ref()
             .and_then(|listener| listener.local_address().ok())
@@ -87,8 +81,25 @@ impl Direct {
         let views = [v4, v6].map(|family| self.spawn_keeper(scope, family, port, &prover, ready.clone()));
         scope.spawn_until_cancelled(
             "ways in",
-            follow(self.driver, self.config, listener, provers, views),
+            follow(self.driver, self.config, listener.clone(), provers, views),
         );
+        listener
+    }
+
+    fn listener(&self) -> Option<Listener> {
+        if !self.config.port_mapping {
+            return None;
+        }
+        let settings = QuicSettings {
+            max_streams: self.max_streams,
+        };
+        match Listener::bind(self.config.listen_port, settings, self.clock.clone(), AGENT) {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside; reach.listen_port sets the port");
+                None
+            }
+        }
     }
 
     /// What an earlier run may have left on routers.

@@ -2,6 +2,7 @@
 //! parent. Never imports `bridge`. The decisions are `machine::child`'s; here they are carried out.
 
 pub mod admin_api;
+mod called;
 pub mod daemon;
 pub mod direct;
 pub mod doctor;
@@ -12,6 +13,9 @@ pub mod grants;
 pub mod invite;
 pub mod membership_store;
 mod metrics;
+mod node_client;
+pub mod node_files;
+pub mod node_report;
 pub mod offline;
 pub mod parent_client;
 pub mod payload;

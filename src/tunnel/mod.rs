@@ -24,5 +24,5 @@ pub use close::{CloseReason, Violation};
 pub use connection::{OpenStreamError, Tunnel, TunnelSettings, TunnelStats};
 pub use driver::TunnelDriver;
 pub use flow::Flow;
-pub use greeting::GreetingError;
+pub use greeting::{Greeted, GreetingError};
 pub use stream::{IncomingStream, TunnelStream};

@@ -1,8 +1,10 @@
 //! What the tasks of a link report to the loop, with the link's number on it.
 
+use std::net::SocketAddr;
+
 use tokio::sync::mpsc;
 
-use crate::contract::message::HeartbeatResponse;
+use crate::contract::message::{HeartbeatResponse, TrustBundle};
 use crate::machine::child::ChildEvent;
 use crate::machine::ladder::{DialTarget, TunnelId};
 use crate::reach::dial::Established;
@@ -25,11 +27,15 @@ pub(in crate::satellite) enum News {
     Established(Box<EstablishedLink>),
     /// A heartbeat was acknowledged.
     Acknowledged(Box<HeartbeatResponse>),
+    /// The parent's trust bundle.
+    Bundle(Box<TrustBundle>),
 }
 
 /// A tunnel with the address at which it was reached.
 pub(in crate::satellite) struct EstablishedLink {
     pub(in crate::satellite) target: DialTarget,
+    /// Where it came in, if the bridge has dialled.
+    pub(in crate::satellite) endpoint: Option<SocketAddr>,
     pub(in crate::satellite) established: Established,
 }
 
