@@ -118,7 +118,7 @@ async fn changed<T>(watched: Option<&mut watch::Receiver<T>>) {
         None => true,
     };
     if gone {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
@@ -141,7 +141,7 @@ pub(super) fn keep(books: &Books, material: &Material, settings: &BridgeSettings
         Ok(()) => info!("the overlap of the authority's rotation is over; the old one counts no more"),
         Err(RetireError::Nothing | RetireError::Overlap { .. }) => {}
         Err(error @ RetireError::InUse { .. }) => {
-            info!(reason = %error, "the old authority is not retired yet")
+            info!(reason = %error, "the old authority is not retired yet");
         }
         Err(RetireError::Store(error)) => {
             error!(error = %error_chain(&error), "the old authority could not be retired");

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod callers;
 mod dial_back;
 mod direct;
 mod expired;
