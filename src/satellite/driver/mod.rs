@@ -45,9 +45,9 @@ use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::reach::interfaces::{LOOK_EVERY, WayWatch};
-use crate::reach::listen::Listener;
+use crate::reach::listen::{Listener, Unasked};
 use crate::store::audit_log::AuditLog;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Greeted, Tunnel};
 
 /// Reports of tasks that may wait for the loop. There are never more than a handful of tasks; a full
 /// queue makes them wait.
@@ -81,6 +81,9 @@ pub struct Driver {
     certificate: CertificateWatch,
     /// Where host-bridges can call; `None` where this box listens for none.
     listener: Option<Listener>,
+    /// Calls that host-bridges make by themselves, and the one that is looked at.
+    unasked: Option<mpsc::Receiver<Unasked>>,
+    call: Option<(HostPort, Greeted)>,
     /// What the parent may reach of this box; `None` in a short run that only joins.
     services: Option<ServiceServer>,
     /// Dials under way and tunnels that are up.
@@ -150,6 +153,8 @@ impl Driver {
             facts_written: None,
             certificate: CertificateWatch::default(),
             listener: None,
+            unasked: None,
+            call: None,
             services: None,
             links: BTreeMap::new(),
             run: entropy::seed(),
@@ -186,6 +191,7 @@ impl Driver {
     /// Has host-bridges dial this box where they can.
     #[must_use]
     pub fn with_listener(mut self, listener: Option<Listener>) -> Self {
+        self.unasked = listener.as_ref().map(Listener::unasked);
         self.listener = listener;
         self
     }
@@ -227,6 +233,7 @@ impl Driver {
                     }
                 }
                 () = grants::changed(self.grant_changes.as_mut()) => {}
+                call = reach::unasked(self.unasked.as_mut()) => self.called(call),
                 () = self.clock.sleep_until(wake.min(pulse)) => {
                     let now = self.clock.now();
                     if self.machine.poll_timeout().is_some_and(|due| due <= now) {
@@ -346,6 +353,7 @@ impl Driver {
                 ChildAction::SendRefresh { key } => self.send_refresh(*key),
             }
         }
+        self.refuse_call();
         self.hand_over_grants();
         self.write_due_facts().await;
         self.publish();
