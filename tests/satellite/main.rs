@@ -7,12 +7,14 @@
     reason = "a panic is how a test says that it failed"
 )]
 
+mod anchors;
 mod clock;
 mod daemon;
 mod grants;
 mod join;
 mod link;
 mod membership;
+mod node;
 mod renewal;
 #[path = "../scripted_parent/mod.rs"]
 mod scripted_parent;
