@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::access::{Access, Accesses, Proxy};
 use super::admin_socket;
 use super::dial_back::DialBack;
+use super::direct::Redialer;
 use super::federation_api::FederationApi;
 use super::http_listener::{HTTPS_ALPN, HttpsListener};
 use super::ingress::Ingress;
@@ -301,7 +302,9 @@ impl Running {
             work: work.clone(),
             settings: self.settings.borrow().ingress(),
             live: self.settings.subscribe(),
+            redialer: Arc::new(Redialer::new(self.clock.clone())),
         });
+        intake.spawn_until_cancelled("redials", Redialer::run(Arc::clone(&ingress)));
         let observed: Arc<dyn Observed> = Arc::new(BridgeObserved {
             books: self.books.clone(),
             links: Arc::clone(&self.links),

@@ -9,7 +9,10 @@ use hyper::body::Body;
 use tracing::error;
 
 use super::dial_back::Reached;
-use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolled, may_connect};
+use super::direct::Redial;
+use super::federation_api::{
+    Caller, CallerCertificate, FederationApi, RedialFailed, is_enrolled, may_connect,
+};
 use super::held_grants;
 use super::metrics::RequestCounts;
 use super::platform::PlatformParent;
@@ -18,6 +21,7 @@ use super::reply::{BodyError, Reply, ReplyBody};
 use crate::base::id::PeerId;
 use crate::contract::TUNNEL_LEAVE_PATH;
 use crate::contract::peer::PeerStatus;
+use crate::tunnel::transport::Transport;
 use crate::wire::GoodbyeReason;
 
 /// Who answers.
@@ -126,6 +130,14 @@ impl Parent {
         match self {
             Self::Own { federation, .. } => Arc::clone(federation).dial_for_tunnel(request, caller).await,
             Self::Platform(platform) => platform.dial_for_tunnel(request, &caller).await,
+        }
+    }
+
+    /// Dials a peer again where it was reached.
+    pub async fn redial(&self, redial: &Redial) -> Result<Arc<dyn Transport>, RedialFailed> {
+        match self {
+            Self::Own { federation, .. } => federation.redial(redial).await,
+            Self::Platform(platform) => platform.redial(redial).await,
         }
     }
 

@@ -19,7 +19,10 @@ use tokio::sync::watch;
 use tracing::{Span, debug, info, warn};
 
 use super::dial_back::{DialBack, Reached};
-use super::federation_api::{Caller, CallerCertificate, internal_error, noted_request, read_body};
+use super::direct::Redial;
+use super::federation_api::{
+    Caller, CallerCertificate, RedialFailed, internal_error, noted_request, read_body,
+};
 use super::held_grants;
 use super::metrics::RequestCounts;
 use super::parent::{Answered, PeerEnds};
@@ -35,6 +38,7 @@ use crate::contract::{TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH};
 use crate::identity::certificate::CertificateFacts;
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
+use crate::tunnel::transport::Transport;
 use crate::wire::GoodbyeReason;
 use head::{Vouched, from_platform, to_platform};
 use roll::{HeartbeatExchange, RequestPlace, Roll};
@@ -335,6 +339,19 @@ impl PlatformParent {
         self.dial_back
             .dial_for_tunnel(&peer, caller.source, allow_private, &body)
             .await
+    }
+
+    /// Dials a peer again where it was reached.
+    pub async fn redial(&self, redial: &Redial) -> Result<Arc<dyn Transport>, RedialFailed> {
+        let known = self.roll.peer(redial.peer);
+        let peer = known
+            .filter(|peer| self.roll.may_be_reached(peer.id))
+            .ok_or(RedialFailed::MayNotCome)?;
+        let allow_private = self.settings.borrow().config.reach_allow_private;
+        self.dial_back
+            .redial(&peer, allow_private, redial.endpoint)
+            .await
+            .map_err(RedialFailed::NotReached)
     }
 
     /// The peer of a tunnel, unless the platform has refused it.
