@@ -355,7 +355,22 @@ fn the_platform_hears_what_the_handshake_verified_and_no_claim() {
     }
     assert_eq!(side.platform.book().seen.len(), before);
 
-    // Bodies of any size, there and back, and answers as they are.
+    // Another authority's certificate ends in the handshake.
+    let foreign = Authority::new("Foreign CA").client(&format!("fed:{PEER}"));
+    assert!(
+        side.ask(Some(&foreign), get(&format!("{API}/trust_bundle"), &[]))
+            .is_none()
+    );
+    // A caller's authority speaks for no peer.
+    let caller = side.callers.client(&format!("fed:{PEER}"));
+    let heartbeat = request(Method::POST, &format!("{API}/heartbeat"), &[], b"{}".to_vec());
+    assert_eq!(side.asked(Some(&caller), heartbeat).status, 401);
+}
+
+#[test]
+fn bodies_of_any_size_pass_and_answers_are_the_platforms() {
+    let side = Sidecar::start();
+    let third = side.platform.authority().client(&format!("fed:{NETWORK}"));
     let large: Vec<u8> = (0..4 * 1024 * 1024_u32)
         .map(|n| u8::try_from(n % 251).unwrap())
         .collect();
@@ -373,17 +388,6 @@ fn the_platform_hears_what_the_handshake_verified_and_no_claim() {
         (answer.status, answer.text().as_str()),
         (422, r#"{"error":"unknown kind"}"#)
     );
-
-    // Another authority's certificate ends in the handshake.
-    let foreign = Authority::new("Foreign CA").client(&format!("fed:{PEER}"));
-    assert!(
-        side.ask(Some(&foreign), get(&format!("{API}/trust_bundle"), &[]))
-            .is_none()
-    );
-    // A caller's authority speaks for no peer.
-    let caller = side.callers.client(&format!("fed:{PEER}"));
-    let heartbeat = request(Method::POST, &format!("{API}/heartbeat"), &[], b"{}".to_vec());
-    assert_eq!(side.asked(Some(&caller), heartbeat).status, 401);
 }
 
 #[test]
