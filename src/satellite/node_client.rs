@@ -7,19 +7,19 @@
 //! federation's.
 
 use bytes::Bytes;
-use http::header::LOCATION;
-use http::{Response, StatusCode, Uri};
+use http::{Response, StatusCode};
 use serde::Serialize;
 
 use super::exchange::{failure_text, verify};
-use super::parent_client::{ExchangeError, RELEASE, answer_of, post_request};
+use super::parent_client::{ExchangeError, RELEASE, answer_of, post_request, redirect_of};
 use crate::base::id::TraceId;
 use crate::base::limit::error_chain;
 use crate::base::time::TrustedTime;
 use crate::contract::delivery::NodeEnrollment;
-use crate::contract::invitation::{HostPort, ParentTrust, ParentUrl};
+use crate::contract::invitation::{ParentTrust, ParentUrl};
 use crate::contract::message::{ContractAnswer, FederationCertificate};
 use crate::contract::node::{NodeCertificate, NodeEnrollRequest, NodeRefreshRequest};
+use crate::contract::redirect::{REDIRECTS_MAX, RedirectRefused};
 use crate::contract::{NODE_ENROLL_PATH, NODE_REFRESH_PATH};
 use crate::identity::issued::IssuerTrust;
 use crate::machine::membership::{KeyMaterial, StoredIdentity};
@@ -30,9 +30,6 @@ use crate::process::entropy;
 use crate::reach::https::{self, HttpsTarget};
 use crate::tunnel::Tunnel;
 use crate::tunnel::http::{self as tunnel_http, HttpLimits, HttpOverTunnelError};
-
-/// Most redirects that are followed: a canonical path, and a slash at its end.
-const REDIRECTS_MAX: usize = 2;
 
 /// Where the machine's own id is, for root alone.
 const DMI_UUID: &str = "/sys/class/dmi/id/product_uuid";
@@ -155,32 +152,19 @@ impl NodeClient {
                     };
                     (event, Some(error_chain(&error)))
                 })?;
-            match redirect(&response, &host) {
-                Some(to) => path = to,
+            match redirect_of(&host, &response) {
+                Some(Ok(to)) => path = to.to_string(),
+                Some(Err(refused)) => return Err(unusable(&refused)),
                 None => return Ok(response),
             }
         }
-        let why = format!("{host} redirects in circles");
-        Err((NodeEvent::Unusable(why.clone()), Some(why)))
+        Err(unusable(&RedirectRefused::TooMany))
     }
 }
 
-/// Where the same request is wanted instead, on the same host: a token goes nowhere else.
-fn redirect(response: &Response<Bytes>, host: &HostPort) -> Option<String> {
-    if !matches!(
-        response.status(),
-        StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
-    ) {
-        return None;
-    }
-    let to: Uri = response.headers().get(LOCATION)?.to_str().ok()?.parse().ok()?;
-    if let Some(authority) = to.authority() {
-        let same = HostPort::parse(authority.as_str(), 443).is_ok_and(|to| to == *host);
-        if !same || to.scheme_str() != Some("https") {
-            return None;
-        }
-    }
-    to.path_and_query().map(ToString::to_string)
+fn unusable(refused: &RedirectRefused) -> Outcome {
+    let why = refused.to_string();
+    (NodeEvent::Unusable(why.clone()), Some(why))
 }
 
 async fn over_tunnel(

@@ -15,12 +15,13 @@ use zeroize::Zeroizing;
 
 use crate::base::id::TraceId;
 
+use crate::contract::invitation::HostPort;
 use crate::contract::message::{
     AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, DialBackAnswer, DialBackRequest,
     DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, TrustBundle,
     UnusableAnswer, read_answer,
 };
-use crate::contract::redirect::{self, REDIRECTS_MAX, RedirectRefused, is_redirect};
+use crate::contract::redirect::{self, REDIRECTS_MAX, RedirectRefused};
 use crate::contract::service::Offering;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TRUST_BUNDLE_PATH, TUNNEL_DIAL_BACK_PATH,
@@ -184,7 +185,7 @@ async fn exchange<T: DeserializeOwned>(
         let response = tunnel_http::request(tunnel, trace, request.clone(), HttpLimits::default())
             .await
             .map_err(ExchangeError::Lost)?;
-        match redirect_of(parent, &response) {
+        match redirect_of(parent.url.host(), &response) {
             None => return Ok(answer_of(&response)?),
             Some(Ok(next)) if redirects < REDIRECTS_MAX => *request.uri_mut() = next,
             Some(next) => {
@@ -200,15 +201,15 @@ async fn exchange<T: DeserializeOwned>(
     }
 }
 
-/// Where an answer leads that is a redirect.
-fn redirect_of(parent: &Parent, response: &Response<Bytes>) -> Option<Result<Uri, RedirectRefused>> {
-    let status = response.status().as_u16();
+/// Where an answer of this host leads, if it is a redirect.
+pub(super) fn redirect_of(
+    host: &HostPort,
+    response: &Response<Bytes>,
+) -> Option<Result<Uri, RedirectRefused>> {
     let location = response.headers().get(LOCATION);
     let location = location.and_then(|location| location.to_str().ok());
-    is_redirect(status).then(|| {
-        let path = redirect::follow(&parent.url, status, location)?;
-        path.parse().map_err(|_| RedirectRefused::NoTarget)
-    })
+    let path = redirect::read(host, response.status().as_u16(), location)?;
+    Some(path.and_then(|path| path.parse().map_err(|_| RedirectRefused::NoTarget)))
 }
 
 /// The request for it, on whatever way it goes.
