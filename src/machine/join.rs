@@ -15,7 +15,9 @@ use super::membership::{
     AcceptedAnswer, Delivered, JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
 };
 use super::node_identity::NodeStanding;
+use super::past::{FormerPeer, RejoinRefused, with_former};
 use crate::base::id::PeerId;
+use crate::base::secret::Secret;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::delivery::shown_warnings;
 use crate::contract::message::{AcceptResponse, AcceptedTrust, ContractFailure, FederationCertificate};
@@ -67,6 +69,8 @@ pub enum JoinState {
         at: UnixTime,
         /// Of which token, so that a payload that still names it is not tried again at each start.
         token: TokenDigest,
+        /// Which peers this box was before.
+        former: Vec<FormerPeer>,
     },
     /// The owner has ended the peering. No key is left.
     Left(Farewell),
@@ -87,6 +91,8 @@ pub struct Farewell {
     pub told: bool,
     /// Whether the files were made anew since, so that nothing of the keys is left in them.
     pub erased: bool,
+    /// Which peers this box was before that one.
+    pub former: Vec<FormerPeer>,
 }
 
 impl JoinState {
@@ -137,6 +143,18 @@ impl JoinState {
             | Self::Sent { invitation, .. }
             | Self::Accepted { invitation, .. } => Some(invitation),
             Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => None,
+        }
+    }
+
+    /// Which peers this box was before, the latest first.
+    pub fn former(&self) -> &[FormerPeer] {
+        match self {
+            Self::Enrolled(membership) | Self::Joined(membership) => &membership.former,
+            Self::Refused { former, .. } => former,
+            Self::Left(farewell) => &farewell.former,
+            Self::Invited(_) | Self::KeyReady { .. } | Self::Sent { .. } | Self::Accepted { .. } => self
+                .invitation()
+                .map_or(&[], |invitation| &invitation.past.former),
         }
     }
 
@@ -254,8 +272,11 @@ pub enum JoinEvent {
 /// What the machine wants done.
 #[derive(Debug)]
 pub enum JoinAction {
-    /// Make a key and its CSR; report `KeyGenerated`.
-    GenerateKey,
+    /// Make a key, or take the one that is kept, and its CSR; report `KeyGenerated`.
+    GenerateKey {
+        /// The key of the membership that a rejoin is to replace.
+        kept: Option<Secret>,
+    },
     /// Make this state durable; report `Persisted` or `PersistFailed`.
     Persist(Box<JoinState>),
     /// Send accept with this token and CSR; report `Answered`, `Failed`, `Unusable` or `AnswerLost`.
@@ -405,7 +426,7 @@ impl JoinMachine {
             JoinEvent::CertificateVerified {
                 not_before,
                 certificate,
-            } => self.verified(certificate, not_before),
+            } => self.verified(certificate, not_before, wall),
             JoinEvent::CertificateRejected(why) => {
                 if matches!(self.state, JoinState::Accepted { .. }) {
                     self.refuse(JoinRefusal::BadCertificate { why }, wall);
@@ -447,8 +468,10 @@ impl JoinMachine {
     /// Begins what the state calls for.
     fn enter(&mut self) {
         self.waiting = match &self.state {
-            JoinState::Invited(_) => {
-                self.actions.push_back(JoinAction::GenerateKey);
+            JoinState::Invited(invitation) => {
+                let replaced = invitation.past.membership.as_ref();
+                let kept = replaced.map(|membership| membership.identity.pkcs8.clone());
+                self.actions.push_back(JoinAction::GenerateKey { kept });
                 Waiting::Report
             }
             JoinState::KeyReady { .. } | JoinState::Sent { .. } => Waiting::Channel,
@@ -578,7 +601,7 @@ impl JoinMachine {
         }
     }
 
-    fn verified(&mut self, certificate: FederationCertificate, not_before: UnixTime) {
+    fn verified(&mut self, certificate: FederationCertificate, not_before: UnixTime, wall: UnixTime) {
         let JoinState::Accepted {
             invitation,
             key,
@@ -587,6 +610,15 @@ impl JoinMachine {
         else {
             return;
         };
+        let past = &invitation.past;
+        let replaced = past.membership.as_deref();
+        let former = match replaced.filter(|replaced| replaced.peer_id != answer.peer_id) {
+            Some(replaced) => with_former(FormerPeer::of(replaced, past.grants, wall), &past.former),
+            None => past.former.clone(),
+        };
+        // A node stays one, unless it was told to enroll anew.
+        let node = answer.node.clone();
+        let node = node.or_else(|| replaced.and_then(|replaced| replaced.node.clone()));
         let membership = Membership {
             parent: invitation.parent.clone(),
             operator: invitation.operator.clone(),
@@ -601,8 +633,10 @@ impl JoinMachine {
             candidate: None,
             accepted_at: answer.accepted_at,
             status: answer.status,
-            node: answer.node.clone(),
+            node,
             delivered: answer.delivered.clone(),
+            former,
+            rejoin_refused: None,
         };
         self.persist(JoinState::Enrolled(membership));
     }
@@ -622,12 +656,24 @@ impl JoinMachine {
             return;
         };
         let (parent, token) = (invitation.parent.clone(), invitation.token_digest);
-        self.persist(JoinState::Refused {
-            parent,
-            key,
-            refusal,
-            at: wall,
-            token,
-        });
+        let next = match &invitation.past.membership {
+            Some(membership) => JoinState::Joined(Membership {
+                rejoin_refused: Some(RejoinRefused {
+                    refusal,
+                    at: wall,
+                    token,
+                }),
+                ..Membership::clone(membership)
+            }),
+            None => JoinState::Refused {
+                parent,
+                key,
+                refusal,
+                at: wall,
+                token,
+                former: invitation.past.former.clone(),
+            },
+        };
+        self.persist(next);
     }
 }
