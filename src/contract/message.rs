@@ -239,6 +239,20 @@ pub struct HeartbeatResponse {
     /// How the versions fit.
     #[serde(default)]
     pub schema_compatibility: Option<SchemaCompatibility>,
+    /// Fingerprints of the authorities in the parent's trust bundle: a hint that it is another one. Only our
+    /// host-bridge sends it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trust_anchors: Vec<String>,
+}
+
+/// `data` of a trust bundle (contract section 8).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustBundle {
+    /// The authorities.
+    pub ca_bundle_pem: String,
+    /// By which older authorities vouch for newer ones. Only our host-bridge sends it.
+    #[serde(default)]
+    pub cross_certificates_pem: Option<String>,
 }
 
 /// A refused or failed contract request, as the other side words it.

@@ -7,6 +7,7 @@ mod der;
 pub mod issued;
 pub mod key;
 pub mod reversed;
+pub mod succession;
 pub mod tls;
 pub mod tls_failure;
 

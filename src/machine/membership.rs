@@ -12,7 +12,7 @@ use crate::base::secret::{self, Secret};
 use crate::base::time::UnixTime;
 use crate::contract::delivery::TrustExchange;
 use crate::contract::invitation::{
-    ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl, dial_addresses,
+    CaFingerprint, ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl, dial_addresses,
 };
 use crate::contract::message::{Disclosure, FederationCertificate};
 use crate::contract::peer::{PeerStatus, SpawnMode};
@@ -210,6 +210,34 @@ pub struct Membership {
     pub former: Vec<FormerPeer>,
     /// The last rejoin, where the parent did not grant it.
     pub rejoin_refused: Option<RejoinRefused>,
+}
+
+/// The parent's authorities after one of them has vouched for another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FollowedAnchors {
+    /// The authorities.
+    pub pem: String,
+    /// Their fingerprints in the same order, the latest last.
+    pub fingerprints: Vec<CaFingerprint>,
+}
+
+impl Membership {
+    /// Trusts these authorities from now on. A pin of one that is not among them moves to the latest, for the
+    /// next join of this box.
+    pub fn follow(&mut self, followed: &FollowedAnchors) {
+        followed
+            .pem
+            .clone_into(&mut self.identity.certificate.ca_chain_pem);
+        if let Some(Candidate::Issued(candidate)) = &mut self.candidate {
+            followed.pem.clone_into(&mut candidate.certificate.ca_chain_pem);
+        }
+        if let (ParentTrust::Pinned(pin), Some(latest)) =
+            (&mut self.parent.trust, followed.fingerprints.last())
+            && !followed.fingerprints.contains(pin)
+        {
+            *pin = *latest;
+        }
+    }
 }
 
 /// Why a join ended without a membership. Each needs the operator; none is retried by itself.

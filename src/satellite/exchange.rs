@@ -122,6 +122,17 @@ pub(super) async fn refresh(
     reporter.send(news).await;
 }
 
+/// Asks for the parent's trust bundle. A parent that serves none is asked again another day.
+pub(super) async fn trust_bundle(tunnel: Tunnel, reporter: Reporter, parent: Parent) {
+    match parent_client::trust_bundle(&tunnel, &parent).await {
+        Ok(ContractAnswer::Data(bundle)) => reporter.send(News::Bundle(Box::new(bundle))).await,
+        Ok(ContractAnswer::Failure(failure)) => {
+            tracing::debug!(reason = %failure_text(PARENT, "trust bundle", &failure), "no trust bundle");
+        }
+        Err(error) => tracing::debug!(reason = %error_chain(&error), "no trust bundle"),
+    }
+}
+
 /// Checks the certificate of an accept.
 pub(super) fn verify_accept(
     parent: &Parent,

@@ -17,12 +17,13 @@ use crate::base::id::TraceId;
 
 use crate::contract::message::{
     AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, DialBackAnswer, DialBackRequest,
-    DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, UnusableAnswer,
-    read_answer,
+    DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, TrustBundle,
+    UnusableAnswer, read_answer,
 };
 use crate::contract::service::Offering;
 use crate::contract::{
-    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TUNNEL_DIAL_BACK_PATH, TUNNEL_DIRECT_PATH,
+    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TRUST_BUNDLE_PATH, TUNNEL_DIAL_BACK_PATH,
+    TUNNEL_DIRECT_PATH,
 };
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
@@ -105,6 +106,21 @@ pub async fn dial_back(
     post(tunnel, parent, TUNNEL_DIAL_BACK_PATH, request).await
 }
 
+/// Asks for the authorities that the parent is known by.
+pub async fn trust_bundle(
+    tunnel: &Tunnel,
+    parent: &Parent,
+) -> Result<ContractAnswer<TrustBundle>, ExchangeError> {
+    let request = Request::builder()
+        .method(Method::GET)
+        .uri(TRUST_BUNDLE_PATH)
+        .header(HOST, parent.url.host().to_string())
+        .header(USER_AGENT, AGENT)
+        .body(Full::new(Bytes::new()))
+        .map_err(|_| ExchangeError::Request("the path is not a path"))?;
+    exchange(tunnel, request).await
+}
+
 /// Asks the bridge to dial an endpoint of this satellite's for a tunnel.
 pub async fn direct(
     tunnel: &Tunnel,
@@ -144,7 +160,7 @@ fn capabilities(operator: &Operator) -> Map<String, Value> {
     capabilities
 }
 
-/// One exchange with the parent.
+/// Posts to the parent.
 pub(super) async fn post<T: DeserializeOwned>(
     tunnel: &Tunnel,
     parent: &Parent,
@@ -152,6 +168,13 @@ pub(super) async fn post<T: DeserializeOwned>(
     body: &impl Serialize,
 ) -> Result<ContractAnswer<T>, ExchangeError> {
     let request = post_request(&parent.url.host().to_string(), path, body)?;
+    exchange(tunnel, request).await
+}
+
+async fn exchange<T: DeserializeOwned>(
+    tunnel: &Tunnel,
+    request: Request<Full<Bytes>>,
+) -> Result<ContractAnswer<T>, ExchangeError> {
     let response = tunnel_http::request(tunnel, TraceId(entropy::seed()), request, HttpLimits::default())
         .await
         .map_err(ExchangeError::Lost)?;

@@ -6,9 +6,12 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::base::id::PeerId;
+use crate::base::limit::foreign_text;
 use crate::base::time::{UnixTime, rfc3339};
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::contract::peer::{PeerStatus, SpawnMode};
+use crate::identity::anchors::Anchors;
+use crate::identity::certificate::CertificateFacts;
 use crate::machine::child::EventKind;
 use crate::machine::join::JoinState;
 use crate::machine::membership::{Candidate, Membership, Operator, StoredIdentity};
@@ -292,6 +295,43 @@ pub struct CertificateReport {
     /// Whether it has expired and the parent, when it was reached, did not renew it.
     #[serde(default)]
     pub needs_rejoin: bool,
+    /// The parent's authorities that are trusted, the oldest first.
+    #[serde(default)]
+    pub anchors: Vec<AnchorReport>,
+    /// Why the parent's trust bundle is not followed, in words.
+    #[serde(default)]
+    pub bundle_error: Option<String>,
+}
+
+/// An authority that is trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnchorReport {
+    /// SHA-256 of its certificate.
+    pub fingerprint: String,
+    /// Its name.
+    pub subject: Option<String>,
+    /// End of its validity.
+    #[serde(with = "rfc3339")]
+    pub not_after: UnixTime,
+}
+
+impl AnchorReport {
+    fn all_of(identity: &StoredIdentity) -> Vec<Self> {
+        let Ok(anchors) = Anchors::from_pem(&identity.certificate.ca_chain_pem) else {
+            return Vec::new();
+        };
+        let facts = anchors
+            .certificates()
+            .iter()
+            .filter_map(|der| CertificateFacts::of_der(der).ok());
+        facts
+            .map(|facts| Self {
+                fingerprint: facts.fingerprint.to_string(),
+                subject: facts.subject_cn.as_deref().map(foreign_text),
+                not_after: facts.not_after,
+            })
+            .collect()
+    }
 }
 
 /// What is to be done then.
@@ -483,6 +523,8 @@ impl CertificateReport {
             renewal: renewal.map(str::to_owned),
             renewal_error: None,
             needs_rejoin: false,
+            anchors: AnchorReport::all_of(identity),
+            bundle_error: None,
         }
     }
 }

@@ -342,6 +342,11 @@ fn upkeep(report: &StatusReport) -> Vec<Line> {
                 Cell::toned(text, tone)
             }),
         ),
+        ("authorities", shown.and_then(|shown| authorities(shown, report))),
+        (
+            "trust bundle",
+            toned(shown.and_then(|shown| shown.bundle_error.as_ref()), Tone::Warn),
+        ),
         (
             "to be done",
             shown
@@ -414,6 +419,19 @@ fn tunnel(report: &StatusReport) -> Cell {
         ("unknown", ..) => "unknown (the satellite does not run)".into(),
         (state, ..) => state.into(),
     }
+}
+
+/// The parent's, where there are several: a rotation is under way.
+fn authorities(certificate: &CertificateReport, report: &StatusReport) -> Option<Cell> {
+    let [_, _, ..] = certificate.anchors.as_slice() else {
+        return None;
+    };
+    let shown = certificate.anchors.iter().map(|anchor| {
+        let name = anchor.subject.as_deref().unwrap_or("without a name");
+        let ends = relative_time(anchor.not_after, report.clock.trusted);
+        format!("{name} ({}, ends {ends})", anchor.fingerprint)
+    });
+    Some(shown.collect::<Vec<_>>().join("; ").into())
 }
 
 fn certificate(certificate: &CertificateReport, report: &StatusReport) -> (String, Tone) {

@@ -72,7 +72,7 @@ impl Registry {
         let platform = peer.kind == PeerKind::Platform;
         let issued = match &call.csr_pem {
             Some(csr) if platform => Some(
-                self.authority
+                self.authorities()
                     .issue_peer_certificate(csr, peer.id, now, entropy::bytes())
                     .map_err(|refused| AcceptRefusal::Csr(refused.to_string()))?,
             ),

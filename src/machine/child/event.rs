@@ -9,7 +9,9 @@ use crate::contract::invitation::HostPort;
 use crate::contract::peer::PeerStatus;
 use crate::machine::join::{Farewell, JoinEvent, JoinState};
 use crate::machine::ladder::{DialFailure, Loss, TunnelId, WayIn};
-use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredIdentity, StoredInvitation};
+use crate::machine::membership::{
+    AcceptedAnswer, FollowedAnchors, KeyMaterial, Parent, StoredIdentity, StoredInvitation,
+};
 use crate::machine::node_identity::{NodeEvent, NodeMembership};
 use crate::machine::renewal::IdentityChoice;
 use crate::machine::uplinks::{UplinkDial, UplinksPolicy};
@@ -89,6 +91,8 @@ pub enum ChildEvent {
     Node(NodeEvent),
     /// It refused to.
     RefreshRefused,
+    /// The parent's authorities are others now; that is durable.
+    AnchorsFollowed(FollowedAnchors),
     /// The owner has ended the peering, and that is durable.
     Left(Box<Farewell>),
     /// What a heartbeat would say has changed.

@@ -20,7 +20,7 @@ use super::backoff::BackoffPolicy;
 use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};
 use super::join::{Farewell, JoinAction, JoinEvent, JoinMachine, JoinState};
 use super::ladder::{LadderEvent, TunnelId};
-use super::membership::{Candidate, KeyMaterial, Membership, StoredInvitation};
+use super::membership::{Candidate, FollowedAnchors, KeyMaterial, Membership, StoredInvitation};
 use super::node_identity::{NodeEvent, NodeIdentityMachine};
 use super::renewal::{IdentityChoice, RenewalAction, RenewalEvent, RenewalMachine};
 use super::uplinks::{LinkState, Uplinks};
@@ -233,8 +233,13 @@ impl ChildMachine {
                 self.heartbeat
                     .handle_event(HeartbeatEvent::Failed(retry_after), now);
             }
-            ChildEvent::RefreshIssued(identity) => {
+            ChildEvent::RefreshIssued(mut identity) => {
                 self.expired_for_good = false;
+                if let Some(membership) = self.membership() {
+                    // The authorities may be others than when it was asked for.
+                    let anchors = &membership.identity.certificate.ca_chain_pem;
+                    anchors.clone_into(&mut identity.certificate.ca_chain_pem);
+                }
                 self.renewal_event(RenewalEvent::Issued(identity), now, wall);
             }
             ChildEvent::RefreshFailed => self.renewal_event(RenewalEvent::RefreshFailed, now, wall),
@@ -243,6 +248,7 @@ impl ChildMachine {
                 self.expired_for_good |= self.is_renewal_only();
                 self.renewal_event(RenewalEvent::RefreshFailed, now, wall);
             }
+            ChildEvent::AnchorsFollowed(followed) => self.anchors_followed(&followed),
             ChildEvent::Left(farewell) => self.left(*farewell, now, wall),
             ChildEvent::ContentChanged => self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now),
             ChildEvent::RetryNow => self.uplinks.tell_all(&LadderEvent::RetryNow, now),
@@ -448,6 +454,16 @@ impl ChildMachine {
             Box::new(member.state.clone()),
         ));
         Some(self.sequence)
+    }
+
+    /// The driver has made it durable already.
+    fn anchors_followed(&mut self, followed: &FollowedAnchors) {
+        self.update_member(|state| {
+            if let Some(membership) = state.membership_mut() {
+                membership.follow(followed);
+            }
+            false
+        });
     }
 
     fn timeout(&mut self, now: Moment, wall: UnixTime) {

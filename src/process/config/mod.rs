@@ -7,6 +7,7 @@
 //! value that looks misplaced is not repeated in the error.
 
 mod audit;
+mod authority;
 pub mod duration;
 pub mod family;
 pub mod host_bridge;

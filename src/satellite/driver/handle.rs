@@ -96,8 +96,14 @@ impl Standing {
     /// Whether the other one differs in what others act upon.
     pub(super) fn differs(&self, other: &Self) -> bool {
         let key = |standing: &Self| {
-            let serial = standing.membership.identity.certificate.serial.clone();
-            (standing.number, serial, standing.names.clone())
+            let certificate = &standing.membership.identity.certificate;
+            let trust = certificate.ca_chain_pem.clone();
+            (
+                standing.number,
+                certificate.serial.clone(),
+                trust,
+                standing.names.clone(),
+            )
         };
         key(self) != key(other)
     }

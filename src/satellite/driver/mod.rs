@@ -3,6 +3,7 @@
 //! report of a tunnel that was hung up meanwhile is dropped. Writes to the store are awaited in the
 //! loop, so nothing that depends on one can overtake it.
 
+mod anchors;
 mod facts;
 mod grants;
 mod handle;
@@ -82,6 +83,7 @@ pub struct Driver {
     /// When they were last written.
     facts_written: Option<Moment>,
     certificate: CertificateWatch,
+    bundle: anchors::BundleWatch,
     /// Where host-bridges can call; `None` where this box listens for none.
     listener: Option<Listener>,
     /// What the parent may reach of this box; `None` in a short run that only joins.
@@ -153,6 +155,7 @@ impl Driver {
             facts_due: clock.now().plus(FACTS_INTERVAL),
             facts_written: None,
             certificate: CertificateWatch::default(),
+            bundle: anchors::BundleWatch::new(clock.now()),
             listener: None,
             services: None,
             links: BTreeMap::new(),
@@ -279,6 +282,7 @@ impl Driver {
             }
             News::Established(link) => self.established(id, *link),
             News::Acknowledged(response) => self.acknowledged(&response),
+            News::Bundle(bundle) => self.bundle.take(*bundle),
         }
     }
 
@@ -375,6 +379,7 @@ impl Driver {
                 ChildAction::RefreshNode { node, key } => self.refresh_node(*node, *key),
             }
         }
+        self.follow_bundle().await;
         self.keep_node().await;
         self.hand_over_grants();
         self.write_due_facts().await;

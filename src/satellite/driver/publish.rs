@@ -81,6 +81,7 @@ impl Driver {
         if let Some(certificate) = &mut report.certificate {
             certificate.renewal_error.clone_from(&self.failures.renewal);
             certificate.needs_rejoin = self.machine.needs_rejoin();
+            certificate.bundle_error.clone_from(&self.bundle.trouble);
         }
         report
     }
