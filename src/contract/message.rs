@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use super::PLATFORM_ANSWER_LOST;
 use super::delivery::{Delivery, TrustExchange};
 use super::peer::{PeerKind, PeerStatus};
 use crate::base::id::PeerId;
@@ -266,6 +267,14 @@ pub struct ContractFailure {
     pub code: Option<String>,
     /// The `Retry-After`, which the client takes from the answer's head.
     pub retry_after: Option<Duration>,
+}
+
+impl ContractFailure {
+    /// Whether what was asked may have been done all the same: by a parent that broke, behind a gateway that gave up,
+    /// or before a host-bridge lost its platform's answer.
+    pub fn may_be_done(&self) -> bool {
+        matches!(self.http_status, 500 | 502 | 504) || self.code.as_deref() == Some(PLATFORM_ANSWER_LOST)
+    }
 }
 
 /// What came back on a contract request.

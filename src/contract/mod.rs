@@ -14,6 +14,9 @@ pub mod token;
 
 /// Base path of every contract resource.
 pub const API_BASE: &str = "/api/v1/system";
+/// `code` of the 503 by which a host-bridge says that its platform may have done what was asked, though its answer is
+/// lost. None of the published contract's.
+pub const PLATFORM_ANSWER_LOST: &str = "PLATFORM_ANSWER_LOST";
 /// Path of accept (contract section 3).
 pub const ACCEPT_PATH: &str = "/api/v1/system/federation_api/accept";
 /// Path of the heartbeat (contract section 5).

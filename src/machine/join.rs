@@ -369,6 +369,7 @@ impl JoinMachine {
         if !matches!(self.state, JoinState::Sent { .. }) || self.next.is_some() {
             return;
         }
+        let may_be_done = failure.may_be_done();
         let ContractFailure {
             http_status,
             error: message,
@@ -379,8 +380,7 @@ impl JoinMachine {
             401 if self.answer_lost => self.refuse(JoinRefusal::TokenSpent { message }, wall),
             401 => self.refuse(JoinRefusal::TokenRejected { message }, wall),
             408 | 425 | 429 | 500..=599 => {
-                // A gateway that gave up, or a parent that broke, may have used the token first.
-                self.answer_lost |= matches!(http_status, 500 | 502 | 504);
+                self.answer_lost |= may_be_done;
                 let delay = match retry_after {
                     Some(told) => self.backoff.delay_after(told),
                     None => self.backoff.next_delay(),

@@ -34,7 +34,7 @@ use super::session::Source;
 use super::settings::BridgeSettings;
 use crate::base::id::PeerId;
 use crate::base::limit::{JSON_BODY_MAX_BYTES, error_chain};
-use crate::contract::{TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH};
+use crate::contract::{PLATFORM_ANSWER_LOST, TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH};
 use crate::identity::certificate::CertificateFacts;
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
@@ -233,7 +233,7 @@ impl PlatformParent {
             Err(error) => {
                 let error = error_chain(&*error);
                 warn!(%peer, error, "the platform's answer to a heartbeat broke off or is too long");
-                return Err(away("the platform's answer broke off", "PLATFORM_ANSWER_LOST"));
+                return Err(away("the platform's answer broke off", PLATFORM_ANSWER_LOST));
             }
         };
         let exchange = HeartbeatExchange {
@@ -282,14 +282,14 @@ impl PlatformParent {
         match sent {
             Ok(mut answer) if answer.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 answer.headers_mut().clear();
-                Err(away("the platform changed the protocol", "PLATFORM_ANSWER_LOST"))
+                Err(away("the platform changed the protocol", PLATFORM_ANSWER_LOST))
             }
             Ok(mut answer) => {
                 from_platform(answer.headers_mut());
                 Ok(answer)
             }
             Err(error) if error.nothing_was_sent() => Err(away(&error.to_string(), "PLATFORM_UNREACHABLE")),
-            Err(error) => Err(away(&error.to_string(), "PLATFORM_ANSWER_LOST")),
+            Err(error) => Err(away(&error.to_string(), PLATFORM_ANSWER_LOST)),
         }
     }
 

@@ -341,14 +341,13 @@ impl NodeIdentityMachine {
         if self.waiting != Waiting::Answer {
             return;
         }
+        self.answer_lost |= failure.may_be_done();
         let ContractFailure {
             http_status,
             error: message,
             retry_after,
             ..
         } = failure;
-        // A gateway that gave up, or a platform that broke, may have used the token first.
-        self.answer_lost |= matches!(http_status, 500 | 502 | 504);
         if self.is_member() || matches!(http_status, 408 | 425 | 429 | 500..=599) {
             self.again(retry_after, now, wall);
             return;
