@@ -132,7 +132,7 @@ fn slow_and_broken_answers_cost_a_try_and_no_token() {
     let slow = Canned {
         delay: Duration::from_secs(2),
         done: true,
-        ..Canned::new(503, "")
+        ..Canned::new(504, "")
     };
     for (name, canned) in [
         ("broken", Canned::new(500, "<html>")),
@@ -151,7 +151,7 @@ fn slow_and_broken_answers_cost_a_try_and_no_token() {
         succeed(&side.join(&satellite, &token));
         assert_eq!(side.platform.book().named(name).accepts, 1, "{name}");
     }
-    // An answer that comes late is an answer; what was done before is done.
+    // A gateway that gave up on a parent that had done it.
     let satellite = SatelliteSite::new();
     let token = side.propose("slow");
     side.platform.book().answer_next(ACCEPT, slow);
