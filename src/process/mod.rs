@@ -8,6 +8,7 @@ pub mod config;
 pub mod entropy;
 pub mod environment;
 pub mod http_server;
+mod log_lines;
 pub mod observation;
 pub mod open_files;
 pub mod service_notify;
