@@ -27,12 +27,13 @@ use super::ingress::Ingress;
 use super::links::Links;
 use super::metrics::BridgeObserved;
 use super::operator_api::OperatorApi;
+use super::peer_trust::follow_equals;
 use super::registry::{Registry, RetireError, Retirement};
 use super::server_identity::{self, ServerIdentityError};
 use super::settings::BridgeSettings;
 use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
-use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, TlsIdentity, server_config};
+use crate::identity::tls::{ClientAuth, OwnAnchors, TimeSource, TlsConfigError, TlsIdentity, server_config};
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::Clock;
 use crate::process::observation::{self, Observed};
@@ -217,6 +218,7 @@ impl Running {
             let clients = ClientAuth::OptionalOrExpired {
                 anchors: anchors.clone(),
                 grace: grace.clone(),
+                own: Arc::clone(registry.peer_anchors()) as Arc<dyn OwnAnchors>,
             };
             server_config(identity.clone(), clients, alpn, Arc::clone(&time))
         };
@@ -238,7 +240,13 @@ impl Running {
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
-        let dial_back = DialBack::new(identity.clone(), anchors.clone(), clock.clone(), tunnels);
+        let dial_back = DialBack::new(
+            identity.clone(),
+            anchors.clone(),
+            Arc::clone(registry.peer_anchors()),
+            clock.clone(),
+            tunnels,
+        );
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
         let metrics = observation::bind(&settings.config.metrics_listen).await?;
         let acceptor = TlsAcceptor::from(Arc::new(tls(&[&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat())?));
@@ -394,6 +402,17 @@ impl Running {
             let (settings, links) = (self.settings.subscribe(), Arc::clone(&self.links));
             let service = service.clone();
             async move { sweep_for_ever(registry, clock, settings, links, service).await }
+        });
+        intake.spawn_until_cancelled("equals", {
+            let (registry, clock) = (Arc::clone(&self.registry), self.clock.clone());
+            let links = Arc::clone(&self.links);
+            async move {
+                let mut hourly = ticks(UPKEEP_INTERVAL);
+                loop {
+                    hourly.tick().await;
+                    follow_equals(&registry, &links, &clock).await;
+                }
+            }
         });
         intake.spawn_until_cancelled("upkeep", {
             let (registry, clock) = (Arc::clone(&self.registry), self.clock.clone());

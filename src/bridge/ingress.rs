@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::direct::{self, Told};
-use super::federation_api::{Caller, CallerCertificate, FederationApi, Standing, is_enrolled, may_connect};
+use super::federation_api::{Caller, CallerCertificate, FederationApi, Standing, may_connect};
 use super::held_grants;
 use super::links::{Link, Links, SessionGuard};
 use super::registry::Registry;
@@ -283,7 +283,7 @@ impl Ingress {
                 };
                 Some((reason, format!("the peer is {}", row.status)))
             }
-            Some(row) if !is_enrolled(&row, certificate.key) => {
+            Some(row) if !self.registry.is_enrolled(&row, certificate.key) => {
                 let why = "another key has taken this peer's place; join again";
                 Some((GoodbyeReason::Superseded, why.to_owned()))
             }

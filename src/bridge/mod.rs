@@ -19,6 +19,8 @@ pub mod links;
 mod mcp;
 mod metrics;
 pub mod operator_api;
+pub mod peer_anchors;
+pub mod peer_trust;
 pub mod peer_view;
 pub mod permission;
 pub mod rate;

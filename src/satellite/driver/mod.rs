@@ -4,6 +4,7 @@
 //! loop, so nothing that depends on one can overtake it.
 
 mod anchors;
+mod cluster;
 mod facts;
 mod grants;
 mod handle;
@@ -38,7 +39,7 @@ use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::error_chain;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::invitation::HostPort;
-use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, KeyUse};
+use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, EventKind, KeyUse};
 use crate::machine::join::{JoinEvent, JoinState};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredInvitation};
@@ -84,6 +85,7 @@ pub struct Driver {
     bundle: anchors::BundleWatch,
     /// Where host-bridges can call; `None` where this box listens for none.
     listener: Option<Listener>,
+    cluster: cluster::ClusterCare,
     /// What the parent may reach of this box; `None` in a short run that only joins.
     services: Option<ServiceServer>,
     /// Dials under way and tunnels that are up.
@@ -155,6 +157,7 @@ impl Driver {
             certificate: CertificateWatch::default(),
             bundle: anchors::BundleWatch::new(clock.now()),
             listener: None,
+            cluster: cluster::ClusterCare::new(loaded.handed_over),
             services: None,
             links: BTreeMap::new(),
             run: entropy::seed(),
@@ -227,6 +230,7 @@ impl Driver {
                 () = self.scope.cancelled() => break,
                 Some(report) = self.reports.1.recv() => self.take_report(report),
                 Some(outcome) = self.node.reports.1.recv() => self.take_node_report(outcome),
+                Some(ended) = self.cluster.ended.1.recv() => self.hook_ended(ended).await,
                 Some(command) = self.commands.recv() => self.take_command(command).await,
                 () = self.clock.sleep_until(look) => {
                     if !self.look_at_ways() {
@@ -315,7 +319,30 @@ impl Driver {
         }
     }
 
-    async fn join(&mut self, invitation: Box<StoredInvitation>) -> Result<(), JoinCommandError> {
+    /// An equal brings an authority of its own, the same to the same parent.
+    fn certify_itself(&self, invitation: &mut StoredInvitation) -> Result<(), JoinCommandError> {
+        if !invitation.spawn_mode.between_equals() {
+            return Ok(());
+        }
+        let before = self
+            .machine
+            .state()
+            .filter(|state| state.parent().url == invitation.parent.url);
+        let kept = before.and_then(|state| match (state.invitation(), state.membership()) {
+            (Some(before), _) => before.own_authority.clone(),
+            (None, Some(membership)) => membership.own_authority.clone(),
+            (None, None) => None,
+        });
+        invitation.own_authority = Some(match kept {
+            Some(kept) => kept,
+            None => {
+                exchange::make_own_authority(self.clock.trusted().now).map_err(JoinCommandError::Authority)?
+            }
+        });
+        Ok(())
+    }
+
+    async fn join(&mut self, mut invitation: Box<StoredInvitation>) -> Result<(), JoinCommandError> {
         self.machine.may_invite()?;
         if self
             .machine
@@ -326,6 +353,7 @@ impl Driver {
             self.tell(ChildEvent::RetryNow);
             return Ok(());
         }
+        self.certify_itself(&mut invitation)?;
         let state = JoinState::invited((*invitation).clone(), self.machine.state());
         self.save(&state).await.map_err(JoinCommandError::Save)?;
         tracing::info!(parent = %invitation.parent.url, "invited");
@@ -358,6 +386,7 @@ impl Driver {
         }
         self.follow_bundle().await;
         self.keep_node().await;
+        self.serve_cluster();
         self.hand_over_grants();
         self.write_due_facts().await;
         self.publish();
@@ -374,7 +403,9 @@ impl Driver {
 
     fn verify(&mut self, parent: &Parent, answer: &AcceptedAnswer, key: &KeyMaterial) {
         let trusted = self.clock.trusted();
-        let verdict = exchange::verify_accept(parent, answer, key, trusted);
+        let invitation = self.machine.state().and_then(JoinState::invitation);
+        let own = invitation.and_then(|invitation| invitation.own_authority.as_ref());
+        let verdict = exchange::verify_accept(parent, answer, key, own, trusted);
         if let JoinEvent::CertificateVerified { not_before, .. } = &verdict
             && trusted.doubt.is_some()
         {
@@ -463,6 +494,16 @@ impl Driver {
             return;
         };
         let trusted = self.clock.trusted();
+        if let Some(own) = &membership.own_authority {
+            let renewed = exchange::renew_own(&membership, own, &key, trusted.now);
+            return match renewed {
+                Ok(identity) => self.tell(ChildEvent::RefreshIssued(identity)),
+                Err(why) => {
+                    self.failures.note(EventKind::Renewal, why, true);
+                    self.tell(ChildEvent::RefreshFailed);
+                }
+            };
+        }
         self.with_tunnel(move |tunnel, reporter| {
             exchange::refresh(tunnel, reporter, membership, key, trusted)
         });

@@ -65,6 +65,7 @@ fn states_with(node: Option<&NodeStanding>, delivered: &Delivered) -> Vec<JoinSt
         parent_peer_id: Some(PeerId::new_v7(NOW, [1; 10])),
         contract_version: ContractVersion::CURRENT,
         minted_at: Some(NOW),
+        own_authority: None,
     };
     let key = KeyMaterial {
         pkcs8: Secret::new(vec![1, 2, 3]),
@@ -102,6 +103,7 @@ fn states_with(node: Option<&NodeStanding>, delivered: &Delivered) -> Vec<JoinSt
         status: PeerStatus::Active,
         node: node.cloned(),
         delivered: delivered.clone(),
+        own_authority: None,
     };
     let refused = |key| JoinState::Refused {
         parent: parent.clone(),

@@ -142,6 +142,7 @@ impl From<Invitation> for current::StoredInvitation {
             parent_peer_id: invitation.parent_peer_id,
             contract_version: invitation.contract_version,
             minted_at: invitation.minted_at,
+            own_authority: None,
         }
     }
 }
@@ -174,6 +175,7 @@ impl From<Membership> for current::Membership {
             status: membership.status,
             node: None,
             delivered: Delivered::default(),
+            own_authority: None,
         }
     }
 }

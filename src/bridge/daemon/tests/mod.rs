@@ -6,6 +6,7 @@
 mod access;
 mod dial_back;
 mod direct;
+mod equals;
 mod expired;
 mod https;
 mod operators;
