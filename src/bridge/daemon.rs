@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use super::access::{Access, Accesses, Proxy};
 use super::admin_socket;
 use super::dial_back::DialBack;
+use super::direct::Redialer;
 use super::federation_api::FederationApi;
 use super::http_listener::{HTTPS_ALPN, HttpsListener};
 use super::ingress::Ingress;
@@ -328,7 +329,9 @@ impl Running {
             clock: self.clock.clone(),
             work: work.clone(),
             settings: self.settings.borrow().ingress(),
+            redialer: Arc::new(Redialer::new(self.clock.clone())),
         });
+        intake.spawn_until_cancelled("redials", Redialer::run(Arc::clone(&ingress)));
         let observed: Arc<dyn Observed> = Arc::new(BridgeObserved {
             registry: Arc::clone(&self.registry),
             links: Arc::clone(&self.links),

@@ -18,6 +18,7 @@ use tracing::{Span, info, warn};
 
 use super::acceptance::AcceptCall;
 use super::dial_back::{DialBack, Reached};
+use super::direct::Redial;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
 use super::held_grants;
@@ -43,6 +44,7 @@ use crate::contract::{
 use crate::identity::certificate::{CertificateFacts, peer_id_of, peer_subject};
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
+use crate::tunnel::transport::Transport;
 use crate::wire::GoodbyeReason;
 
 /// Who calls, as the connection knows it.
@@ -105,6 +107,15 @@ impl Caller {
         }
         Ok(())
     }
+}
+
+/// Why a peer was not dialled again.
+#[derive(Debug)]
+pub enum RedialFailed {
+    /// It is suspended, revoked, or not known any more.
+    MayNotCome,
+    /// Why it was not reached, in words.
+    NotReached(String),
 }
 
 /// The interface.
@@ -293,6 +304,25 @@ impl FederationApi {
             }
             None => Err(Reply::unknown_path(head.uri.path())),
         }
+    }
+
+    /// Dials a peer again where it was reached.
+    pub async fn redial(&self, redial: &Redial) -> Result<Arc<dyn Transport>, RedialFailed> {
+        let (registry, peer) = (Arc::clone(&self.registry), redial.peer);
+        let known = tokio::task::spawn_blocking(move || registry.peer_by_id(peer)).await;
+        let (Ok(Ok(known)), Some(dial_back)) = (known, &self.dial_back) else {
+            return Err(RedialFailed::NotReached(
+                "the registry could not be read".to_owned(),
+            ));
+        };
+        let peer = known
+            .filter(|peer| peer.status.inbound_allowed())
+            .ok_or(RedialFailed::MayNotCome)?;
+        let allow_private = self.settings.borrow().config.reach_allow_private;
+        dial_back
+            .redial(&peer, allow_private, redial.endpoint)
+            .await
+            .map_err(RedialFailed::NotReached)
     }
 
     async fn may_ask_for_dials(self: &Arc<Self>, caller: Caller) -> Result<PeerRecord, Reply> {

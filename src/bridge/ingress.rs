@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::direct::{self, Told};
+use super::direct::{self, Calling, RedialEvent, Redialer};
 use super::federation_api::{Caller, CallerCertificate, FederationApi, Standing, may_connect};
 use super::held_grants;
 use super::links::{Link, Links, SessionGuard};
@@ -27,15 +27,15 @@ use crate::contract::{TUNNEL_DIRECT_PATH, TUNNEL_LEAVE_PATH};
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
-use crate::tunnel::TunnelDriver;
 use crate::tunnel::connection::{Tunnel, TunnelSettings};
 use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::tcp::{self, TcpSettings};
 use crate::tunnel::transport::{BoxFuture, Transport, TunnelProtocol};
+use crate::tunnel::{CloseReason, TunnelDriver};
 use crate::wire::{
-    DIRECT_FEATURE, DirectCall, Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused,
+    DIRECT_FEATURE, Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused,
     SESSIONS_FEATURE, SessionClaim, StreamKind, Welcome,
 };
 
@@ -92,6 +92,8 @@ pub struct Ingress {
     pub work: TaskScope,
     /// What tunnels are told.
     pub settings: IngressSettings,
+    /// Dials satellites again that it has dialled and lost.
+    pub redialer: Arc<Redialer>,
 }
 
 /// The endpoint is gone.
@@ -110,7 +112,7 @@ enum Arrival {
     /// The satellite, which greets.
     Dialled(Arc<dyn Transport>),
     /// This side: it says what for, and then the satellite greets.
-    Called(Arc<dyn Transport>, DirectCall, Told),
+    Called(Calling),
 }
 
 /// Who gets a short time and a few requests.
@@ -219,30 +221,23 @@ impl Ingress {
         }
     }
 
-    /// Makes a tunnel of a connection that this side has dialled, to its end. `told` hears what the greeting
-    /// came to.
-    pub(super) fn call(
-        self: Arc<Self>,
-        transport: Arc<dyn Transport>,
-        call: DirectCall,
-        told: Told,
-    ) -> BoxFuture<'static, ()> {
+    /// Makes a tunnel of a connection that this side has dialled, to its end.
+    pub(super) fn call(self: Arc<Self>, calling: Calling) -> BoxFuture<'static, ()> {
         // Of a type of its own: a tunnel's requests may ask for such tunnels.
         Box::pin(async move {
-            let address = transport.remote_address();
-            let shown = transport.peer_certificate();
+            let address = calling.transport.remote_address();
+            let shown = calling.transport.peer_certificate();
             let certificate = shown.and_then(|der| CallerCertificate::read(&der, self.clock.trusted().now));
             match self.admit(certificate).await {
                 Ok(admitted) => {
                     let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
                     let span = info_span!("tunnel", peer = %admitted.peer, %session, direct = true);
-                    let arrival = Arrival::Called(transport, call, told);
                     // Which its handshake has found valid: no grace for an expired one where this side dials.
-                    self.session(arrival, address, admitted, session)
+                    self.session(Arrival::Called(calling), address, admitted, session)
                         .instrument(span)
                         .await;
                 }
-                Err(refused) => told.came_to_nothing(refused.message),
+                Err(refused) => calling.told.came_to_nothing(refused.message),
             }
         })
     }
@@ -299,6 +294,10 @@ impl Ingress {
         session: SessionId,
     ) {
         let Admitted { peer, certificate } = admitted;
+        let reached = match &arrival {
+            Arrival::Called(calling) => RedialEvent::Reached(calling.redial.clone()),
+            Arrival::Dialled(_) => RedialEvent::Connected(peer),
+        };
         let decide = |hello: &Hello| match self.links.check(peer) {
             Ok(()) => Ok(self.welcome(session, address, hello)),
             Err(full) => Err(refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)),
@@ -317,6 +316,7 @@ impl Ingress {
             match self.links.enter(peer, session, &claim, link) {
                 Ok(place) => {
                     info!(%address, agent = foreign_text(&hello.agent), "a satellite is connected");
+                    self.redialer.tell(reached);
                     // Whoever was suspended since the handshake must not stay. Where the registry
                     // cannot be read, the next request finds out.
                     if let Ok(Some((reason, why))) = self.objection(certificate, peer).await {
@@ -337,6 +337,12 @@ impl Ingress {
         };
         let (reason, place) = tokio::join!(driver.run(), served);
         let live = place.is_some_and(SessionGuard::leave);
+        if live && self.links.get(peer).is_none() {
+            self.redialer.tell(match &reason {
+                CloseReason::Silent { .. } | CloseReason::Transport(_) => RedialEvent::Gone(peer),
+                _ => RedialEvent::Left(peer),
+            });
+        }
         info!(%reason, live, "a satellite's tunnel has ended");
     }
 
@@ -510,7 +516,12 @@ impl Ingress {
                     .inspect_err(|error| debug!(%address, %error, "a greeting came to nothing"))
                     .ok()
             }
-            Arrival::Called(transport, call, told) => {
+            Arrival::Called(Calling {
+                transport,
+                call,
+                told,
+                ..
+            }) => {
                 let hello = direct::hello(&call);
                 let greeted = Tunnel::call(transport, hello, settings, clock, decide);
                 match self.unless_stopping(greeted).await? {

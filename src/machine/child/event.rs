@@ -70,6 +70,8 @@ pub enum ChildEvent {
     NetworkChanged,
     /// Whether host-bridges could dial this box, from now on.
     WayIn(WayIn),
+    /// This host-bridge has dialled by itself, and waits to be greeted.
+    Called(HostPort),
     /// The endpoint at which a host-bridge's dial came in is not proven any more.
     WayInWithdrawn(TunnelId),
     /// The parent told, over an authenticated tunnel, that the peering was suspended or revoked.

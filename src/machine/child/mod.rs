@@ -228,6 +228,7 @@ impl ChildMachine {
             ChildEvent::TunnelDrained(id) => self.uplinks.handle_event(id, LadderEvent::Drained(id), now),
             ChildEvent::NetworkChanged => self.uplinks.tell_all(&LadderEvent::NetworkChanged, now),
             ChildEvent::WayIn(way_in) => self.uplinks.set_way_in(way_in, now),
+            ChildEvent::Called(bridge) => self.uplinks.called(&bridge, now),
             ChildEvent::WayInWithdrawn(id) => {
                 self.uplinks.handle_event(id, LadderEvent::Withdrawn(id), now);
             }

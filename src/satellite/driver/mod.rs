@@ -48,9 +48,9 @@ use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::reach::interfaces::{LOOK_EVERY, WayWatch};
-use crate::reach::listen::Listener;
+use crate::reach::listen::{Listener, Unasked};
 use crate::store::audit_log::AuditLog;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Greeted, Tunnel};
 
 /// Reports of tasks that may wait for the loop. There are never more than a handful of tasks; a full
 /// queue makes them wait.
@@ -86,6 +86,9 @@ pub struct Driver {
     /// Where host-bridges can call; `None` where this box listens for none.
     listener: Option<Listener>,
     cluster: cluster::ClusterCare,
+    /// Calls that host-bridges make by themselves, and the one that is looked at.
+    unasked: Option<mpsc::Receiver<Unasked>>,
+    call: Option<(HostPort, Greeted)>,
     /// What the parent may reach of this box; `None` in a short run that only joins.
     services: Option<ServiceServer>,
     /// Dials under way and tunnels that are up.
@@ -158,6 +161,8 @@ impl Driver {
             bundle: anchors::BundleWatch::new(clock.now()),
             listener: None,
             cluster: cluster::ClusterCare::new(loaded.handed_over),
+            unasked: None,
+            call: None,
             services: None,
             links: BTreeMap::new(),
             run: entropy::seed(),
@@ -195,6 +200,7 @@ impl Driver {
     /// Has host-bridges dial this box where they can.
     #[must_use]
     pub fn with_listener(mut self, listener: Option<Listener>) -> Self {
+        self.unasked = listener.as_ref().map(Listener::unasked);
         self.listener = listener;
         self
     }
@@ -238,6 +244,7 @@ impl Driver {
                     }
                 }
                 () = grants::changed(self.grant_changes.as_mut()) => {}
+                call = reach::unasked(self.unasked.as_mut()) => self.called(call),
                 () = self.clock.sleep_until(wake.min(pulse)) => {
                     let now = self.clock.now();
                     if self.machine.poll_timeout().is_some_and(|due| due <= now) {
@@ -384,6 +391,7 @@ impl Driver {
                 ChildAction::RefreshNode { node, key } => self.refresh_node(*node, *key),
             }
         }
+        self.refuse_call();
         self.follow_bundle().await;
         self.keep_node().await;
         self.serve_cluster();

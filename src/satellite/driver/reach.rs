@@ -3,18 +3,20 @@
 
 use std::net::SocketAddr;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{Driver, Standing};
+use crate::base::limit::foreign_text;
 use crate::contract::message::Endpoint;
 use crate::machine::child::{ChildEvent, LinkPurpose};
 use crate::machine::ladder::{TunnelId, WayIn};
 use crate::machine::membership::Membership;
 use crate::machine::renewal::IdentityChoice;
 use crate::machine::uplinks::UplinkDial;
-use crate::satellite::called::{self, DirectError};
+use crate::reach::listen::Unasked;
+use crate::satellite::called::{self, DirectError, UnaskedCall};
 use crate::satellite::status::ReachReport;
-use crate::wire::DIRECT_FEATURE;
+use crate::wire::{DIRECT_FEATURE, RefusalCode, Refused};
 
 /// Where a host-bridge relays requests to a peer, below its URL.
 const RELAY_PATH: &str = "/peers/";
@@ -59,6 +61,18 @@ impl Reach {
 
     pub(super) const fn report(&self) -> Option<&ReachReport> {
         self.report.as_ref()
+    }
+}
+
+/// The next call that a host-bridge makes by itself; never, where none is taken.
+pub(super) async fn unasked(calls: Option<&mut mpsc::Receiver<Unasked>>) -> Unasked {
+    let next = match calls {
+        Some(calls) => calls.recv().await,
+        None => None,
+    };
+    match next {
+        Some(call) => call,
+        None => std::future::pending().await,
     }
 }
 
@@ -108,6 +122,55 @@ impl Driver {
         for id in lost {
             self.tell(ChildEvent::WayInWithdrawn(id));
         }
+    }
+
+    /// A host-bridge has called by itself. What the machine does not want is refused.
+    pub(super) fn called(&mut self, call: Unasked) {
+        let ladders = self.machine.uplinks().ladders();
+        let mut bridges = ladders.iter().map(|uplink| &uplink.bridge);
+        let Some(bridge) = bridges.find(|bridge| bridge.to_string() == call.bridge).cloned() else {
+            tracing::debug!(bridge = %foreign_text(&call.bridge), "called by a host-bridge that is not looked for");
+            return;
+        };
+        self.call = Some((bridge.clone(), call.greeted));
+        self.tell(ChildEvent::Called(bridge));
+    }
+
+    /// The call that nothing was made of.
+    pub(super) fn refuse_call(&mut self) {
+        let Some((bridge, greeted)) = self.call.take() else {
+            return;
+        };
+        tracing::debug!(%bridge, "a host-bridge has called by itself, and is not needed");
+        let refused = Refused {
+            code: RefusalCode::Busy,
+            message: "this satellite needs no call: it has a tunnel, or none is wanted".to_owned(),
+            retry_after_millis: 0,
+        };
+        let refusing = greeted.refuse(refused);
+        self.scope.spawn_until_cancelled("call refused", refusing);
+    }
+
+    /// How a call that a host-bridge has made by itself is answered.
+    pub(super) fn unasked_call(
+        &mut self,
+        dial: &UplinkDial,
+        purpose: LinkPurpose,
+        mut features: Vec<String>,
+    ) -> Result<UnaskedCall, DirectError> {
+        if purpose != LinkPurpose::Member(IdentityChoice::Current) {
+            return Err(DirectError::Renewing);
+        }
+        features.push(DIRECT_FEATURE.to_owned());
+        let call = self.call.take_if(|(bridge, _)| *bridge == dial.bridge);
+        let (bridge, greeted) = call.ok_or(DirectError::NoCarrier)?;
+        Ok(UnaskedCall {
+            bridge,
+            greeted,
+            features,
+            settings: self.settings.tunnel,
+            clock: self.clock.clone(),
+        })
     }
 
     /// How the host-bridge is to be asked for a dial of its own.

@@ -20,7 +20,7 @@ use crate::process::clock::ParentTimeNote;
 use crate::process::supervisor::TaskScope;
 use crate::reach::connect::{Approach, connect};
 use crate::reach::dial::{Credentials, Established, Introduction};
-use crate::satellite::called::{self, DirectError};
+use crate::satellite::called::{self, DirectError, UnaskedCall};
 use crate::satellite::federation_api::FederationApi;
 use crate::satellite::serve::{self, Served};
 use crate::tunnel::Tunnel;
@@ -71,6 +71,8 @@ enum Dial {
     Out(Approach),
     /// By the bridge, which is asked, or not even that.
     In(Result<called::Approach, DirectError>),
+    /// By the bridge, which was not asked.
+    Unasked(Result<UnaskedCall, DirectError>),
 }
 
 impl Dial {
@@ -88,6 +90,16 @@ impl Dial {
                 match called {
                     Ok(called) => return up(called.target, Some(called.endpoint), called.established),
                     Err(error) => (approach.err().unwrap_or(error).for_ladder(), false),
+                }
+            }
+            Self::Unasked(call) => {
+                let answered = match call {
+                    Ok(call) => called::answer(call).await,
+                    Err(error) => Err(error),
+                };
+                match answered {
+                    Ok((target, established)) => return up(target, None, established),
+                    Err(error) => (error.for_ladder(), false),
                 }
             }
         };
@@ -174,10 +186,13 @@ impl Driver {
             trial: dial.trial,
             replaces: lost.map(|(_, session)| *session).collect(),
         };
-        let way = if dial.rung == Rung::Direct {
-            Dial::In(self.direct_approach(&dial, purpose, claim.features()))
-        } else {
-            Dial::Out(self.approach(&dial, credentials, claim.features()))
+        let way = match (dial.rung, dial.trial) {
+            (Rung::Direct, Some(_)) => Dial::In(self.direct_approach(&dial, purpose, claim.features())),
+            // Beside no carrier nobody can be asked.
+            (Rung::Direct, None) => Dial::Unasked(self.unasked_call(&dial, purpose, claim.features())),
+            (Rung::Quic | Rung::Tls | Rung::Proxy, _) => {
+                Dial::Out(self.approach(&dial, credentials, claim.features()))
+            }
         };
         let UplinkDial { id, bridge, rung, .. } = dial;
         tracing::debug!(%bridge, %rung, link = %id, "dialling");
@@ -287,9 +302,9 @@ impl Driver {
             dials_satellites: welcome.features.iter().any(|feature| feature == DIRECT_FEATURE),
             span,
         });
-        let bridge = link.bridge.clone();
+        let (bridge, rung) = (link.bridge.clone(), link.rung);
         self.lost_sessions.retain(|(of, _)| *of != bridge);
-        if endpoint.is_none() {
+        if rung != Rung::Direct {
             self.remember(&target);
         }
         self.failures.link_is_up();
