@@ -63,7 +63,7 @@ async fn follow(registry: &Arc<Registry>, peer: PeerId, bundle: TrustBundle, clo
     });
     match followed.await {
         Ok(Ok(true)) => {
-            info!(subject = %peer_subject(peer), "a peer's own authorities are others now, vouched for by the ones before")
+            info!(subject = %peer_subject(peer), "a peer's own authorities are others now, vouched for by the ones before");
         }
         Ok(Ok(false)) => {}
         Ok(Err(error)) => warn!(%peer, error = %error_chain(&error), "a peer's trust bundle is not followed"),
