@@ -76,7 +76,7 @@ async fn an_equal_beats_with_its_own_certificates_and_only_as_itself() {
     ] {
         assert!(bridge.https(Some(stranger), heartbeat()).await.is_err());
     }
-    let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
+    let row = bridge.running.registry().peer_by_id(peer).unwrap().unwrap();
     assert_eq!(row.status.as_str(), "active");
     assert!(
         bridge
@@ -148,7 +148,7 @@ async fn its_rotation_is_followed_and_loses_no_heartbeat() {
     let running = &bridge.running;
     let asked = async {
         tokio::join!(
-            follow_equals(&running.registry, &running.links, &running.clock),
+            follow_equals(running.registry(), &running.links, &running.clock),
             satellite
         );
     };
@@ -156,7 +156,7 @@ async fn its_rotation_is_followed_and_loses_no_heartbeat() {
         () = asked => {}
         reason = dialled.driver.run() => panic!("{reason}"),
     }
-    let known: Arc<Anchors> = running.registry.peer_anchors().get(peer).unwrap();
+    let known: Arc<Anchors> = running.registry().peer_anchors().get(peer).unwrap();
     assert_eq!(known.certificates().len(), 2);
     for identity in [first, second] {
         assert_eq!(bridge.https(Some(identity), heartbeat()).await.unwrap().0, 200);
