@@ -18,7 +18,7 @@ async fn joined(bridge: &TestBridge, name: &str, bundle: &str) -> (PeerId, u16, 
     };
     let minted = bridge
         .running
-        .registry
+        .registry()
         .invite(&proposal, Duration::from_secs(3_600), bridge.now())
         .unwrap();
     let body = json!({
@@ -81,7 +81,7 @@ async fn an_equal_beats_with_its_own_certificates_and_only_as_itself() {
     assert!(
         bridge
             .running
-            .registry
+            .registry()
             .grants()
             .unwrap()
             .iter()
