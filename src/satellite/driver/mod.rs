@@ -40,6 +40,7 @@ use crate::base::limit::error_chain;
 use crate::base::secret::Secret;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::invitation::HostPort;
+use crate::machine::binding_time::BindingTime;
 use crate::machine::child::{
     ChildAction, ChildEvent, ChildMachine, EventKind, InvitationRefused, KeyUse, Rejoin,
 };
@@ -51,7 +52,7 @@ use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
-use crate::reach::interfaces::{LOOK_EVERY, WayWatch};
+use crate::reach::interfaces::WayWatch;
 use crate::reach::listen::{Listener, Unasked};
 use crate::store::audit_log::AuditLog;
 use crate::tunnel::{Greeted, Tunnel};
@@ -104,8 +105,8 @@ pub struct Driver {
     /// Sessions that were lost, until their bridge has heard of it.
     lost_sessions: Vec<(HostPort, SessionId)>,
     ways: WayWatch,
-    /// When the ways were last looked at.
-    looked_at: Moment,
+    /// How long the routers of this network remember a silent flow, as the last tunnel has found out.
+    binding: BindingTime,
     /// What the parent's requests are answered with.
     surroundings: Option<Arc<Surroundings>>,
     /// The tunnel over which grants are handed over, and where that runs.
@@ -172,8 +173,8 @@ impl Driver {
             run: entropy::seed(),
             lost_primary: None,
             lost_sessions: Vec::new(),
-            ways: WayWatch::default(),
-            looked_at: clock.now(),
+            ways: WayWatch::new(clock.now()),
+            binding: BindingTime::UNKNOWN,
             surroundings: None,
             grants_over: (None, scope.child()),
             grant_changes: None,
@@ -235,14 +236,13 @@ impl Driver {
                 .poll_timeout()
                 .unwrap_or(Moment::after_start(Duration::MAX));
             let pulse = self.clock.now().plus(PULSE);
-            let look = self.looked_at.plus(LOOK_EVERY);
             tokio::select! {
                 () = self.scope.cancelled() => break,
                 Some(report) = self.reports.1.recv() => self.take_report(report),
                 Some(outcome) = self.node.reports.1.recv() => self.take_node_report(outcome),
                 Some(ended) = self.cluster.ended.1.recv() => self.hook_ended(ended).await,
                 Some(command) = self.commands.recv() => self.take_command(command).await,
-                () = self.clock.sleep_until(look) => {
+                () = self.ways.due(&self.clock) => {
                     if !self.look_at_ways() {
                         continue;
                     }
