@@ -370,6 +370,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
             },
             bridges: config.parent.bridges.clone(),
         },
+        cluster_hook: config.cluster_hook.clone(),
         tunnel: TunnelSettings {
             keepalive_ceiling: config.tunnel_keepalive,
             max_streams: config.limits.streams_per_session,

@@ -3,9 +3,10 @@
 
 use super::{
     AbsolutePath, AnyKey, BRIDGES_MAX, CaFingerprint, CountBetween, DATA_RESIDENCY_MAX_CHARS,
-    DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HostPort, Key, Line, ListOf, LogFilter,
-    LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, NodeFilesPlace, ParentUrl, Parsed, PathBuf,
-    PlatformCa, ProxyChoice, RETENTION_DAYS, SATELLITE_MAX_ROWS, TunnelTransport, YesNo, services,
+    DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HOOK, HOOK_TIMEOUT, HostPort, Key, Line,
+    ListOf, LogFilter, LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, NodeFilesPlace, ParentUrl,
+    Parsed, PathBuf, PlatformCa, ProxyChoice, RETENTION_DAYS, SATELLITE_MAX_ROWS, TunnelTransport, YesNo,
+    services,
 };
 
 pub(super) static KEYS: &[&dyn AnyKey] = &[
@@ -40,6 +41,8 @@ pub(super) static KEYS: &[&dyn AnyKey] = &[
     &SATELLITE_MAX_ROWS,
     &NODE_WRITE_TO,
     &NODE_PLATFORM_CA,
+    &HOOK,
+    &HOOK_TIMEOUT,
     &PORT_MAPPING,
     &LISTEN_PORT,
     &ALLOW_PRIVATE,
