@@ -309,6 +309,7 @@ impl Ingress {
             tunnel: tunnel.clone(),
             since: self.clock.trusted().now,
             address,
+            direct: matches!(reached, RedialEvent::Reached(_)),
             agent: foreign_text(&hello.agent),
         };
         let served = async {

@@ -25,6 +25,8 @@ pub struct Link {
     pub since: UnixTime,
     /// The satellite's address as it arrives here.
     pub address: SocketAddr,
+    /// Whether this side has dialled.
+    pub direct: bool,
     /// Program and version at the other end.
     pub agent: String,
 }
@@ -163,6 +165,7 @@ impl Links {
             address: live.link.address.to_string(),
             agent: live.link.agent.clone(),
             since: live.link.since,
+            direct: live.link.direct,
             transport: live.link.tunnel.protocol().word().to_owned(),
             open_streams: live.link.tunnel.stats().open_streams,
         })

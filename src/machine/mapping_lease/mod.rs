@@ -286,7 +286,7 @@ impl MappingLease {
                     why,
                     Unmapped::NotAllowed | Unmapped::NotForwarding { .. } | Unmapped::Disabled
                 );
-                if first || !asked_enough {
+                if first || !asked_enough || self.settings.forwarded.is_some() {
                     self.begin(now);
                 }
             }
