@@ -31,7 +31,7 @@ use super::reply::{Reply, ReplyBody};
 use super::session::Source;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{PeerId, PublicKeyDigest};
+use crate::base::id::{NetworkId, PeerId, PublicKeyDigest};
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
 use crate::base::time::UnixTime;
 use crate::contract::compatibility::schema_compatibility;
@@ -39,7 +39,7 @@ use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
-    TUNNEL_DIAL_BACK_PATH,
+    TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH,
 };
 use crate::identity::certificate::{CertificateFacts, peer_id_of, peer_subject};
 use crate::process::clock::Clock;
@@ -52,17 +52,21 @@ use crate::wire::GoodbyeReason;
 pub struct Caller {
     /// Where from.
     pub source: IpAddr,
+    /// On which network the listener stands.
+    pub network: Option<NetworkId>,
     /// What the handshake verified, if anything.
     pub certificate: Option<CallerCertificate>,
 }
 
 /// A verified certificate, as far as it says who calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallerCertificate {
     /// The peer in its common name; none in a certificate that is no peer's.
     pub peer: Option<PeerId>,
     /// Its key.
     pub key: PublicKeyDigest,
+    /// All of it.
+    pub der: Arc<CertificateDer<'static>>,
     /// What it was good for when the connection began.
     pub standing: Standing,
 }
@@ -88,6 +92,7 @@ impl CallerCertificate {
             } else {
                 Standing::Valid
             },
+            der: Arc::new(der.clone().into_owned()),
         })
     }
 }
@@ -95,6 +100,7 @@ impl CallerCertificate {
 impl Caller {
     fn is_expired(&self) -> bool {
         self.certificate
+            .as_ref()
             .is_some_and(|certificate| certificate.standing == Standing::Expired)
     }
 
@@ -208,8 +214,12 @@ impl FederationApi {
         let answered = tokio::task::spawn_blocking(move || {
             span.in_scope(|| match self.authenticate(&caller) {
                 Ok((peer, _)) => {
-                    let asked = (&head.method, head.uri.path());
-                    held_grants::answer(&self.registry, &peer, asked, &body, self.clock.trusted().now)
+                    let (path, now) = (head.uri.path(), self.clock.trusted().now);
+                    let asked = (&head.method, path);
+                    match path {
+                        TUNNEL_LEAVE_PATH => held_grants::leave(&self.registry, &peer, asked.0, &body, now),
+                        _ => held_grants::answer(&self.registry, &peer, asked, &body, now),
+                    }
                 }
                 Err(refusal) => refusal,
             })
@@ -344,31 +354,15 @@ impl FederationApi {
         // A heartbeat is a sign of life, one a minute from each peer: the log would hold little else.
         // Who has no certificate is nobody, and could fill the log.
         if path != HEARTBEAT_PATH
-            && let Some(peer) = caller.certificate.and_then(|certificate| certificate.peer)
+            && let Some(peer) = caller
+                .certificate
+                .as_ref()
+                .and_then(|certificate| certificate.peer)
         {
-            self.note(path, peer, caller.source, &reply);
+            self.audit
+                .record(&noted_request(path, peer, caller.source, reply.status()));
         }
         reply
-    }
-
-    fn note(&self, path: &str, peer: PeerId, source: IpAddr, reply: &Reply) {
-        let status = reply.status();
-        let outcome = if status.is_success() {
-            AuditOutcome::Done
-        } else if status.is_client_error() {
-            AuditOutcome::Refused(format!("HTTP {}", status.as_u16()))
-        } else {
-            AuditOutcome::Failed(format!("HTTP {}", status.as_u16()))
-        };
-        let action = match path {
-            CERTIFICATE_REFRESH_PATH => AuditAction::CertificateRenewed,
-            _ => AuditAction::Request,
-        };
-        self.audit.record(&AuditEvent {
-            object: Some(path.to_owned()),
-            outcome,
-            ..of_peer(action, peer, source)
-        });
     }
 
     fn answer_peer(&self, path: &str, body: &[u8], caller: &Caller) -> Reply {
@@ -432,7 +426,7 @@ impl FederationApi {
 
     /// The peer of a verified certificate that may at least heartbeat.
     fn authenticate(&self, caller: &Caller) -> Result<(PeerRecord, PublicKeyDigest), Reply> {
-        let Some(certificate) = caller.certificate else {
+        let Some(certificate) = &caller.certificate else {
             return Err(Reply::unauthorized("mTLS client certificate required"));
         };
         let peer = match certificate.peer.map(|id| self.registry.peer_by_id(id)) {
@@ -534,6 +528,26 @@ impl FederationApi {
         let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
         rate.set_limit(per_minute);
         rate.admit(Source::of(source), self.clock.now())
+    }
+}
+
+/// A request of a peer's, and what became of it, for the audit log.
+pub(super) fn noted_request(path: &str, peer: PeerId, source: IpAddr, status: StatusCode) -> AuditEvent {
+    let outcome = if status.is_success() {
+        AuditOutcome::Done
+    } else if status.is_client_error() {
+        AuditOutcome::Refused(format!("HTTP {}", status.as_u16()))
+    } else {
+        AuditOutcome::Failed(format!("HTTP {}", status.as_u16()))
+    };
+    let action = match path {
+        CERTIFICATE_REFRESH_PATH => AuditAction::CertificateRenewed,
+        _ => AuditAction::Request,
+    };
+    AuditEvent {
+        object: Some(foreign_text(path)),
+        outcome,
+        ..of_peer(action, peer, source)
     }
 }
 

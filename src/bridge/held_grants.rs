@@ -12,13 +12,13 @@ use zeroize::Zeroizing;
 
 use super::federation_api::stored_badly;
 use super::registry::record::{HeldGrant, PeerRecord};
-use super::registry::{Registry, RegistryError};
+use super::registry::{Ledger, Registry, RegistryError};
 use super::reply::Reply;
 use crate::base::id::{GrantId, PeerId};
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
 use crate::base::time::{UnixTime, rfc3339};
-use crate::contract::{TUNNEL_GRANTS_PATH, TUNNEL_LEAVE_PATH};
+use crate::contract::TUNNEL_GRANTS_PATH;
 use crate::grant::{BearerToken, PermissionScope};
 
 /// What the path of everything here begins with.
@@ -62,20 +62,19 @@ pub fn serves(path: &str) -> bool {
     path.starts_with(TUNNEL_PREFIX)
 }
 
-/// Answers one request of the peer whose tunnel it came through. Blocks on the disk.
+/// Answers one request about grants of the peer whose tunnel it came through. Blocks on the disk.
 pub fn answer(
-    registry: &Registry,
+    ledger: &Ledger,
     peer: &PeerRecord,
     (method, path): (&Method, &str),
     body: &[u8],
     now: UnixTime,
 ) -> Reply {
     let answered = match (method, path) {
-        (&Method::POST, TUNNEL_GRANTS_PATH) => take(registry, peer, body, now),
-        (&Method::POST, TUNNEL_LEAVE_PATH) => leave(registry, peer, body, now),
-        (_, TUNNEL_GRANTS_PATH | TUNNEL_LEAVE_PATH) => Ok(Reply::wrong_method("POST")),
+        (&Method::POST, TUNNEL_GRANTS_PATH) => take(ledger, peer, body, now),
+        (_, TUNNEL_GRANTS_PATH) => Ok(Reply::wrong_method("POST")),
         (method, path) => match (method, revoked_grant(path)) {
-            (&Method::POST, Some(grant)) => revoked(registry, peer, grant, body, now),
+            (&Method::POST, Some(grant)) => revoked(ledger, peer, grant, body, now),
             (_, Some(_)) => Ok(Reply::wrong_method("POST")),
             (_, None) => Ok(Reply::unknown_path(path)),
         },
@@ -89,7 +88,7 @@ fn revoked_grant(path: &str) -> Option<GrantId> {
     id.strip_suffix("/revoked")?.parse().ok()
 }
 
-fn take(registry: &Registry, peer: &PeerRecord, body: &[u8], now: UnixTime) -> Result<Reply, Reply> {
+fn take(ledger: &Ledger, peer: &PeerRecord, body: &[u8], now: UnixTime) -> Result<Reply, Reply> {
     let HandedOver { grant, token } = fields(body)?;
     if grant.federation_peer_id != peer.id {
         return Err(unusable("the grant is another peer's"));
@@ -125,21 +124,21 @@ fn take(registry: &Registry, peer: &PeerRecord, body: &[u8], now: UnixTime) -> R
         token: Secret::from_text(token.as_str().to_owned()),
     };
     info!(peer = %peer.id, grant = %id, subject = %held.remote_subject, kind = %held.resource_kind, "a satellite has given a grant");
-    registry
+    ledger
         .hold_grant(peer.id, held, now)
         .map_err(|error| refused(&error))?;
     Ok(Reply::data(&json!({ "grant_id": id })))
 }
 
 fn revoked(
-    registry: &Registry,
+    ledger: &Ledger,
     peer: &PeerRecord,
     grant: GrantId,
     body: &[u8],
     now: UnixTime,
 ) -> Result<Reply, Reply> {
     let reason = foreign_text(fields::<Told>(body)?.reason.trim());
-    let known = registry
+    let known = ledger
         .held_grant_revoked(peer.id, grant, &reason, now)
         .map_err(|error| refused(&error))?;
     if known {
@@ -149,7 +148,15 @@ fn revoked(
     Ok(Reply::data(&json!({ "grant_id": grant, "known": known })))
 }
 
-fn leave(registry: &Registry, peer: &PeerRecord, body: &[u8], now: UnixTime) -> Result<Reply, Reply> {
+/// Ends the peering of a satellite that says its last word. Blocks on the disk.
+pub fn leave(registry: &Registry, peer: &PeerRecord, method: &Method, body: &[u8], now: UnixTime) -> Reply {
+    if method != Method::POST {
+        return Reply::wrong_method("POST");
+    }
+    left(registry, peer, body, now).unwrap_or_else(|refused| refused)
+}
+
+fn left(registry: &Registry, peer: &PeerRecord, body: &[u8], now: UnixTime) -> Result<Reply, Reply> {
     let reason = foreign_text(fields::<Told>(body)?.reason.trim());
     let noted = match reason.as_str() {
         "" => HAS_LEFT.to_owned(),

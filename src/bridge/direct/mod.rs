@@ -62,11 +62,10 @@ pub fn hello(call: &DirectCall) -> Hello {
 /// lives on its own.
 pub async fn answer<B>(ingress: &Arc<Ingress>, request: Request<B>, caller: Caller) -> Reply
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let federation = Arc::clone(&ingress.federation);
-    let reached = match federation.dial_for_tunnel(request, caller).await {
+    let reached = match ingress.parent.dial_for_tunnel(request, caller).await {
         Ok(reached) => reached,
         Err(answer) => return answer,
     };
@@ -150,7 +149,7 @@ async fn dial_again(ingress: Arc<Ingress>, redial: Redial) {
     let Some(call) = DirectCall::again(&redial.bridge) else {
         return ingress.redialer.tell(RedialEvent::Left(peer));
     };
-    let transport = match ingress.federation.redial(&redial).await {
+    let transport = match ingress.parent.redial(&redial).await {
         Ok(transport) => transport,
         Err(RedialFailed::MayNotCome) => return ingress.redialer.tell(RedialEvent::Left(peer)),
         Err(RedialFailed::NotReached(why)) => {

@@ -86,11 +86,20 @@ impl Driver {
             .first()
             .map(|endpoint| endpoint.url.as_str());
         let bridge = told.unwrap_or_else(|| membership.parent.url.as_str());
+        // A bridge beside a platform is elsewhere than its parent, and says where.
+        let reached_at = self
+            .primary_tunnel()
+            .and_then(|(number, ..)| self.links.get(&number)?.reached_at());
         let relayed = Endpoint {
-            url: format!(
-                "{}{RELAY_PATH}{}",
-                bridge.strip_suffix('/').unwrap_or(bridge),
-                membership.peer_id
+            url: reached_at.map_or_else(
+                || {
+                    format!(
+                        "{}{RELAY_PATH}{}",
+                        bridge.strip_suffix('/').unwrap_or(bridge),
+                        membership.peer_id
+                    )
+                },
+                ToString::to_string,
             ),
             scope: "sdwan".to_owned(),
             priority: RELAYED_PRIORITY,

@@ -9,7 +9,7 @@ use super::{Driver, EstablishedLink, News, Reporter};
 use crate::base::id::SessionId;
 use crate::base::limit::foreign_text;
 use crate::base::time::UnixTime;
-use crate::contract::invitation::HostPort;
+use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::machine::child::{ChildEvent, LinkPurpose};
 use crate::machine::join::JoinState;
 use crate::machine::ladder::{DialTarget, OVERLAP, Rung, TunnelId};
@@ -24,7 +24,9 @@ use crate::satellite::called::{self, DirectError, UnaskedCall};
 use crate::satellite::federation_api::FederationApi;
 use crate::satellite::serve::{self, Served};
 use crate::tunnel::Tunnel;
-use crate::wire::{DIRECT_FEATURE, Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, REPLACES_MAX, SessionClaim};
+use crate::wire::{
+    DIRECT_FEATURE, Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, REPLACES_MAX, SessionClaim, reached_at,
+};
 
 /// A dial, or the tunnel that it gave.
 pub(super) struct Link {
@@ -40,6 +42,8 @@ pub(super) struct LiveLink {
     tunnel: Tunnel,
     session: SessionId,
     pub(super) address: SocketAddr,
+    /// Where the bridge says that this satellite is reached over it, if it says so.
+    reached_at: Option<ParentUrl>,
     pub(super) since: UnixTime,
     /// Where the bridge has dialled this box, if it has.
     pub(super) endpoint: Option<SocketAddr>,
@@ -50,6 +54,11 @@ pub(super) struct LiveLink {
 }
 
 impl Link {
+    /// Where this satellite is reached over the link.
+    pub(super) fn reached_at(&self) -> Option<&ParentUrl> {
+        self.up.as_ref()?.reached_at.as_ref()
+    }
+
     pub(super) const fn bridge(&self) -> &HostPort {
         &self.bridge
     }
@@ -297,6 +306,7 @@ impl Driver {
             tunnel,
             session: welcome.session,
             address: target.address,
+            reached_at: reached_at(&welcome.features).and_then(|url| url.parse().ok()),
             since,
             endpoint,
             dials_satellites: welcome.features.iter().any(|feature| feature == DIRECT_FEATURE),
