@@ -21,7 +21,7 @@ use super::status::StatusReport;
 use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
 use crate::machine::backoff::BackoffPolicy;
-use crate::machine::child::ChildPolicy;
+use crate::machine::child::{ChildPolicy, Rejoin};
 use crate::machine::join::JoinState;
 use crate::machine::ladder::{CLIMB_INITIAL, LadderPolicy, Rung};
 use crate::machine::membership::{Operator, StoredInvitation};
@@ -36,7 +36,7 @@ use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
 use crate::store::audit_log::{AuditLog, AuditWriter};
-use crate::store::database::{Database, StoreError};
+use crate::store::database::{Database, OpenError, StoreError};
 use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
 
@@ -88,6 +88,19 @@ pub enum RunError {
     /// A part that the daemon cannot do without.
     #[error("the satellite cannot go on")]
     Task(#[source] crate::process::supervisor::TaskFailure),
+}
+
+impl RunError {
+    /// Whether another process has the state: a daemon that runs, or one that starts or stops just now.
+    pub const fn is_held(&self) -> bool {
+        matches!(
+            self,
+            Self::State(OpenStateError::Open {
+                source: OpenError::Held { .. },
+                ..
+            })
+        )
+    }
 }
 
 /// Gives the configuration anew, for a reload.
@@ -234,6 +247,7 @@ pub enum JoinOutcome {
 pub async fn join_once(
     config: &SatelliteConfig,
     invitation: StoredInvitation,
+    rejoin: Option<Rejoin>,
     timeout: Duration,
 ) -> Result<JoinOutcome, RunError> {
     entropy::check()?;
@@ -248,7 +262,7 @@ pub async fn join_once(
     let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(config), audit);
     let driver = driver.with_surroundings(Arc::new(surroundings));
     work.spawn("driver", driver.run());
-    let outcome = match handle.join(invitation).await {
+    let outcome = match handle.join_as(invitation, rejoin).await {
         Ok(Ok(())) => Ok(await_join(&handle, timeout).await),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Ok(JoinOutcome::TimedOut(None)),
@@ -279,8 +293,9 @@ pub async fn await_join(handle: &DriverHandle, timeout: Duration) -> JoinOutcome
 /// The outcome that a report tells, once there is one.
 pub fn outcome_of(report: &StatusReport) -> Option<JoinOutcome> {
     match (report.state.as_str(), &report.refusal) {
-        ("joined", _) => Some(JoinOutcome::Joined(Box::new(report.clone()))),
-        ("refused", Some(why)) => Some(JoinOutcome::Refused(why.clone())),
+        ("joined", None) => Some(JoinOutcome::Joined(Box::new(report.clone()))),
+        // The membership of before goes on.
+        ("joined" | "refused", Some(why)) => Some(JoinOutcome::Refused(why.clone())),
         _ => None,
     }
 }
@@ -355,6 +370,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
             },
             bridges: config.parent.bridges.clone(),
         },
+        cluster_hook: config.cluster_hook.clone(),
         tunnel: TunnelSettings {
             keepalive_ceiling: config.tunnel_keepalive,
             max_streams: config.limits.streams_per_session,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::base::id::PeerId;
 use crate::base::limit::foreign_text;
@@ -15,6 +16,7 @@ use crate::identity::certificate::CertificateFacts;
 use crate::machine::child::EventKind;
 use crate::machine::join::JoinState;
 use crate::machine::membership::{Candidate, Membership, Operator, StoredIdentity};
+use crate::machine::past::{FormerGrants, FormerPeer};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
 use crate::satellite::grants::GrantsReport;
 use crate::satellite::node_report::NodeReport;
@@ -34,12 +36,15 @@ pub struct StatusReport {
     /// `not_invited`, or how far the join has come: `invited`, `key_ready`, `sent`, `accepted`,
     /// `enrolled`, `joined`, `refused`.
     pub state: String,
-    /// Why the join was refused and what to do.
+    /// Why the join, or the last rejoin of a member, was refused and what to do.
     pub refusal: Option<String>,
     /// Whom it joins or has joined.
     pub parent_url: Option<String>,
     /// The membership.
     pub peer: Option<PeerReport>,
+    /// Which peers this box was before, the latest first.
+    #[serde(default)]
+    pub former_peers: Vec<FormerPeerReport>,
     /// The tunnel.
     pub link: LinkReport,
     /// The heartbeats.
@@ -49,6 +54,9 @@ pub struct StatusReport {
     /// The node's identity, where the box is to be a node of its platform.
     #[serde(default)]
     pub node: Option<NodeReport>,
+    /// What the parent delivered for its cluster, to a member of it.
+    #[serde(default)]
+    pub cluster: Option<ClusterReport>,
     /// The time in use.
     pub clock: ClockReport,
     /// Where the state is kept.
@@ -159,6 +167,35 @@ pub struct PeerReport {
     pub warnings: Vec<String>,
 }
 
+/// A peer that this box has been.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerPeerReport {
+    /// The id.
+    pub id: PeerId,
+    /// Whose.
+    pub parent_url: String,
+    /// Since when.
+    #[serde(default, with = "rfc3339::option")]
+    pub accepted_at: Option<UnixTime>,
+    /// Until when.
+    #[serde(with = "rfc3339")]
+    pub ended_at: UnixTime,
+    /// What became of its grants.
+    pub grants: FormerGrants,
+}
+
+impl FormerPeerReport {
+    fn of(former: &FormerPeer) -> Self {
+        Self {
+            id: former.peer_id,
+            parent_url: former.parent_url.to_string(),
+            accepted_at: former.accepted_at,
+            ended_at: former.ended_at,
+            grants: former.grants,
+        }
+    }
+}
+
 /// The tunnel.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LinkReport {
@@ -262,12 +299,43 @@ pub struct CertificateReport {
     /// Whether it has expired and the parent, when it was reached, did not renew it.
     #[serde(default)]
     pub needs_rejoin: bool,
+    /// Whether it was issued by this box's own authority, as among equals.
+    #[serde(default)]
+    pub self_issued: bool,
     /// The parent's authorities that are trusted, the oldest first.
     #[serde(default)]
     pub anchors: Vec<AnchorReport>,
     /// Why the parent's trust bundle is not followed, in words.
     #[serde(default)]
     pub bundle_error: Option<String>,
+}
+
+/// What was delivered for the cluster, without what it says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterReport {
+    /// Its parts and their sizes in bytes.
+    pub parts: BTreeMap<String, usize>,
+    /// The executable that takes it.
+    pub hook: Option<String>,
+    /// When that has taken it.
+    #[serde(default, with = "rfc3339::option")]
+    pub handed_over_at: Option<UnixTime>,
+    /// Why it has not, in words.
+    pub trouble: Option<String>,
+}
+
+impl ClusterReport {
+    fn of(membership: &Membership) -> Option<Self> {
+        let delivered = membership.cluster_delivery()?;
+        let parts: BTreeMap<String, Value> = serde_json::from_slice(delivered.expose()).ok()?;
+        Some(Self {
+            parts: parts
+                .into_iter()
+                .map(|(name, part)| (foreign_text(&name), part.to_string().len()))
+                .collect(),
+            ..Self::default()
+        })
+    }
 }
 
 /// An authority that is trusted.
@@ -353,12 +421,20 @@ impl StatusReport {
             state: state.map_or("not_invited", JoinState::name).to_owned(),
             refusal: match state {
                 Some(JoinState::Refused { refusal, .. }) => Some(refusal.to_string()),
-                _ => None,
+                _ => membership
+                    .and_then(|membership| membership.rejoin_refused.as_ref())
+                    .map(|refused| refused.refusal.to_string()),
             },
             parent_url: state.map(|state| state.parent().url.to_string()),
             peer: membership.map(PeerReport::of),
+            former_peers: state
+                .map_or(&[][..], JoinState::former)
+                .iter()
+                .map(FormerPeerReport::of)
+                .collect(),
             link,
             heartbeat,
+            cluster: membership.and_then(ClusterReport::of),
             certificate: membership.map(|membership| CertificateReport::of(membership, clock.trusted)),
             node: membership
                 .and_then(|membership| membership.node.as_ref())
@@ -468,7 +544,10 @@ impl CertificateReport {
             Candidate::Requested(_) => "requested",
             Candidate::Issued(_) => "proving",
         });
-        Self::of_identity(&membership.identity, renewal, now)
+        Self {
+            self_issued: membership.own_authority.is_some(),
+            ..Self::of_identity(&membership.identity, renewal, now)
+        }
     }
 
     /// How an identity stands, and what is done to renew it.
@@ -483,6 +562,7 @@ impl CertificateReport {
             renewal: renewal.map(str::to_owned),
             renewal_error: None,
             needs_rejoin: false,
+            self_issued: false,
             anchors: AnchorReport::all_of(identity),
             bundle_error: None,
         }

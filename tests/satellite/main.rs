@@ -9,12 +9,14 @@
 
 mod anchors;
 mod clock;
+mod cluster;
 mod daemon;
 mod grants;
 mod join;
 mod link;
 mod membership;
 mod node;
+mod rejoin;
 mod renewal;
 #[path = "../scripted_parent/mod.rs"]
 mod scripted_parent;

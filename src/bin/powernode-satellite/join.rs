@@ -11,7 +11,9 @@ use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output;
 use powernode_satellite::contract::join_code::{InvalidJoinCode, JoinCode};
 use powernode_satellite::contract::token::{AcceptanceToken, InvalidToken};
+use powernode_satellite::machine::child::{Rejoin, WorkingMembership};
 use powernode_satellite::machine::membership::StoredInvitation;
+use powernode_satellite::machine::past::FormerGrants;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::admin_api::{JOIN_PATH, JoinRequest, STATUS_PATH};
 use powernode_satellite::satellite::daemon::{self, JoinOutcome};
@@ -20,7 +22,7 @@ use powernode_satellite::satellite::status::StatusReport;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::arguments::JoinArguments;
+use crate::arguments::{JoinArguments, RejoinArguments};
 use crate::run::{block_on, not_run};
 
 /// Most that is read from standard input or a code file, in bytes.
@@ -28,6 +30,9 @@ const INPUT_MAX_BYTES: u64 = 8 * 1024;
 
 /// Pause between two looks at the daemon's status.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Looks for a daemon that holds the state and does not answer yet: ten seconds, for a slow card.
+const LOOKS_MAX: u32 = 50;
 
 #[derive(Debug, Error)]
 enum InputError {
@@ -59,14 +64,33 @@ enum Keeper {
 
 /// Joins.
 pub fn join(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<ExitCode, Failure> {
+    join_as(config, arguments, None)
+}
+
+/// Joins the same parent anew.
+pub fn rejoin(config: &SatelliteConfig, arguments: &RejoinArguments) -> Result<ExitCode, Failure> {
+    let rejoin = Rejoin {
+        grants: if arguments.rebind_grants {
+            FormerGrants::Rebound
+        } else {
+            FormerGrants::Kept
+        },
+        working: if arguments.force {
+            WorkingMembership::Replace
+        } else {
+            WorkingMembership::Keep
+        },
+    };
+    join_as(config, &arguments.join, Some(rejoin))
+}
+
+fn join_as(
+    config: &SatelliteConfig,
+    arguments: &JoinArguments,
+    rejoin: Option<Rejoin>,
+) -> Result<ExitCode, Failure> {
     let invitation = invitation(config, arguments)?;
-    let (keeper, outcome) = block_on(async {
-        if let Some(outcome) = ask_daemon(config, &invitation, arguments.timeout.0).await {
-            return (Keeper::Daemon, outcome);
-        }
-        let outcome = daemon::join_once(config, invitation, arguments.timeout.0).await;
-        (Keeper::Nobody, outcome.map_err(not_run))
-    })?;
+    let (keeper, outcome) = block_on(join_either_way(config, &invitation, rejoin, arguments.timeout.0))?;
     let outcome = outcome?;
     match outcome {
         JoinOutcome::Joined(report) => {
@@ -83,6 +107,38 @@ pub fn join(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<ExitC
                 last.map_or_else(String::new, |last| format!("; the last try: {last}")),
             ),
         )),
+    }
+}
+
+/// By the daemon, or without one. A daemon that has just been started holds the state before it answers at
+/// its socket: that is waited for.
+async fn join_either_way(
+    config: &SatelliteConfig,
+    invitation: &StoredInvitation,
+    rejoin: Option<Rejoin>,
+    timeout: Duration,
+) -> (Keeper, Result<JoinOutcome, Failure>) {
+    let mut looks = 0;
+    loop {
+        if let Some(outcome) = ask_daemon(config, invitation, rejoin, timeout).await {
+            return (Keeper::Daemon, outcome);
+        }
+        match daemon::join_once(config, invitation.clone(), rejoin, timeout).await {
+            Err(error) if error.is_held() && looks < LOOKS_MAX => {
+                if looks == 0 {
+                    // A closed standard error cannot be told.
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "another process holds the state, but no daemon answers at {} yet; waiting for up to {} s",
+                        config.admin_socket.display(),
+                        (LOOK_AGAIN * LOOKS_MAX).as_secs()
+                    );
+                }
+                looks += 1;
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            outcome => return (Keeper::Nobody, outcome.map_err(not_run)),
+        }
     }
 }
 
@@ -196,10 +252,11 @@ fn read_text(source: impl std::io::Read, what: &str) -> Result<String, Failure> 
 async fn ask_daemon(
     config: &SatelliteConfig,
     invitation: &StoredInvitation,
+    rejoin: Option<Rejoin>,
     timeout: Duration,
 ) -> Option<Result<JoinOutcome, Failure>> {
     let client = AdminClient::new(&config.admin_socket);
-    let request = JoinRequest::of(invitation)?;
+    let request = JoinRequest::of(invitation, rejoin)?;
     let body = serde_json::to_value(&request).ok()?;
     match client.call(Method::POST, JOIN_PATH, Some(&body)).await {
         Err(AdminError::NotRunning { .. }) => None,

@@ -15,8 +15,8 @@ use powernode_satellite::satellite::grants::GrantsReport;
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
-    BetterReport, BridgeReport, CertificateReport, ClockReport, HeartbeatReport, LinkReport, NEEDS_REJOIN,
-    StatusReport, StoreReport,
+    BetterReport, BridgeReport, CertificateReport, ClockReport, ClusterReport, HeartbeatReport, LinkReport,
+    NEEDS_REJOIN, StatusReport, StoreReport,
 };
 use powernode_satellite::store::state_key::StateKey;
 
@@ -117,6 +117,10 @@ fn render(report: &StatusReport, style: Style) -> String {
     lines.extend(connection(report));
     lines.push(("services", services(report)));
     lines.extend(node(report));
+    if let Some(cluster) = &report.cluster {
+        lines.push(("cluster", Some(handed_over(cluster, report))));
+        lines.push(("cluster's hook", toned(cluster.trouble.as_ref(), Tone::Warn)));
+    }
     lines.extend(upkeep(report));
     output::render_pairs(&lines, style)
 }
@@ -145,6 +149,14 @@ fn membership(report: &StatusReport) -> Vec<Line> {
             toned(report.grants.trouble.as_ref(), Tone::Warn),
         ),
     ];
+    for former in &report.former_peers {
+        let ended = relative_time(former.ended_at, now);
+        lines.push((
+            "formerly",
+            Some(format!("peer {}, until {ended}", former.id).into()),
+        ));
+    }
+    lines.push(("rejoin refused", toned(report.refusal.as_ref(), Tone::Bad)));
     for warning in &peer.warnings {
         lines.push(("accept warning", toned(Some(warning), Tone::Warn)));
     }
@@ -157,9 +169,15 @@ fn grants(report: &StatusReport) -> Cell {
         0 => "none: nobody of the parent's can act here".to_owned(),
         active => format!("{active} active"),
     };
+    let former = match grants.of_former_peers {
+        0 => String::new(),
+        former => {
+            format!("; {former} of an earlier peering, of no use (`rejoin --rebind-grants` takes them over)")
+        }
+    };
     match grants.undelivered {
-        0 => active.into(),
-        waiting => format!("{active}, {waiting} to be told to the parent").into(),
+        0 => format!("{active}{former}").into(),
+        waiting => format!("{active}, {waiting} to be told to the parent{former}").into(),
     }
 }
 
@@ -407,6 +425,28 @@ fn tunnel(report: &StatusReport) -> Cell {
     }
 }
 
+/// What the parent delivered for its cluster, masked, and whether it has been taken.
+fn handed_over(cluster: &ClusterReport, report: &StatusReport) -> Cell {
+    let parts: Vec<_> = cluster
+        .parts
+        .iter()
+        .map(|(name, size)| format!("{name} (*** {size} bytes)"))
+        .collect();
+    let parts = parts.join(", ");
+    match (cluster.handed_over_at, &cluster.hook) {
+        (Some(at), _) => {
+            let when = relative_time(at, report.clock.trusted);
+            format!("{parts}; handed over {when}").into()
+        }
+        (None, Some(hook)) => Cell::toned(format!("{parts}; {hook} has not taken it yet"), Tone::Warn),
+        (None, None) if report.daemon_running => Cell::toned(
+            format!("{parts}; cluster.hook is not set, so it is kept"),
+            Tone::Warn,
+        ),
+        (None, None) => parts.into(),
+    }
+}
+
 /// The parent's, where there are several: a rotation is under way.
 fn authorities(certificate: &CertificateReport, report: &StatusReport) -> Option<Cell> {
     let [_, _, ..] = certificate.anchors.as_slice() else {
@@ -426,8 +466,13 @@ fn certificate(certificate: &CertificateReport, report: &StatusReport) -> (Strin
         || format!("renewal {}", relative_time(certificate.renew_at, now)),
         |renewal| format!("renewal {renewal}"),
     );
+    let issuer = if certificate.self_issued {
+        ", issued by this box itself"
+    } else {
+        ""
+    };
     let text = format!(
-        "{}, ends {}, {renewal}",
+        "{}, ends {}, {renewal}{issuer}",
         certificate.standing,
         relative_time(certificate.not_after, now)
     );

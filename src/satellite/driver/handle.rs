@@ -9,13 +9,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::id::PeerId;
 use crate::base::time::{Moment, UnixTime};
-use crate::machine::child::{ChildPolicy, InvitationRefused};
+use crate::identity::own_authority::OwnAuthorityError;
+use crate::machine::child::{ChildPolicy, InvitationRefused, Rejoin};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{Membership, Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
 use crate::process::config::node::NodeIdentityConfig;
 use crate::process::config::satellite::Ways;
+use crate::process::hook::Hook;
 use crate::satellite::membership_store::SaveStateError;
 use crate::satellite::status::{ReachReport, StatusReport};
 use crate::tunnel::{Tunnel, TunnelSettings};
@@ -34,6 +36,8 @@ pub struct DriverSettings {
     pub ways: Ways,
     /// The node's identity.
     pub node: NodeIdentityConfig,
+    /// What takes the cluster's part of an accept.
+    pub cluster_hook: Option<Hook>,
     /// The operator from the config, which outranks the one that was given at join.
     pub operator: Option<Operator>,
 }
@@ -41,9 +45,10 @@ pub struct DriverSettings {
 /// What others ask of the loop.
 #[derive(Debug)]
 pub enum Command {
-    /// Join with this invitation.
+    /// Join with this invitation, or join anew.
     Join(
         Box<StoredInvitation>,
+        Option<Rejoin>,
         oneshot::Sender<Result<(), JoinCommandError>>,
     ),
     /// Take new settings and try to connect at once.
@@ -117,6 +122,9 @@ pub enum JoinCommandError {
     /// The invitation could not be stored.
     #[error("the invitation could not be stored; nothing was sent")]
     Save(#[source] SaveStateError),
+    /// The box has no authority to certify itself by.
+    #[error("this box could not make a certificate authority of its own; nothing was sent")]
+    Authority(#[source] OwnAuthorityError),
 }
 
 /// Talks to the loop.
@@ -152,9 +160,18 @@ impl DriverHandle {
 
     /// Hands an invitation over; returns when it is stored.
     pub async fn join(&self, invitation: StoredInvitation) -> Result<Result<(), JoinCommandError>, Stopping> {
+        self.join_as(invitation, None).await
+    }
+
+    /// The same, or for a membership that is to be replaced.
+    pub async fn join_as(
+        &self,
+        invitation: StoredInvitation,
+        rejoin: Option<Rejoin>,
+    ) -> Result<Result<(), JoinCommandError>, Stopping> {
         let (reply, answer) = oneshot::channel();
         self.commands
-            .send(Command::Join(Box::new(invitation), reply))
+            .send(Command::Join(Box::new(invitation), rejoin, reply))
             .await
             .map_err(|_| Stopping)?;
         answer.await.map_err(|_| Stopping)
