@@ -395,7 +395,10 @@ fn bodies_of_any_size_pass_and_answers_are_the_platforms() {
             422
         );
     }
-    let (connections, requests) = (side.platform.book().connections, side.platform.book().seen.len());
+    let (connections, requests) = {
+        let book = side.platform.book();
+        (book.connections, book.seen.len())
+    };
     assert!(
         connections < requests / 2,
         "{connections} connections for {requests} requests"
