@@ -296,7 +296,6 @@ impl Ingress {
         let link = Link {
             tunnel: tunnel.clone(),
             since: self.clock.trusted().now,
-            address,
             agent: foreign_text(&hello.agent),
         };
         let served = async {

@@ -1,6 +1,5 @@
 //! The live tunnels: the session table with its tunnels, and the goodbyes to those that leave it.
 
-use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::peer_view::LinkView;
@@ -23,8 +22,6 @@ pub struct Link {
     pub tunnel: Tunnel,
     /// Since when.
     pub since: UnixTime,
-    /// The satellite's address as it arrives here.
-    pub address: SocketAddr,
     /// Program and version at the other end.
     pub agent: String,
 }
@@ -160,7 +157,8 @@ impl Links {
     pub fn view(&self, peer: PeerId) -> Option<LinkView> {
         self.table().get(peer).map(|live| LinkView {
             session: live.id,
-            address: live.link.address.to_string(),
+            // It moves with a satellite that does.
+            address: live.link.tunnel.remote_address().to_string(),
             agent: live.link.agent.clone(),
             since: live.link.since,
             transport: live.link.tunnel.protocol().word().to_owned(),

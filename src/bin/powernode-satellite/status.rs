@@ -15,8 +15,8 @@ use powernode_satellite::satellite::grants::GrantsReport;
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
-    BetterReport, BridgeReport, CertificateReport, ClockReport, HeartbeatReport, LinkReport, NEEDS_REJOIN,
-    StatusReport, StoreReport,
+    BetterReport, BridgeReport, CertificateReport, ClockReport, ClusterReport, HeartbeatReport, LinkReport,
+    NEEDS_REJOIN, StatusReport, StoreReport,
 };
 use powernode_satellite::store::state_key::StateKey;
 
@@ -123,6 +123,10 @@ fn render(report: &StatusReport, style: Style) -> String {
     lines.extend(connection(report));
     lines.push(("services", services(report)));
     lines.extend(node(report));
+    if let Some(cluster) = &report.cluster {
+        lines.push(("cluster", Some(handed_over(cluster, report))));
+        lines.push(("cluster's hook", toned(cluster.trouble.as_ref(), Tone::Warn)));
+    }
     lines.extend(upkeep(report));
     output::render_pairs(&lines, style)
 }
@@ -427,6 +431,28 @@ fn tunnel(report: &StatusReport) -> Cell {
     }
 }
 
+/// What the parent delivered for its cluster, masked, and whether it has been taken.
+fn handed_over(cluster: &ClusterReport, report: &StatusReport) -> Cell {
+    let parts: Vec<_> = cluster
+        .parts
+        .iter()
+        .map(|(name, size)| format!("{name} (*** {size} bytes)"))
+        .collect();
+    let parts = parts.join(", ");
+    match (cluster.handed_over_at, &cluster.hook) {
+        (Some(at), _) => {
+            let when = relative_time(at, report.clock.trusted);
+            format!("{parts}; handed over {when}").into()
+        }
+        (None, Some(hook)) => Cell::toned(format!("{parts}; {hook} has not taken it yet"), Tone::Warn),
+        (None, None) if report.daemon_running => Cell::toned(
+            format!("{parts}; cluster.hook is not set, so it is kept"),
+            Tone::Warn,
+        ),
+        (None, None) => parts.into(),
+    }
+}
+
 /// The parent's, where there are several: a rotation is under way.
 fn authorities(certificate: &CertificateReport, report: &StatusReport) -> Option<Cell> {
     let [_, _, ..] = certificate.anchors.as_slice() else {
@@ -446,8 +472,13 @@ fn certificate(certificate: &CertificateReport, report: &StatusReport) -> (Strin
         || format!("renewal {}", relative_time(certificate.renew_at, now)),
         |renewal| format!("renewal {renewal}"),
     );
+    let issuer = if certificate.self_issued {
+        ", issued by this box itself"
+    } else {
+        ""
+    };
     let text = format!(
-        "{}, ends {}, {renewal}",
+        "{}, ends {}, {renewal}{issuer}",
         certificate.standing,
         relative_time(certificate.not_after, now)
     );

@@ -301,7 +301,8 @@ impl ChildMachine {
                     Some(Candidate::Requested(key)) => Some(key.clone()),
                     Some(Candidate::Issued(_)) | None => None,
                 };
-                let renewal = RenewalMachine::new(&membership.identity, candidate, self.seed.rotate_left(32));
+                let renewal = RenewalMachine::new(&membership.identity, candidate, self.seed.rotate_left(32))
+                    .unaided(membership.own_authority.is_some());
                 let node = NodeIdentityMachine::new(membership.node.clone(), self.seed.rotate_left(48));
                 Phase::Member(Box::new(Member {
                     state,

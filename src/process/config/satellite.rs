@@ -15,6 +15,7 @@ use keys::{
 };
 
 use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
+use super::cluster::{self, HOOK, HOOK_TIMEOUT};
 use super::key::{
     AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, Line, ListOf, Parsed, YesNo,
 };
@@ -30,6 +31,7 @@ use crate::contract::invitation::{BRIDGES_MAX, CaFingerprint, HostPort, ParentUr
 use crate::contract::service::ServiceDefinition;
 use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
 use crate::process::environment::Environment;
+use crate::process::hook::Hook;
 use crate::process::telemetry::{LogFilter, LogFormat};
 
 /// The state key when nobody has named one: where the unit looks for its credential, so that a
@@ -85,6 +87,8 @@ pub struct SatelliteConfig {
     pub audit: Retention,
     /// The node's identity, where the box is to be a node of the platform.
     pub node_identity: NodeIdentityConfig,
+    /// What takes the cluster's part of an accept.
+    pub cluster_hook: Option<Hook>,
     /// Ways in from outside.
     pub reach: ReachConfig,
     /// Where metrics are served.
@@ -206,6 +210,7 @@ impl SatelliteConfig {
                 write_to: settings.required(&NODE_WRITE_TO)?,
                 platform_ca: settings.get(&NODE_PLATFORM_CA)?,
             },
+            cluster_hook: cluster::hook(settings)?,
             reach: ReachConfig {
                 port_mapping: settings.required(&PORT_MAPPING)?,
                 // The form allows no larger one.
@@ -289,6 +294,7 @@ pub static PROGRAM: Program = Program {
         ),
         ("grants", "By what the parent's people and programs may act here."),
         audit::SECTION,
+        cluster::SECTION,
         (
             "node_identity",
             "The second identity of a box that its platform also runs as a node: it comes with the join, for a managed\nchild that the platform knows as one.",

@@ -3,9 +3,10 @@
 
 use super::{
     AbsolutePath, AnyKey, BRIDGES_MAX, CaFingerprint, CountBetween, DATA_RESIDENCY_MAX_CHARS,
-    DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HostPort, Key, Line, ListOf, LogFilter,
-    LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, NodeFilesPlace, ParentUrl, Parsed, PathBuf,
-    PlatformCa, ProxyChoice, RETENTION_DAYS, SATELLITE_MAX_ROWS, TunnelTransport, YesNo, services,
+    DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HOOK, HOOK_TIMEOUT, HostPort, Key, Line,
+    ListOf, LogFilter, LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, NodeFilesPlace, ParentUrl,
+    Parsed, PathBuf, PlatformCa, ProxyChoice, RETENTION_DAYS, SATELLITE_MAX_ROWS, TunnelTransport, YesNo,
+    services,
 };
 
 pub(super) static KEYS: &[&dyn AnyKey] = &[
@@ -40,6 +41,8 @@ pub(super) static KEYS: &[&dyn AnyKey] = &[
     &SATELLITE_MAX_ROWS,
     &NODE_WRITE_TO,
     &NODE_PLATFORM_CA,
+    &HOOK,
+    &HOOK_TIMEOUT,
     &PORT_MAPPING,
     &LISTEN_PORT,
     &ALLOW_PRIVATE,
@@ -179,8 +182,8 @@ pub(super) static PAYLOAD_FILE: Key<PathBuf> = Key {
 pub(super) static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     path: "tunnel.keepalive",
     form: &DurationBetween(MIN_KEEPALIVE, MAX_KEEPALIVE),
-    default: Fallback::Value("20s"),
-    doc: "Longest silence on an idle tunnel; the smaller of this and the host-bridge's wish holds. Routers forget\nidle UDP flows after 30 s and more.",
+    default: Fallback::Value("45s"),
+    doc: "Longest silence on an idle tunnel; the smaller of this and the host-bridge's wish holds. QUIC begins with 20 s\nand finds out how long the routers on the way remember it; TLS over TCP stays at 20 s.",
     discreet: false,
 };
 
@@ -220,7 +223,7 @@ pub(super) static TUNNEL_PROXY: Key<ProxyChoice> = Key {
     default: Fallback::Unset {
         example: "http://proxy.example.com:3128",
     },
-    doc: "HTTP CONNECT proxy for TLS over TCP; it resolves the host-bridge's name. Unset: what HTTPS_PROXY says in the\nenvironment. none: no proxy, whatever the environment says. NO_PROXY names hosts that are reached without it:\nnames with all below them, addresses, networks, each with or without a port.",
+    doc: "HTTP CONNECT proxy for TLS over TCP; it resolves the host-bridge's name. TCP goes to host-bridges by no other way\nthen; QUIC (UDP) is still tried unless tunnel.transport says tls. Unset: what HTTPS_PROXY says in the\nenvironment. none: no proxy, whatever the environment says. NO_PROXY names hosts that are reached without it:\nnames with all below them, addresses, networks, each with or without a port.",
     discreet: true,
 };
 
