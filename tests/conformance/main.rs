@@ -11,6 +11,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod accept_cases;
+mod answers;
 #[path = "../support/authority.rs"]
 mod authority;
 mod client;

@@ -1,6 +1,7 @@
 //! The real satellite with a platform that answers in every way that was observed (contract section 11), and in
 //! some that were not: it becomes a member where it can, and says what to do where it cannot.
 
+use std::collections::VecDeque;
 use std::process::Output;
 use std::time::Duration;
 
@@ -234,7 +235,7 @@ fn heartbeats_survive_every_answer_and_a_suspension_is_believed() {
                 .book()
                 .next
                 .get(HEARTBEAT)
-                .is_none_or(|next| next.is_empty())
+                .is_none_or(VecDeque::is_empty)
                 .then_some(())
         });
         again("a heartbeat is taken after a bad answer");

@@ -3,6 +3,12 @@
 
 use serde_json::{Value, json};
 
+use super::accept_cases::{
+    a_token_works_once, accept_gives_a_certificate, four_at_once_share_no_token, kinds_of_keys,
+    the_published_agent_is_accepted, tokens_are_told_apart, unknown_fields_are_passed_over,
+    unsignable_requests_are_told, versions_are_read_leniently, versions_are_refused_by_name,
+    what_is_no_accept_is_refused,
+};
 use super::authority::{Identity, Request};
 use super::client::{API, Answer, Ask, Client};
 
@@ -15,6 +21,12 @@ pub enum Kind {
     Platform,
 }
 
+/// Suspends the peer of this id.
+pub type Suspend = Box<dyn Fn(&str)>;
+
+/// Gives the peer of this id a bearer token.
+pub type GrantTo = Box<dyn Fn(&str) -> String>;
+
 /// What a case runs against.
 pub struct Target {
     pub client: Client,
@@ -22,9 +34,9 @@ pub struct Target {
     /// A fresh acceptance token for a managed child.
     pub mint: Box<dyn Fn() -> String>,
     /// Suspends a peer, where the tests can.
-    pub suspend: Option<Box<dyn Fn(&str)>>,
+    pub suspend: Option<Suspend>,
     /// A bearer token for resources of the kind `skill` that this peer may show, where the tests can have one.
-    pub grant: Option<Box<dyn Fn(&str) -> String>>,
+    pub grant: Option<GrantTo>,
 }
 
 /// A case: the contract's section, what is claimed, and the proof.
@@ -132,7 +144,7 @@ struct Joined {
     identity: Identity,
 }
 
-fn accept(target: &Target, body: &Value) -> Answer {
+pub(super) fn accept(target: &Target, body: &Value) -> Answer {
     target
         .client
         .ask(Ask::post(&format!("{API}/accept"), &body.to_string()))
@@ -159,7 +171,7 @@ fn heartbeat(target: &Target, joined: &Joined, body: &Value) -> Answer {
 }
 
 /// Whole seconds, UTC, `Z`.
-fn assert_time(value: &Value) {
+pub(super) fn assert_time(value: &Value) {
     let text = value.as_str().unwrap_or_else(|| panic!("no time: {value}"));
     let format = &time::format_description::well_known::Rfc3339;
     let parsed = time::OffsetDateTime::parse(text, format);
@@ -167,247 +179,6 @@ fn assert_time(value: &Value) {
         parsed.is_ok() && text.ends_with('Z') && !text.contains('.'),
         "{text}"
     );
-}
-
-fn accept_gives_a_certificate(target: &Target) {
-    let request = Request::new("somebody");
-    let body = json!({
-        "acceptance_token": (target.mint)(), "contract_version": 1, "extension_slugs": ["a"],
-        "capabilities": { "disclosure": { "operator_contact": "ops@example.com", "location": "DE" } },
-        "endpoints": [{ "url": "https://203.0.113.7:8443", "scope": "wan", "priority": 10 }],
-        "csr_pem": request.csr,
-    });
-    let answer = accept(target, &body);
-    let data = answer.data();
-    assert_eq!(data["status"], "enrolled");
-    assert_eq!(data["peer_kind"], "platform");
-    assert_eq!(data["contract_version_agreed"], 1);
-    assert_time(&data["accepted_at"]);
-    assert_time(&data["handshake_at"]);
-    let certified = &data["federation_certificate"];
-    assert_time(&certified["not_after"]);
-    let serial = certified["serial"].as_str().unwrap();
-    assert!(
-        serial
-            .chars()
-            .all(|c| c.is_ascii_digit() || ('A'..='F').contains(&c)),
-        "{serial}"
-    );
-    assert!(!answer.text.contains("PRIVATE KEY"));
-    let shown = openssl(
-        &["-subject", "-ext", "keyUsage,extendedKeyUsage", "-dates"],
-        certified,
-    );
-    let id = data["peer_id"].as_str().unwrap();
-    // The name in the request is not asked for.
-    assert!(
-        shown.contains(&format!("fed:{id}")) && !shown.contains("somebody"),
-        "{shown}"
-    );
-    for usage in [
-        "Digital Signature",
-        "Key Encipherment",
-        "TLS Web Client Authentication",
-        "TLS Web Server Authentication",
-    ] {
-        assert!(shown.contains(usage), "{usage} in {shown}");
-    }
-}
-
-/// What openssl reads in the certificate.
-fn openssl(asked: &[&str], certified: &Value) -> String {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("certificate.pem");
-    std::fs::write(&file, certified["cert_pem"].as_str().unwrap()).unwrap();
-    let output = std::process::Command::new("openssl")
-        .args(["x509", "-noout", "-in"])
-        .arg(&file)
-        .args(asked)
-        .output()
-        .unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn a_token_works_once(target: &Target) {
-    let token = (target.mint)();
-    let body = |csr: &str| json!({ "acceptance_token": token, "contract_version": 1, "csr_pem": csr });
-    let first = Request::new("a");
-    let taken = accept(target, &body(&first.csr));
-    let id = taken.data()["peer_id"].clone();
-    let said = accept(target, &body(&Request::new("b").csr));
-    assert_eq!(said.failure(401), "acceptance_token not recognized or expired");
-    let again = accept(target, &body(&first.csr));
-    match target.kind {
-        // A lost answer is given again to the same key.
-        Kind::Standalone => assert_eq!(again.data()["peer_id"], id),
-        Kind::Platform => {
-            assert_eq!(again.failure(401), "acceptance_token not recognized or expired");
-        }
-    }
-}
-
-fn four_at_once_share_no_token(target: &Target) {
-    let token = (target.mint)();
-    let client = &target.client;
-    let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let asking: Vec<_> = (0..4)
-            .map(|_| {
-                let token = &token;
-                scope.spawn(move || {
-                    let csr = Request::new("x").csr;
-                    let body = json!({ "acceptance_token": token, "contract_version": 1, "csr_pem": csr });
-                    client
-                        .ask(Ask::post(&format!("{API}/accept"), &body.to_string()))
-                        .status
-                })
-            })
-            .collect();
-        asking.into_iter().map(|asking| asking.join().unwrap()).collect()
-    });
-    let taken = statuses.iter().filter(|status| **status == 200).count();
-    let refused = statuses.iter().filter(|status| **status == 401).count();
-    assert_eq!((taken, refused), (1, 3), "{statuses:?}");
-}
-
-fn tokens_are_told_apart(target: &Target) {
-    for blank in [
-        json!({ "contract_version": 1 }),
-        json!({ "acceptance_token": "", "contract_version": 1 }),
-        json!({ "acceptance_token": null, "contract_version": 1 }),
-        // The token comes first, whatever else is wrong.
-        json!({ "acceptance_token": "  ", "contract_version": 99 }),
-    ] {
-        let answer = accept(target, &blank);
-        assert_eq!(answer.failure(422), "acceptance_token required", "{blank}");
-    }
-    let unknown = json!({ "acceptance_token": "x".repeat(43), "contract_version": 1 });
-    let answer = accept(target, &unknown);
-    assert_eq!(answer.failure(401), "acceptance_token not recognized or expired");
-}
-
-fn versions_are_refused_by_name(target: &Target) {
-    let token = (target.mint)();
-    let csr = Request::new("x").csr;
-    for (version, claimed) in [(json!(99), 99), (json!(0), 0), (json!("v1"), 0), (json!(null), 0)] {
-        let body = json!({ "acceptance_token": token, "contract_version": version, "csr_pem": csr });
-        let answer = accept(target, &body);
-        let words = format!("Unsupported contract_version {claimed}; supported: [1]");
-        assert_eq!(answer.failure(422), words);
-    }
-    let missing = json!({ "acceptance_token": token, "csr_pem": csr });
-    accept(target, &missing).failure(422);
-    // None of these has cost the token.
-    let body = json!({ "acceptance_token": token, "contract_version": 1, "csr_pem": csr });
-    accept(target, &body).data();
-}
-
-fn versions_are_read_leniently(target: &Target) {
-    for version in [json!("1"), json!(1.9)] {
-        let csr = Request::new("x").csr;
-        let body =
-            json!({ "acceptance_token": (target.mint)(), "contract_version": version, "csr_pem": csr });
-        assert_eq!(accept(target, &body).data()["contract_version_agreed"], 1);
-    }
-}
-
-fn kinds_of_keys(target: &Target) {
-    for algorithm in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P256_SHA256] {
-        let csr = Request::of(algorithm, "x").csr;
-        let body = json!({ "acceptance_token": (target.mint)(), "contract_version": 1, "csr_pem": csr });
-        assert!(accept(target, &body).data()["federation_certificate"]["cert_pem"].is_string());
-    }
-    let rsa = std::process::Command::new("openssl")
-        .args([
-            "req",
-            "-new",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-keyout",
-            "/dev/null",
-            "-subj",
-            "/CN=x",
-        ])
-        .output()
-        .unwrap();
-    let csr = String::from_utf8(rsa.stdout).unwrap();
-    let body = json!({ "acceptance_token": (target.mint)(), "contract_version": 1, "csr_pem": csr });
-    assert!(accept(target, &body).data()["federation_certificate"]["cert_pem"].is_string());
-}
-
-fn the_published_agent_is_accepted(target: &Target) {
-    for body in [
-        json!({ "acceptance_token": (target.mint)(), "contract_version": 1 }),
-        json!({
-            "acceptance_token": (target.mint)(), "contract_version": 1, "extension_slugs": [], "capabilities": {},
-            "endpoints": [],
-        }),
-    ] {
-        let answer = accept(target, &body);
-        let data = answer.data();
-        assert_eq!(data["status"], "enrolled");
-        assert!(data["federation_certificate"].is_null(), "{data}");
-    }
-}
-
-fn unknown_fields_are_passed_over(target: &Target) {
-    let csr = Request::new("x").csr;
-    let body = json!({
-        "acceptance_token": (target.mint)(), "contract_version": 1, "csr_pem": csr, "of_a_later_version": { "a": [1] },
-    });
-    assert_eq!(accept(target, &body).data()["status"], "enrolled");
-}
-
-fn unsignable_requests_are_told(target: &Target) {
-    let body = json!({ "acceptance_token": (target.mint)(), "contract_version": 1, "csr_pem": "nonsense" });
-    let answer = accept(target, &body);
-    match target.kind {
-        // Nothing is lost: the token is still good.
-        Kind::Standalone => {
-            let words = answer.failure(422);
-            assert!(words.starts_with("csr_pem cannot be signed"), "{words}");
-        }
-        Kind::Platform => {
-            let data = answer.data();
-            assert!(data["federation_certificate"].is_null(), "{data}");
-            let warning = data["warnings"][0].as_str().unwrap();
-            assert!(warning.starts_with("federation_csr_signing_failed"), "{warning}");
-        }
-    }
-}
-
-fn what_is_no_accept_is_refused(target: &Target) {
-    let path = format!("{API}/accept");
-    let token = (target.mint)();
-    let endpoints =
-        json!({ "acceptance_token": token, "contract_version": 1, "endpoints": ["https://a"] }).to_string();
-    for body in [
-        "{",
-        "[]",
-        r#"{"acceptance_token":7,"contract_version":1}"#,
-        &endpoints,
-    ] {
-        let answer = target.client.ask(Ask::post(&path, body));
-        match target.kind {
-            Kind::Standalone => {
-                assert!(matches!(answer.status, 400 | 422), "{body}: {answer:?}");
-                assert_eq!(answer.json["success"], false);
-            }
-            Kind::Platform => {
-                answer.failure(500);
-                assert_eq!(answer.json["code"], "INTERNAL_ERROR");
-            }
-        }
-    }
-    let answer = target.client.ask(Ask::get(&path));
-    match target.kind {
-        Kind::Standalone => {
-            answer.failure(405);
-            assert_eq!(answer.header("allow"), Some("POST"));
-        }
-        // Or nobody is let through to it without a certificate.
-        Kind::Platform => assert!(matches!(answer.status, 401 | 404), "{answer:?}"),
-    }
 }
 
 fn heartbeats_make_active(target: &Target) {
