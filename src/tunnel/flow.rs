@@ -20,6 +20,7 @@ use bytes::Bytes;
 use tokio::io::AsyncWrite;
 
 use super::connection::{OpenStreamError, Tunnel};
+use super::farewell::Farewell;
 use super::packet::{PartialPacket, check_length, frame};
 use super::stream::{IncomingStream, TunnelStream};
 use super::transport::{DatagramRefused, Transport};
@@ -301,6 +302,11 @@ impl Flow {
     /// The header it was opened with.
     pub const fn header(&self) -> &StreamHeader {
         &self.header
+    }
+
+    /// What the two sides say where one of them gives the flow up.
+    pub fn farewell(&self) -> Farewell {
+        self.stream().farewell().clone()
     }
 
     /// Waits until the other side has taken the flow, or says why it does not:

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, IdleTimeout, MtuDiscoveryConfig, SendDatagramError, VarInt};
+use quinn::{
+    ConnectionError, IdleTimeout, MtuDiscoveryConfig, ReadError, SendDatagramError, VarInt, WriteError,
+};
 use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 use send_window::SendWindow;
@@ -23,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connection::DEFAULT_MAX_STREAMS;
+use super::farewell::Farewell;
 use super::transport::{
     BoxFuture, ByteStream, CloseCode, DatagramRefused, Outlook, Side, Transport, TransportCause,
     TransportClosed, Urgency,
@@ -30,7 +33,7 @@ use super::transport::{
 use super::udp_socket::udp_socket;
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
-use crate::wire::TUNNEL_ALPN;
+use crate::wire::{StreamEnd, TUNNEL_ALPN};
 
 /// Silence that ends a connection by itself. Liveness decides earlier where it runs; this bounds
 /// what nobody watches any more. QUIC takes the shorter of both sides' values.
@@ -82,9 +85,6 @@ const WAITING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
 /// Datagram size that every network carries (RFC 9000, section 14). The path's own is found by probing, and
 /// a black hole that opens later brings it back to this.
 const MIN_MTU_BYTES: u16 = 1_200;
-
-/// Code with which an abandoned stream half is reset or stopped.
-const ABANDONED_STREAM: VarInt = VarInt::from_u32(1);
 
 /// A TLS alert within a QUIC error code (RFC 9001, section 4.8).
 const CRYPTO_ERROR_BASE: u64 = 0x100;
@@ -457,17 +457,26 @@ fn byte_stream(
         Urgency::Control => drop(send.set_priority(CONTROL_PRIORITY)),
         Urgency::Bulk => {}
     }
+    let farewell = Farewell::default();
     ByteStream {
-        read: Box::new(QuicRead(read)),
+        read: Box::new(QuicRead {
+            receive: read,
+            farewell: farewell.clone(),
+        }),
         write: Box::new(QuicWrite {
             send,
             window: Arc::clone(window),
             finished: false,
+            farewell: farewell.clone(),
         }),
+        farewell,
     }
 }
 
-struct QuicRead(quinn::RecvStream);
+struct QuicRead {
+    receive: quinn::RecvStream,
+    farewell: Farewell,
+}
 
 impl AsyncRead for QuicRead {
     fn poll_read(
@@ -475,7 +484,22 @@ impl AsyncRead for QuicRead {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        AsyncRead::poll_read(Pin::new(&mut self.0), cx, buffer)
+        match ready!(self.receive.poll_read_buf(cx, buffer)) {
+            Err(ReadError::Reset(code)) => Poll::Ready(Err(self.farewell.hear(
+                io::ErrorKind::ConnectionReset,
+                StreamEnd::from_code(code.into_inner()),
+            ))),
+            read => Poll::Ready(read.map_err(Into::into)),
+        }
+    }
+}
+
+impl Drop for QuicRead {
+    fn drop(&mut self) {
+        if let Some(why) = self.farewell.said() {
+            // It fails only for a stream that is closed already. Without a word quinn stops it.
+            drop(self.receive.stop(VarInt::from_u32(why.code())));
+        }
     }
 }
 
@@ -484,13 +508,22 @@ struct QuicWrite {
     send: quinn::SendStream,
     window: Arc<SendWindow>,
     finished: bool,
+    farewell: Farewell,
 }
 
 impl AsyncWrite for QuicWrite {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(AsyncWrite::poll_write(Pin::new(&mut self.send), cx, bytes))?;
-        self.window.wrote(written);
-        Poll::Ready(Ok(written))
+        match ready!(Pin::new(&mut self.send).poll_write(cx, bytes)) {
+            Ok(written) => {
+                self.window.wrote(written);
+                Poll::Ready(Ok(written))
+            }
+            Err(WriteError::Stopped(code)) => Poll::Ready(Err(self.farewell.hear(
+                io::ErrorKind::ConnectionReset,
+                StreamEnd::from_code(code.into_inner()),
+            ))),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -509,8 +542,9 @@ impl AsyncWrite for QuicWrite {
 impl Drop for QuicWrite {
     fn drop(&mut self) {
         if !self.finished {
+            let why = self.farewell.said().unwrap_or(StreamEnd::Abandoned);
             // It fails only for a stream that is closed already.
-            drop(self.send.reset(ABANDONED_STREAM));
+            drop(self.send.reset(VarInt::from_u32(why.code())));
         }
     }
 }

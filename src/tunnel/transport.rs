@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::farewell::Farewell;
 use crate::identity::tls_failure::TlsFailure;
 
 /// A future behind a pointer, as trait objects need it.
@@ -93,11 +94,14 @@ pub enum Urgency {
 /// - Shutting the write half down finishes it: the other side reads to a clean end.
 /// - Dropping the write half before that aborts it: the other side reads an error.
 /// - Dropping the read half before its end stops the other side, whose writes then fail.
+/// - What [`Farewell::say`] was told goes with either, and reaches the other side's [`Farewell::heard`].
 pub struct ByteStream {
     /// What the other side writes.
     pub read: Box<dyn AsyncRead + Send + Unpin>,
     /// What the other side reads.
     pub write: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Why either side gave it up.
+    pub farewell: Farewell,
 }
 
 impl fmt::Debug for ByteStream {

@@ -14,6 +14,7 @@ mod flow;
 mod proxy_header;
 mod sessions;
 mod stream;
+mod stream_end;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -26,6 +27,7 @@ pub use sessions::{REPLACES_MAX, SESSIONS_FEATURE, SessionClaim};
 pub use stream::{
     SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,
 };
+pub use stream_end::StreamEnd;
 
 use crate::base::id::SessionId;
 

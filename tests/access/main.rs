@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod endings;
 #[path = "../support/mod.rs"]
 mod support;
 
