@@ -22,11 +22,9 @@ use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
 use super::held_grants;
 use super::links::{Links, REPLACED_KEY};
-use super::rate::SourceRate;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
-use super::session::Source;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{PeerId, PublicKeyDigest};
@@ -39,6 +37,7 @@ use crate::contract::{
     TUNNEL_DIAL_BACK_PATH,
 };
 use crate::identity::certificate::{CertificateFacts, peer_id_of, peer_subject};
+use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
 use crate::wire::GoodbyeReason;

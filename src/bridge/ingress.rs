@@ -17,11 +17,11 @@ use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolle
 use super::held_grants;
 use super::links::{Link, Links, SessionGuard};
 use super::registry::Registry;
-use super::session::Source;
 use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::foreign_text;
 use crate::contract::TUNNEL_LEAVE_PATH;
 use crate::contract::peer::PeerStatus;
+use crate::machine::source_rate::Source;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;

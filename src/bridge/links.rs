@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::peer_view::LinkView;
-use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable, Source};
+use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable};
 use crate::base::id::{PeerId, SessionId};
 use crate::base::time::UnixTime;
+use crate::machine::source_rate::Source;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::connection::Tunnel;
 use crate::wire::{Goodbye, GoodbyeReason, SessionClaim};

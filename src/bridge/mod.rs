@@ -18,7 +18,6 @@ mod mcp;
 pub mod operator_api;
 pub mod peer_view;
 pub mod permission;
-pub mod rate;
 pub mod registry;
 pub mod reply;
 pub mod server_identity;

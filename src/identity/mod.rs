@@ -6,6 +6,7 @@ pub mod certificate;
 mod der;
 pub mod issued;
 pub mod key;
+pub mod parent_caller;
 pub mod reversed;
 pub mod tls;
 pub mod tls_failure;

@@ -28,5 +28,6 @@ pub mod mapping_lease;
 pub mod membership;
 pub mod renewal;
 pub mod service_health;
+pub mod source_rate;
 pub mod uplinks;
 pub mod watchdog;

@@ -1,6 +1,7 @@
 //! The satellite as a daemon, and as the short run behind `join`: opens the state, starts the driver
 //! under a supervisor, talks to the service manager, and stops in order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
 use super::federation_api::{NoOfferings, Surroundings};
 use super::grants::admin::GrantDesk;
 use super::grants::{GrantBook, OpenGrantsError};
+use super::https::HttpsListener;
 use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
 use super::services::{PublishedServices, ServiceLimits, ServiceServer, Services};
@@ -133,7 +135,12 @@ async fn run_to_the_end(
     };
     work.spawn_until_cancelled("grant archive", archive_for_ever(book.clone(), clock.clone()));
     let catalog = Arc::new(services.clone());
-    let surroundings = Surroundings::new(book.clone(), catalog, audit.clone(), clock.clone());
+    let surroundings = Arc::new(Surroundings::new(
+        book.clone(),
+        catalog,
+        audit.clone(),
+        clock.clone(),
+    ));
     let (driver, handle) = Driver::new(
         store.clone(),
         loaded,
@@ -142,6 +149,7 @@ async fn run_to_the_end(
         settings(&config),
         audit,
     );
+    listen_for_parent(config.reach.https_listen, &clock, &handle, &surroundings, &work).await;
     let direct = Direct {
         config: config.reach,
         store,
@@ -149,9 +157,7 @@ async fn run_to_the_end(
         driver: handle.clone(),
     };
     direct.spawn(&work).await;
-    let driver = driver
-        .with_services(server)
-        .with_surroundings(Arc::new(surroundings));
+    let driver = driver.with_services(server).with_surroundings(surroundings);
     work.spawn_until_cancelled("service news", tell_of(services.clone(), handle.clone()));
     work.spawn_essential("driver", async move {
         driver.run().await;
@@ -368,6 +374,23 @@ fn rungs(ways: &Ways) -> Vec<Rung> {
 
 fn configured_operator(config: &SatelliteConfig) -> Option<Operator> {
     super::invite::operator(&config.disclosure).ok()
+}
+
+async fn listen_for_parent(
+    address: Option<SocketAddr>,
+    clock: &Clock,
+    driver: &DriverHandle,
+    surroundings: &Arc<Surroundings>,
+    scope: &TaskScope,
+) {
+    let Some(address) = address else { return };
+    let https = HttpsListener {
+        address,
+        clock: clock.clone(),
+        driver: driver.clone(),
+        surroundings: Arc::clone(surroundings),
+    };
+    https.spawn(scope).await;
 }
 
 /// The grants, as the store has them.

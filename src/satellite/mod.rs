@@ -9,6 +9,7 @@ pub mod driver;
 mod exchange;
 pub mod federation_api;
 pub mod grants;
+pub mod https;
 pub mod invite;
 pub mod membership_store;
 pub mod offline;

@@ -52,6 +52,18 @@ pub struct StatusReport {
     /// The ways in from outside; absent without a daemon.
     #[serde(default)]
     pub reach: Option<ReachReport>,
+    /// The satellite's own HTTPS listener; absent where none is configured.
+    #[serde(default)]
+    pub https: Option<HttpsReport>,
+}
+
+/// Where the parent can call the satellite itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpsReport {
+    /// Its address on this box.
+    pub listening: Option<std::net::SocketAddr>,
+    /// Why it does not listen.
+    pub error: Option<String>,
 }
 
 /// The ways in from outside.
@@ -268,6 +280,7 @@ impl StatusReport {
             services: Vec::new(),
             grants: GrantsReport::default(),
             reach: None,
+            https: None,
         }
     }
 

@@ -10,6 +10,7 @@
 mod clock;
 mod daemon;
 mod grants;
+mod https;
 mod join;
 mod link;
 mod membership;

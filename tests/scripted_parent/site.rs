@@ -17,7 +17,7 @@ use powernode_satellite::machine::membership::{Operator, StoredInvitation};
 use powernode_satellite::machine::uplinks::UplinksPolicy;
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
 use powernode_satellite::process::config::satellite::Ways;
-use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor};
+use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor, TaskScope};
 use powernode_satellite::satellite::driver::{Driver, DriverHandle, DriverSettings};
 use powernode_satellite::satellite::federation_api::{NoOfferings, Surroundings};
 use powernode_satellite::satellite::grants::GrantBook;
@@ -193,6 +193,11 @@ impl Running {
     pub async fn refusal(&self) -> String {
         let report = self.wait("refused", |report| report.state == "refused").await;
         report.refusal.unwrap()
+    }
+
+    /// For what a daemon runs beside the driver.
+    pub fn scope(&self) -> TaskScope {
+        self.supervisor.scope(Stage::Work)
     }
 
     pub fn tasks(&self) -> Vec<&'static str> {

@@ -182,6 +182,7 @@ fn connection(report: &StatusReport) -> Vec<Line> {
         toned(heartbeat.last_error.as_ref(), Tone::Warn),
     ));
     lines.extend(ways_in(report));
+    lines.push(https(report));
     for endpoint in &heartbeat.our_endpoints {
         let shown = format!("{} ({})", endpoint.url, endpoint.scope);
         lines.push(("parent endpoint", Some(shown.into())));
@@ -248,6 +249,17 @@ fn services(report: &StatusReport) -> Option<Cell> {
         let names = unhealthy.join(", ");
         Cell::toned(format!("{published}; no answer from {names}"), Tone::Warn)
     })
+}
+
+fn https(report: &StatusReport) -> Line {
+    let shown = report
+        .https
+        .as_ref()
+        .map(|https| match (&https.listening, &https.error) {
+            (Some(address), _) => Cell::from(format!("for the parent's calls on {address}")),
+            (None, error) => Cell::toned(error.clone().unwrap_or_default(), Tone::Warn),
+        });
+    ("https", shown)
 }
 
 /// What there is, or else why IPv4 has nothing: a box without a pinhole for IPv6 is the usual case.

@@ -19,7 +19,8 @@ use tokio::sync::{mpsc, watch};
 
 pub use facts::FACTS_INTERVAL;
 pub use handle::{
-    Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Standing, Stopping,
+    Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Member, Standing,
+    Stopping,
 };
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
 use publish::CertificateWatch;
@@ -170,6 +171,7 @@ impl Driver {
             commands: commands_in,
             status: driver.status.subscribe(),
             standing: driver.reach.standing.subscribe(),
+            member: driver.reach.member.subscribe(),
             health: driver.health.subscribe(),
             pulse: driver.pulse.subscribe(),
             clock: driver.clock.clone(),
@@ -281,6 +283,7 @@ impl Driver {
                 self.publish();
                 let _ = reply.send(outcome);
             }
+            Command::Https(report) => self.reach.take_https(*report),
             Command::Reach(report, proven) => {
                 if self.reach.take(*report, proven) {
                     self.tell(ChildEvent::ContentChanged);

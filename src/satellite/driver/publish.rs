@@ -16,6 +16,7 @@ impl Driver {
         self.certificate.observe(self.machine.membership(), now);
         self.pulse.send_replace(self.clock.now());
         self.show_standing();
+        self.show_member();
         self.status.send_replace(self.report());
         let verdict = self.machine.watchdog(self.clock.now());
         self.health.send_if_modified(|current| {
@@ -54,6 +55,7 @@ impl Driver {
             report.services = server.services().reports();
         }
         report.reach = self.reach.report().cloned();
+        report.https = self.reach.https().cloned();
         if let (Some(peer), Some(operator)) = (&mut report.peer, &self.settings.operator) {
             peer.disclose(operator);
         }

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 
 use tokio::sync::watch;
 
-use super::{Driver, Standing};
+use super::{Driver, Member, Standing};
 use crate::contract::message::Endpoint;
 use crate::machine::child::LinkPurpose;
 use crate::machine::membership::Membership;
-use crate::satellite::status::ReachReport;
+use crate::satellite::status::{HttpsReport, ReachReport};
 
 /// Where a host-bridge relays requests to a peer, below its URL.
 const RELAY_PATH: &str = "/peers/";
@@ -25,7 +25,9 @@ const DIRECT_PRIORITY: u32 = 100;
 pub(super) struct Reach {
     report: Option<ReachReport>,
     proven: Vec<SocketAddr>,
+    https: Option<HttpsReport>,
     pub(super) standing: watch::Sender<Option<Standing>>,
+    pub(super) member: watch::Sender<Option<Member>>,
 }
 
 impl Default for Reach {
@@ -33,7 +35,9 @@ impl Default for Reach {
         Self {
             report: None,
             proven: Vec::new(),
+            https: None,
             standing: watch::Sender::new(None),
+            member: watch::Sender::new(None),
         }
     }
 }
@@ -45,6 +49,14 @@ impl Reach {
         let changed = self.proven != proven;
         self.proven = proven;
         changed
+    }
+
+    pub(super) fn take_https(&mut self, report: HttpsReport) {
+        self.https = Some(report);
+    }
+
+    pub(super) const fn https(&self) -> Option<&HttpsReport> {
+        self.https.as_ref()
     }
 
     pub(super) const fn report(&self) -> Option<&ReachReport> {
@@ -96,6 +108,45 @@ impl Driver {
         });
     }
 
+    pub(super) fn show_member(&self) {
+        let member = self.machine.membership();
+        self.reach.member.send_if_modified(|shown| {
+            let names = member.map(|membership| self.bridge_names(membership));
+            let changed = match (&*shown, member) {
+                (None, None) => false,
+                (Some(shown), Some(membership)) => {
+                    let known = (
+                        shown.membership.peer_id,
+                        &shown.membership.identity.certificate.serial,
+                    );
+                    let now = (membership.peer_id, &membership.identity.certificate.serial);
+                    known != now || Some(&shown.names) != names.as_ref()
+                }
+                (None, Some(_)) | (Some(_), None) => true,
+            };
+            if changed {
+                *shown = member.zip(names).map(|(membership, names)| Member {
+                    names,
+                    membership: membership.clone(),
+                });
+            }
+            changed
+        });
+    }
+
+    /// Hosts under which this satellite looks for bridges, whichever it has found.
+    fn bridge_names(&self, membership: &Membership) -> Vec<String> {
+        let configured = self.settings.child.bridges.iter();
+        let invited = membership.parent.dial_addresses();
+        let mut names: Vec<String> = configured
+            .chain(&invited)
+            .map(|address| address.host().to_owned())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
     fn standing(&self) -> Option<Standing> {
         let (number, tunnel, _) = self.primary_tunnel()?;
         let link = self.links.get(&number)?;
@@ -103,12 +154,7 @@ impl Driver {
         if !matches!(self.machine.purpose(), Some(LinkPurpose::Member(_))) {
             return None;
         }
-        let configured = self.settings.child.bridges.iter();
-        let invited = membership.parent.dial_addresses();
-        let mut names: Vec<String> = configured
-            .chain(&invited)
-            .map(|address| address.host().to_owned())
-            .collect();
+        let mut names = self.bridge_names(membership);
         names.push(link.bridge().host().to_owned());
         names.sort();
         names.dedup();

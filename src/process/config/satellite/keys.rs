@@ -5,7 +5,7 @@ use super::{
     AbsolutePath, AnyKey, BRIDGES_MAX, CaFingerprint, CountBetween, DATA_RESIDENCY_MAX_CHARS,
     DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HostPort, Key, Line, ListOf, LogFilter,
     LogFormat, MAX_KEEPALIVE, MIN_KEEPALIVE, ParentUrl, Parsed, PathBuf, ProxyChoice, RETENTION_DAYS,
-    SATELLITE_MAX_ROWS, TunnelTransport, YesNo, services,
+    SATELLITE_MAX_ROWS, SocketAddr, TunnelTransport, YesNo, services,
 };
 
 pub(super) static KEYS: &[&dyn AnyKey] = &[
@@ -40,6 +40,7 @@ pub(super) static KEYS: &[&dyn AnyKey] = &[
     &SATELLITE_MAX_ROWS,
     &PORT_MAPPING,
     &LISTEN_PORT,
+    &HTTPS_LISTEN,
     &ALLOW_PRIVATE,
     &LOG_LEVEL,
     &LOG_FORMAT,
@@ -272,6 +273,14 @@ pub(super) static LISTEN_PORT: Key<u32> = Key {
     },
     default: Fallback::Value("0"),
     doc: "UDP port on which the satellite listens for its host-bridge. 0: the system chooses one at each start. Set it\nwhere a firewall must let it in.",
+    discreet: false,
+};
+
+pub(super) static HTTPS_LISTEN: Key<SocketAddr> = Key {
+    path: "reach.https_listen",
+    form: &Parsed::<SocketAddr>::new("an address and a port, such as [::]:8443"),
+    default: Fallback::Unset { example: "[::]:8443" },
+    doc: "Where the satellite listens for its parent's HTTPS calls, by the parent's certificate alone: for parents that\ncall the box itself. Unset: it does not, and the parent calls through its host-bridge.",
     discreet: false,
 };
 
