@@ -1,7 +1,6 @@
 //! The satellite as a daemon, and as the short run behind `join`: opens the state, starts the driver
 //! under a supervisor, talks to the service manager, and stops in order.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -149,7 +148,7 @@ async fn run_to_the_end(
         settings(&config),
         audit,
     );
-    listen_for_parent(config.reach.https_listen, &clock, &handle, &surroundings, &work).await;
+    listen_for_parent(&config, &store, &clock, &handle, &surroundings, &work).await;
     let direct = Direct {
         config: config.reach,
         store,
@@ -377,15 +376,16 @@ fn configured_operator(config: &SatelliteConfig) -> Option<Operator> {
 }
 
 async fn listen_for_parent(
-    address: Option<SocketAddr>,
+    config: &SatelliteConfig,
+    store: &MembershipStore,
     clock: &Clock,
     driver: &DriverHandle,
     surroundings: &Arc<Surroundings>,
     scope: &TaskScope,
 ) {
-    let Some(address) = address else { return };
     let https = HttpsListener {
-        address,
+        config: config.reach,
+        store: store.clone(),
         clock: clock.clone(),
         driver: driver.clone(),
         surroundings: Arc::clone(surroundings),

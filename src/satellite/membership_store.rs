@@ -44,14 +44,20 @@ const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
 const FACTS: Table<Only, Facts> = Table::new("facts");
 const MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("mappings_v4");
 const MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("mappings_v6");
+const HTTPS_MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("https_mappings_v4");
+const HTTPS_MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("https_mappings_v6");
 
-/// Which addresses a mapping is for.
+/// Which addresses a mapping is for, and what it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MappingFamily {
     /// IPv4.
     V4,
     /// IPv6.
     V6,
+    /// IPv4, for HTTPS.
+    HttpsV4,
+    /// IPv6, for HTTPS.
+    HttpsV6,
 }
 
 impl MappingFamily {
@@ -59,6 +65,8 @@ impl MappingFamily {
         match self {
             Self::V4 => &MAPPINGS_V4,
             Self::V6 => &MAPPINGS_V6,
+            Self::HttpsV4 => &HTTPS_MAPPINGS_V4,
+            Self::HttpsV6 => &HTTPS_MAPPINGS_V6,
         }
     }
 }

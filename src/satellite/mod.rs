@@ -15,6 +15,7 @@ pub mod membership_store;
 pub mod offline;
 pub mod parent_client;
 pub mod payload;
+mod port_keeper;
 mod report;
 mod serve;
 pub mod services;

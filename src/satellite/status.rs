@@ -8,8 +8,10 @@ use crate::base::time::{UnixTime, rfc3339};
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::contract::peer::{PeerStatus, SpawnMode};
 use crate::machine::join::JoinState;
+use crate::machine::mapping_lease::MappingProtocol;
 use crate::machine::membership::{Candidate, Membership, Operator};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
+use crate::reach::port_mapping::MappingView;
 use crate::satellite::grants::GrantsReport;
 use crate::satellite::services::ServiceReport;
 
@@ -64,6 +66,9 @@ pub struct HttpsReport {
     pub listening: Option<std::net::SocketAddr>,
     /// Why it does not listen.
     pub error: Option<String>,
+    /// What leads to it from outside, for each family of addresses; empty where nothing is looked for.
+    #[serde(default)]
+    pub mappings: Vec<MappingReport>,
 }
 
 /// The ways in from outside.
@@ -94,6 +99,32 @@ pub struct MappingReport {
     pub proven: bool,
     /// Why there is none, or why it is not proven.
     pub reason: Option<String>,
+}
+
+impl MappingReport {
+    /// As a keeper shows it.
+    pub fn of(family: &str, view: &MappingView) -> Self {
+        let lease = view.lease.as_ref();
+        Self {
+            family: family.to_owned(),
+            protocol: lease.map(|lease| {
+                let protocol = lease.protocol.map(MappingProtocol::name);
+                protocol.unwrap_or("none needed").to_owned()
+            }),
+            gateway: lease.and_then(|lease| lease.gateway),
+            internal: lease.map(|lease| lease.internal),
+            endpoint: lease.map(|lease| lease.endpoint),
+            lease_seconds: lease.and_then(|lease| lease.lease_seconds),
+            proven: view.endpoint.is_some(),
+            reason: match (lease, view.why_not) {
+                (_, Some(why)) => Some(why.to_string()),
+                (Some(_), None) if view.endpoint.is_none() => {
+                    Some("not proven by the host-bridge yet".to_owned())
+                }
+                (_, None) => None,
+            },
+        }
+    }
 }
 
 /// The membership.

@@ -18,6 +18,7 @@ use powernode_satellite::identity::tls::TlsIdentity;
 use powernode_satellite::identity::tls_failure::FailureRecord;
 use powernode_satellite::machine::membership::StoredIdentity;
 use powernode_satellite::process::clock::Clock;
+use powernode_satellite::process::config::satellite::ReachConfig;
 use powernode_satellite::satellite::grants::{Handover, Issue};
 use powernode_satellite::satellite::https::{CONNECTIONS_PER_SOURCE, HttpsListener};
 use rustls::pki_types::ServerName;
@@ -54,7 +55,13 @@ impl Called {
 
     async fn listening(parent: ScriptedParent, site: Site, running: Running) -> Self {
         let https = HttpsListener {
-            address: ([127, 0, 0, 1], 0).into(),
+            config: ReachConfig {
+                https_listen: Some(([127, 0, 0, 1], 0).into()),
+                port_mapping: true,
+                listen_port: 0,
+                allow_private: false,
+            },
+            store: running.store.clone(),
             clock: Clock::with_wall_clock(site.build, site.wall.clone()),
             driver: running.handle.clone(),
             surroundings: Arc::clone(&running.surroundings),

@@ -83,7 +83,7 @@ impl Site {
             clock.clone(),
         ));
         let (driver, handle) = Driver::new(
-            store,
+            store.clone(),
             loaded,
             clock,
             scope.clone(),
@@ -96,6 +96,7 @@ impl Site {
             supervisor,
             handle,
             surroundings,
+            store,
         }
     }
 
@@ -168,6 +169,7 @@ pub struct Running {
     supervisor: Supervisor,
     pub handle: DriverHandle,
     pub surroundings: Arc<Surroundings>,
+    pub store: MembershipStore,
 }
 
 impl Running {

@@ -1,6 +1,7 @@
-//! Proves to a satellite that it can be reached: dials the endpoint that it asks for, shakes hands
-//! with both certificates, shows the nonce that it was given, and says what it found.
+//! Proves to a satellite that it can be reached: dials the endpoint that it asks for, by QUIC or HTTPS,
+//! shakes hands with both certificates, shows the nonce that it was given, and says what it found.
 
+mod https;
 mod rule;
 
 use std::net::{IpAddr, SocketAddr};
@@ -8,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore, watch};
 use tracing::debug;
@@ -16,10 +19,10 @@ use super::federation_api::{CallerCertificate, is_enrolled};
 use super::registry::record::PeerRecord;
 use super::reply::Reply;
 use crate::base::limit::error_chain;
-use crate::contract::message::DialBackRequest;
+use crate::contract::message::{DialBackOver, DialBackRequest};
 use crate::identity::anchors::Anchors;
 use crate::identity::reversed::bridge_client_config;
-use crate::identity::tls::{IdentityWatch, TimeSource};
+use crate::identity::tls::{IdentityWatch, TimeSource, TlsConfigError};
 use crate::identity::tls_failure::FailureRecord;
 use crate::process::clock::Clock;
 use crate::reach::default_route::source_towards;
@@ -111,7 +114,13 @@ impl DialBack {
         let Ok(_place) = self.dials.try_acquire() else {
             return unavailable("this host-bridge proves as many endpoints as it can at the moment");
         };
-        let dial = self.dial(peer, SocketAddr::new(address, endpoint.port()), feature);
+        let dial = async {
+            let endpoint = SocketAddr::new(address, endpoint.port());
+            match request.over {
+                DialBackOver::Quic => self.dial(peer, endpoint, feature).await,
+                DialBackOver::Https => self.call(peer, endpoint, &request.nonce).await,
+            }
+        };
         let found = tokio::time::timeout(DIAL_TIME, dial).await.unwrap_or_else(|_| {
             Found::Unreachable(format!("nothing answered within {} s", DIAL_TIME.as_secs()))
         });
@@ -122,13 +131,32 @@ impl DialBack {
         };
         // Every satellite asks every few minutes.
         debug!(peer = %peer.id, %endpoint, reached, why, "dialled a satellite back");
-        Reply::data(&json!({ "endpoint": endpoint, "reached": reached, "error": why }))
+        Reply::data(&json!({ "endpoint": endpoint, "reached": reached, "error": why, "over": request.over }))
     }
 
     fn admit(&self, asked: Asked, allow_private: bool) -> Result<(), NotDialled> {
         let mut rule = self.rule.lock().unwrap_or_else(PoisonError::into_inner);
         rule.set_allow_private(allow_private);
         rule.admit(asked, self.clock.now())
+    }
+
+    fn tls(&self, alpn: &[&[u8]], failures: &FailureRecord) -> Result<ClientConfig, TlsConfigError> {
+        let clock = self.clock.clone();
+        let time: TimeSource = Arc::new(move || clock.trusted().now);
+        bridge_client_config(
+            self.identity.clone(),
+            self.anchors.clone(),
+            alpn,
+            time,
+            failures.clone(),
+        )
+    }
+
+    async fn call(&self, peer: &PeerRecord, endpoint: SocketAddr, nonce: &str) -> Found {
+        match self.tls(https::ALPN, &FailureRecord::default()) {
+            Ok(config) => https::call(peer, endpoint, config, nonce).await,
+            Err(error) => Found::Unable(error_chain(&error)),
+        }
     }
 
     async fn dial(&self, peer: &PeerRecord, endpoint: SocketAddr, feature: String) -> Found {
@@ -138,18 +166,7 @@ impl DialBack {
             Err(error) => return Found::Unable(error_chain(&error)),
         };
         let failures = FailureRecord::default();
-        let time: TimeSource = {
-            let clock = self.clock.clone();
-            Arc::new(move || clock.trusted().now)
-        };
-        let config = bridge_client_config(
-            self.identity.clone(),
-            self.anchors.clone(),
-            &[TUNNEL_ALPN],
-            time,
-            failures.clone(),
-        );
-        let config = match config {
+        let config = match self.tls(&[TUNNEL_ALPN], &failures) {
             Ok(config) => config,
             Err(error) => return Found::Unable(error_chain(&error)),
         };
@@ -160,12 +177,7 @@ impl DialBack {
             Ok(transport) => transport,
             Err(error) => return Found::Unreachable(error_chain(&error)),
         };
-        let shown = transport
-            .peer_certificate()
-            .and_then(|der| CallerCertificate::read(&der));
-        let is_this_peer =
-            shown.is_some_and(|shown| shown.peer == Some(peer.id) && is_enrolled(peer, shown.key));
-        if !is_this_peer {
+        if !is_this_peer(peer, transport.peer_certificate().as_ref()) {
             return Found::Unreachable("another satellite answered there".to_owned());
         }
         let hello = Hello {
@@ -190,6 +202,12 @@ impl DialBack {
             Err(error) => Found::Unreachable(error_chain(&error)),
         }
     }
+}
+
+/// Whether what was shown is this very peer's certificate, and in force.
+fn is_this_peer(peer: &PeerRecord, shown: Option<&CertificateDer<'_>>) -> bool {
+    let shown = shown.and_then(CallerCertificate::read);
+    shown.is_some_and(|shown| shown.peer == Some(peer.id) && is_enrolled(peer, shown.key))
 }
 
 fn refused(refusal: NotDialled) -> Reply {

@@ -49,8 +49,8 @@ pub enum Command {
     ContentChanged,
     /// Show this, and tell the parent of these endpoints from now on: all of them proven.
     Reach(Box<ReachReport>, Vec<SocketAddr>),
-    /// Show this of the HTTPS listener.
-    Https(Box<HttpsReport>),
+    /// Show this of the HTTPS listener, and tell the parent of these endpoints from now on: all of them proven.
+    Https(Box<HttpsReport>, Vec<SocketAddr>),
     /// End the peering, for this reason.
     Leave(String, oneshot::Sender<Result<Departure, LeaveError>>),
 }
@@ -176,9 +176,9 @@ impl DriverHandle {
     }
 
     /// Hands over what is known of the HTTPS listener.
-    pub async fn tell_https(&self, report: HttpsReport) -> Result<(), Stopping> {
+    pub async fn tell_https(&self, report: HttpsReport, proven: Vec<SocketAddr>) -> Result<(), Stopping> {
         self.commands
-            .send(Command::Https(Box::new(report)))
+            .send(Command::Https(Box::new(report), proven))
             .await
             .map_err(|_| Stopping)
     }

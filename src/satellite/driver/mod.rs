@@ -283,7 +283,11 @@ impl Driver {
                 self.publish();
                 let _ = reply.send(outcome);
             }
-            Command::Https(report) => self.reach.take_https(*report),
+            Command::Https(report, proven) => {
+                if self.reach.take_https(*report, proven) {
+                    self.tell(ChildEvent::ContentChanged);
+                }
+            }
             Command::Reach(report, proven) => {
                 if self.reach.take(*report, proven) {
                     self.tell(ChildEvent::ContentChanged);

@@ -14,7 +14,10 @@ use crate::satellite::status::{HttpsReport, ReachReport};
 /// Where a host-bridge relays requests to a peer, below its URL.
 const RELAY_PATH: &str = "/peers/";
 
-/// Priority of the way over the host-bridge: clients that speak HTTP alone try it first.
+/// Priority of an endpoint at which the satellite itself answers by HTTPS: nobody is between.
+const CALLED_PRIORITY: u32 = 10;
+
+/// Priority of the way over the host-bridge: clients that speak HTTP alone try it before the tunnel's.
 const RELAYED_PRIORITY: u32 = 50;
 
 /// Priority of an endpoint at which the satellite itself answers, in the tunnel's protocol.
@@ -26,6 +29,7 @@ pub(super) struct Reach {
     report: Option<ReachReport>,
     proven: Vec<SocketAddr>,
     https: Option<HttpsReport>,
+    https_proven: Vec<SocketAddr>,
     pub(super) standing: watch::Sender<Option<Standing>>,
     pub(super) member: watch::Sender<Option<Member>>,
 }
@@ -36,6 +40,7 @@ impl Default for Reach {
             report: None,
             proven: Vec::new(),
             https: None,
+            https_proven: Vec::new(),
             standing: watch::Sender::new(None),
             member: watch::Sender::new(None),
         }
@@ -51,8 +56,12 @@ impl Reach {
         changed
     }
 
-    pub(super) fn take_https(&mut self, report: HttpsReport) {
+    /// The same for the HTTPS listener.
+    pub(super) fn take_https(&mut self, report: HttpsReport, proven: Vec<SocketAddr>) -> bool {
         self.https = Some(report);
+        let changed = self.https_proven != proven;
+        self.https_proven = proven;
+        changed
     }
 
     pub(super) const fn https(&self) -> Option<&HttpsReport> {
@@ -90,7 +99,13 @@ impl Driver {
             priority: DIRECT_PRIORITY,
             cidr_hint: None,
         });
-        std::iter::once(relayed).chain(direct).collect()
+        let called = self.reach.https_proven.iter().map(|endpoint| Endpoint {
+            url: format!("https://{endpoint}"),
+            scope: "wan".to_owned(),
+            priority: CALLED_PRIORITY,
+            cidr_hint: None,
+        });
+        called.chain(std::iter::once(relayed)).chain(direct).collect()
     }
 
     pub(super) fn show_standing(&self) {

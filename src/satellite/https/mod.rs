@@ -6,6 +6,8 @@
 //! source, and tries of one source a minute. The listener serves the present membership: a renewed
 //! certificate is shown from the next handshake on, and when the box leaves its parent open connections end.
 
+mod mapped;
+mod nonces;
 mod serving;
 
 use std::collections::BTreeMap;
@@ -21,13 +23,17 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
+use self::mapped::Mapped;
+use self::nonces::Nonces;
 use self::serving::{Serving, follow_membership};
 use super::driver::DriverHandle;
 use super::federation_api::{ApiCaller, FederationApi, Surroundings};
+use super::membership_store::MembershipStore;
 use super::status::HttpsReport;
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
+use crate::process::config::satellite::ReachConfig;
 use crate::process::supervisor::TaskScope;
 
 /// Connections at once, in number: the parent needs one or two, a bridge and a platform each, and room.
@@ -58,8 +64,10 @@ const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// What the listener needs of the daemon.
 pub struct HttpsListener {
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// Where it listens, if it is to, and what may be asked of routers for it.
+    pub config: ReachConfig,
+    /// Where records of mappings are kept.
+    pub store: MembershipStore,
     /// The time.
     pub clock: Clock,
     /// Tells of the membership, and takes the report.
@@ -71,26 +79,34 @@ pub struct HttpsListener {
 impl HttpsListener {
     /// Starts it. A satellite whose address is taken by another program goes on without, and says so.
     pub async fn spawn(self, scope: &TaskScope) {
-        let bound = match TcpListener::bind(self.address).await {
-            Ok(listener) => listener.local_addr().map(|address| (listener, address)),
-            Err(error) => Err(error),
-        };
-        let report = match &bound {
-            Ok((_, address)) => HttpsReport {
-                listening: Some(*address),
-                error: None,
-            },
-            Err(error) => {
-                tracing::error!(address = %self.address, %error, "the parent cannot call this satellite by HTTPS; reach.https_listen sets the address");
-                HttpsReport {
-                    listening: None,
-                    error: Some(format!("cannot listen on {}: {error}", self.address)),
+        let bound = match self.config.https_listen {
+            None => None,
+            Some(address) => match bind(address).await {
+                Ok(bound) => Some(bound),
+                Err(error) => {
+                    tracing::error!(%address, %error, "the parent cannot call this satellite by HTTPS; reach.https_listen sets the address");
+                    let report = HttpsReport {
+                        listening: None,
+                        error: Some(format!("cannot listen on {address}: {error}")),
+                        mappings: Vec::new(),
+                    };
+                    // A driver that is gone is noticed by those who wait for it.
+                    let _ = self.driver.tell_https(report, Vec::new()).await;
+                    None
                 }
-            }
+            },
         };
-        // A driver that is gone is noticed by those who wait for it.
-        let _ = self.driver.tell_https(report).await;
-        let Ok((listener, _)) = bound else { return };
+        let nonces = Nonces::default();
+        let mapped = Mapped {
+            config: self.config,
+            store: self.store,
+            clock: self.clock.clone(),
+            driver: self.driver.clone(),
+            nonces: nonces.clone(),
+            listening: bound.as_ref().map(|(_, address)| *address),
+        };
+        mapped.spawn(scope).await;
+        let Some((listener, _)) = bound else { return };
         let (serving, served) = watch::channel(None);
         scope.spawn_until_cancelled(
             "https identity",
@@ -99,6 +115,7 @@ impl HttpsListener {
         let door = Arc::new(Door {
             clock: self.clock,
             surroundings: self.surroundings,
+            nonces,
             served,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             sources: Mutex::new(Sources::new()),
@@ -107,9 +124,16 @@ impl HttpsListener {
     }
 }
 
+async fn bind(address: SocketAddr) -> std::io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    Ok((listener, bound))
+}
+
 struct Door {
     clock: Clock,
     surroundings: Arc<Surroundings>,
+    nonces: Nonces,
     served: watch::Receiver<Option<Arc<Serving>>>,
     places: Arc<Semaphore>,
     sources: Mutex<Sources>,
@@ -213,8 +237,13 @@ impl Door {
         // The certificate speaks for the parent alone: what callers claim in headers is not looked at.
         let caller = ApiCaller::direct(serving.peer, Some(address.ip()));
         let service = service_fn(|request| {
-            let (api, caller) = (&api, &caller);
-            async move { Ok::<_, Infallible>(api.answer(request, caller, None).await) }
+            let (api, caller, nonces) = (&api, &caller, &self.nonces);
+            async move {
+                Ok::<_, Infallible>(match nonces.answer(&request) {
+                    Some(proof) => proof,
+                    None => api.answer(request, caller, None).await,
+                })
+            }
         });
         let exchange = http1::Builder::new()
             .timer(TokioTimer::new())
