@@ -91,8 +91,13 @@ impl AsyncRead for ReadHalf {
 
 impl Drop for ReadHalf {
     fn drop(&mut self) {
-        if let Incoming::Open(stream) = &self.incoming {
-            give_up(stream, &self.farewell, &self.shared);
+        match &mut self.incoming {
+            Incoming::Open(stream) => give_up(stream, &self.farewell, &self.shared),
+            Incoming::Awaited(answer) => {
+                if let Ok(stream) = answer.try_recv() {
+                    give_up(&stream, &self.farewell, &self.shared);
+                }
+            }
         }
     }
 }

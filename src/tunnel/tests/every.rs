@@ -477,14 +477,16 @@ async fn a_stream_that_is_given_up_says_why_to_each_half(over: Over) {
         } else {
             (opened, accepted)
         };
-        let (mut near_write, mut heard) = (near.write, Vec::new());
+        let (mut near_read, mut near_write, mut heard) = (near.read, near.write, Vec::new());
+        far.write.write_all(b"?").await.unwrap();
+        assert_eq!(timeout(SOON, near_read.read_u8()).await.unwrap().unwrap(), b'?');
         near_write.shutdown().await.unwrap();
         timeout(SOON, far.read.read_to_end(&mut heard))
             .await
             .unwrap()
             .unwrap();
         near.farewell.say(StreamEnd::HeldUp);
-        drop(near.read);
+        drop(near_read);
         let stopped = async {
             loop {
                 if let Err(error) = far.write.write_all(&[0; 4_096]).await {
