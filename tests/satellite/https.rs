@@ -1,6 +1,7 @@
 //! The satellite's own HTTPS listener, called by a parent with its certificate over real TLS.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request};
@@ -33,6 +34,9 @@ use tokio_rustls::client::TlsStream;
 
 use crate::scripted_parent::site::{Running, Site, invitation};
 use crate::scripted_parent::{DAY, DEADLINE, NOW, PEER, ScriptedParent};
+
+/// Pause between two looks at a condition: the listener counts who comes too often.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 const OTHER_PEER: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8f";
 
@@ -272,7 +276,7 @@ async fn one_source_holds_few_connections_and_gets_its_places_back() {
             if let Ok(stream) = called.tls(called.identity(PEER)).await {
                 return Parent::over(stream).await;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     };
     let (status, _) = timeout(DEADLINE, again)
@@ -309,7 +313,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart_and_an_open_connection
             if late.serial != first {
                 return late;
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     };
     let mut late = timeout(DEADLINE, shown).await.unwrap();

@@ -97,6 +97,15 @@ impl HttpsListener {
             },
         };
         let nonces = Nonces::default();
+        let (serving, mut served) = watch::channel(None);
+        if bound.is_some() {
+            scope.spawn_until_cancelled(
+                "https identity",
+                follow_membership(self.driver.member.clone(), self.clock.clone(), serving),
+            );
+            // The present membership first: whoever reads that it listens may call.
+            let _ = served.changed().await;
+        }
         let mapped = Mapped {
             config: self.config,
             store: self.store,
@@ -107,11 +116,6 @@ impl HttpsListener {
         };
         mapped.spawn(scope).await;
         let Some((listener, _)) = bound else { return };
-        let (serving, served) = watch::channel(None);
-        scope.spawn_until_cancelled(
-            "https identity",
-            follow_membership(self.driver.member.clone(), self.clock.clone(), serving),
-        );
         let door = Arc::new(Door {
             clock: self.clock,
             surroundings: self.surroundings,
