@@ -20,7 +20,7 @@ use super::acceptance::AcceptCall;
 use super::dial_back::DialBack;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
-use super::held_grants;
+use super::held_grants::Teller;
 use super::links::{Links, REPLACED_KEY};
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
@@ -149,8 +149,14 @@ impl FederationApi {
         let answered = tokio::task::spawn_blocking(move || {
             span.in_scope(|| match self.authenticate(&caller) {
                 Ok((peer, _)) => {
-                    let asked = (&head.method, head.uri.path());
-                    held_grants::answer(&self.registry, &peer, asked, &body, self.clock.trusted().now)
+                    let teller = Teller {
+                        registry: &self.registry,
+                        audit: &self.audit,
+                        peer: &peer,
+                        source: caller.source,
+                        now: self.clock.trusted().now,
+                    };
+                    teller.answer((&head.method, head.uri.path()), &body)
                 }
                 Err(refusal) => refusal,
             })
@@ -229,21 +235,13 @@ impl FederationApi {
     }
 
     fn note(&self, path: &str, peer: PeerId, source: IpAddr, reply: &Reply) {
-        let status = reply.status();
-        let outcome = if status.is_success() {
-            AuditOutcome::Done
-        } else if status.is_client_error() {
-            AuditOutcome::Refused(format!("HTTP {}", status.as_u16()))
-        } else {
-            AuditOutcome::Failed(format!("HTTP {}", status.as_u16()))
-        };
         let action = match path {
             CERTIFICATE_REFRESH_PATH => AuditAction::CertificateRenewed,
             _ => AuditAction::Request,
         };
         self.audit.record(&AuditEvent {
             object: Some(path.to_owned()),
-            outcome,
+            outcome: outcome_of(reply),
             ..of_peer(action, peer, source)
         });
     }
@@ -397,6 +395,19 @@ impl FederationApi {
         let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
         rate.set_limit(per_minute);
         rate.admit(Source::of(source), self.clock.now())
+    }
+}
+
+/// How a request ended, for the log.
+pub fn outcome_of(reply: &Reply) -> AuditOutcome {
+    let status = reply.status();
+    let words = format!("HTTP {}", status.as_u16());
+    if status.is_success() {
+        AuditOutcome::Done
+    } else if status.is_client_error() {
+        AuditOutcome::Refused(words)
+    } else {
+        AuditOutcome::Failed(words)
     }
 }
 
