@@ -115,7 +115,7 @@ impl Tunnel {
             keepalive: keepalive(&welcome).min(settings.keepalive_ceiling),
         };
         let datagrams = transport.has_datagrams() && names_datagrams(&welcome.features);
-        let flows = Flows::new(Arc::clone(&transport), End::Dialer, datagrams);
+        let flows = Flows::new(Arc::clone(&transport), End::Dialer, datagrams, clock.clone());
         let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, flows, control);
         Ok((tunnel, welcome, driver))
     }
@@ -163,7 +163,7 @@ impl Tunnel {
         );
         sent.await.map_err(|error| give_up(&*transport, error))?;
         let control = ControlStream { io, keepalive };
-        let flows = Flows::new(Arc::clone(&transport), End::Acceptor, datagrams);
+        let flows = Flows::new(Arc::clone(&transport), End::Acceptor, datagrams, clock.clone());
         let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, flows, control);
         Ok((tunnel, hello, driver))
     }

@@ -19,6 +19,7 @@ pub mod tcp;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+mod turns;
 mod udp_socket;
 
 pub use close::{CloseReason, Violation};

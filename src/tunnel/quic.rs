@@ -442,6 +442,10 @@ impl Transport for QuicTransport {
             })
     }
 
+    fn datagrams_waiting(&self) -> usize {
+        DATAGRAM_BUFFER_BYTES.saturating_sub(self.connection.datagram_send_buffer_space())
+    }
+
     fn receive_datagram(&self) -> BoxFuture<'_, Result<Bytes, TransportClosed>> {
         Box::pin(async { self.connection.read_datagram().await.map_err(closed) })
     }

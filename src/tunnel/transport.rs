@@ -59,6 +59,11 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
         Err(DatagramRefused::Unavailable)
     }
 
+    /// Bytes of datagrams that were sent and have not left.
+    fn datagrams_waiting(&self) -> usize {
+        0
+    }
+
     /// The next datagram; waits for ever where there are none. Cancel safe.
     fn receive_datagram(&self) -> BoxFuture<'_, Result<Bytes, TransportClosed>> {
         Box::pin(std::future::pending())
