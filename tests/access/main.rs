@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod endings;
+mod grpc;
 #[path = "../support/mod.rs"]
 mod support;
 
