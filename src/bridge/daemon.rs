@@ -18,7 +18,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info, warn};
 
-use super::access::{Access, Accesses, Proxy};
+use super::access::{Access, Accesses, Proxy, UnknownTokens};
 use super::admin_socket;
 use super::dial_back::DialBack;
 use super::federation_api::FederationApi;
@@ -122,6 +122,7 @@ struct Running {
     registry: Arc<Registry>,
     links: Arc<Links>,
     accesses: Arc<Accesses>,
+    unknown_tokens: Arc<UnknownTokens>,
     clock: Clock,
     shown: watch::Sender<Arc<TlsIdentity>>,
     settings: watch::Sender<BridgeSettings>,
@@ -247,8 +248,10 @@ impl Running {
             });
             audit
         };
+        let unknown_tokens = Arc::new(UnknownTokens::new(settings.unknown_tokens()));
         let (settings, _) = watch::channel(settings);
         let running = Self {
+            unknown_tokens,
             supervisor,
             registry,
             links,
@@ -292,6 +295,7 @@ impl Running {
             self.clock.clone(),
             self.audit.clone(),
             work.clone(),
+            Arc::clone(&self.unknown_tokens),
         ));
         let operators = OperatorApi::new(
             Arc::clone(&self.registry),
@@ -405,6 +409,7 @@ impl Running {
         }
         self.links.set_limits(new.limits());
         self.accesses.set_limits(new.access_limits());
+        self.unknown_tokens.set_limit(new.unknown_tokens());
         self.retention.send_replace(new.config.audit);
         self.settings.send_replace(new);
         upkeep(

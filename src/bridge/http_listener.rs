@@ -244,7 +244,7 @@ impl HttpsListener {
         if !OperatorApi::serves(request.uri().path()) {
             return Arc::clone(&self.federation).handle(request, caller).await;
         }
-        match self.operators.authorize(request.headers()).await {
+        match self.operators.authorize(request.headers(), caller.source).await {
             Ok(operator) if Access::is_connect(request.uri().path()) => {
                 let source = SocketAddr::new(caller.source, port);
                 self.access.connect(request, operator, Some(source)).await

@@ -16,8 +16,9 @@ mod packets;
 mod proxy;
 mod sessions;
 mod socks;
+mod unknown;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,7 @@ use credentials::Presented;
 use login::Logins;
 pub use packets::ServiceFlow;
 use sessions::{About, Place};
+pub use unknown::UnknownTokens;
 
 /// Time in which a satellite must have taken or refused a stream: its own patience with a local
 /// program is 10 s, and a satellite link answers within a few more.
@@ -93,6 +95,7 @@ pub struct Access {
     clock: Clock,
     audit: AuditLog,
     work: TaskScope,
+    unknown: Arc<UnknownTokens>,
     logins: Logins,
 }
 
@@ -126,6 +129,7 @@ impl Access {
         clock: Clock,
         audit: AuditLog,
         work: TaskScope,
+        unknown: Arc<UnknownTokens>,
     ) -> Self {
         Self {
             registry,
@@ -134,6 +138,7 @@ impl Access {
             clock,
             audit,
             work,
+            unknown,
             logins: Logins::new(),
         }
     }
@@ -163,6 +168,11 @@ impl Access {
             Ok(Err(error)) => Err(stored_badly("an operator", &error)),
             Err(_) => Err(internal_error()),
         }
+    }
+
+    /// A token was shown that nobody knows: the answer where that is one too many of its source.
+    pub(in crate::bridge) fn unknown_token(&self, source: IpAddr) -> Option<Reply> {
+        self.unknown.count(source, self.clock.now())
     }
 
     /// Where relays run.

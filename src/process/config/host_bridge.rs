@@ -111,6 +111,8 @@ pub struct LimitsConfig {
     pub access_sessions: u32,
     /// Accept requests of one source address in a minute.
     pub accepts_per_source_per_minute: u32,
+    /// Requests of one source address in a minute whose operator token is not known.
+    pub unknown_tokens_per_source_per_minute: u32,
 }
 
 /// A DNS name or an address, as a server certificate names it.
@@ -165,6 +167,7 @@ impl HostBridgeConfig {
                 streams_to_satellite: settings.required(&STREAMS_TO_SATELLITE)?,
                 access_sessions: settings.required(&ACCESS_SESSIONS)?,
                 accepts_per_source_per_minute: settings.required(&ACCEPTS_PER_SOURCE)?,
+                unknown_tokens_per_source_per_minute: settings.required(&UNKNOWN_TOKENS_PER_SOURCE)?,
             },
             stale_after: settings.required(&STALE_AFTER)?,
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
@@ -304,6 +307,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &STREAMS_TO_SATELLITE,
     &ACCESS_SESSIONS,
     &ACCEPTS_PER_SOURCE,
+    &UNKNOWN_TOKENS_PER_SOURCE,
     &STALE_AFTER,
     &TUNNEL_KEEPALIVE,
     &REACH_ALLOW_PRIVATE,
@@ -529,6 +533,18 @@ static ACCEPTS_PER_SOURCE: Key<u32> = Key {
     },
     default: Fallback::Value("30"),
     doc: "Accept requests of one source address in a minute: what guessing tokens is slowed down to.",
+    discreet: false,
+};
+
+static UNKNOWN_TOKENS_PER_SOURCE: Key<u32> = Key {
+    path: "limits.unknown_tokens_per_source_per_minute",
+    form: &CountBetween {
+        least: 1,
+        most: 10_000,
+        unit: "requests",
+    },
+    default: Fallback::Value("30"),
+    doc: "Requests of one source address in a minute whose operator token is not known; further ones are told when to\ncome back (429). Known tokens pass.",
     discreet: false,
 };
 
