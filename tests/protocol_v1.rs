@@ -23,7 +23,7 @@ use powernode_satellite::base::id::{SessionId, TraceId};
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::tunnel::http as tunnel_http;
 use powernode_satellite::tunnel::transport::{
-    BoxFuture, ByteStream, CloseCode, Transport, TransportClosed, Urgency,
+    BoxFuture, ByteStream, CloseCode, Transport, TransportClosed, TunnelProtocol, Urgency,
 };
 use powernode_satellite::tunnel::{CloseReason, Farewell, Tunnel, TunnelSettings};
 use powernode_satellite::wire::{Goodbye, GoodbyeReason, Hello, Welcome};
@@ -165,6 +165,10 @@ impl Transport for Scripted {
 
     fn arrivals(&self) -> u64 {
         0
+    }
+
+    fn protocol(&self) -> TunnelProtocol {
+        TunnelProtocol::Quic
     }
 
     fn remote_address(&self) -> SocketAddr {

@@ -2,6 +2,8 @@
 //! clock, socket, file, task or source of randomness: what varies arrives as an argument.
 
 pub mod address;
+pub mod counter;
+pub mod exposition;
 pub mod id;
 pub mod limit;
 pub mod secret;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use http_body_util::BodyExt as _;
 use tokio::sync::Semaphore;
 
 use super::access::Access;
@@ -11,6 +12,7 @@ use super::http_listener::serve_http;
 use super::operator_api::{Operator, OperatorApi};
 use super::reply::Reply;
 use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
+use crate::process::observation::{self, Observed};
 use crate::process::supervisor::TaskScope;
 
 /// Connections at once; each is one command of somebody on this machine.
@@ -19,8 +21,7 @@ const CONNECTIONS_MAX: usize = 32;
 /// Takes connections until the scope is cancelled.
 pub(super) async fn serve(
     socket: AdminSocket,
-    api: Arc<OperatorApi>,
-    access: Arc<Access>,
+    (api, access, observed): (Arc<OperatorApi>, Arc<Access>, Arc<dyn Observed>),
     intake: TaskScope,
     work: TaskScope,
 ) {
@@ -37,21 +38,29 @@ pub(super) async fn serve(
         let Some((place, (stream, caller))) = accepted else {
             return;
         };
-        let (api, access) = (Arc::clone(&api), Arc::clone(&access));
+        let (api, access, observed) = (Arc::clone(&api), Arc::clone(&access), Arc::clone(&observed));
         let scope = work.clone();
         work.spawn("admin request", async move {
-            serve_http(stream, &scope, |request| answer(&api, &access, request, caller)).await;
+            serve_http(stream, &scope, |request| {
+                answer((&api, &access, &observed), request, caller)
+            })
+            .await;
             drop(place);
         });
     }
 }
 
 async fn answer(
-    api: &Arc<OperatorApi>,
-    access: &Arc<Access>,
+    (api, access, observed): (&Arc<OperatorApi>, &Arc<Access>, &Arc<dyn Observed>),
     request: http::Request<hyper::body::Incoming>,
     caller: Caller,
 ) -> http::Response<super::reply::ReplyBody> {
+    if caller == Caller::Admitted
+        && let Some(answered) =
+            observation::answer(Arc::clone(observed), request.method(), request.uri().path()).await
+    {
+        return answered.map(|body| body.map_err(|never| match never {}).boxed_unsync());
+    }
     match caller {
         Caller::Admitted if Access::is_connect(request.uri().path()) => {
             access.connect(request, Operator::Local, None).await

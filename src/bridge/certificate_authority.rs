@@ -306,7 +306,12 @@ impl CertificateAuthority {
         self.key.expose_pkcs8()
     }
 
-    /// The authority's certificate.
+    /// The end of its certificate.
+    pub const fn not_after(&self) -> UnixTime {
+        self.not_after
+    }
+
+    /// Its certificate.
     pub fn certificate_pem(&self) -> String {
         self.anchors.to_pem()
     }

@@ -25,6 +25,7 @@ use super::federation_api::FederationApi;
 use super::http_listener::{HTTPS_ALPN, HttpsListener};
 use super::ingress::Ingress;
 use super::links::Links;
+use super::metrics::BridgeObserved;
 use super::operator_api::OperatorApi;
 use super::registry::Registry;
 use super::server_identity::{self, ServerIdentityError};
@@ -34,6 +35,7 @@ use crate::base::limit::error_chain;
 use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, TlsIdentity, server_config};
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::Clock;
+use crate::process::observation::{self, Observed};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure};
@@ -91,6 +93,9 @@ pub enum DaemonError {
     /// The admin socket.
     #[error("the command line could not reach this daemon")]
     AdminSocket(#[from] AdminSocketError),
+    /// The port for monitoring.
+    #[error(transparent)]
+    Metrics(#[from] observation::ListenError),
     /// An essential task.
     #[error("the host-bridge had to stop")]
     Task(#[from] TaskFailure),
@@ -127,6 +132,7 @@ struct Running {
     shown: watch::Sender<Arc<TlsIdentity>>,
     settings: watch::Sender<BridgeSettings>,
     retention: watch::Sender<Retention>,
+    renew_expired_for: watch::Sender<Duration>,
     audit: AuditLog,
     endpoints: Vec<QuicEndpoint>,
     bound: Bound,
@@ -207,8 +213,12 @@ impl Running {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
         };
+        let (renew_expired_for, grace) = watch::channel(settings.config.renew_expired_for);
         let tls = |alpn: &[&[u8]]| {
-            let clients = ClientAuth::Optional(anchors.clone());
+            let clients = ClientAuth::OptionalOrExpired {
+                anchors: anchors.clone(),
+                grace: grace.clone(),
+            };
             server_config(identity.clone(), clients, alpn, Arc::clone(&time))
         };
         let mut bound = Bound::default();
@@ -231,6 +241,7 @@ impl Running {
         }
         let dial_back = DialBack::new(identity.clone(), anchors.clone(), clock.clone());
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
+        let metrics = observation::bind(&settings.config.metrics_listen).await?;
         let acceptor = TlsAcceptor::from(Arc::new(tls(&[&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat())?));
 
         let supervisor = Supervisor::new();
@@ -260,11 +271,12 @@ impl Running {
             shown,
             settings,
             retention,
+            renew_expired_for,
             audit,
             endpoints,
             bound,
         };
-        running.listen(listeners, proxies, &acceptor, admin, dial_back);
+        running.listen(listeners, proxies, &acceptor, (admin, metrics), dial_back);
         running.keep_going(service);
         info!(https = ?running.bound.https, quic = ?running.bound.quic, proxy = ?running.bound.proxy, "the host-bridge listens");
         Ok(running)
@@ -275,7 +287,7 @@ impl Running {
         listeners: Vec<TcpListener>,
         proxies: Vec<TcpListener>,
         tls: &TlsAcceptor,
-        admin: AdminSocket,
+        (admin, metrics): (AdminSocket, Vec<TcpListener>),
         dial_back: DialBack,
     ) {
         let intake = self.supervisor.scope(Stage::Intake);
@@ -313,6 +325,20 @@ impl Running {
             work: work.clone(),
             settings: self.settings.borrow().ingress(),
         });
+        let observed: Arc<dyn Observed> = Arc::new(BridgeObserved {
+            registry: Arc::clone(&self.registry),
+            links: Arc::clone(&self.links),
+            accesses: Arc::clone(&self.accesses),
+            federation: Arc::clone(&federation),
+            audit: self.audit.clone(),
+            shown: self.shown.subscribe(),
+            started_at: self.clock.trusted().now,
+            clock: self.clock.clone(),
+        });
+        for listener in metrics {
+            let answering = observation::serve(listener, intake.clone(), Arc::clone(&observed));
+            intake.spawn_until_cancelled("metrics", answering);
+        }
         let https = Arc::new(HttpsListener::new(
             federation,
             Arc::clone(&operators),
@@ -334,7 +360,7 @@ impl Running {
         }
         self.listen_proxy(proxies, &access);
         intake.spawn_until_cancelled("access review", Arc::clone(&access).look_after());
-        let serving = admin_socket::serve(admin, operators, access, intake.clone(), work);
+        let serving = admin_socket::serve(admin, (operators, access, observed), intake.clone(), work);
         intake.spawn_essential("admin socket", async {
             serving.await;
             Ok::<_, Infallible>(())
@@ -411,6 +437,7 @@ impl Running {
         self.accesses.set_limits(new.access_limits());
         self.unknown_tokens.set_limit(new.unknown_tokens());
         self.retention.send_replace(new.config.audit);
+        self.renew_expired_for.send_replace(new.config.renew_expired_for);
         self.settings.send_replace(new);
         upkeep(
             &self.registry,

@@ -22,6 +22,7 @@ use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
 use super::held_grants::Teller;
 use super::links::{Links, REPLACED_KEY};
+use super::metrics::RequestCounts;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
@@ -29,6 +30,7 @@ use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
+use crate::base::time::UnixTime;
 use crate::contract::compatibility::schema_compatibility;
 use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
@@ -58,16 +60,49 @@ pub struct CallerCertificate {
     pub peer: Option<PeerId>,
     /// Its key.
     pub key: PublicKeyDigest,
+    /// What it was good for when the connection began.
+    pub standing: Standing,
+}
+
+/// What a verified certificate is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// All that its peer may do.
+    Valid,
+    /// Its end has passed, and the handshake let it through: it asks for its renewal and nothing else.
+    Expired,
 }
 
 impl CallerCertificate {
-    /// Of a certificate that the handshake has verified.
-    pub fn read(der: &CertificateDer<'_>) -> Option<Self> {
+    /// Of a certificate that the handshake has verified, now.
+    pub fn read(der: &CertificateDer<'_>, now: UnixTime) -> Option<Self> {
         let facts = CertificateFacts::of_der(der).ok()?;
         Some(Self {
             peer: peer_id_of(der),
             key: facts.public_key_digest,
+            standing: if now > facts.not_after {
+                Standing::Expired
+            } else {
+                Standing::Valid
+            },
         })
+    }
+}
+
+impl Caller {
+    fn is_expired(&self) -> bool {
+        self.certificate
+            .is_some_and(|certificate| certificate.standing == Standing::Expired)
+    }
+
+    /// Refuses what an ended certificate is not good for.
+    fn check_standing(&self, path: &str) -> Result<(), Reply> {
+        if self.is_expired() && path != CERTIFICATE_REFRESH_PATH {
+            return Err(Reply::unauthorized(
+                "the client certificate has expired; it can be renewed, and nothing else be asked with it",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -82,6 +117,7 @@ pub struct FederationApi {
     rate: Mutex<SourceRate>,
     /// Absent where nothing may be dialled.
     dial_back: Option<DialBack>,
+    answered: RequestCounts,
 }
 
 impl FederationApi {
@@ -102,7 +138,13 @@ impl FederationApi {
             audit,
             rate: Mutex::new(rate),
             dial_back: None,
+            answered: RequestCounts::default(),
         }
+    }
+
+    /// What was answered since the start.
+    pub const fn answered(&self) -> &RequestCounts {
+        &self.answered
     }
 
     /// The same, and it proves satellites' endpoints.
@@ -122,7 +164,9 @@ impl FederationApi {
         if claims > 0 {
             warn!(source = %caller.source, claims, "a caller claimed an identity in headers; they were ignored");
         }
-        let reply = self.route(request, caller).await;
+        let asked = RequestCounts::kind_of(request.uri().path());
+        let reply = Arc::clone(&self).route(request, caller).await;
+        self.answered.count(asked, reply.status());
         reply.into_response()
     }
 
@@ -133,6 +177,9 @@ impl FederationApi {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
+        if let Err(refusal) = caller.check_standing(head.uri.path()) {
+            return refusal.into_response();
+        }
         let body = match read_body(body).await {
             Ok(body) => body,
             Err(refusal) => return refusal.into_response(),
@@ -182,6 +229,9 @@ impl FederationApi {
         };
         if head.method != allow {
             return Reply::wrong_method(if allow == Method::GET { "GET" } else { "POST" });
+        }
+        if let Err(refusal) = caller.check_standing(&path) {
+            return refusal;
         }
         if path == ACCEPT_PATH
             && let Err(after) = self.admit_accept(caller.source)
@@ -254,7 +304,8 @@ impl FederationApi {
         if path == HEARTBEAT_PATH {
             return self.heartbeat(&peer, body);
         }
-        if !peer.status.inbound_allowed() {
+        // A resumed peer whose certificate ended meanwhile has to renew it before it can heartbeat.
+        if !peer.status.inbound_allowed() && !caller.is_expired() {
             return unreachable_peer();
         }
         match path {

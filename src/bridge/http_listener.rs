@@ -4,7 +4,7 @@
 //! told apart by ALPN, and are handed on.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,8 +25,10 @@ use super::ingress::Ingress;
 use super::operator_api::{OperatorApi, RequestSource};
 use super::reply::{Reply, ReplyBody};
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
+use crate::process::clock::Clock;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::tcp;
+use crate::tunnel::transport::TunnelProtocol;
 use crate::wire::TUNNEL_ALPN;
 
 /// Time for a TLS handshake.
@@ -136,6 +138,7 @@ pub struct HttpsListener {
     operators: Arc<OperatorApi>,
     ingress: Arc<Ingress>,
     access: Arc<Access>,
+    clock: Clock,
     work: TaskScope,
     places: Arc<Semaphore>,
 }
@@ -152,6 +155,7 @@ impl HttpsListener {
         connections_max: u32,
     ) -> Self {
         Self {
+            clock: ingress.clock.clone(),
             federation,
             operators,
             ingress,
@@ -204,11 +208,13 @@ impl HttpsListener {
         let stream = tokio::select! {
             shaken = handshake => match shaken {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return debug!(%source, %error, "a TLS handshake failed"),
-                Err(_) => return debug!(%source, "a TLS handshake took too long"),
+                Ok(Err(error)) => return self.handshake_failed(source, &error.to_string()),
+                Err(_) => return self.handshake_failed(source, "it took too long"),
             },
             () = self.work.cancelled() => return,
         };
+        let counters = self.ingress.links.counters();
+        counters.count_handshake(TunnelProtocol::Tls, true);
         if tcp::is_tunnel(&stream) {
             // Tunnels have limits of their own.
             drop(place);
@@ -219,7 +225,7 @@ impl HttpsListener {
             .1
             .peer_certificates()
             .and_then(|chain| chain.first())
-            .and_then(CallerCertificate::read);
+            .and_then(|der| CallerCertificate::read(der, self.clock.trusted().now));
         let caller = Caller { source, certificate };
         let port = address.port();
         let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
@@ -229,6 +235,12 @@ impl HttpsListener {
         } else {
             serve_http(stream, &self.work, answer).await;
         }
+    }
+
+    fn handshake_failed(&self, source: IpAddr, why: &str) {
+        let counters = self.ingress.links.counters();
+        counters.count_handshake(TunnelProtocol::Tls, false);
+        debug!(%source, why, "a TLS handshake failed");
     }
 
     async fn answer(

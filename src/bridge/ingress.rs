@@ -1,6 +1,7 @@
 //! Tunnels as they come in: the handshake, who is let in as what, and the requests that arrive
 //! through them. A dialer with a peer's certificate gets a session; one without a certificate
-//! gets a short time to accept, and nothing else.
+//! gets a short time to accept, one with a certificate that has expired a short time to renew it,
+//! and nothing else.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -13,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::federation_api::{Caller, CallerCertificate, FederationApi, is_enrolled, may_connect};
+use super::federation_api::{Caller, CallerCertificate, FederationApi, Standing, is_enrolled, may_connect};
 use super::held_grants;
 use super::links::{Link, Links, SessionGuard};
 use super::registry::Registry;
@@ -31,18 +32,22 @@ use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::tcp::{self, TcpSettings};
-use crate::tunnel::transport::Transport;
+use crate::tunnel::transport::{Transport, TunnelProtocol};
 use crate::wire::{
-    Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, SESSIONS_FEATURE, SessionClaim, StreamKind, Welcome,
+    Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused, SESSIONS_FEATURE,
+    SessionClaim, StreamKind, Welcome,
 };
 
-/// Life of a connection without a certificate: an accept takes two round trips and one write to
+/// Life of a connection without a certificate, or with an expired one: an accept takes two round trips and one write to
 /// disk; a slow satellite link has ten times that.
 const BOOTSTRAP_LIFETIME: Duration = Duration::from_secs(30);
 
-/// Requests that a connection without a certificate may make in its life: one accept and its
-/// retries.
+/// Requests that such a connection may make in its life: one accept or renewal, and its retries.
 const BOOTSTRAP_STREAMS: usize = 8;
+
+/// When a satellite whose certificate has expired should try again after it was let in and did not
+/// renew: whatever kept it from that takes more than a moment.
+const NOT_RENEWED_RETRY: Duration = Duration::from_secs(60);
 
 /// When a dialer that is not admitted should try again. An operator has to do something first, and
 /// this is how long the satellite stays away after that.
@@ -99,6 +104,40 @@ struct Admitted {
     certificate: CallerCertificate,
 }
 
+/// Who gets a short time and a few requests.
+#[derive(Clone, Copy)]
+enum Visitor {
+    /// Without a certificate: it comes to accept.
+    Stranger,
+    /// A peer with a certificate that has expired: it comes to renew it.
+    Expired(CallerCertificate),
+}
+
+impl Visitor {
+    const fn certificate(self) -> Option<CallerCertificate> {
+        match self {
+            Self::Stranger => None,
+            Self::Expired(certificate) => Some(certificate),
+        }
+    }
+
+    /// What it is told when its requests are used up, when its time is, and when to come back.
+    const fn farewell(self) -> (&'static str, &'static str, Duration) {
+        match self {
+            Self::Stranger => (
+                "no more requests without a certificate; dial again",
+                "the time without a certificate is over; dial again",
+                RESTART_RETRY,
+            ),
+            Self::Expired(_) => (
+                "no more requests with a certificate that has expired; dial again",
+                "the time to renew the certificate is over; dial again",
+                NOT_RENEWED_RETRY,
+            ),
+        }
+    }
+}
+
 impl Ingress {
     /// Takes tunnels until the scope is cancelled.
     pub async fn run(
@@ -120,10 +159,15 @@ impl Ingress {
 
     async fn connection(self: Arc<Self>, incoming: IncomingConnection) {
         let address = incoming.remote_address();
-        match self.unless_stopping(incoming.handshake()).await {
-            Some(Ok(transport)) => self.take(transport).await,
-            Some(Err(reason)) => debug!(%address, %reason, "a handshake failed"),
-            None => {}
+        let Some(shaken) = self.unless_stopping(incoming.handshake()).await else {
+            return;
+        };
+        self.links
+            .counters()
+            .count_handshake(TunnelProtocol::Quic, shaken.is_ok());
+        match shaken {
+            Ok(transport) => self.take(transport).await,
+            Err(reason) => debug!(%address, %reason, "a handshake failed"),
         }
     }
 
@@ -140,8 +184,17 @@ impl Ingress {
     pub async fn take(self: Arc<Self>, transport: Arc<dyn Transport>) {
         let address = transport.remote_address();
         match transport.peer_certificate() {
-            None => self.bootstrap(transport, address).await,
-            Some(der) => match self.admit(CallerCertificate::read(&der)).await {
+            None => self.visit(transport, address, Visitor::Stranger).await,
+            Some(der) => match self
+                .admit(CallerCertificate::read(&der, self.clock.trusted().now))
+                .await
+            {
+                Ok(Admitted { peer, certificate }) if certificate.standing == Standing::Expired => {
+                    info!(%address, %peer, "a peer comes with a certificate that has expired, and may renew it");
+                    self.visit(transport, address, Visitor::Expired(certificate))
+                        .instrument(info_span!("tunnel", %peer))
+                        .await;
+                }
                 Ok(admitted) => {
                     let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
                     let span = info_span!("tunnel", peer = %admitted.peer, %session);
@@ -332,11 +385,11 @@ impl Ingress {
         }
     }
 
-    async fn bootstrap(&self, transport: Arc<dyn Transport>, address: SocketAddr) {
+    async fn visit(&self, transport: Arc<dyn Transport>, address: SocketAddr, visitor: Visitor) {
         let place = match self.links.enter_bootstrap(Source::of(address.ip())) {
             Ok(place) => place,
             Err(full) => {
-                warn!(%address, %full, "a connection without a certificate found no place");
+                warn!(%address, %full, "a connection that no valid certificate stands for found no place");
                 return self
                     .decline(
                         transport,
@@ -346,13 +399,19 @@ impl Ingress {
             }
         };
         let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
-        let decide = |hello: &Hello| Ok(self.welcome(session, address, hello));
+        let decide = |hello: &Hello| {
+            let mut welcome = self.welcome(session, address, hello);
+            if matches!(visitor, Visitor::Expired(_)) {
+                welcome.features.push(RENEWAL_ONLY_FEATURE.to_owned());
+            }
+            Ok(welcome)
+        };
         let Some((tunnel, _, driver)) = self.greet(transport, decide).await else {
             return;
         };
         let caller = Caller {
             source: address.ip(),
-            certificate: None,
+            certificate: visitor.certificate(),
         };
         let served = async {
             let requests = async {
@@ -365,17 +424,20 @@ impl Ingress {
                     }
                 }
             };
-            let (reason, message) = tokio::select! {
-                () = self.work.cancelled() => (GoodbyeReason::ShuttingDown, "the host-bridge stops or restarts"),
+            let (used_up, time_over, retry) = visitor.farewell();
+            let (reason, message, retry) = tokio::select! {
+                () = self.work.cancelled() => {
+                    (GoodbyeReason::ShuttingDown, "the host-bridge stops or restarts", RESTART_RETRY)
+                }
                 ended = tokio::time::timeout(BOOTSTRAP_LIFETIME, requests) => match ended {
-                    Ok(()) => (GoodbyeReason::LimitExceeded, "no more requests without a certificate; dial again"),
-                    Err(_) => (GoodbyeReason::LimitExceeded, "the time without a certificate is over; dial again"),
+                    Ok(()) => (GoodbyeReason::LimitExceeded, used_up, retry),
+                    Err(_) => (GoodbyeReason::LimitExceeded, time_over, retry),
                 },
             };
-            tunnel.close(goodbye(reason, message, RESTART_RETRY)).await;
+            tunnel.close(goodbye(reason, message, retry)).await;
         };
         let (reason, ()) = tokio::join!(driver.run(), served);
-        debug!(%address, %reason, "a connection without a certificate has ended");
+        debug!(%address, %reason, "a connection that no valid certificate stands for has ended");
         drop(place);
     }
 
@@ -393,6 +455,11 @@ impl Ingress {
         let settings = TunnelSettings {
             max_streams: self.settings.max_streams_opened,
             ..TunnelSettings::default()
+        };
+        let decide = |hello: &Hello| {
+            let decided = decide(hello);
+            self.links.counters().count_greeting(&decided);
+            decided
         };
         let greeted = Tunnel::accept(transport, settings, self.clock.clone(), decide);
         match self.unless_stopping(greeted).await? {

@@ -5,12 +5,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::peer_view::LinkView;
 use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable};
+use crate::base::counter::Counter;
 use crate::base::id::{PeerId, SessionId};
 use crate::base::time::UnixTime;
 use crate::machine::source_rate::Source;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::connection::Tunnel;
-use crate::wire::{Goodbye, GoodbyeReason, SessionClaim};
+use crate::tunnel::transport::TunnelProtocol;
+use crate::wire::{Goodbye, GoodbyeReason, RefusalCode, Refused, SessionClaim};
 
 /// What a session is told whose peer has accepted again.
 pub const REPLACED_KEY: &str = "another key has accepted as this peer";
@@ -28,20 +30,77 @@ pub struct Link {
     pub agent: String,
 }
 
+/// What became of those who came, since the bridge was started.
+#[derive(Debug, Default)]
+pub struct TunnelCounters {
+    handshakes: [[Counter; 2]; TunnelProtocol::ALL.len()],
+    established: Counter,
+    refused: [Counter; RefusalCode::ALL.len()],
+}
+
+impl TunnelCounters {
+    /// A handshake is done, or has failed.
+    pub fn count_handshake(&self, protocol: TunnelProtocol, done: bool) {
+        self.handshakes[protocol as usize][usize::from(done)].increment();
+    }
+
+    /// A tunnel was taken, or refused.
+    pub fn count_greeting<T>(&self, decided: &Result<T, Refused>) {
+        match decided {
+            Ok(_) => self.established.increment(),
+            Err(refused) => self.refused[refused.code as usize].increment(),
+        }
+    }
+
+    /// Handshakes that are done, and that have failed.
+    pub fn handshakes(&self, protocol: TunnelProtocol) -> (u64, u64) {
+        let [failed, done] = &self.handshakes[protocol as usize];
+        (done.get(), failed.get())
+    }
+
+    /// Tunnels that were taken.
+    pub fn established(&self) -> u64 {
+        self.established.get()
+    }
+
+    /// Tunnels that were refused, by reason; only reasons that occurred.
+    pub fn refused(&self) -> impl Iterator<Item = (RefusalCode, u64)> {
+        let counts = self.refused.iter().map(Counter::get);
+        RefusalCode::ALL
+            .into_iter()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+    }
+}
+
 /// All of them.
 #[derive(Debug)]
 pub struct Links {
     table: Mutex<SessionTable<Link>>,
     goodbyes: TaskScope,
+    counters: TunnelCounters,
 }
 
 impl Links {
     /// None yet. Goodbyes are said in tasks of the given scope.
-    pub const fn new(limits: SessionLimits, goodbyes: TaskScope) -> Self {
+    pub fn new(limits: SessionLimits, goodbyes: TaskScope) -> Self {
         Self {
             table: Mutex::new(SessionTable::new(limits)),
             goodbyes,
+            counters: TunnelCounters::default(),
         }
+    }
+
+    /// What became of those who came.
+    pub const fn counters(&self) -> &TunnelCounters {
+        &self.counters
+    }
+
+    /// How many tunnels there are of this kind.
+    pub fn count_of(&self, protocol: TunnelProtocol) -> usize {
+        let table = self.table();
+        let links = table.all().map(|session| &session.link);
+        links.filter(|link| link.tunnel.protocol() == protocol).count()
     }
 
     /// Other limits from now on.
@@ -105,6 +164,7 @@ impl Links {
             address: live.link.address.to_string(),
             agent: live.link.agent.clone(),
             since: live.link.since,
+            transport: live.link.tunnel.protocol().word().to_owned(),
             open_streams: live.link.tunnel.stats().open_streams,
         })
     }

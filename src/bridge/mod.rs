@@ -15,6 +15,7 @@ pub mod http_listener;
 pub mod ingress;
 pub mod links;
 mod mcp;
+mod metrics;
 pub mod operator_api;
 pub mod peer_view;
 pub mod permission;

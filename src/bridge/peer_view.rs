@@ -22,6 +22,8 @@ pub struct LinkView {
     /// Since when.
     #[serde(with = "rfc3339")]
     pub since: UnixTime,
+    /// What it runs over: `quic` or `tls`.
+    pub transport: String,
     /// Streams open now.
     pub open_streams: usize,
 }

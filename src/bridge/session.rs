@@ -26,7 +26,7 @@ pub const SESSIONS_PER_PEER: usize = 6;
 pub struct SessionLimits {
     /// Most peers with a session.
     pub sessions: usize,
-    /// Most connections without a certificate.
+    /// Most connections without a certificate, or with one that has expired.
     pub bootstrap: usize,
     /// Most of these from one source.
     pub bootstrap_per_source: usize,
@@ -39,10 +39,10 @@ pub enum Full {
     #[error("this host-bridge holds as many sessions as limits.sessions allows")]
     Sessions,
     /// [`SessionLimits::bootstrap`] is reached.
-    #[error("too many satellites are joining at this moment")]
+    #[error("too many satellites are joining or coming back at this moment")]
     Bootstrap,
     /// [`SessionLimits::bootstrap_per_source`] is reached.
-    #[error("too many satellites are joining from this address at this moment")]
+    #[error("too many satellites are joining or coming back from this address at this moment")]
     BootstrapSource,
 }
 
@@ -159,6 +159,11 @@ impl<H> SessionTable<H> {
     /// The session that carries what is opened towards a peer.
     pub fn get(&self, peer: PeerId) -> Option<&Session<H>> {
         self.sessions.get(&peer)?.last()
+    }
+
+    /// All sessions of all peers.
+    pub fn all(&self) -> impl Iterator<Item = &Session<H>> {
+        self.sessions.values().flatten()
     }
 
     /// How many sessions a peer has.

@@ -111,6 +111,7 @@ impl BridgeSettings {
                 "limits.streams_to_satellite",
                 old.limits.streams_to_satellite != new.limits.streams_to_satellite,
             ),
+            ("metrics.listen", old.metrics_listen != new.metrics_listen),
             ("tunnel.keepalive", old.tunnel_keepalive != new.tunnel_keepalive),
             ("shutdown.drain", old.drain != new.drain),
             ("log.format", old.log.format != new.log.format),

@@ -230,6 +230,16 @@ impl BridgeClient {
         SessionFate::Unknown
     }
 
+    /// What it means that the bytes of a session have just come to an end: it is [`SessionFate::Open`] or
+    /// [`SessionFate::Done`] where the service has ended them. The admin socket has but one kind of end, so
+    /// the bridge is asked; over TLS a break is an error of the stream.
+    pub async fn fate_at_end(&self, session: &str) -> SessionFate {
+        match self.way {
+            Way::Https(_) => SessionFate::Open,
+            Way::Socket(_) => self.look_at(session).await.unwrap_or(SessionFate::BridgeGone),
+        }
+    }
+
     /// Waits until a session of this operator's goes on no more. It is asked for, because a stream whose
     /// one direction has ended looks the same whether the other goes on or not.
     pub async fn until_over(&self, session: &str) {

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
@@ -111,6 +112,14 @@ pub struct ClientTls<'a> {
 pub enum ClientAuth {
     /// Asks for it and goes on without; one that is shown must be issued by these anchors.
     Optional(watch::Receiver<Arc<Anchors>>),
+    /// The same, and one that ended less long ago than `grace` is let through. Whoever reads it off the
+    /// connection has to look at its end: it proves the key, and no more ([`CertificateFacts::not_after`]).
+    OptionalOrExpired {
+        /// Whose certificates are taken.
+        anchors: watch::Receiver<Arc<Anchors>>,
+        /// For how long after its end; zero for never.
+        grace: watch::Receiver<Duration>,
+    },
     /// Never asks.
     None,
 }
@@ -161,11 +170,18 @@ pub fn server_config(
     let builder = ServerConfig::builder_with_details(provider(), Arc::new(CertificateTime(time)))
         .with_protocol_versions(&[&version::TLS13])
         .map_err(TlsConfigError::Library)?;
-    let builder = match client_auth {
-        ClientAuth::Optional(anchors) => builder.with_client_cert_verifier(Arc::new(PeerVerifier {
+    let verified = |anchors, grace| {
+        Arc::new(PeerVerifier {
             anchors,
+            grace,
             provider: provider(),
-        })),
+        })
+    };
+    let builder = match client_auth {
+        ClientAuth::Optional(anchors) => builder.with_client_cert_verifier(verified(anchors, None)),
+        ClientAuth::OptionalOrExpired { anchors, grace } => {
+            builder.with_client_cert_verifier(verified(anchors, Some(grace)))
+        }
         ClientAuth::None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(Arc::new(WatchedIdentity(identity)));
@@ -345,12 +361,33 @@ impl ServerVerifier {
 #[derive(Debug)]
 struct PeerVerifier {
     anchors: watch::Receiver<Arc<Anchors>>,
+    /// How long after its end a certificate is let through; never, where there is none.
+    grace: Option<watch::Receiver<Duration>>,
     provider: Arc<CryptoProvider>,
 }
 
 impl PeerVerifier {
     fn algorithms(&self) -> WebPkiSupportedAlgorithms {
         self.provider.signature_verification_algorithms
+    }
+
+    /// The last moment at which the certificate held, where its end is all that speaks against it.
+    fn within_grace(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        error: &rustls::Error,
+        now: pki_types::UnixTime,
+    ) -> Option<pki_types::UnixTime> {
+        let expired = matches!(
+            error,
+            rustls::Error::InvalidCertificate(
+                CertificateError::Expired | CertificateError::ExpiredContext { .. }
+            )
+        );
+        let grace = *self.grace.as_ref().filter(|_| expired)?.borrow();
+        let ended = to_pki(CertificateFacts::of_der(end_entity).ok()?.not_after)?;
+        let age = now.as_secs().checked_sub(ended.as_secs())?;
+        (age <= grace.as_secs()).then_some(ended)
     }
 }
 
@@ -397,7 +434,12 @@ impl ClientCertVerifier for PeerVerifier {
         now: pki_types::UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let roots = self.anchors.borrow().roots();
-        verify_client_certificate(end_entity, intermediates, roots, &self.provider, now)
+        let verify =
+            |at| verify_client_certificate(end_entity, intermediates, Arc::clone(&roots), &self.provider, at);
+        verify(now).or_else(|error| match self.within_grace(end_entity, &error, now) {
+            Some(ended) => verify(ended),
+            None => Err(error),
+        })
     }
 
     fn verify_tls12_signature(

@@ -93,6 +93,9 @@ pub enum RenewalEvent {
     LinkUp(IdentityChoice),
     /// No tunnel is up.
     LinkDown,
+    /// The parent counts the certificate that the tunnel presents as expired, and takes its renewal and
+    /// nothing else, now.
+    Demanded,
     /// The parent did not take the candidate: it refused a dial or a heartbeat with it.
     CandidateRefused,
     /// A heartbeat was acknowledged over a tunnel of this identity.
@@ -156,6 +159,8 @@ pub struct RenewalMachine {
     link: Option<IdentityChoice>,
     /// The delay of the last failure is over; only a tunnel is missing.
     waits_for_link: bool,
+    /// The parent waits for the renewal, whatever this box's clock says.
+    demanded: bool,
     wake: Option<Moment>,
     backoff: Backoff,
     actions: VecDeque<RenewalAction>,
@@ -178,6 +183,7 @@ impl RenewalMachine {
             not_after: identity.certificate.not_after,
             link: None,
             waits_for_link: false,
+            demanded: false,
             wake: Some(Moment::START),
             backoff: Backoff::new(RETRY, seed),
             actions: VecDeque::new(),
@@ -214,6 +220,15 @@ impl RenewalMachine {
                 if let State::Requesting(key) = &self.state {
                     self.state = State::Ready(key.clone());
                     self.wake = Some(now.plus(self.backoff.next_delay()));
+                }
+            }
+            RenewalEvent::Demanded => {
+                self.demanded = true;
+                match self.state {
+                    // It has expired before it was ever of use.
+                    State::Proving { .. } => self.drop_candidate(),
+                    State::Idle | State::Ready(_) => self.wake = Some(now),
+                    _ => {}
                 }
             }
             RenewalEvent::CandidateRefused => {
@@ -284,8 +299,10 @@ impl RenewalMachine {
                 self.not_before = identity.not_before;
                 self.not_after = identity.certificate.not_after;
                 self.backoff.reset();
+                self.demanded = false;
                 self.wake = Some(now);
             }
+            State::Dropping if self.demanded => self.wake = Some(now),
             // Another key and certificate will fare no better in a minute.
             State::Dropping => self.wake = Some(now.plus(self.backoff.patient_delay())),
             other @ (State::Idle
@@ -309,7 +326,7 @@ impl RenewalMachine {
         match &self.state {
             State::Idle => {
                 let due = renewal_due(self.not_before, self.not_after);
-                if wall >= due {
+                if wall >= due || self.demanded {
                     self.wake = None;
                     self.state = State::WantKey;
                     self.actions.push_back(RenewalAction::GenerateKey);

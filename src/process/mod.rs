@@ -1,5 +1,5 @@
 //! Floor 3: what every daemon of ours needs around its work: configuration, logs, the only clock,
-//! the only randomness, the supervisor that owns all tasks, signals, and the talk with the service
+//! the only randomness, the supervisor that owns all tasks, signals, the limit of open files, and the talk with the service
 //! manager. Knows nothing of peers, tunnels or stores.
 
 pub mod admin_socket;
@@ -7,6 +7,9 @@ pub mod clock;
 pub mod config;
 pub mod entropy;
 pub mod environment;
+pub mod http_server;
+pub mod observation;
+pub mod open_files;
 pub mod service_notify;
 pub mod signals;
 pub mod supervisor;

@@ -1,27 +1,22 @@
 //! The satellite's admin socket: status, join, leave, services, grants and the audit log for the command
-//! line, over HTTP on a Unix socket.
-//! on a Unix socket.
+//! line, and metrics, over HTTP on a Unix socket.
 //! Who may connect is decided by the socket's directory and by the caller's user id.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::driver::{DriverHandle, LeaveError};
 use super::grants::admin::{EMANCIPATE_PATH, GRANTS_PATH, GrantDesk, ReasonFields};
 use super::services::{self, SERVICES_PATH, Services};
-use crate::base::limit::{HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES, error_chain};
+use crate::base::limit::{JSON_BODY_MAX_BYTES, error_chain};
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl};
 use crate::contract::message::{failure_body, success_body};
@@ -29,6 +24,8 @@ use crate::contract::peer::SpawnMode;
 use crate::contract::token::{AcceptanceToken, InvalidToken};
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
+use crate::process::http_server;
+use crate::process::observation::{self, Observed};
 use crate::process::supervisor::TaskScope;
 use crate::store::audit_log::reading::{self, AskError};
 use crate::store::database::Database;
@@ -92,21 +89,23 @@ impl JoinRequest {
     }
 }
 
+/// What the commands are about.
+#[derive(Clone)]
+pub struct Parts {
+    /// The driver.
+    pub handle: DriverHandle,
+    /// What is published.
+    pub services: Services,
+    /// The grants.
+    pub desk: GrantDesk,
+    /// The store, for the audit log.
+    pub database: Database,
+    /// What monitoring sees.
+    pub observed: Arc<dyn Observed>,
+}
+
 /// Serves until the scope is cancelled.
-pub async fn serve(
-    socket: AdminSocket,
-    scope: TaskScope,
-    handle: DriverHandle,
-    services: Services,
-    desk: GrantDesk,
-    database: Database,
-) {
-    let parts = Parts {
-        handle,
-        services,
-        desk,
-        database,
-    };
+pub async fn serve(socket: AdminSocket, scope: TaskScope, parts: Parts) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -115,38 +114,18 @@ pub async fn serve(
         let (stream, caller) = socket.accept().await;
         let parts = parts.clone();
         scope.spawn_until_cancelled("admin connection", async move {
-            serve_connection(stream, caller, parts).await;
+            let answer = move |request| -> http_server::Answer {
+                let parts = parts.clone();
+                Box::pin(async move {
+                    match caller {
+                        Caller::Admitted => answer(request, parts).await,
+                        Caller::Stranger => refuse(StatusCode::FORBIDDEN, STRANGER_REFUSED),
+                    }
+                })
+            };
+            http_server::serve(Box::new(stream), Box::new(answer)).await;
             drop(place);
         });
-    }
-}
-
-/// What the commands are about.
-#[derive(Clone)]
-struct Parts {
-    handle: DriverHandle,
-    services: Services,
-    desk: GrantDesk,
-    database: Database,
-}
-
-async fn serve_connection(stream: UnixStream, caller: Caller, parts: Parts) {
-    let service = service_fn(move |request| {
-        let parts = parts.clone();
-        async move {
-            Ok::<_, Infallible>(match caller {
-                Caller::Admitted => answer(request, parts).await,
-                Caller::Stranger => refuse(StatusCode::FORBIDDEN, STRANGER_REFUSED),
-            })
-        }
-    });
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .max_header_size(HTTP_HEAD_MAX_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "admin connection broken off");
     }
 }
 
@@ -156,7 +135,11 @@ async fn answer(request: Request<Incoming>, parts: Parts) -> Response<Full<Bytes
         services,
         desk,
         database,
+        observed,
     } = parts;
+    if let Some(answered) = observation::answer(observed, request.method(), request.uri().path()).await {
+        return answered;
+    }
     if let Some(what) = request.uri().path().strip_prefix(AUDIT_PREFIX) {
         let (what, query) = (
             what.to_owned(),
@@ -196,8 +179,8 @@ async fn answer(request: Request<Incoming>, parts: Parts) -> Response<Full<Bytes
         }
         _ => refuse(
             StatusCode::NOT_FOUND,
-            "no such resource; known are /v1/status, /v1/join, /v1/leave, /v1/services, /v1/grants, /v1/emancipate \
-             and /v1/audit/…",
+            "no such resource; known are /v1/status, /v1/join, /v1/leave, /v1/services, /v1/grants, /v1/emancipate, \
+             /v1/audit/…, /metrics, /healthz and /readyz",
         ),
     }
 }

@@ -16,6 +16,7 @@ use super::grants::{GrantBook, OpenGrantsError};
 use super::https::HttpsListener;
 use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
+use super::metrics::SatelliteObserved;
 use super::services::{PublishedServices, ServiceLimits, ServiceServer, Services};
 use super::status::StatusReport;
 use crate::audit::retention::Retention;
@@ -31,6 +32,7 @@ use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::{SatelliteConfig, TunnelTransport, Ways};
 use crate::process::entropy::{self, EntropyUnavailable};
+use crate::process::observation::{self, Observed};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
@@ -75,6 +77,9 @@ pub enum RunError {
     /// The admin socket.
     #[error(transparent)]
     AdminSocket(#[from] AdminSocketError),
+    /// The port for monitoring.
+    #[error(transparent)]
+    Metrics(#[from] observation::ListenError),
     /// The signals.
     #[error("cannot take the signals over")]
     Signals(#[source] std::io::Error),
@@ -116,6 +121,7 @@ async fn run_to_the_end(
     let (store, loaded) = open(&config).await?;
     let invitation = wanted_invitation(&config, &loaded).await?;
     let socket = AdminSocket::bind(&config.admin_socket).await?;
+    let metrics_listeners = observation::bind(&config.metrics_listen).await?;
 
     let supervisor = Supervisor::new();
     let clock = Clock::start(BUILD_TIME);
@@ -163,17 +169,19 @@ async fn run_to_the_end(
         Ok::<(), std::convert::Infallible>(())
     });
     let intake = supervisor.scope(Stage::Intake);
-    intake.spawn_until_cancelled(
-        "admin socket",
-        admin_api::serve(
-            socket,
-            intake.clone(),
-            handle.clone(),
-            services.clone(),
-            desk,
-            database,
-        ),
-    );
+    let observed: Arc<dyn Observed> = Arc::new(SatelliteObserved::new(handle.clone()));
+    for listener in metrics_listeners {
+        let answering = observation::serve(listener, intake.clone(), Arc::clone(&observed));
+        intake.spawn_until_cancelled("metrics", answering);
+    }
+    let parts = admin_api::Parts {
+        handle: handle.clone(),
+        services: services.clone(),
+        desk,
+        database,
+        observed,
+    };
+    intake.spawn_until_cancelled("admin socket", admin_api::serve(socket, intake.clone(), parts));
     supervisor
         .scope(Stage::Base)
         .spawn_until_cancelled("service manager", keep_told(manager.clone(), handle.clone()));

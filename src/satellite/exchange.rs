@@ -97,10 +97,13 @@ pub(super) async fn refresh(
                 Err(why) => News::Failed(ChildEvent::RefreshFailed, why),
             }
         }
-        Ok(ContractAnswer::Failure(failure)) => News::Failed(
-            ChildEvent::RefreshFailed,
-            failure_text("certificate renewal", &failure),
-        ),
+        Ok(ContractAnswer::Failure(failure)) => {
+            let event = match failure.http_status {
+                401 | 403 => ChildEvent::RefreshRefused,
+                _ => ChildEvent::RefreshFailed,
+            };
+            News::Failed(event, failure_text("certificate renewal", &failure))
+        }
         Err(error) => News::Failed(ChildEvent::RefreshFailed, error_chain(&error)),
     };
     reporter.send(news).await;

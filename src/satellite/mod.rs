@@ -12,6 +12,7 @@ pub mod grants;
 pub mod https;
 pub mod invite;
 pub mod membership_store;
+mod metrics;
 pub mod offline;
 pub mod parent_client;
 pub mod payload;

@@ -1,12 +1,15 @@
 //! What a satellite tells about itself: one report for the admin socket, `status` and `--json`.
 //! Built by the daemon from its machine, or from the store when no daemon runs. Holds no secret.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::base::id::PeerId;
 use crate::base::time::{UnixTime, rfc3339};
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::contract::peer::{PeerStatus, SpawnMode};
+use crate::machine::child::EventKind;
 use crate::machine::join::JoinState;
 use crate::machine::mapping_lease::MappingProtocol;
 use crate::machine::membership::{Candidate, Membership, Operator};
@@ -57,6 +60,46 @@ pub struct StatusReport {
     /// The satellite's own HTTPS listener; absent where none is configured.
     #[serde(default)]
     pub https: Option<HttpsReport>,
+    /// What has happened since the daemon was started; all 0 without one.
+    #[serde(default)]
+    pub counters: CountersReport,
+}
+
+/// What has happened since the daemon was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CountersReport {
+    /// Tunnels that came up.
+    pub tunnels_established: u64,
+    /// Tunnels that were lost, not hung up.
+    pub tunnels_lost: u64,
+    /// Ways to a host-bridge that were tried and are not open.
+    pub dials_failed: u64,
+    /// Heartbeats that the parent has acknowledged.
+    pub heartbeats_acknowledged: u64,
+    /// Heartbeats that it has not.
+    pub heartbeats_failed: u64,
+    /// Certificates that were issued by a renewal.
+    pub certificates_renewed: u64,
+    /// Renewals that came to nothing.
+    pub certificate_renewals_failed: u64,
+    /// Streams to services that were refused, by the kind of reason.
+    pub streams_refused: BTreeMap<String, u64>,
+    /// Events that the audit log had to leave out.
+    pub audit_events_lost: u64,
+}
+
+impl CountersReport {
+    /// One more failure of this kind.
+    pub(super) const fn count_failure(&mut self, kind: EventKind) {
+        match kind {
+            EventKind::Heartbeat => self.heartbeats_failed += 1,
+            EventKind::Renewal => self.certificate_renewals_failed += 1,
+            EventKind::Tunnel => self.tunnels_lost += 1,
+            EventKind::Other => self.dials_failed += 1,
+            EventKind::Accept | EventKind::Status(_) => {}
+        }
+    }
 }
 
 /// Where the parent can call the satellite itself.
@@ -249,7 +292,14 @@ pub struct CertificateReport {
     /// The last failure of the renewal under way, in words.
     #[serde(default)]
     pub renewal_error: Option<String>,
+    /// Whether it has expired and the parent, when it was reached, did not renew it.
+    #[serde(default)]
+    pub needs_rejoin: bool,
 }
+
+/// What is to be done then.
+pub const NEEDS_REJOIN: &str = "the certificate has expired and the parent does not renew it any more: ask the parent's operator \
+     for a new token for this peer, and run `powernode-satellite rejoin` with it";
 
 /// The time in use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -312,6 +362,7 @@ impl StatusReport {
             grants: GrantsReport::default(),
             reach: None,
             https: None,
+            counters: CountersReport::default(),
         }
     }
 
@@ -350,6 +401,9 @@ impl StatusReport {
         }
         if let Some(certificate) = self.certificate.as_ref().filter(|c| c.is_worrying()) {
             headline = format!("{headline}; certificate {}", certificate.standing);
+            if certificate.needs_rejoin {
+                headline = format!("{headline}; {NEEDS_REJOIN}");
+            }
         }
         headline
     }
@@ -414,6 +468,7 @@ impl CertificateReport {
                 Candidate::Issued(_) => "proving".to_owned(),
             }),
             renewal_error: None,
+            needs_rejoin: false,
         }
     }
 }

@@ -22,7 +22,7 @@ use super::driver::{ControlStream, TunnelDriver};
 use super::flow::{FlowStats, Flows};
 use super::frame::{FrameError, PartialFrame};
 use super::stream::{CountedStream, IncomingStream, StreamCount, TunnelStream, refuse};
-use super::transport::{BoxFuture, ByteStream, Transport, TransportClosed, Urgency};
+use super::transport::{BoxFuture, ByteStream, Transport, TransportClosed, TunnelProtocol, Urgency};
 use crate::process::clock::Clock;
 use crate::wire::{DecodeError, Goodbye, RefusalCode, StreamHeader, StreamRefusal, message_text};
 
@@ -238,6 +238,11 @@ impl Tunnel {
     /// When the other side asked to come back, if it did as the tunnel ended.
     pub fn retry_after(&self) -> Option<Duration> {
         self.close_reason().as_ref().and_then(CloseReason::retry_after)
+    }
+
+    /// What it runs over.
+    pub fn protocol(&self) -> TunnelProtocol {
+        self.shared.transport.protocol()
     }
 
     /// The other side's address.

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::farewell::Farewell;
 use super::transport::{
-    BoxFuture, ByteStream, CloseCode, DatagramRefused, Transport, TransportClosed, Urgency,
+    BoxFuture, ByteStream, CloseCode, DatagramRefused, Transport, TransportClosed, TunnelProtocol, Urgency,
 };
 use crate::wire::StreamEnd;
 
@@ -210,6 +210,10 @@ impl Transport for MemoryTransport {
 
     fn arrivals(&self) -> u64 {
         self.near.arrivals.load(Ordering::SeqCst)
+    }
+
+    fn protocol(&self) -> TunnelProtocol {
+        TunnelProtocol::Quic
     }
 
     fn remote_address(&self) -> SocketAddr {

@@ -28,7 +28,7 @@ use super::connection::DEFAULT_MAX_STREAMS;
 use super::farewell::Farewell;
 use super::transport::{
     BoxFuture, ByteStream, CloseCode, DatagramRefused, Outlook, Side, Transport, TransportCause,
-    TransportClosed, Urgency,
+    TransportClosed, TunnelProtocol, Urgency,
 };
 use super::udp_socket::udp_socket;
 use crate::base::limit::foreign_text;
@@ -404,6 +404,10 @@ impl Transport for QuicTransport {
         ]
         .into_iter()
         .fold(0, u64::wrapping_add)
+    }
+
+    fn protocol(&self) -> TunnelProtocol {
+        TunnelProtocol::Quic
     }
 
     fn remote_address(&self) -> SocketAddr {

@@ -42,7 +42,9 @@ use self::half::{Incoming, byte_stream};
 use self::link::Link;
 use self::task::{Arrived, Opening, Task};
 use super::connection::DEFAULT_MAX_STREAMS;
-use super::transport::{BoxFuture, ByteStream, CloseCode, Side, Transport, TransportClosed, Urgency};
+use super::transport::{
+    BoxFuture, ByteStream, CloseCode, Side, Transport, TransportClosed, TunnelProtocol, Urgency,
+};
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_tls_failure};
 use crate::wire::TUNNEL_ALPN;
@@ -365,6 +367,10 @@ impl Transport for TcpTransport {
 
     fn arrivals(&self) -> u64 {
         self.shared.arrivals.load(Ordering::Relaxed)
+    }
+
+    fn protocol(&self) -> TunnelProtocol {
+        TunnelProtocol::Tls
     }
 
     fn remote_address(&self) -> SocketAddr {

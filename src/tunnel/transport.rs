@@ -19,6 +19,28 @@ use crate::identity::tls_failure::TlsFailure;
 /// A future behind a pointer, as trait objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// What a tunnel runs over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunnelProtocol {
+    /// QUIC over UDP.
+    Quic,
+    /// TLS over TCP.
+    Tls,
+}
+
+impl TunnelProtocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Quic, Self::Tls];
+
+    /// The word in reports and metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tls => "tls",
+        }
+    }
+}
+
 /// A connection to the other side. Everything above the transport sees this alone.
 pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// Opens a stream. Waits while the other side allows no more of them. The other side may learn
@@ -41,6 +63,9 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// A number that grows whenever something of the other side's has arrived and proved
     /// authentic, acknowledgements included where the transport sees them.
     fn arrivals(&self) -> u64;
+
+    /// What it is.
+    fn protocol(&self) -> TunnelProtocol;
 
     /// The other side's address, an IPv4 address never in IPv6 form.
     fn remote_address(&self) -> SocketAddr;

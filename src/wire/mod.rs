@@ -23,7 +23,7 @@ pub use flow::{
     DATAGRAMS_FEATURE, End, FLOW_NUMBERS, FlowId, NoFlowId, PACKET_MAX_BYTES, PACKET_PREFIX_BYTES,
 };
 pub use proxy_header::proxy_header;
-pub use sessions::{REPLACES_MAX, SESSIONS_FEATURE, SessionClaim};
+pub use sessions::{RENEWAL_ONLY_FEATURE, REPLACES_MAX, SESSIONS_FEATURE, SessionClaim};
 pub use stream::{
     SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,
 };
@@ -113,6 +113,40 @@ pub enum RefusalCode {
     Forbidden,
     /// The service is published, but its program does not answer.
     ServiceUnavailable,
+}
+
+impl RefusalCode {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 11] = [
+        Self::UnsupportedVersion,
+        Self::UnsupportedKind,
+        Self::NotAdmitted,
+        Self::Busy,
+        Self::ShuttingDown,
+        Self::CertificateRequired,
+        Self::Malformed,
+        Self::UnknownService,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::ServiceUnavailable,
+    ];
+
+    /// The word in metrics.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::UnsupportedVersion => "unsupported_version",
+            Self::UnsupportedKind => "unsupported_kind",
+            Self::NotAdmitted => "not_admitted",
+            Self::Busy => "busy",
+            Self::ShuttingDown => "shutting_down",
+            Self::CertificateRequired => "certificate_required",
+            Self::Malformed => "malformed",
+            Self::UnknownService => "unknown_service",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
+            Self::ServiceUnavailable => "service_unavailable",
+        }
+    }
 }
 
 /// A refusal of the whole tunnel.

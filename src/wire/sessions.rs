@@ -13,6 +13,10 @@ use crate::base::id::SessionId;
 /// In a welcome: the host-bridge keeps sessions of one run beside each other.
 pub const SESSIONS_FEATURE: &str = "sessions";
 
+/// In a welcome: the certificate that the dialer has shown is past its end; over this tunnel it may ask
+/// for its renewal, soon, and for nothing else.
+pub const RENEWAL_ONLY_FEATURE: &str = "renewal-only";
+
 /// Most sessions that one hello names as lost. More than are ever lost between two hellos.
 pub const REPLACES_MAX: usize = 8;
 

@@ -237,6 +237,84 @@ fn a_bridge_or_a_satellite_that_goes_is_told_and_comes_back() {
     site.wait_reachable();
 }
 
+/// How a connection to a service's program ended: the bytes that came, or the break.
+fn received(mut stream: TcpStream) -> Result<usize, std::io::ErrorKind> {
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).map_err(|error| error.kind())
+}
+
+#[test]
+fn an_upload_whose_program_is_killed_is_no_whole_one() {
+    let site = Site::start();
+    let (tell, told) = std::sync::mpsc::channel();
+    let sink = server(move |stream| {
+        let _ = tell.send(received(stream));
+    });
+    site.publish("sink", &sink, &[]);
+    let upload = || {
+        let mut child = spawn(&mut site.bridge.command(&["connect", "shop-17", "sink"]));
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"half").unwrap();
+        wait_for("the half is under way", || {
+            let list = site.bridge.json(&["sessions", "list"]);
+            (list["data"][0]["bytes_to_service"] == 4).then_some(())
+        });
+        (child, stdin)
+    };
+    let (mut child, stdin) = upload();
+    drop(stdin);
+    assert_eq!(told.recv_timeout(support::DEADLINE).unwrap(), Ok(4));
+    assert!(child.wait().unwrap().success());
+
+    let (mut child, _stdin) = upload();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let ended = told.recv_timeout(support::DEADLINE).unwrap();
+    assert_eq!(ended, Err(std::io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_download_that_is_cut_is_no_whole_one() {
+    let site = Site::start();
+    let endless = server(|mut stream| {
+        while stream.write_all(b"more").is_ok() {
+            thread::park_timeout(std::time::Duration::from_millis(10));
+        }
+    });
+    site.publish("endless", &endless, &[]);
+    let mut forward =
+        spawn(
+            &mut site
+                .bridge
+                .command(&["forward", "shop-17", "endless", "--listen", "127.0.0.1:0"]),
+        );
+    let mut line = String::new();
+    BufReader::new(forward.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let address = line.split([' ', ',']).nth(2).unwrap().to_owned();
+    let stream = TcpStream::connect(&address).unwrap();
+    let reader = thread::spawn(move || received(stream));
+    let id = wait_for("the download is under way", || {
+        let list = site.bridge.json(&["sessions", "list"]);
+        let row = &list["data"][0];
+        (row["bytes_from_service"].as_u64() > Some(4)).then(|| row["id"].as_str().unwrap().to_owned())
+    });
+    succeed(
+        &site
+            .bridge
+            .output(&["sessions", "cut", &id, "--reason", "maintenance"]),
+    );
+    assert_eq!(reader.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
+    let mut said = String::new();
+    BufReader::new(forward.stderr.take().unwrap())
+        .read_line(&mut said)
+        .unwrap();
+    assert!(said.contains("local cut the session: maintenance"), "{said}");
+    forward.kill().unwrap();
+    forward.wait().unwrap();
+}
+
 #[test]
 fn forward_goes_on_when_the_satellite_has_been_away() {
     let mut site = Site::start();

@@ -100,7 +100,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("cat >/etc/systemd/", "writes to /etc, for a TPM"),
     (
         "ssh -o ProxyCommand=",
-        "needs a shell server on the box: tests/access/main.rs has ssh do this",
+        "needs a shell server on the box: tests/lab/programs/ssh.rs has one",
     ),
     (
         "powernode-host-bridge forward ",
@@ -112,7 +112,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ),
     (
         "HTTPS_PROXY=",
-        "needs a cluster: src/bridge/daemon/tests/access has curl go the same way",
+        "needs a cluster: tests/lab/programs/kubernetes.rs has one",
     ),
 ];
 

@@ -2,8 +2,8 @@
 //! nftables router, its parent on the far side; nothing is forwarded inward. All of it lives in
 //! namespaces that the test makes and removes; the host's own network is never touched.
 //!
-//! Needs root and the Debian packages `iproute2`, `nftables` and `conntrack`. Where they are
-//! missing each test says `SKIPPED: … because …` on standard error and passes; with
+//! Needs root and the Debian packages `iproute2`, `nftables` and `conntrack`, some scenarios others
+//! (`scripts/test` has the list). Where they are missing each test says `SKIPPED: … because …` on standard error and passes; with
 //! `POWERNODE_LAB=required` it fails instead, so that a build machine cannot skip unnoticed.
 
 #![allow(
@@ -19,6 +19,7 @@ mod namespace;
 mod port_mapping;
 mod prerequisites;
 mod process;
+mod programs;
 mod proxy;
 mod secrets;
 mod self_test;

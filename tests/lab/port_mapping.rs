@@ -5,7 +5,6 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -16,6 +15,7 @@ use serde_json::Value;
 
 use crate::federation::{Federation, SOON};
 use crate::namespace::{Link, Namespace};
+use crate::prerequisites;
 use crate::process::{Process, finish, succeed};
 use crate::topology::{ROUTER_LAN_V4, SATELLITE_V4};
 use crate::wait::{wait_for_age, wait_timed, wait_until};
@@ -71,15 +71,7 @@ const PCP_AND_NAT_PMP: &str = "enable_upnp=no\nenable_natpmp=yes\next_ip=20.77.0
 impl Home {
     fn open(test: &str, options: &'static str) -> Option<Self> {
         let federation = Federation::open_as(test, &PARENT.to_string())?;
-        if Command::new("miniupnpd").arg("--version").output().is_err() {
-            let required = std::env::var_os("POWERNODE_LAB").is_some_and(|value| value == "required");
-            assert!(
-                !required,
-                "miniupnpd (Debian package miniupnpd-nftables) is not installed"
-            );
-            eprintln!(
-                "\nSKIPPED: lab test {test} because miniupnpd (Debian package miniupnpd-nftables) is not installed"
-            );
+        if !prerequisites::have(test, &[("miniupnpd", "miniupnpd-nftables")]) {
             return None;
         }
         let lab = &federation.lab;

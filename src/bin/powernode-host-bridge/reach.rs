@@ -15,6 +15,7 @@ use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use powernode_satellite::process::environment::Environment;
+use powernode_satellite::process::open_files;
 use powernode_satellite::process::signals::Signals;
 use powernode_satellite::process::supervisor::{Stage, Supervisor, TaskScope};
 use powernode_satellite::tunnel::relay::{RelayEnd, relay};
@@ -52,7 +53,8 @@ pub fn connect(
             .await
             .map_err(|error| failure(&error))?;
         let io = tokio::io::join(tokio::io::stdin(), tokio::io::stdout());
-        let (here, printed) = Here::new(io, true);
+        let mut here = Here::new(io, true, client.fate_at_end(&stream.session));
+        let printed = Arc::clone(&here.over);
         let over = async {
             printed.notified().await;
             // On a terminal nobody ends standard input when the other side hangs up.
@@ -60,16 +62,20 @@ pub fn connect(
                 client.until_over(&stream.session).await;
             }
         };
-        let end = relay(here, stream.io, over).await;
-        match (end, client.fate_of(&stream.session).await) {
-            (RelayEnd::Left(error), _) => Err(Failure::new(
-                Code::Failed,
-                format!("standard input or output failed: {error}"),
-            )),
+        let end = relay(&mut here, stream.io, over).await;
+        let fate = match here.broken.take() {
+            Some(fate) => fate,
+            None => client.fate_of(&stream.session).await,
+        };
+        match (end, fate) {
             (_, SessionFate::Broken(why)) => Err(Failure::new(Code::Failed, why)),
             (_, SessionFate::BridgeGone) => Err(Failure::new(
                 Code::Unreachable,
                 "the host-bridge ended the session and does not answer now: it was stopped or restarted; try again",
+            )),
+            (RelayEnd::Left(error), _) => Err(Failure::new(
+                Code::Failed,
+                format!("standard input or output failed: {error}"),
             )),
             (RelayEnd::Right(error), _) => Err(Failure::new(
                 Code::Failed,
@@ -99,6 +105,7 @@ pub fn forward(
         ));
     }
     let client = client(config, environment, &arguments.bridge)?;
+    open_files::allow_many();
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         let supervisor = Supervisor::new();
@@ -158,17 +165,37 @@ async fn carry(stream: TcpStream, client: &BridgeClient, peer: &str, service: &s
         .open(peer, service)
         .await
         .map_err(|error| error_chain(&error))?;
-    let (here, written) = Here::new(stream, false);
+    let mut here = Here::new(stream, false, client.fate_at_end(&remote.session));
+    let written = Arc::clone(&here.over);
     let over = async {
         written.notified().await;
         client.until_over(&remote.session).await;
     };
-    let broken = match relay(here, remote.io, over).await {
-        RelayEnd::Finished | RelayEnd::Left(_) => return Ok(()),
-        RelayEnd::Cut(()) => None,
-        RelayEnd::Right(error) => Some(error.to_string()),
+    let end = relay(&mut here, remote.io, over).await;
+    let ended = how_it_ended(end, here.broken.take(), client, &remote.session).await;
+    if ended.is_err() {
+        // The local program must not take what it has for all there is.
+        let _ = here.io.set_zero_linger();
+    }
+    ended
+}
+
+async fn how_it_ended(
+    end: RelayEnd<()>,
+    broken: Option<SessionFate>,
+    client: &BridgeClient,
+    session: &str,
+) -> Result<(), String> {
+    let error = match (&end, &broken) {
+        (RelayEnd::Finished | RelayEnd::Left(_), None) => return Ok(()),
+        (RelayEnd::Right(error), _) => Some(error.to_string()),
+        (RelayEnd::Finished | RelayEnd::Left(_) | RelayEnd::Cut(()), _) => None,
     };
-    match (client.fate_of(&remote.session).await, broken) {
+    let fate = match broken {
+        Some(fate) => fate,
+        None => client.fate_of(session).await,
+    };
+    match (fate, error) {
         (SessionFate::Broken(why), _) => Err(why),
         (SessionFate::BridgeGone, _) => Err("the host-bridge was stopped or restarted".to_owned()),
         (_, Some(why)) => Err(why),
@@ -248,28 +275,53 @@ fn failure(error: &BridgeClientError) -> Failure {
     Failure::of(code, error)
 }
 
-/// This side of a relay. It tells when nothing more comes for it: the other side may be gone for good
-/// then, although nobody here has ended what goes there.
-struct Here<S> {
+/// This side of a relay. It asks what the end of what comes for it means before it passes that on, and
+/// tells when nothing more comes: the other side may be gone for good then, although nobody here has ended
+/// what goes there.
+struct Here<S, F> {
     io: S,
     /// Whether it is standard output that is written to.
     is_stdout: bool,
-    written: Arc<Notify>,
+    /// What the end means, until that is known.
+    asking: Option<Pin<Box<F>>>,
+    /// How the session ended where that was no end of the service's.
+    broken: Option<SessionFate>,
+    /// Told when nothing more is written.
+    over: Arc<Notify>,
 }
 
-impl<S> Here<S> {
-    fn new(io: S, is_stdout: bool) -> (Self, Arc<Notify>) {
-        let written = Arc::new(Notify::new());
-        let here = Self {
+impl<S, F: Future<Output = SessionFate>> Here<S, F> {
+    fn new(io: S, is_stdout: bool, asking: F) -> Self {
+        Self {
             io,
             is_stdout,
-            written: Arc::clone(&written),
-        };
-        (here, written)
+            asking: Some(Box::pin(asking)),
+            broken: None,
+            over: Arc::default(),
+        }
+    }
+
+    /// Ready when the end may be passed on; an error where there is none.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(asking) = &mut self.asking {
+            let fate = ready!(asking.as_mut().poll(cx));
+            self.asking = None;
+            self.broken = match fate {
+                SessionFate::Open | SessionFate::Done => None,
+                SessionFate::Broken(_) | SessionFate::BridgeGone => Some(fate),
+                // Another run of the bridge's answers.
+                SessionFate::Unknown => Some(SessionFate::BridgeGone),
+            };
+        }
+        if self.broken.is_some() {
+            self.over.notify_one();
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Here<S> {
+impl<S: AsyncRead + Unpin, F: Future<Output = SessionFate>> AsyncRead for Here<S, F> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -279,7 +331,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Here<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Here<S> {
+impl<S: AsyncWrite + Unpin, F: Future<Output = SessionFate>> AsyncWrite for Here<S, F> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }
@@ -289,6 +341,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Here<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_end(cx))?;
         if self.is_stdout {
             // Its own shutdown does not wait for what is still being written.
             ready!(Pin::new(&mut self.io).poll_flush(cx))?;
@@ -298,7 +351,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Here<S> {
         } else {
             ready!(Pin::new(&mut self.io).poll_shutdown(cx))?;
         }
-        self.written.notify_one();
+        self.over.notify_one();
         Poll::Ready(Ok(()))
     }
 }

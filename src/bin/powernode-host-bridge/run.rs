@@ -11,7 +11,7 @@ use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 use powernode_satellite::process::environment::Environment;
 use powernode_satellite::process::service_notify::ServiceManager;
 use powernode_satellite::process::signals::Signals;
-use powernode_satellite::process::{entropy, telemetry};
+use powernode_satellite::process::{entropy, open_files, telemetry};
 use powernode_satellite::store::state_key::StateKey;
 
 /// Most threads that wait for the registry's disk. It takes one change at a time; more threads
@@ -26,6 +26,7 @@ pub fn run(
 ) -> Result<(), Failure> {
     let log = telemetry::init(&config.log.filter, config.log.format, environment).map_err(Failure::usage)?;
     entropy::check().map_err(Failure::failed)?;
+    open_files::allow_many();
     let service = ServiceManager::connect(environment).map_err(Failure::usage)?;
     let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
     let registry = Registry::open(&config.state_dir.join(REGISTRY_FILE), key.as_ref())

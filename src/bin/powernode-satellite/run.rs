@@ -8,7 +8,7 @@ use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::process::environment::Environment;
 use powernode_satellite::process::service_notify::ServiceManager;
-use powernode_satellite::process::telemetry;
+use powernode_satellite::process::{open_files, telemetry};
 use powernode_satellite::satellite::daemon::{self, RunError};
 
 /// Runs until a signal stops it.
@@ -19,6 +19,7 @@ pub fn run(
 ) -> Result<ExitCode, Failure> {
     let log = telemetry::init(&config.log.filter, config.log.format, environment).map_err(Failure::usage)?;
     let manager = ServiceManager::connect(environment).map_err(Failure::usage)?;
+    open_files::allow_many();
     let (environment, running) = (environment.clone(), config.clone());
     let reload = Box::new(move || match SatelliteConfig::load(&file, &flags, &environment) {
         Ok((config, _)) => {

@@ -15,8 +15,8 @@ use powernode_satellite::satellite::grants::GrantsReport;
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
-    BetterReport, BridgeReport, CertificateReport, ClockReport, HeartbeatReport, LinkReport, StatusReport,
-    StoreReport,
+    BetterReport, BridgeReport, CertificateReport, ClockReport, HeartbeatReport, LinkReport, NEEDS_REJOIN,
+    StatusReport, StoreReport,
 };
 use powernode_satellite::store::state_key::StateKey;
 
@@ -301,6 +301,12 @@ fn upkeep(report: &StatusReport) -> Vec<Line> {
     let kept = format!("{} ({} KiB)", store.directory, store.size_bytes / 1024);
     vec![
         ("certificate", shown.map(|shown| certificate(shown, report))),
+        (
+            "to be done",
+            shown
+                .filter(|shown| shown.needs_rejoin)
+                .map(|_| Cell::toned(NEEDS_REJOIN, Tone::Bad)),
+        ),
         (
             "renewal failure",
             toned(shown.and_then(|shown| shown.renewal_error.as_ref()), Tone::Warn),

@@ -15,7 +15,7 @@ use tracing::Instrument as _;
 
 use super::super::operator_api::Operator;
 use super::super::reply::{Reply, ReplyBody};
-use super::{Access, Ask, ServiceFlow, ServiceStream, Via};
+use super::{Access, Ask, Client, ServiceFlow, ServiceStream, Via};
 use crate::base::id::TraceId;
 use crate::tunnel::relay::RelayEnd;
 
@@ -100,7 +100,7 @@ impl Access {
         let span = tracing::info_span!("access", trace = %stream.id());
         let carried = async move {
             match upgrade.await {
-                Ok(upgraded) => stream.carry(TokioIo::new(upgraded)).await,
+                Ok(upgraded) => stream.carry(Client::of_upgraded(upgraded)).await,
                 Err(error) => {
                     let (_, hold) = stream.into_parts();
                     hold.close(RelayEnd::Left(io::Error::other(error))).await;

@@ -232,6 +232,11 @@ impl AccessError {
         Class { status, socks, code }
     }
 
+    /// The kind of reason, in a word.
+    pub const fn code(&self) -> &'static str {
+        self.class().code
+    }
+
     /// The HTTP status; the command line makes its exit code of it.
     pub const fn status(&self) -> StatusCode {
         self.class().status

@@ -231,10 +231,13 @@ fn below_prefix(location: &str, host: Option<&HeaderValue>, prefix: &str) -> Opt
             let at = rest.find(['/', '?', '#']).unwrap_or(rest.len());
             let (authority, path) = rest.split_at(at);
             let ours = host?.to_str().ok()?;
-            if !authority.eq_ignore_ascii_case(ours) {
+            // Many servers put their own port behind the name by which they were asked; nothing of this
+            // bridge's speaks HTTP without TLS.
+            let own_port =
+                scheme == "http" && without_port(authority).eq_ignore_ascii_case(without_port(ours));
+            if !(own_port || authority.eq_ignore_ascii_case(ours)) {
                 return None;
             }
-            let _ = scheme;
             path
         }
         _ if location.starts_with("//") => return None,
@@ -250,6 +253,15 @@ fn below_prefix(location: &str, host: Option<&HeaderValue>, prefix: &str) -> Opt
     }
     let slash = if path.starts_with('/') { "" } else { "/" };
     Some(format!("{prefix}{slash}{path}"))
+}
+
+/// The host of an authority; an IPv6 address keeps its brackets.
+fn without_port(authority: &str) -> &str {
+    let digits = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    match authority.rsplit_once(':') {
+        Some((host, port)) if digits(port) => host,
+        _ => authority,
+    }
 }
 
 /// A cookie of the service's, for its own paths alone; none of the bridge's name.
@@ -418,7 +430,19 @@ mod tests {
             moved("/satellites/shop-17/web2").as_deref(),
             Some("/satellites/shop-17/web/satellites/shop-17/web2")
         );
+        // As nginx has it, which knows its own port alone.
+        for own in ["http://bridge:8081/x", "http://BRIDGE/x"] {
+            assert_eq!(moved(own).as_deref(), Some("/satellites/shop-17/web/x"), "{own}");
+        }
+        let host: HeaderValue = "[2001:db8::1]:8443".parse().unwrap();
+        assert_eq!(
+            below_prefix("http://[2001:db8::1]:80/x", Some(&host), PREFIX).as_deref(),
+            Some("/satellites/shop-17/web/x")
+        );
         for as_it_is in [
+            "https://bridge:9443/x",
+            "http://bridge.example.com/x",
+            "http://bridge:8443@example.com/x",
             "relative",
             "",
             "//else/x",

@@ -4,6 +4,7 @@
 //! the table of those in flight. What the bytes are is not known here; the satellite alone decides
 //! what is published and what the grant allows.
 
+mod client;
 mod connect;
 mod credentials;
 mod error;
@@ -22,10 +23,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 use tracing::{debug, info};
 
+pub use client::Client;
 pub use connect::{CONNECT_PATH, PACKETS_PROTOCOL, SESSION_HEADER, UPGRADE_PROTOCOL};
 pub use error::AccessError;
 pub(in crate::bridge) use error::{called, why_offline};
@@ -248,6 +249,7 @@ impl Access {
         if let Err(error) = &opened {
             info!(%trace, %error, "an access was not given");
             event.outcome = error.audit_outcome();
+            self.sessions.count_refusal(error.code());
         }
         self.audit.record(&event);
         opened
@@ -322,6 +324,7 @@ impl Access {
                 error
             })?;
         debug!(%trace, peer = %peer.id, service = ask.service, operator = %ask.operator, "an access begins");
+        place.opened();
         Ok((opened, tunnel, place))
     }
 
@@ -417,13 +420,15 @@ impl ServiceStream {
     }
 
     /// Carries a client's bytes until either side has ended, or the access must.
-    pub async fn carry<C>(self, client: C)
-    where
-        C: AsyncRead + AsyncWrite + Unpin,
-    {
+    pub async fn carry(self, mut client: Client) {
         let Self { io, mut hold } = self;
-        let end = relay(client, io, hold.must_end()).await;
+        let end = relay(&mut client, io, hold.must_end()).await;
+        let whole = matches!(end, RelayEnd::Finished);
+        // The client hears of the end when it can be asked for.
         hold.close(end).await;
+        if !whole {
+            client.abort();
+        }
     }
 
     /// The bytes, and what keeps the access in the table: for those who speak a protocol over it.

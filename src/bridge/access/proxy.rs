@@ -25,7 +25,7 @@ use super::credentials::Presented;
 use super::headers::Outside;
 use super::names::Target;
 use super::socks::{self, Parsed, Wish};
-use super::{Access, AccessError, Ask, Via};
+use super::{Access, AccessError, Ask, Client, Via};
 use crate::process::supervisor::TaskScope;
 
 /// Time for the first byte, and for all of SOCKS5's messages.
@@ -210,10 +210,8 @@ impl Proxy {
                 stream
                     .write_all(&socks::reply(super::error::socks::SUCCEEDED))
                     .await?;
-                let (read, write) = stream.into_split();
                 // What the client has sent before it had its answer is content.
-                let read = io::Cursor::new(buffer).chain(read);
-                service.carry(tokio::io::join(read, write)).await;
+                service.carry(Client::of_tcp(stream, buffer.into())).await;
                 Ok(())
             }
         }

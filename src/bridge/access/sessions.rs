@@ -22,8 +22,9 @@ use crate::store::audit_log::AuditLog;
 use crate::tunnel::relay::Passed;
 use crate::wire::StreamEnd;
 
-/// Ends that are remembered: those of a busy minute, some 100 KiB.
-const ENDS_MAX: usize = 512;
+/// Ends that are remembered: of as many as may be in flight unless `limits.access_sessions` says otherwise,
+/// because they may all end at once and each is asked for; some 500 KiB.
+const ENDS_MAX: usize = 4_096;
 
 /// Which way an access came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -131,6 +132,29 @@ pub struct Accesses {
 struct Table {
     rows: BTreeMap<u64, Row>,
     ends: VecDeque<(TraceId, Ending)>,
+    totals: AccessTotals,
+}
+
+/// What has passed since the bridge was started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AccessTotals {
+    /// Accesses at this moment.
+    pub open: u64,
+    /// Accesses that were given.
+    pub opened: u64,
+    /// Accesses that were not, by [`AccessError::code`].
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Bytes to services.
+    pub bytes_to_services: u64,
+    /// Bytes from them.
+    pub bytes_from_services: u64,
+}
+
+impl AccessTotals {
+    fn add_bytes(&mut self, passed: &Passed) {
+        self.bytes_to_services += passed.written();
+        self.bytes_from_services += passed.read();
+    }
 }
 
 #[derive(Debug)]
@@ -176,6 +200,22 @@ impl Accesses {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// What has passed since the start, accesses in flight included.
+    pub fn totals(&self) -> AccessTotals {
+        let table = self.table();
+        let mut totals = table.totals.clone();
+        totals.open = table.rows.len() as u64;
+        for row in table.rows.values() {
+            totals.add_bytes(&row.passed);
+        }
+        totals
+    }
+
+    /// One more that was not given.
+    pub(super) fn count_refusal(&self, code: &'static str) {
+        *self.table().totals.refused.entry(code).or_default() += 1;
     }
 
     /// Those that `shown` lets through, oldest first.
@@ -235,11 +275,14 @@ impl Accesses {
 
     /// How one of an operator's accesses ended, while that is remembered.
     pub fn end_of(&self, id: &str, operator: &str) -> Option<SessionEnd> {
+        let id = TraceId(u64::from_str_radix(id, 16).ok()?);
         let table = self.table();
+        // It has mostly just ended.
         let (id, ending) = table
             .ends
             .iter()
-            .find(|(known, ending)| known.to_string() == id && ending.operator == operator)?;
+            .rev()
+            .find(|(known, ending)| *known == id && ending.operator == operator)?;
         let (outcome, reason) = match &ending.outcome {
             AuditOutcome::Done => ("done", None),
             AuditOutcome::Refused(why) | AuditOutcome::Failed(why) => ("failed", Some(why.clone())),
@@ -290,7 +333,9 @@ impl Accesses {
 
     fn leave(&self, about: &About, outcome: Option<AuditOutcome>) {
         let mut table = self.table();
-        table.rows.remove(&about.id.0);
+        if let Some(row) = table.rows.remove(&about.id.0) {
+            table.totals.add_bytes(&row.passed);
+        }
         if let Some(outcome) = outcome {
             if table.ends.len() >= ENDS_MAX {
                 table.ends.pop_front();
@@ -356,6 +401,11 @@ impl Place {
             // The row is this place's own and goes with it.
             None => std::future::pending().await,
         }
+    }
+
+    /// The stream is open.
+    pub(super) fn opened(&self) {
+        self.accesses.table().totals.opened += 1;
     }
 
     /// The stream's counts.
@@ -471,10 +521,10 @@ mod tests {
         assert_eq!(accesses.len(), 2);
         drop(held);
         assert!(accesses.is_empty());
-        for id in 0..2_000 {
+        for id in 0..5_000 {
             enter(&accesses, id).unwrap().leave(AuditOutcome::Done);
         }
         assert_eq!(accesses.table().ends.len(), ENDS_MAX);
-        assert!(accesses.end_of(&TraceId(1_999).to_string(), "anna").is_some());
+        assert!(accesses.end_of(&TraceId(4_999).to_string(), "anna").is_some());
     }
 }

@@ -15,6 +15,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{Found, is_this_peer};
 use crate::base::limit::{HTTP_HEAD_MAX_BYTES, error_chain};
+use crate::base::time::UnixTime;
 use crate::bridge::registry::record::PeerRecord;
 use crate::contract::TUNNEL_DIAL_BACK_PATH;
 
@@ -23,7 +24,7 @@ pub(super) const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// Calls an endpoint. The caller bounds the time.
 pub(super) async fn call(
-    peer: &PeerRecord,
+    (peer, now): (&PeerRecord, UnixTime),
     endpoint: SocketAddr,
     config: ClientConfig,
     nonce: &str,
@@ -38,7 +39,7 @@ pub(super) async fn call(
         Err(error) => return Found::Unreachable(error_chain(&error)),
     };
     let shown = stream.get_ref().1.peer_certificates();
-    if !is_this_peer(peer, shown.and_then(|chain| chain.first())) {
+    if !is_this_peer(peer, shown.and_then(|chain| chain.first()), now) {
         return Found::Unreachable("another satellite answered there".to_owned());
     }
     match ask(stream, endpoint, nonce).await {

@@ -19,6 +19,7 @@ use super::federation_api::{CallerCertificate, is_enrolled};
 use super::registry::record::PeerRecord;
 use super::reply::Reply;
 use crate::base::limit::error_chain;
+use crate::base::time::UnixTime;
 use crate::contract::message::{DialBackOver, DialBackRequest};
 use crate::identity::anchors::Anchors;
 use crate::identity::reversed::bridge_client_config;
@@ -154,7 +155,10 @@ impl DialBack {
 
     async fn call(&self, peer: &PeerRecord, endpoint: SocketAddr, nonce: &str) -> Found {
         match self.tls(https::ALPN, &FailureRecord::default()) {
-            Ok(config) => https::call(peer, endpoint, config, nonce).await,
+            Ok(config) => {
+                let now = self.clock.trusted().now;
+                https::call((peer, now), endpoint, config, nonce).await
+            }
             Err(error) => Found::Unable(error_chain(&error)),
         }
     }
@@ -177,7 +181,7 @@ impl DialBack {
             Ok(transport) => transport,
             Err(error) => return Found::Unreachable(error_chain(&error)),
         };
-        if !is_this_peer(peer, transport.peer_certificate().as_ref()) {
+        if !is_this_peer(peer, transport.peer_certificate().as_ref(), self.clock.trusted().now) {
             return Found::Unreachable("another satellite answered there".to_owned());
         }
         let hello = Hello {
@@ -205,8 +209,8 @@ impl DialBack {
 }
 
 /// Whether what was shown is this very peer's certificate, and in force.
-fn is_this_peer(peer: &PeerRecord, shown: Option<&CertificateDer<'_>>) -> bool {
-    let shown = shown.and_then(CallerCertificate::read);
+fn is_this_peer(peer: &PeerRecord, shown: Option<&CertificateDer<'_>>, now: UnixTime) -> bool {
+    let shown = shown.and_then(|der| CallerCertificate::read(der, now));
     shown.is_some_and(|shown| shown.peer == Some(peer.id) && is_enrolled(peer, shown.key))
 }
 

@@ -52,7 +52,7 @@ impl Registry {
     ) -> Result<FederationCertificate, RefreshError> {
         self.db.write(|w| {
             let mut record = w.get(&PEERS, &peer)?.ok_or(RefreshError::UnknownPeer)?;
-            if !record.status.inbound_allowed() {
+            if !record.status.heartbeat_allowed() {
                 return Err(RefreshError::UnknownPeer);
             }
             let issued = self

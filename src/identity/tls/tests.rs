@@ -309,6 +309,47 @@ fn an_expired_peer_and_a_server_in_a_peers_place_are_refused() {
 }
 
 #[test]
+fn a_certificate_past_its_end_is_let_through_within_the_grace_alone() {
+    let (ca, other) = (TestAuthority::new("ca"), TestAuthority::new("ca"));
+    let ended = |authority: &TestAuthority, ago| {
+        authority.watched(&Leaf {
+            not_after: NOW.minus(ago),
+            ..Leaf::peer(PEER)
+        })
+    };
+    let dialled = |identity, grace| {
+        let mut dial = pinned(&ca);
+        dial.identity = Some(identity);
+        let client_auth = ClientAuth::OptionalOrExpired {
+            anchors: fixed(ca.anchors()),
+            grace: watch::channel(grace).1,
+        };
+        let server = server_config(ca.watched(&Leaf::server()), client_auth, ALPN, at(NOW)).unwrap();
+        dial.to(server)
+    };
+    let (_, server) = dialled(ended(&ca, DAY), DAY).unwrap();
+    assert!(server.peer_certificates().is_some());
+    for grace in [std::time::Duration::ZERO, DAY / 2] {
+        let failed = dialled(ended(&ca, DAY), grace).unwrap_err();
+        assert!(
+            matches!(failed.server, Some(TlsFailure::Expired { .. })),
+            "{failed:?}"
+        );
+    }
+    let failed = dialled(ended(&other, DAY), DAY).unwrap_err();
+    assert_eq!(failed.server, Some(TlsFailure::UnknownIssuer));
+    let server_only = Leaf {
+        not_after: NOW.minus(DAY),
+        ..Leaf::server()
+    };
+    let failed = dialled(ca.watched(&server_only), DAY * 2).unwrap_err();
+    assert!(
+        matches!(failed.server, Some(TlsFailure::WrongPurpose { .. })),
+        "{failed:?}"
+    );
+}
+
+#[test]
 fn a_server_that_does_not_ask_sees_no_certificate() {
     let ca = TestAuthority::new("ca");
     let mut dial = pinned(&ca);

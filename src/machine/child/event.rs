@@ -42,6 +42,9 @@ pub enum ChildEvent {
     PersistFailed(u64),
     /// A `Dial` gave a tunnel.
     Connected(TunnelId),
+    /// The tunnel that is about to be reported takes the renewal of the certificate, which the parent counts
+    /// as expired, and nothing else.
+    RenewalOnly(TunnelId),
     /// A `Dial` failed.
     DialFailed(TunnelId, DialFailure),
     /// A `Dial` failed because the parent did not take the identity that it presented.
@@ -66,6 +69,8 @@ pub enum ChildEvent {
     RefreshIssued(StoredIdentity),
     /// It did not.
     RefreshFailed,
+    /// It refused to.
+    RefreshRefused,
     /// The owner has ended the peering, and that is durable.
     Left(Box<Farewell>),
     /// What a heartbeat would say has changed.
@@ -99,6 +104,7 @@ impl ChildEvent {
         matches!(
             self,
             Self::Connected(_)
+                | Self::RenewalOnly(_)
                 | Self::DialFailed(..)
                 | Self::DialRefused(..)
                 | Self::TunnelLost(..)
@@ -111,7 +117,7 @@ impl ChildEvent {
     pub const fn kind(&self) -> EventKind {
         match self {
             Self::HeartbeatFailed(_) | Self::HeartbeatRefused => EventKind::Heartbeat,
-            Self::RefreshFailed => EventKind::Renewal,
+            Self::RefreshFailed | Self::RefreshRefused => EventKind::Renewal,
             Self::Join(
                 JoinEvent::Failed(_) | JoinEvent::AnswerLost | JoinEvent::NotSent | JoinEvent::Unusable(_),
             ) => EventKind::Accept,
@@ -158,7 +164,8 @@ pub enum ChildAction {
     },
     /// Send a heartbeat over the primary tunnel with what is true now; report its outcome.
     SendHeartbeat,
-    /// Ask over the primary tunnel for a renewed certificate; report `RefreshIssued` or `RefreshFailed`.
+    /// Ask over the primary tunnel for a renewed certificate; report `RefreshIssued`, `RefreshFailed`
+    /// or `RefreshRefused`.
     SendRefresh {
         /// The key that the new certificate must belong to.
         key: Box<KeyMaterial>,

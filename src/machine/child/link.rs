@@ -6,6 +6,7 @@ use crate::base::time::{Moment, UnixTime};
 use crate::contract::peer::PeerStatus;
 use crate::machine::heartbeat::HeartbeatEvent;
 use crate::machine::join::JoinEvent;
+use crate::machine::membership::Candidate;
 use crate::machine::renewal::{IdentityChoice, RenewalEvent};
 use crate::machine::uplinks::UplinkAction;
 
@@ -30,6 +31,10 @@ impl ChildMachine {
     fn link_up(&mut self, now: Moment, wall: UnixTime) {
         match self.purpose {
             Some(LinkPurpose::Bootstrap) => self.join_event(JoinEvent::ChannelUp, now, wall),
+            Some(LinkPurpose::Member(choice)) if self.is_renewal_only() => {
+                self.renewal_event(RenewalEvent::LinkUp(choice), now, wall);
+                self.renewal_event(RenewalEvent::Demanded, now, wall);
+            }
             Some(LinkPurpose::Member(choice)) => {
                 self.heartbeat.handle_event(HeartbeatEvent::LinkUp, now);
                 // A candidate is proven by a heartbeat, and a peering that was not active becomes it
@@ -43,6 +48,31 @@ impl ChildMachine {
             }
             None => {}
         }
+    }
+
+    /// Whether the primary tunnel takes a renewal and nothing else.
+    pub(super) fn is_renewal_only(&self) -> bool {
+        self.primary.is_some_and(|id| self.renewal_only.contains(&id))
+    }
+
+    /// Whether the certificate that dials present has ended.
+    pub(super) fn presents_expired(&self, wall: UnixTime) -> bool {
+        let Some(membership) = self.membership() else {
+            return false;
+        };
+        let presented = match (self.purpose, &membership.candidate) {
+            (Some(LinkPurpose::Member(IdentityChoice::Candidate)), Some(Candidate::Issued(candidate))) => {
+                candidate
+            }
+            _ => &membership.identity,
+        };
+        wall > presented.certificate.not_after
+    }
+
+    /// Whether the membership has no certificate that its parent takes or renews, so that it takes a new
+    /// token to go on.
+    pub const fn needs_rejoin(&self) -> bool {
+        self.expired_for_good
     }
 
     fn link_down(&mut self, now: Moment, wall: UnixTime) {
@@ -107,7 +137,10 @@ impl ChildMachine {
     pub(super) fn drain_link(&mut self) {
         while let Some(action) = self.uplinks.poll_action() {
             let mapped = match (action, self.purpose) {
-                (UplinkAction::Hangup(id), _) => Some(ChildAction::Hangup(id)),
+                (UplinkAction::Hangup(id), _) => {
+                    self.renewal_only.retain(|held| *held != id);
+                    Some(ChildAction::Hangup(id))
+                }
                 (UplinkAction::Retire(id), _) => Some(ChildAction::Retire(id)),
                 (UplinkAction::Probe(id), _) => Some(ChildAction::Probe(id)),
                 (UplinkAction::Dial(dial), Some(purpose)) => Some(ChildAction::Dial(dial, purpose)),

@@ -70,6 +70,10 @@ pub struct ChildMachine {
     purpose: Option<LinkPurpose>,
     /// The tunnel that is up presents a candidate that has become the membership's identity.
     presents_committed: bool,
+    /// Tunnels that take a renewal and nothing else.
+    renewal_only: Vec<TunnelId>,
+    /// The parent was reached and did not take, nor renew, a certificate that has expired.
+    expired_for_good: bool,
     sequence: u64,
     actions: VecDeque<ChildAction>,
 }
@@ -95,6 +99,8 @@ impl ChildMachine {
             last_outcome: None,
             purpose: None,
             presents_committed: false,
+            renewal_only: Vec::new(),
+            expired_for_good: false,
             sequence: 0,
             actions: VecDeque::new(),
         };
@@ -203,9 +209,12 @@ impl ChildMachine {
                 // Where another bridge takes it, this one does not know the peer.
                 if self.uplinks.primary().is_none() {
                     self.identity_refused(now, wall);
+                    self.expired_for_good |= self.presents_expired(wall);
                 }
             }
+            ChildEvent::RenewalOnly(id) => self.renewal_only.push(id),
             ChildEvent::TunnelLost(id, loss) => {
+                self.renewal_only.retain(|held| *held != id);
                 self.uplinks.handle_event(id, LadderEvent::Lost(id, loss), now);
             }
             ChildEvent::TunnelDrained(id) => self.uplinks.handle_event(id, LadderEvent::Drained(id), now),
@@ -224,9 +233,14 @@ impl ChildMachine {
                     .handle_event(HeartbeatEvent::Failed(retry_after), now);
             }
             ChildEvent::RefreshIssued(identity) => {
+                self.expired_for_good = false;
                 self.renewal_event(RenewalEvent::Issued(identity), now, wall);
             }
             ChildEvent::RefreshFailed => self.renewal_event(RenewalEvent::RefreshFailed, now, wall),
+            ChildEvent::RefreshRefused => {
+                self.expired_for_good |= self.is_renewal_only();
+                self.renewal_event(RenewalEvent::RefreshFailed, now, wall);
+            }
             ChildEvent::Left(farewell) => self.left(*farewell, now, wall),
             ChildEvent::ContentChanged => self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now),
             ChildEvent::RetryNow => self.uplinks.tell_all(&LadderEvent::RetryNow, now),
@@ -305,6 +319,7 @@ impl ChildMachine {
         self.follow_primary(now, wall);
         let state = JoinState::invited(invitation, self.state());
         self.phase = self.phase_of(state);
+        self.expired_for_good = false;
     }
 
     /// What is left of the membership is the record of it; the driver has made that durable.
@@ -384,6 +399,7 @@ impl ChildMachine {
 
     fn acknowledged(&mut self, status: PeerStatus, now: Moment, wall: UnixTime) {
         self.last_outcome = Some(now);
+        self.expired_for_good = false;
         self.heartbeat.handle_event(HeartbeatEvent::Acknowledged, now);
         if let Some(LinkPurpose::Member(choice)) = self.purpose {
             self.renewal_event(RenewalEvent::HeartbeatAcknowledged(choice), now, wall);

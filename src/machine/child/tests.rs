@@ -14,6 +14,7 @@ use crate::machine::ladder::{DialFailure, LadderPolicy, Loss, Rung, Setback};
 use crate::machine::membership::{JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity};
 use crate::machine::uplinks::UplinksPolicy;
 
+mod expired;
 mod refused;
 
 const START: UnixTime = UnixTime::from_seconds(1_800_000_000);

@@ -38,6 +38,9 @@ pub enum Rung {
 }
 
 impl Rung {
+    /// All of them, best first.
+    pub const ALL: [Self; 4] = [Self::Direct, Self::Quic, Self::Tls, Self::Proxy];
+
     /// Its name in reports and logs.
     pub const fn name(self) -> &'static str {
         match self {

@@ -11,6 +11,7 @@ use thiserror::Error;
 use super::audit::{self, HOST_BRIDGE_MAX_ROWS, RETENTION_DAYS};
 use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed, YesNo};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use super::metrics::{self, METRICS_LISTEN};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::audit::retention::Retention;
 use crate::base::limit::foreign_text;
@@ -31,6 +32,9 @@ const NAMES_MAX: usize = 32;
 
 /// Longest DNS name, in characters.
 const NAME_MAX_CHARS: usize = 253;
+
+/// Longest age past its end at which a certificate may be renewed: two years.
+const RENEW_EXPIRED_FOR_MAX: Duration = Duration::from_secs(730 * 86_400);
 
 /// Longest time that a drain may be given. The unit's `TimeoutStopSec=` is above it.
 pub const DRAIN_MAX: Duration = Duration::from_secs(60);
@@ -56,6 +60,8 @@ pub struct HostBridgeConfig {
     pub acceptance_ttl: Duration,
     /// How long a used token still gives its answer to the key that used it.
     pub accept_grace: Duration,
+    /// How long after its end a peer's certificate is still renewed; zero for never.
+    pub renew_expired_for: Duration,
     /// Bounds.
     pub limits: LimitsConfig,
     /// Age of the last heartbeat above which a peer is degraded.
@@ -68,6 +74,8 @@ pub struct HostBridgeConfig {
     pub audit: Retention,
     /// Whether satellites are dialled back at addresses that are reachable within a site alone.
     pub reach_allow_private: bool,
+    /// Where metrics are served.
+    pub metrics_listen: Vec<SocketAddr>,
     /// Logs.
     pub log: LogConfig,
 }
@@ -158,6 +166,7 @@ impl HostBridgeConfig {
             },
             acceptance_ttl: settings.required(&ACCEPTANCE_TTL)?,
             accept_grace: settings.required(&ACCEPT_GRACE)?,
+            renew_expired_for: settings.required(&RENEW_EXPIRED_FOR)?,
             limits: LimitsConfig {
                 https_connections: settings.required(&HTTPS_CONNECTIONS)?,
                 bootstrap_connections: settings.required(&BOOTSTRAP_CONNECTIONS)?,
@@ -174,6 +183,7 @@ impl HostBridgeConfig {
             drain: settings.required(&DRAIN)?,
             audit: audit::retention(settings, &HOST_BRIDGE_MAX_ROWS)?,
             reach_allow_private: settings.required(&REACH_ALLOW_PRIVATE)?,
+            metrics_listen: settings.required(&METRICS_LISTEN)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -269,6 +279,10 @@ pub static PROGRAM: Program = Program {
         ),
         ("tokens", "Acceptance tokens."),
         (
+            "authority",
+            "The certificate authority, which issues the satellites' certificates.",
+        ),
+        (
             "limits",
             "Bounds on what others can make this host-bridge hold. Beyond them it answers \"busy, come again\".",
         ),
@@ -280,6 +294,7 @@ pub static PROGRAM: Program = Program {
         ),
         ("shutdown", "How the host-bridge ends."),
         audit::SECTION,
+        metrics::SECTION,
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,
@@ -299,6 +314,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &PUBLIC_NAMES,
     &ACCEPTANCE_TTL,
     &ACCEPT_GRACE,
+    &RENEW_EXPIRED_FOR,
     &HTTPS_CONNECTIONS,
     &BOOTSTRAP_CONNECTIONS,
     &BOOTSTRAP_PER_SOURCE,
@@ -314,6 +330,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &DRAIN,
     &RETENTION_DAYS,
     &HOST_BRIDGE_MAX_ROWS,
+    &METRICS_LISTEN,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];
@@ -437,6 +454,14 @@ static ACCEPT_GRACE: Key<Duration> = Key {
     form: &DurationBetween(Duration::from_secs(60), Duration::from_secs(7 * 86_400)),
     default: Fallback::Value("24h"),
     doc: "How long a used token still gives the same answer to the same key: a satellite whose answer was lost on\nthe way asks again.",
+    discreet: false,
+};
+
+static RENEW_EXPIRED_FOR: Key<Duration> = Key {
+    path: "authority.renew_expired_for",
+    form: &DurationBetween(Duration::ZERO, RENEW_EXPIRED_FOR_MAX),
+    default: Fallback::Value("180d"),
+    doc: "How long after its end a satellite's certificate is still renewed, if its peer is neither suspended nor revoked\nand it holds the key: for boxes that lay in a drawer. 0s: never; such a box needs a new token.",
     discreet: false,
 };
 

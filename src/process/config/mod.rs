@@ -12,6 +12,7 @@ pub mod family;
 pub mod host_bridge;
 pub mod key;
 pub mod loader;
+mod metrics;
 pub mod proxy;
 pub mod rate;
 pub mod satellite;

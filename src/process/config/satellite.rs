@@ -19,6 +19,7 @@ use super::key::{
     AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, Line, ListOf, Parsed, YesNo,
 };
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
+use super::metrics::{self, METRICS_LISTEN};
 use super::proxy::{ProxyChoice, ProxySettings};
 use super::services::{self, LimitsConfig};
 pub use super::ways::{TunnelTransport, Ways};
@@ -83,6 +84,8 @@ pub struct SatelliteConfig {
     pub audit: Retention,
     /// Ways in from outside.
     pub reach: ReachConfig,
+    /// Where metrics are served.
+    pub metrics_listen: Vec<SocketAddr>,
     /// Logs.
     pub log: LogConfig,
 }
@@ -205,6 +208,7 @@ impl SatelliteConfig {
                 listen_port: u16::try_from(settings.required(&LISTEN_PORT)?).unwrap_or(0),
                 allow_private: settings.required(&ALLOW_PRIVATE)?,
             },
+            metrics_listen: settings.required(&METRICS_LISTEN)?,
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,
@@ -285,6 +289,7 @@ pub static PROGRAM: Program = Program {
             "reach",
             "Ways in from outside: a port on the router, proven by the host-bridge before anybody is told of it.",
         ),
+        metrics::SECTION,
         ("log", "Logs go to standard error."),
     ],
     keys: KEYS,

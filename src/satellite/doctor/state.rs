@@ -97,7 +97,8 @@ fn certificate(state: &JoinState, now: UnixTime) -> Option<Check> {
         CertificateStanding::Expired => Check::fail(
             NAME,
             finding,
-            "ask the parent for a new invitation and join again",
+            "the parent renews it when it is reached, as long as its operator allows; where `status` says that it \
+             refuses, ask for a new token for this peer and run `powernode-satellite rejoin` with it",
         ),
     })
 }

@@ -62,6 +62,7 @@ impl Driver {
             self.facts_due = self.facts_due.min(earliest.max(now));
         }
         self.failures.heartbeat_acknowledged();
+        self.counters.heartbeats_acknowledged += 1;
         let before = self.machine.membership().map(|m| m.status);
         if before != Some(response.status) {
             tracing::info!(status = %response.status, "the parent counts this satellite as {}", response.status);

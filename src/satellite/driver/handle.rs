@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::id::PeerId;
-use crate::base::time::Moment;
+use crate::base::time::{Moment, UnixTime};
 use crate::machine::child::{ChildPolicy, InvitationRefused};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{Membership, Operator, StoredInvitation};
@@ -147,6 +147,11 @@ impl DriverHandle {
     /// Whether the loop still goes round: one that hangs on its disk does not.
     pub fn is_moving(&self) -> bool {
         self.clock.now().since(*self.pulse.borrow()) < STUCK_AFTER
+    }
+
+    /// The time that certificates are judged by.
+    pub fn trusted_now(&self) -> UnixTime {
+        self.clock.trusted().now
     }
 
     /// Hands an invitation over; returns when it is stored.

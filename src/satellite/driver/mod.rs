@@ -30,7 +30,7 @@ use super::federation_api::Surroundings;
 use super::membership_store::{Facts, Loaded, MembershipStore, SaveStateError};
 use super::report::Failures;
 use super::services::ServiceServer;
-use super::status::StatusReport;
+use super::status::{CountersReport, StatusReport};
 use super::{exchange, parent_client};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::{PeerId, SessionId};
@@ -99,6 +99,7 @@ pub struct Driver {
     /// Wakes the loop when grants have changed: the status tells of them.
     grant_changes: Option<watch::Receiver<u64>>,
     failures: Failures,
+    counters: CountersReport,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     commands: mpsc::Receiver<Command>,
     reach: reach::Reach,
@@ -158,6 +159,7 @@ impl Driver {
             grant_changes: None,
             scope,
             failures: Failures::default(),
+            counters: CountersReport::default(),
             reports: mpsc::channel(REPORTS_MAX),
             commands,
             reach: reach::Reach::default(),
@@ -242,6 +244,9 @@ impl Driver {
         match report.news {
             News::Event(event) => {
                 self.failures.overcome_by(&event);
+                if matches!(event, ChildEvent::RefreshIssued(_)) {
+                    self.counters.certificates_renewed += 1;
+                }
                 self.tell(event);
             }
             News::Failed(event, why) => {
@@ -253,6 +258,7 @@ impl Driver {
                 }
                 let noted = event.kind();
                 self.tell(event);
+                self.counters.count_failure(noted);
                 let connected = self.machine.primary().is_some();
                 span.in_scope(|| self.failures.note(noted, why, connected));
             }

@@ -8,12 +8,16 @@ use crate::machine::renewal::CertificateStanding;
 use crate::machine::watchdog::Verdict;
 use crate::satellite::parent_client::RELEASE;
 use crate::satellite::report::{Reached, link_report};
-use crate::satellite::status::{ClockReport, HeartbeatReport, LinkReport, StatusReport};
+use crate::satellite::services::ServiceServer;
+use crate::satellite::status::{
+    ClockReport, CountersReport, HeartbeatReport, LinkReport, NEEDS_REJOIN, StatusReport,
+};
 
 impl Driver {
     pub(super) fn publish(&mut self) {
         let now = self.clock.trusted().now;
         self.certificate.observe(self.machine.membership(), now);
+        self.certificate.observe_refusal(self.machine.needs_rejoin());
         self.pulse.send_replace(self.clock.now());
         self.show_standing();
         self.show_member();
@@ -56,11 +60,21 @@ impl Driver {
         }
         report.reach = self.reach.report().cloned();
         report.https = self.reach.https().cloned();
+        report.counters = CountersReport {
+            streams_refused: self
+                .services
+                .as_ref()
+                .map(ServiceServer::refusals)
+                .unwrap_or_default(),
+            audit_events_lost: self.audit.lost(),
+            ..self.counters.clone()
+        };
         if let (Some(peer), Some(operator)) = (&mut report.peer, &self.settings.operator) {
             peer.disclose(operator);
         }
         if let Some(certificate) = &mut report.certificate {
             certificate.renewal_error.clone_from(&self.failures.renewal);
+            certificate.needs_rejoin = self.machine.needs_rejoin();
         }
         report
     }
@@ -98,7 +112,11 @@ impl Driver {
 
 /// Remembers how the certificate stood, to log what changes.
 #[derive(Debug, Default)]
-pub(super) struct CertificateWatch(Option<Sight>);
+pub(super) struct CertificateWatch {
+    sight: Option<Sight>,
+    /// Whether the parent does not renew it.
+    refused: bool,
+}
 
 #[derive(Debug, PartialEq, Eq)]
 struct Sight {
@@ -118,19 +136,26 @@ impl CertificateWatch {
             ),
             proving: matches!(membership.candidate, Some(Candidate::Issued(_))),
         });
-        if seen == self.0 {
+        if seen == self.sight {
             return;
         }
-        if let (Some(before), Some(seen), Some(membership)) = (&self.0, &seen, membership) {
+        if let (Some(before), Some(seen), Some(membership)) = (&self.sight, &seen, membership) {
             log_renewal(before, seen, membership.identity.certificate.not_after);
         }
-        let standing_before = self.0.as_ref().map(|before| before.standing);
+        let standing_before = self.sight.as_ref().map(|before| before.standing);
         if let (Some(seen), Some(membership)) = (&seen, membership)
             && standing_before != Some(seen.standing)
         {
             log_standing(seen.standing, membership);
         }
-        self.0 = seen;
+        self.sight = seen;
+    }
+
+    fn observe_refusal(&mut self, refused: bool) {
+        if refused && !self.refused {
+            tracing::error!("{NEEDS_REJOIN}");
+        }
+        self.refused = refused;
     }
 }
 
@@ -156,8 +181,8 @@ fn log_standing(standing: CertificateStanding, membership: &Membership) {
         ),
         CertificateStanding::Expired => tracing::error!(
             %not_after,
-            "the certificate has expired: set the clock if it is wrong; otherwise stop the daemon, remove its state \
-             directory and join with a new invitation"
+            "the certificate has expired; the parent is asked to renew it, which it does for some time. Set the clock if \
+             it is wrong"
         ),
         CertificateStanding::NotYetValid => tracing::warn!(
             %not_before,

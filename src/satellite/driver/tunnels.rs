@@ -23,7 +23,7 @@ use crate::reach::dial::{Credentials, Established, Introduction};
 use crate::satellite::federation_api::FederationApi;
 use crate::satellite::serve::{self, Served};
 use crate::tunnel::Tunnel;
-use crate::wire::{Goodbye, GoodbyeReason, REPLACES_MAX, SessionClaim};
+use crate::wire::{Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, REPLACES_MAX, SessionClaim};
 
 /// A dial, or the tunnel that it gave.
 pub(super) struct Link {
@@ -197,6 +197,8 @@ impl Driver {
                     welcome,
                 },
         } = link;
+        self.counters.tunnels_established += 1;
+        let renewal_only = welcome.features.iter().any(|named| named == RENEWAL_ONLY_FEATURE);
         let told = UnixTime::from_seconds(welcome.unix_seconds);
         if self.clock.note_parent_time(told) == ParentTimeNote::TooFarAhead {
             tracing::warn!(parent = %told, "the parent's clock is too far ahead to be believed");
@@ -240,6 +242,10 @@ impl Driver {
         self.lost_sessions.retain(|(of, _)| *of != bridge);
         self.remember(&target);
         self.failures.link_is_up();
+        if renewal_only {
+            tracing::info!("the parent counts the certificate as expired, and takes its renewal");
+            self.tell(ChildEvent::RenewalOnly(id));
+        }
         self.tell(ChildEvent::Connected(id));
         // A change is one against what was true when the tunnel came up.
         self.look_at_ways();

@@ -3,6 +3,7 @@
 //! side is done, or the grant, the service or the tunnel ends. Every stream is noted in the audit log,
 //! refused ones, too.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use super::note::{Closing, Note};
 use super::registry::{ServiceLimits, Services};
 use super::relay::{HeldUp, Passed, Traffic, relay};
 use crate::audit::AuditOutcome;
+use crate::base::counter::Counter;
 use crate::base::id::PeerId;
 use crate::base::limit::error_chain;
 use crate::contract::service::{ServiceDefinition, ServiceProtocol};
@@ -39,6 +41,8 @@ struct Shared {
     audit: AuditLog,
     buffers: BufferPool,
     packet_buffers: BufferPool,
+    /// Streams that were refused, by [`RefusalCode::ALL`].
+    refusals: [Counter; RefusalCode::ALL.len()],
 }
 
 /// The same for one tunnel: whose streams they are, and what they share.
@@ -60,8 +64,21 @@ impl ServiceServer {
                 audit,
                 buffers: BufferPool::of(BUFFER_BYTES),
                 packet_buffers: BufferPool::of(PACKET_MAX_BYTES),
+                refusals: Default::default(),
             }),
         }
+    }
+
+    /// How many streams were refused since the start, by the kind of reason; only reasons that occurred.
+    pub fn refusals(&self) -> BTreeMap<String, u64> {
+        let counts = self.shared.refusals.iter().map(Counter::get);
+        let counted = RefusalCode::ALL
+            .iter()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0);
+        counted
+            .map(|(code, count)| (code.word().to_owned(), count))
+            .collect()
     }
 
     /// What is published.
@@ -151,6 +168,7 @@ impl SessionServices {
                 if let Some(service) = &turned.service {
                     service.count_refusal();
                 }
+                shared.refusals[turned.refusal.code as usize].increment();
                 note.refused(&turned.refusal, turned.outcome);
                 stream.refuse(turned.refusal).await;
             }

@@ -22,6 +22,7 @@ use crate::audit::AuditEvent;
 use crate::audit::entry::AuditEntry;
 use crate::audit::refusals::RefusalBudgets;
 use crate::audit::retention::Retention;
+use crate::base::counter::Counter;
 use crate::process::clock::Clock;
 
 pub use self::rows::{AUDIT_ENDS, AUDIT_ROWS};
@@ -40,6 +41,8 @@ struct Shared {
     queue: mpsc::Sender<AuditEntry>,
     /// Events that found the queue full since the last entry that said so.
     lost: AtomicU64,
+    /// All of these since the log was opened.
+    lost_in_all: Counter,
     refusals: Mutex<RefusalBudgets>,
     clock: Clock,
 }
@@ -56,6 +59,7 @@ impl AuditLog {
         let shared = Arc::new(Shared {
             queue,
             lost: AtomicU64::new(0),
+            lost_in_all: Counter::default(),
             refusals: Mutex::default(),
             clock,
         });
@@ -72,8 +76,14 @@ impl AuditLog {
             let entry = AuditEntry::new(event, shared.clock.trusted());
             if shared.queue.try_send(entry).is_err() {
                 shared.lost.fetch_add(1, Ordering::Relaxed);
+                shared.lost_in_all.increment();
             }
         }
+    }
+
+    /// Events that came faster than they could be written, since the log was opened.
+    pub fn lost(&self) -> u64 {
+        self.0.as_ref().map_or(0, |shared| shared.lost_in_all.get())
     }
 }
 

@@ -4,8 +4,8 @@
 use super::{
     AbsolutePath, AnyKey, BRIDGES_MAX, CaFingerprint, CountBetween, DATA_RESIDENCY_MAX_CHARS,
     DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HostPort, Key, Line, ListOf, LogFilter,
-    LogFormat, MAX_KEEPALIVE, MIN_KEEPALIVE, ParentUrl, Parsed, PathBuf, ProxyChoice, RETENTION_DAYS,
-    SATELLITE_MAX_ROWS, SocketAddr, TunnelTransport, YesNo, services,
+    LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, ParentUrl, Parsed, PathBuf, ProxyChoice,
+    RETENTION_DAYS, SATELLITE_MAX_ROWS, SocketAddr, TunnelTransport, YesNo, services,
 };
 
 pub(super) static KEYS: &[&dyn AnyKey] = &[
@@ -42,6 +42,7 @@ pub(super) static KEYS: &[&dyn AnyKey] = &[
     &LISTEN_PORT,
     &HTTPS_LISTEN,
     &ALLOW_PRIVATE,
+    &METRICS_LISTEN,
     &LOG_LEVEL,
     &LOG_FORMAT,
 ];
