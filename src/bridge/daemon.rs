@@ -231,15 +231,15 @@ impl Running {
             .https
             .extend(listeners.iter().filter_map(|listener| listener.local_addr().ok()));
         let mut endpoints = Vec::new();
+        let tunnels = QuicSettings {
+            max_streams: settings.config.limits.streams_per_session,
+        };
         for &address in &settings.config.listen_quic {
-            let quic = QuicSettings {
-                max_streams: settings.config.limits.streams_per_session,
-            };
-            let endpoint = QuicEndpoint::server(address, tls(&[TUNNEL_ALPN])?, quic)?;
+            let endpoint = QuicEndpoint::server(address, tls(&[TUNNEL_ALPN])?, tunnels)?;
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
-        let dial_back = DialBack::new(identity.clone(), anchors.clone(), clock.clone());
+        let dial_back = DialBack::new(identity.clone(), anchors.clone(), clock.clone(), tunnels);
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
         let metrics = observation::bind(&settings.config.metrics_listen).await?;
         let acceptor = TlsAcceptor::from(Arc::new(tls(&[&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat())?));

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tracing::{Span, info, warn};
 
 use super::acceptance::AcceptCall;
-use super::dial_back::DialBack;
+use super::dial_back::{DialBack, Reached};
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
 use super::held_grants::Teller;
@@ -254,18 +254,60 @@ impl FederationApi {
     }
 
     async fn dial_back(self: Arc<Self>, body: &[u8], caller: Caller) -> Reply {
-        let (api, source) = (Arc::clone(&self), caller.source);
-        let known = tokio::task::spawn_blocking(move || api.authenticate(&caller)).await;
-        let peer = match known {
-            Ok(Ok((peer, _))) if peer.status.inbound_allowed() => peer,
-            Ok(Ok(_)) => return unreachable_peer(),
-            Ok(Err(refusal)) => return refusal,
-            Err(_) => return internal_error(),
+        let source = caller.source;
+        let peer = match self.may_ask_for_dials(caller).await {
+            Ok(peer) => peer,
+            Err(refusal) => return refusal,
         };
         let allow_private = self.settings.borrow().config.reach_allow_private;
         match &self.dial_back {
             Some(dial_back) => dial_back.answer(&peer, source, allow_private, body).await,
             None => Reply::unknown_path(TUNNEL_DIAL_BACK_PATH),
+        }
+    }
+
+    /// Whether satellites are dialled from here at all.
+    pub const fn dials_satellites(&self) -> bool {
+        self.dial_back.is_some()
+    }
+
+    /// Dials a satellite that asks for it through its tunnel, or words the answer why not.
+    pub async fn dial_for_tunnel<B>(
+        self: Arc<Self>,
+        request: Request<B>,
+        caller: Caller,
+    ) -> Result<Reached, Reply>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (head, body) = request.into_parts();
+        if head.method != Method::POST {
+            return Err(Reply::wrong_method("POST"));
+        }
+        caller.check_standing(head.uri.path())?;
+        let source = caller.source;
+        let body = read_body(body).await?;
+        let peer = self.may_ask_for_dials(caller).await?;
+        let allow_private = self.settings.borrow().config.reach_allow_private;
+        match &self.dial_back {
+            Some(dial_back) => {
+                dial_back
+                    .dial_for_tunnel(&peer, source, allow_private, &body)
+                    .await
+            }
+            None => Err(Reply::unknown_path(head.uri.path())),
+        }
+    }
+
+    async fn may_ask_for_dials(self: &Arc<Self>, caller: Caller) -> Result<PeerRecord, Reply> {
+        let api = Arc::clone(self);
+        let known = tokio::task::spawn_blocking(move || api.authenticate(&caller)).await;
+        match known {
+            Ok(Ok((peer, _))) if peer.status.inbound_allowed() => Ok(peer),
+            Ok(Ok(_)) => Err(unreachable_peer()),
+            Ok(Err(refusal)) => Err(refusal),
+            Err(_) => Err(internal_error()),
         }
     }
 

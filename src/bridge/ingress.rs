@@ -14,14 +14,15 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use super::direct::{self, Told};
 use super::federation_api::{Caller, CallerCertificate, FederationApi, Standing, is_enrolled, may_connect};
 use super::held_grants;
 use super::links::{Link, Links, SessionGuard};
 use super::registry::Registry;
 use crate::base::id::{PeerId, SessionId};
-use crate::base::limit::foreign_text;
-use crate::contract::TUNNEL_LEAVE_PATH;
+use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::peer::PeerStatus;
+use crate::contract::{TUNNEL_DIRECT_PATH, TUNNEL_LEAVE_PATH};
 use crate::machine::source_rate::Source;
 use crate::process::clock::Clock;
 use crate::process::entropy;
@@ -32,10 +33,10 @@ use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::tcp::{self, TcpSettings};
-use crate::tunnel::transport::{Transport, TunnelProtocol};
+use crate::tunnel::transport::{BoxFuture, Transport, TunnelProtocol};
 use crate::wire::{
-    Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused, SESSIONS_FEATURE,
-    SessionClaim, StreamKind, Welcome,
+    DIRECT_FEATURE, DirectCall, Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused,
+    SESSIONS_FEATURE, SessionClaim, StreamKind, Welcome,
 };
 
 /// Life of a connection without a certificate, or with an expired one: an accept takes two round trips and one write to
@@ -102,6 +103,14 @@ pub struct EndpointClosed;
 struct Admitted {
     peer: PeerId,
     certificate: CallerCertificate,
+}
+
+/// A connection whose handshake is done, by who has made it.
+enum Arrival {
+    /// The satellite, which greets.
+    Dialled(Arc<dyn Transport>),
+    /// This side: it says what for, and then the satellite greets.
+    Called(Arc<dyn Transport>, DirectCall, Told),
 }
 
 /// Who gets a short time and a few requests.
@@ -198,7 +207,7 @@ impl Ingress {
                 Ok(admitted) => {
                     let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
                     let span = info_span!("tunnel", peer = %admitted.peer, %session);
-                    self.session(transport, address, admitted, session)
+                    self.session(Arrival::Dialled(transport), address, admitted, session)
                         .instrument(span)
                         .await;
                 }
@@ -208,6 +217,34 @@ impl Ingress {
                 }
             },
         }
+    }
+
+    /// Makes a tunnel of a connection that this side has dialled, to its end. `told` hears what the greeting
+    /// came to.
+    pub(super) fn call(
+        self: Arc<Self>,
+        transport: Arc<dyn Transport>,
+        call: DirectCall,
+        told: Told,
+    ) -> BoxFuture<'static, ()> {
+        // Of a type of its own: a tunnel's requests may ask for such tunnels.
+        Box::pin(async move {
+            let address = transport.remote_address();
+            let shown = transport.peer_certificate();
+            let certificate = shown.and_then(|der| CallerCertificate::read(&der, self.clock.trusted().now));
+            match self.admit(certificate).await {
+                Ok(admitted) => {
+                    let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
+                    let span = info_span!("tunnel", peer = %admitted.peer, %session, direct = true);
+                    let arrival = Arrival::Called(transport, call, told);
+                    // Which its handshake has found valid: no grace for an expired one where this side dials.
+                    self.session(arrival, address, admitted, session)
+                        .instrument(span)
+                        .await;
+                }
+                Err(refused) => told.came_to_nothing(refused.message),
+            }
+        })
     }
 
     async fn admit(&self, certificate: Option<CallerCertificate>) -> Result<Admitted, Refused> {
@@ -256,7 +293,7 @@ impl Ingress {
 
     async fn session(
         self: Arc<Self>,
-        transport: Arc<dyn Transport>,
+        arrival: Arrival,
         address: SocketAddr,
         admitted: Admitted,
         session: SessionId,
@@ -266,7 +303,7 @@ impl Ingress {
             Ok(()) => Ok(self.welcome(session, address, hello)),
             Err(full) => Err(refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)),
         };
-        let Some((tunnel, hello, driver)) = self.greet(transport, decide).await else {
+        let Some((tunnel, hello, driver)) = self.greet(arrival, decide).await else {
             return;
         };
         let link = Link {
@@ -359,13 +396,16 @@ impl Ingress {
             .await;
     }
 
-    async fn request(&self, stream: TunnelStream, caller: Caller) {
+    async fn request(self: &Arc<Self>, stream: TunnelStream, caller: Caller) {
         let left = AtomicBool::new(false);
         let peer = caller.certificate.and_then(|certificate| certificate.peer);
         let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
             let federation = Arc::clone(&self.federation);
             let (caller, left) = (caller.clone(), &left);
             async move {
+                if request.uri().path() == TUNNEL_DIRECT_PATH {
+                    return Ok(direct::answer(self, request, caller).await.into_response());
+                }
                 if !held_grants::serves(request.uri().path()) {
                     return Ok::<_, Infallible>(federation.handle(request, caller).await);
                 }
@@ -385,7 +425,7 @@ impl Ingress {
         }
     }
 
-    async fn visit(&self, transport: Arc<dyn Transport>, address: SocketAddr, visitor: Visitor) {
+    async fn visit(self: &Arc<Self>, transport: Arc<dyn Transport>, address: SocketAddr, visitor: Visitor) {
         let place = match self.links.enter_bootstrap(Source::of(address.ip())) {
             Ok(place) => place,
             Err(full) => {
@@ -406,7 +446,7 @@ impl Ingress {
             }
             Ok(welcome)
         };
-        let Some((tunnel, _, driver)) = self.greet(transport, decide).await else {
+        let Some((tunnel, _, driver)) = self.greet(Arrival::Dialled(transport), decide).await else {
             return;
         };
         let caller = Caller {
@@ -442,16 +482,15 @@ impl Ingress {
     }
 
     async fn decline(&self, transport: Arc<dyn Transport>, refused: Refused) {
-        self.greet(transport, |_| Err(refused)).await;
+        self.greet(Arrival::Dialled(transport), |_| Err(refused)).await;
     }
 
     /// The greeting, unless it comes to nothing or the bridge stops before it is done.
     async fn greet(
         &self,
-        transport: Arc<dyn Transport>,
+        arrival: Arrival,
         decide: impl FnOnce(&Hello) -> Result<Welcome, Refused>,
     ) -> Option<(Tunnel, Hello, TunnelDriver)> {
-        let address = transport.remote_address();
         let settings = TunnelSettings {
             max_streams: self.settings.max_streams_opened,
             ..TunnelSettings::default()
@@ -461,12 +500,29 @@ impl Ingress {
             self.links.counters().count_greeting(&decided);
             decided
         };
-        let greeted = Tunnel::accept(transport, settings, self.clock.clone(), decide);
-        match self.unless_stopping(greeted).await? {
-            Ok(taken) => Some(taken),
-            Err(error) => {
-                debug!(%address, %error, "a greeting came to nothing");
-                None
+        let clock = self.clock.clone();
+        match arrival {
+            Arrival::Dialled(transport) => {
+                let address = transport.remote_address();
+                let greeted = Tunnel::accept(transport, settings, clock, decide);
+                let greeted = self.unless_stopping(greeted).await?;
+                greeted
+                    .inspect_err(|error| debug!(%address, %error, "a greeting came to nothing"))
+                    .ok()
+            }
+            Arrival::Called(transport, call, told) => {
+                let hello = direct::hello(&call);
+                let greeted = Tunnel::call(transport, hello, settings, clock, decide);
+                match self.unless_stopping(greeted).await? {
+                    Ok(greeted) => {
+                        told.came_up();
+                        Some(greeted)
+                    }
+                    Err(error) => {
+                        told.came_to_nothing(error_chain(&error));
+                        None
+                    }
+                }
             }
         }
     }
@@ -483,6 +539,8 @@ impl Ingress {
 
     fn welcome(&self, session: SessionId, address: SocketAddr, hello: &Hello) -> Welcome {
         let sessions = SessionClaim::read(&hello.features).run.is_some();
+        let direct = self.federation.dials_satellites()
+            && hello.features.iter().any(|feature| feature == DIRECT_FEATURE);
         Welcome {
             session,
             agent: AGENT.to_owned(),
@@ -490,9 +548,10 @@ impl Ingress {
             max_streams: self.settings.max_streams,
             observed_address: address.to_string(),
             unix_seconds: self.clock.trusted().now.as_seconds(),
-            features: sessions
-                .then(|| SESSIONS_FEATURE.to_owned())
+            features: [(sessions, SESSIONS_FEATURE), (direct, DIRECT_FEATURE)]
                 .into_iter()
+                .filter(|(both, _)| *both)
+                .map(|(_, feature)| feature.to_owned())
                 .collect(),
         }
     }

@@ -7,6 +7,7 @@ pub mod admin_socket;
 pub mod certificate_authority;
 pub mod daemon;
 pub mod dial_back;
+mod direct;
 pub mod federation_api;
 pub mod forwarded;
 pub mod heartbeat;

@@ -141,7 +141,19 @@ pub enum DialBackOver {
     Https,
 }
 
-/// `data` of its answer.
+/// `POST /tunnel/v1/direct`, between a satellite and its host-bridge: dial for a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectRequest {
+    /// Where the satellite can be reached.
+    pub endpoint: std::net::SocketAddr,
+    /// What the bridge has to show there: 32 hex digits.
+    pub nonce: String,
+    /// The bridge's name, as the satellite has it: by it the bridge makes itself known where it dials
+    /// again by itself.
+    pub bridge: String,
+}
+
+/// `data` of the answer to either.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DialBackAnswer {
     /// Whether this very satellite answered there.

@@ -48,6 +48,8 @@ pub const NETWORK_STATE_HEADER: &str = "x-sdwan-network-state";
 /// Path under which a satellite has an endpoint of its own dialled, over its tunnel. None of the
 /// published contract's.
 pub const TUNNEL_DIAL_BACK_PATH: &str = "/tunnel/v1/dial_back";
+/// Path under which a satellite has its host-bridge dial it for a tunnel, over the present one.
+pub const TUNNEL_DIRECT_PATH: &str = "/tunnel/v1/direct";
 
 /// The contract version that this build speaks.
 pub const CONTRACT_VERSION: u32 = 1;

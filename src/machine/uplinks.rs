@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::ladder::{
-    Carrier, LadderAction, LadderEvent, LadderMachine, LadderPolicy, LadderState, Rung, TunnelId,
+    Carrier, LadderAction, LadderEvent, LadderMachine, LadderPolicy, LadderState, Rung, TunnelId, WayIn,
 };
 use crate::base::time::Moment;
 use crate::contract::invitation::HostPort;
@@ -127,6 +127,7 @@ pub struct Uplinks {
     ladders: Vec<Uplink>,
     /// Bridges that are not named any more, while streams to them are open.
     leaving: Vec<Uplink>,
+    way_in: WayIn,
     primary: Option<TunnelId>,
     connected_since: Option<Moment>,
     /// The last event's time.
@@ -145,6 +146,7 @@ impl Uplinks {
             made: 0,
             ladders: Vec::new(),
             leaving: Vec::new(),
+            way_in: WayIn::Closed,
             primary: None,
             connected_since: None,
             now: Moment::START,
@@ -224,6 +226,12 @@ impl Uplinks {
         self.settle(now);
     }
 
+    /// Whether host-bridges could dial this box, from now on.
+    pub fn set_way_in(&mut self, way_in: WayIn, now: Moment) {
+        self.way_in = way_in;
+        self.tell_all(&LadderEvent::WayIn(way_in), now);
+    }
+
     /// The next thing to do, in order.
     pub fn poll_action(&mut self) -> Option<UplinkAction> {
         self.actions.pop_front()
@@ -294,9 +302,11 @@ impl Uplinks {
         self.made += 1;
         let seed = self.seed.wrapping_mul(self.made | 1).rotate_left(24);
         let first_id = self.made << LADDER_SHIFT;
+        let mut ladder = LadderMachine::new(self.policy.ladder.clone(), first_id, seed);
+        ladder.handle_event(LadderEvent::WayIn(self.way_in), now);
         Uplink {
             bridge,
-            ladder: LadderMachine::new(self.policy.ladder.clone(), first_id, seed),
+            ladder,
             number: self.made,
             since: now,
         }

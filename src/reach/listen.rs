@@ -1,16 +1,16 @@
 //! Where a satellite can be dialled: a UDP socket that takes the parent's bridge alone, by both
-//! certificates, and answers the proofs that were asked for.
+//! certificates, answers the proofs that were asked for, and hands out the calls for a tunnel that were.
 //!
 //! The socket is open to the world once a port leads to it. Whoever has no certificate of the
 //! parent's bridge ends in the handshake; few handshakes are made at once, and each is bounded in
 //! time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::base::id::SessionId;
 use crate::base::limit::{error_chain, foreign_text};
@@ -25,8 +25,8 @@ use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::quic::{BindError, IncomingConnection, QuicEndpoint, QuicSettings};
-use crate::tunnel::{Tunnel, TunnelSettings};
-use crate::wire::{RefusalCode, Refused, TUNNEL_ALPN, Welcome, dial_back_feature};
+use crate::tunnel::{Greeted, TunnelSettings};
+use crate::wire::{DirectCall, Hello, RefusalCode, Refused, TUNNEL_ALPN, Welcome, dial_back_feature};
 
 /// Connections from outside that are looked at at once, in number: a proof of each family, a
 /// repetition of each, and room. More are refused; they cost memory that a small box needs.
@@ -34,6 +34,9 @@ const CONNECTIONS_MAX: usize = 16;
 
 /// Proofs that may be awaited at once, in number: one of each family, and room.
 const PROOFS_MAX: usize = 8;
+
+/// Calls that may be awaited at once, in number: one of each host-bridge, and room.
+const CALLS_MAX: usize = 16;
 
 /// Why the listener cannot take bridges.
 #[derive(Debug, Error)]
@@ -62,35 +65,71 @@ pub enum ListenError {
 #[derive(Debug, Clone)]
 pub struct Listener {
     socket: QuicEndpoint,
-    /// The features by which awaited proofs are known, and whether each has come.
-    awaited: Arc<Mutex<BTreeSet<String>>>,
+    awaited: Arc<Mutex<Awaited>>,
     clock: Clock,
     agent: &'static str,
+}
+
+/// What bridges are to come for.
+#[derive(Debug, Default)]
+struct Awaited {
+    /// The features by which proofs are known.
+    proofs: BTreeSet<String>,
+    /// Calls for a tunnel, by their nonce.
+    calls: BTreeMap<String, oneshot::Sender<Greeted>>,
 }
 
 /// A proof that is awaited until this is dropped.
 #[derive(Debug)]
 pub struct AwaitedProof {
-    awaited: Arc<Mutex<BTreeSet<String>>>,
+    awaited: Arc<Mutex<Awaited>>,
     feature: String,
 }
 
 impl Drop for AwaitedProof {
     fn drop(&mut self) {
-        self.awaited
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.feature);
+        lock(&self.awaited).proofs.remove(&self.feature);
     }
+}
+
+/// A call for a tunnel that is awaited until this is dropped.
+#[derive(Debug)]
+pub struct AwaitedCall {
+    awaited: Arc<Mutex<Awaited>>,
+    nonce: String,
+    called: oneshot::Receiver<Greeted>,
+}
+
+impl AwaitedCall {
+    /// The bridge's call: to be greeted. `None` when the listener is gone. Cancel safe.
+    pub async fn called(&mut self) -> Option<Greeted> {
+        (&mut self.called).await.ok()
+    }
+}
+
+impl Drop for AwaitedCall {
+    fn drop(&mut self) {
+        lock(&self.awaited).calls.remove(&self.nonce);
+    }
+}
+
+fn lock(awaited: &Mutex<Awaited>) -> MutexGuard<'_, Awaited> {
+    // Each change is complete before anything that could panic.
+    awaited.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Listener {
     /// Takes the port, for both families where the box has them; 0 is the system's choice. Nobody
     /// is taken in before [`serve`](Self::serve).
-    pub fn bind(port: u16, clock: Clock, agent: &'static str) -> Result<Self, BindError> {
+    pub fn bind(
+        port: u16,
+        settings: QuicSettings,
+        clock: Clock,
+        agent: &'static str,
+    ) -> Result<Self, BindError> {
         let address = (Ipv6Addr::UNSPECIFIED, port).into();
         Ok(Self {
-            socket: QuicEndpoint::unserved(address, QuicSettings::default())?,
+            socket: QuicEndpoint::unserved(address, settings)?,
             awaited: Arc::default(),
             clock,
             agent,
@@ -128,14 +167,32 @@ impl Listener {
     /// Awaits a proof with this nonce; `None` when it is none, or when too many are awaited.
     pub fn await_proof(&self, nonce: &str) -> Option<AwaitedProof> {
         let feature = dial_back_feature(nonce)?;
-        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-        if awaited.len() >= PROOFS_MAX {
+        let proofs = &mut lock(&self.awaited).proofs;
+        if proofs.len() >= PROOFS_MAX {
             return None;
         }
-        awaited.insert(feature.clone());
+        proofs.insert(feature.clone());
         Some(AwaitedProof {
             awaited: Arc::clone(&self.awaited),
             feature,
+        })
+    }
+
+    /// Awaits a call for a tunnel with this nonce; `None` as for a proof.
+    pub fn await_call(&self, nonce: &str) -> Option<AwaitedCall> {
+        let DirectCall::Asked(nonce) = DirectCall::asked(nonce)? else {
+            return None;
+        };
+        let calls = &mut lock(&self.awaited).calls;
+        if calls.len() >= CALLS_MAX {
+            return None;
+        }
+        let (hand_over, called) = oneshot::channel();
+        calls.insert(nonce.clone(), hand_over);
+        Some(AwaitedCall {
+            awaited: Arc::clone(&self.awaited),
+            nonce,
+            called,
         })
     }
 
@@ -157,7 +214,8 @@ impl Listener {
                 });
             }
         }
-        self.socket.close();
+        // Tunnels that were handed out take their own leave.
+        self.socket.wait_idle().await;
     }
 
     async fn take(&self, incoming: IncomingConnection) {
@@ -169,19 +227,47 @@ impl Listener {
                 return;
             }
         };
-        let decide = |hello: &crate::wire::Hello| {
-            let awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
-            match hello.features.iter().find(|feature| awaited.contains(*feature)) {
+        let settings = TunnelSettings::default();
+        let greeted = match Greeted::hear(transport, &settings).await {
+            Ok(greeted) => greeted,
+            Err(error) => {
+                tracing::debug!(%address, error = %error_chain(&error), "a greeting from outside came to nothing");
+                return;
+            }
+        };
+        match self.hand_over(greeted) {
+            None => tracing::debug!(%address, "called from outside"),
+            Some(greeted) => self.answer(greeted, address).await,
+        }
+    }
+
+    /// To whoever awaits it; what nobody awaits comes back.
+    fn hand_over(&self, greeted: Greeted) -> Option<Greeted> {
+        match DirectCall::read(&greeted.hello().features) {
+            Some(DirectCall::Asked(nonce)) => {
+                let Some(awaiting) = lock(&self.awaited).calls.remove(&nonce) else {
+                    return Some(greeted);
+                };
+                awaiting.send(greeted).err()
+            }
+            Some(DirectCall::Again(_)) | None => Some(greeted),
+        }
+    }
+
+    async fn answer(&self, greeted: Greeted, address: SocketAddr) {
+        let decide = |hello: &Hello| {
+            let proofs = &lock(&self.awaited).proofs;
+            match hello.features.iter().find(|feature| proofs.contains(*feature)) {
                 Some(feature) => Ok(self.welcome(address, feature.clone())),
                 None => Err(Refused {
                     code: RefusalCode::NotAdmitted,
-                    message: "this satellite dials its host-bridge itself; only proofs are taken here"
-                        .to_owned(),
+                    message: "this satellite takes here what it has asked for, and nothing else".to_owned(),
                     retry_after_millis: 0,
                 }),
             }
         };
-        match Tunnel::accept(transport, TunnelSettings::default(), self.clock.clone(), decide).await {
+        let settings = TunnelSettings::default();
+        match greeted.answer(settings, self.clock.clone(), decide).await {
             Ok((_, hello, driver)) => {
                 tracing::debug!(%address, agent = foreign_text(&hello.agent), "proven from outside");
                 // The bridge says goodbye, or liveness ends it.

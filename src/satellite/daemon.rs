@@ -155,14 +155,17 @@ async fn run_to_the_end(
         audit,
     );
     listen_for_parent(&config, &store, &clock, &handle, &surroundings, &work).await;
-    let direct = Direct {
+    let ways_in = Direct {
         config: config.reach,
+        max_streams: config.limits.streams_per_session,
         store,
         clock,
         driver: handle.clone(),
     };
-    direct.spawn(&work).await;
-    let driver = driver.with_services(server).with_surroundings(surroundings);
+    let driver = driver
+        .with_listener(ways_in.spawn(&work).await)
+        .with_services(server)
+        .with_surroundings(surroundings);
     work.spawn_until_cancelled("service news", tell_of(services.clone(), handle.clone()));
     work.spawn_essential("driver", async move {
         driver.run().await;
@@ -345,7 +348,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         child: ChildPolicy {
             uplinks: UplinksPolicy {
                 ladder: LadderPolicy {
-                    rungs: rungs(&config.ways),
+                    rungs: rungs(&config.ways, config.reach.port_mapping),
                     backoff: BackoffPolicy {
                         initial: config.reconnect_initial,
                         max: config.reconnect_max,
@@ -369,12 +372,13 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
     }
 }
 
-/// The rungs that the configuration allows, best first.
-fn rungs(ways: &Ways) -> Vec<Rung> {
+/// The rungs that the configuration allows, best first. `Direct` is QUIC, too, and takes a way in.
+fn rungs(ways: &Ways, ways_in: bool) -> Vec<Rung> {
     let proxy = ways.proxy.is_set().then_some(Rung::Proxy);
+    let direct = ways_in.then_some(Rung::Direct).into_iter();
     match ways.transport {
-        TunnelTransport::Auto => [Rung::Quic, Rung::Tls].into_iter().chain(proxy).collect(),
-        TunnelTransport::Quic => vec![Rung::Quic],
+        TunnelTransport::Auto => direct.chain([Rung::Quic, Rung::Tls]).chain(proxy).collect(),
+        TunnelTransport::Quic => direct.chain([Rung::Quic]).collect(),
         TunnelTransport::Tls => [Rung::Tls].into_iter().chain(proxy).collect(),
     }
 }

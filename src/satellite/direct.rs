@@ -26,6 +26,7 @@ use crate::reach::default_route::Family;
 use crate::reach::dial::AGENT;
 use crate::reach::listen::Listener;
 use crate::reach::port_mapping::{Carries, MappingView};
+use crate::tunnel::quic::QuicSettings;
 use crate::tunnel::transport::BoxFuture;
 
 /// How long changes are gathered before the driver is told: a mapping changes in several steps.
@@ -35,6 +36,8 @@ const GATHER: Duration = Duration::from_millis(200);
 pub struct Direct {
     /// The configuration.
     pub config: ReachConfig,
+    /// Streams that a bridge which calls may hold open at once.
+    pub max_streams: u32,
     /// Where records of mappings are kept.
     pub store: MembershipStore,
     /// The time.
@@ -44,19 +47,10 @@ pub struct Direct {
 }
 
 impl Direct {
-    /// Starts all of it. Without a port of its own the satellite goes on without ways in.
-    pub async fn spawn(self, scope: &TaskScope) {
-        let listener = if self.config.port_mapping {
-            match Listener::bind(self.config.listen_port, self.clock.clone(), AGENT) {
-                Ok(listener) => Some(listener),
-                Err(error) => {
-                    tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside; reach.listen_port sets the port");
-                    None
-                }
-            }
-        } else {
-            None
-        };
+    /// Starts all of it. The listener, where ways in are wanted: without a port of its own the satellite
+    /// goes on without them.
+    pub async fn spawn(self, scope: &TaskScope) -> Option<Listener> {
+        let listener = self.listener();
         let port = listener
             .as_ref()
             .and_then(|listener| listener.local_address().ok())
@@ -85,8 +79,25 @@ impl Direct {
         ];
         scope.spawn_until_cancelled(
             "ways in",
-            follow(self.driver, self.config, listener, provers, views),
+            follow(self.driver, self.config, listener.clone(), provers, views),
         );
+        listener
+    }
+
+    fn listener(&self) -> Option<Listener> {
+        if !self.config.port_mapping {
+            return None;
+        }
+        let settings = QuicSettings {
+            max_streams: self.max_streams,
+        };
+        match Listener::bind(self.config.listen_port, settings, self.clock.clone(), AGENT) {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside; reach.listen_port sets the port");
+                None
+            }
+        }
     }
 }
 

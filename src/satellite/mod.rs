@@ -2,6 +2,7 @@
 //! parent. Never imports `bridge`. The decisions are `machine::child`'s; here they are carried out.
 
 pub mod admin_api;
+mod called;
 pub mod daemon;
 pub mod direct;
 pub mod doctor;

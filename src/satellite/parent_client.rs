@@ -17,10 +17,13 @@ use crate::base::id::TraceId;
 
 use crate::contract::message::{
     AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, DialBackAnswer, DialBackRequest,
-    Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, UnusableAnswer, read_answer,
+    DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, UnusableAnswer,
+    read_answer,
 };
 use crate::contract::service::Offering;
-use crate::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TUNNEL_DIAL_BACK_PATH};
+use crate::contract::{
+    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TUNNEL_DIAL_BACK_PATH, TUNNEL_DIRECT_PATH,
+};
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
 use crate::reach::dial::AGENT;
@@ -100,6 +103,15 @@ pub async fn dial_back(
     request: &DialBackRequest,
 ) -> Result<ContractAnswer<DialBackAnswer>, ExchangeError> {
     post(tunnel, parent, TUNNEL_DIAL_BACK_PATH, request).await
+}
+
+/// Asks the bridge to dial an endpoint of this satellite's for a tunnel.
+pub async fn direct(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    request: &DirectRequest,
+) -> Result<ContractAnswer<DialBackAnswer>, ExchangeError> {
+    post(tunnel, parent, TUNNEL_DIRECT_PATH, request).await
 }
 
 /// The heartbeat's body (contract section 5).

@@ -199,6 +199,7 @@ fn bridge_report(
 fn why_text(why: &WhyNot, now: Moment) -> String {
     match why {
         WhyNot::NotTried => "not tried yet".to_owned(),
+        WhyNot::NoWayIn => "no way in from outside is proven".to_owned(),
         WhyNot::Trying => "being tried".to_owned(),
         WhyNot::Proving { until } => {
             format!(

@@ -199,7 +199,7 @@ pub struct LinkReport {
     pub state: String,
     /// The bridge's address, while dialing or connected.
     pub bridge: Option<String>,
-    /// The way in use: `quic`, `tls` or `proxy`.
+    /// The way in use: `direct`, `quic`, `tls` or `proxy`.
     pub transport: Option<String>,
     /// Since when it is connected.
     #[serde(default, with = "rfc3339::option")]
@@ -227,7 +227,7 @@ pub struct BridgeReport {
     pub primary: bool,
     /// The address that answered.
     pub address: Option<String>,
-    /// The way in use: `quic`, `tls` or `proxy`.
+    /// The way in use: `direct`, `quic`, `tls` or `proxy`.
     pub rung: Option<String>,
     /// Since when the tunnel is up.
     #[serde(default, with = "rfc3339::option")]

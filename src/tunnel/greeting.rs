@@ -1,6 +1,8 @@
 //! The first exchange on a connection: hello, then welcome or refusal. It opens the control
-//! stream, and a tunnel results on both sides.
+//! stream, and a tunnel results on both sides. Who greets is the tunnel's dialer, also where the other
+//! side has made the connection and asks, with a hello of its own, to be greeted.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,27 +99,16 @@ impl Tunnel {
     /// caller's supervisor, or nothing moves.
     pub async fn dial(
         transport: Arc<dyn Transport>,
-        mut hello: Hello,
+        hello: Hello,
         settings: TunnelSettings,
         clock: Clock,
     ) -> Result<(Self, Welcome, TunnelDriver), GreetingError> {
-        if transport.has_datagrams() {
-            hello.features.push(DATAGRAMS_FEATURE.to_owned());
-        }
-        let greeted = within(&settings, greet(&*transport, hello)).await;
-        let (io, welcome) = greeted.map_err(|error| give_up(&*transport, error))?;
-        let limits = StreamLimits {
-            ours: welcome.max_streams,
-            theirs: settings.max_streams,
-        };
-        let control = ControlStream {
-            io,
-            keepalive: keepalive(&welcome).min(settings.keepalive_ceiling),
-        };
-        let datagrams = transport.has_datagrams() && names_datagrams(&welcome.features);
-        let flows = Flows::new(Arc::clone(&transport), End::Dialer, datagrams, clock.clone());
-        let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, flows, control);
-        Ok((tunnel, welcome, driver))
+        let opened = within(&settings, async {
+            let opened = transport.open(Urgency::Control).await;
+            opened.map_err(GreetingError::Transport)
+        });
+        let io = opened.await.map_err(|error| give_up(&*transport, error))?;
+        greet(transport, io, hello, settings, clock).await
     }
 
     /// Answers the greeting on a connection that the other side has dialled. `decide` is asked
@@ -128,13 +119,77 @@ impl Tunnel {
         clock: Clock,
         decide: impl FnOnce(&Hello) -> Result<Welcome, Refused>,
     ) -> Result<(Self, Hello, TunnelDriver), GreetingError> {
-        let greeted = within(&settings, await_hello(&*transport)).await;
-        let (mut io, hello) = greeted.map_err(|error| give_up(&*transport, error))?;
-        let decided = if hello.version == TUNNEL_VERSION {
-            decide(&hello)
-        } else {
-            Err(unsupported(hello.version))
-        };
+        let greeted = Greeted::hear(transport, &settings).await?;
+        greeted.answer(settings, clock, decide).await
+    }
+
+    /// Has the other side greet over a connection that this side has dialled: says with a hello what it is
+    /// for, and answers the other side's as [`accept`](Self::accept) does. In the tunnel, the other side
+    /// is the dialer.
+    pub async fn call(
+        transport: Arc<dyn Transport>,
+        hello: Hello,
+        settings: TunnelSettings,
+        clock: Clock,
+        decide: impl FnOnce(&Hello) -> Result<Welcome, Refused>,
+    ) -> Result<(Self, Hello, TunnelDriver), GreetingError> {
+        let called = within(&settings, call(&*transport, hello)).await;
+        let (io, hello) = called.map_err(|error| give_up(&*transport, error))?;
+        let greeted = Greeted { transport, io, hello };
+        greeted.answer(settings, clock, decide).await
+    }
+}
+
+/// A connection whose dialer has said hello, and was not answered yet.
+pub struct Greeted {
+    transport: Arc<dyn Transport>,
+    io: ByteStream,
+    hello: Hello,
+}
+
+impl std::fmt::Debug for Greeted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Greeted")
+            .field("hello", &self.hello)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Greeted {
+    /// Waits for the hello.
+    pub async fn hear(
+        transport: Arc<dyn Transport>,
+        settings: &TunnelSettings,
+    ) -> Result<Self, GreetingError> {
+        let heard = within(settings, await_hello(&*transport)).await;
+        let (io, hello) = heard.map_err(|error| give_up(&*transport, error))?;
+        Ok(Self { transport, io, hello })
+    }
+
+    /// What the dialer said.
+    pub const fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// Where the dialer is.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.transport.remote_address()
+    }
+
+    /// Takes the tunnel or refuses it. `decide` is asked once, with a hello of a version that this build
+    /// speaks.
+    pub async fn answer(
+        self,
+        settings: TunnelSettings,
+        clock: Clock,
+        decide: impl FnOnce(&Hello) -> Result<Welcome, Refused>,
+    ) -> Result<(Tunnel, Hello, TunnelDriver), GreetingError> {
+        let Self {
+            transport,
+            mut io,
+            hello,
+        } = self;
+        let decided = check_version(&hello).and_then(|()| decide(&hello));
         let datagrams = transport.has_datagrams() && names_datagrams(&hello.features);
         let welcome = match decided {
             Ok(mut welcome) => {
@@ -143,14 +198,7 @@ impl Tunnel {
                 }
                 welcome
             }
-            Err(refused) => {
-                let refused = Refused {
-                    message: message_text(&refused.message),
-                    ..refused
-                };
-                decline(&*transport, &mut io, &refused).await;
-                return Err(give_up(&*transport, GreetingError::Declined(refused)));
-            }
+            Err(refused) => return Err(decline(&*transport, &mut io, refused).await),
         };
         let limits = StreamLimits {
             ours: settings.max_streams,
@@ -164,9 +212,53 @@ impl Tunnel {
         sent.await.map_err(|error| give_up(&*transport, error))?;
         let control = ControlStream { io, keepalive };
         let flows = Flows::new(Arc::clone(&transport), End::Acceptor, datagrams, clock.clone());
-        let (tunnel, driver) = Self::new(transport, clock, limits, settings.header_timeout, flows, control);
+        let (tunnel, driver) = Tunnel::new(transport, clock, limits, settings.header_timeout, flows, control);
         Ok((tunnel, hello, driver))
     }
+
+    /// Greets in its turn, as the dialer wants it ([`Tunnel::call`]): in the tunnel, this side is the dialer.
+    pub async fn greet(
+        self,
+        hello: Hello,
+        settings: TunnelSettings,
+        clock: Clock,
+    ) -> Result<(Tunnel, Welcome, TunnelDriver), GreetingError> {
+        let Self {
+            transport,
+            mut io,
+            hello: theirs,
+        } = self;
+        if let Err(refused) = check_version(&theirs) {
+            return Err(decline(&*transport, &mut io, refused).await);
+        }
+        greet(transport, io, hello, settings, clock).await
+    }
+}
+
+async fn greet(
+    transport: Arc<dyn Transport>,
+    mut io: ByteStream,
+    mut hello: Hello,
+    settings: TunnelSettings,
+    clock: Clock,
+) -> Result<(Tunnel, Welcome, TunnelDriver), GreetingError> {
+    if transport.has_datagrams() {
+        hello.features.push(DATAGRAMS_FEATURE.to_owned());
+    }
+    let greeted = within(&settings, await_welcome(&*transport, &mut io, hello)).await;
+    let welcome = greeted.map_err(|error| give_up(&*transport, error))?;
+    let limits = StreamLimits {
+        ours: welcome.max_streams,
+        theirs: settings.max_streams,
+    };
+    let control = ControlStream {
+        io,
+        keepalive: keepalive(&welcome).min(settings.keepalive_ceiling),
+    };
+    let datagrams = transport.has_datagrams() && names_datagrams(&welcome.features);
+    let flows = Flows::new(Arc::clone(&transport), End::Dialer, datagrams, clock.clone());
+    let (tunnel, driver) = Tunnel::new(transport, clock, limits, settings.header_timeout, flows, control);
+    Ok((tunnel, welcome, driver))
 }
 
 async fn within<T>(
@@ -184,16 +276,33 @@ fn give_up(transport: &dyn Transport, error: GreetingError) -> GreetingError {
     error
 }
 
-async fn greet(transport: &dyn Transport, hello: Hello) -> Result<(ByteStream, Welcome), GreetingError> {
+async fn await_welcome(
+    transport: &dyn Transport,
+    io: &mut ByteStream,
+    hello: Hello,
+) -> Result<Welcome, GreetingError> {
+    send(transport, io, ControlMessage::Hello(hello)).await?;
+    match receive(transport, io).await? {
+        ControlMessage::Welcome(welcome) => Ok(welcome),
+        ControlMessage::Refused(refused) => Err(GreetingError::Refused(refused)),
+        ControlMessage::Hello(_)
+        | ControlMessage::Ping(_)
+        | ControlMessage::Pong(_)
+        | ControlMessage::Goodbye(_) => Err(GreetingError::OutOfPlace),
+    }
+}
+
+/// Says hello to be greeted.
+async fn call(transport: &dyn Transport, hello: Hello) -> Result<(ByteStream, Hello), GreetingError> {
     let mut io = transport
         .open(Urgency::Control)
         .await
         .map_err(GreetingError::Transport)?;
     send(transport, &mut io, ControlMessage::Hello(hello)).await?;
     match receive(transport, &mut io).await? {
-        ControlMessage::Welcome(welcome) => Ok((io, welcome)),
+        ControlMessage::Hello(hello) => Ok((io, hello)),
         ControlMessage::Refused(refused) => Err(GreetingError::Refused(refused)),
-        ControlMessage::Hello(_)
+        ControlMessage::Welcome(_)
         | ControlMessage::Ping(_)
         | ControlMessage::Pong(_)
         | ControlMessage::Goodbye(_) => Err(GreetingError::OutOfPlace),
@@ -215,8 +324,12 @@ async fn await_hello(transport: &dyn Transport) -> Result<(ByteStream, Hello), G
     }
 }
 
-/// Sends the refusal and waits until the dialer, having read it, closes.
-async fn decline(transport: &dyn Transport, io: &mut ByteStream, refused: &Refused) {
+/// Sends the refusal and waits until the other side, having read it, closes.
+async fn decline(transport: &dyn Transport, io: &mut ByteStream, refused: Refused) -> GreetingError {
+    let refused = Refused {
+        message: message_text(&refused.message),
+        ..refused
+    };
     let told = async {
         if send(transport, io, ControlMessage::Refused(refused.clone()))
             .await
@@ -228,6 +341,7 @@ async fn decline(transport: &dyn Transport, io: &mut ByteStream, refused: &Refus
     if tokio::time::timeout(REFUSAL_TIMEOUT, told).await.is_err() {
         tracing::debug!("the other side did not take the refusal");
     }
+    give_up(transport, GreetingError::Declined(refused))
 }
 
 async fn send(
@@ -276,6 +390,14 @@ fn keepalive(welcome: &Welcome) -> Duration {
     match welcome.keepalive_millis {
         0 => DEFAULT_KEEPALIVE,
         millis => Duration::from_millis(u64::from(millis)),
+    }
+}
+
+fn check_version(hello: &Hello) -> Result<(), Refused> {
+    if hello.version == TUNNEL_VERSION {
+        Ok(())
+    } else {
+        Err(unsupported(hello.version))
     }
 }
 

@@ -27,5 +27,5 @@ pub use connection::{OpenStreamError, Tunnel, TunnelSettings, TunnelStats};
 pub use driver::TunnelDriver;
 pub use farewell::Farewell;
 pub use flow::Flow;
-pub use greeting::GreetingError;
+pub use greeting::{Greeted, GreetingError};
 pub use stream::{IncomingStream, TunnelStream};

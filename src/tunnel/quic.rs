@@ -179,12 +179,22 @@ pub struct QuicEndpoint {
     endpoint: quinn::Endpoint,
     settings: QuicSettings,
     handshakes: Arc<Semaphore>,
+    /// Whether it is for one connection, which may then take it to another port.
+    single: bool,
 }
 
 impl QuicEndpoint {
     /// An endpoint that only dials, on a port of the system's choice, for IPv6 and IPv4 where the
     /// host has both.
     pub fn client(settings: QuicSettings) -> Result<Self, BindError> {
+        Ok(Self {
+            single: true,
+            ..Self::shared_client(settings)?
+        })
+    }
+
+    /// The same for many connections at once: none of them takes the others to another port.
+    pub fn shared_client(settings: QuicSettings) -> Result<Self, BindError> {
         Self::bind((std::net::Ipv6Addr::UNSPECIFIED, 0).into(), None, settings)
     }
 
@@ -226,6 +236,7 @@ impl QuicEndpoint {
             endpoint,
             settings,
             handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            single: false,
         })
     }
 
@@ -250,7 +261,7 @@ impl QuicEndpoint {
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => Ok(Arc::new(QuicTransport::new(
                 connection,
-                Some(self.endpoint.clone()),
+                self.single.then(|| self.endpoint.clone()),
             ))),
             Ok(Err(error)) => Err(DialError::Closed {
                 address,
@@ -348,7 +359,7 @@ impl IncomingConnection {
 #[derive(Debug)]
 struct QuicTransport {
     connection: quinn::Connection,
-    /// The socket, where this side has dialled.
+    /// The socket, where this side has dialled from one of its own.
     dialled_from: Option<quinn::Endpoint>,
     window: Arc<SendWindow>,
 }

@@ -10,6 +10,7 @@
 //! in [`Hello`]. A reader skips control messages that it does not know and refuses streams whose
 //! version or kind it does not know; the connection lives on.
 
+mod direct;
 mod flow;
 mod proxy_header;
 mod sessions;
@@ -19,6 +20,7 @@ mod stream_end;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use direct::{BRIDGE_NAME_MAX_BYTES, DIRECT_FEATURE, DirectCall};
 pub use flow::{
     DATAGRAMS_FEATURE, End, FLOW_NUMBERS, FlowId, NoFlowId, PACKET_MAX_BYTES, PACKET_PREFIX_BYTES,
 };
@@ -44,15 +46,17 @@ pub const FRAME_MAX_BYTES: usize = 4_096;
 /// Longest text in a control message, in characters.
 const TEXT_MAX_CHARS: usize = 256;
 
-/// Digits of a dial-back's nonce: 128 bits that nobody guesses.
-const DIAL_BACK_NONCE_DIGITS: usize = 32;
+/// Digits of a nonce by which a bridge shows who has asked it to dial: 128 bits that nobody guesses.
+const NONCE_DIGITS: usize = 32;
 
 /// The feature by which a dialer shows that it proves an endpoint and wants no tunnel; the side that
 /// asked for the proof repeats it in its welcome. `None` for what is no nonce.
 pub fn dial_back_feature(nonce: &str) -> Option<String> {
-    let is_nonce =
-        nonce.len() == DIAL_BACK_NONCE_DIGITS && nonce.bytes().all(|digit| digit.is_ascii_hexdigit());
-    is_nonce.then(|| format!("{DIAL_BACK_FEATURE}{}", nonce.to_ascii_lowercase()))
+    is_nonce(nonce).then(|| format!("{DIAL_BACK_FEATURE}{}", nonce.to_ascii_lowercase()))
+}
+
+fn is_nonce(nonce: &str) -> bool {
+    nonce.len() == NONCE_DIGITS && nonce.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
 /// How that feature begins.
@@ -65,7 +69,8 @@ pub struct Hello {
     pub version: u16,
     /// Program and version, for logs.
     pub agent: String,
-    /// Names of optional features that the dialer has: [`DATAGRAMS_FEATURE`] and those of [`SessionClaim`].
+    /// Names of optional features that the dialer has: [`DATAGRAMS_FEATURE`],
+    /// [`DIRECT_FEATURE`] and those of [`SessionClaim`].
     pub features: Vec<String>,
 }
 

@@ -12,6 +12,7 @@
     reason = "a panic is how a test says that it failed"
 )]
 
+mod direct;
 mod federation;
 mod joining;
 mod ladder;

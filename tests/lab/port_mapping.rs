@@ -28,10 +28,10 @@ const PARENT: Ipv4Addr = Ipv4Addr::new(20, 77, 0, 10);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 66);
 
 /// From a tunnel to a proven port: a search for UPnP takes two and a half seconds of it.
-const MAPPED_WITHIN: Duration = Duration::from_secs(40);
+pub const MAPPED_WITHIN: Duration = Duration::from_secs(40);
 
 /// From the router's return to the port's: the promise.
-const REMAPPED_WITHIN: Duration = Duration::from_secs(60);
+pub const REMAPPED_WITHIN: Duration = Duration::from_secs(60);
 
 /// A sixteenth of the time between two looks, and what whole seconds and two clocks may differ by.
 const PCP_FORGIVES: Duration = Duration::from_secs(12);
@@ -59,17 +59,20 @@ insert rule inet lab postrouting jump upnp_postrouting
 ";
 
 /// A federation whose router can be asked for ports.
-struct Home {
-    federation: Federation,
+pub struct Home {
+    /// Both sides.
+    pub federation: Federation,
     options: &'static str,
 }
 
 /// What the router speaks.
-const UPNP_ALONE: &str = "enable_upnp=yes\nenable_natpmp=no\next_ip=20.77.0.2\n";
-const PCP_AND_NAT_PMP: &str = "enable_upnp=no\nenable_natpmp=yes\next_ip=20.77.0.2\n";
+pub const UPNP_ALONE: &str = "enable_upnp=yes\nenable_natpmp=no\next_ip=20.77.0.2\n";
+/// The same.
+pub const PCP_AND_NAT_PMP: &str = "enable_upnp=no\nenable_natpmp=yes\next_ip=20.77.0.2\n";
 
 impl Home {
-    fn open(test: &str, options: &'static str) -> Option<Self> {
+    /// A home with a router that speaks this, unless this machine cannot hold one.
+    pub fn open(test: &str, options: &'static str) -> Option<Self> {
         let federation = Federation::open_as(test, &PARENT.to_string())?;
         if !prerequisites::have(test, &[("miniupnpd", "miniupnpd-nftables")]) {
             return None;
@@ -87,7 +90,7 @@ impl Home {
     }
 
     /// Starts the router's daemon; returns when it answers.
-    fn run_router(&self) -> Process {
+    pub fn run_router(&self) -> Process {
         let directory = self.federation.lab.directory("router");
         let config = directory.join("miniupnpd.conf");
         let text = format!(
@@ -129,11 +132,17 @@ impl Home {
     }
 
     /// Forgets everything, as a router does that is switched off.
-    fn forget(&self) {
+    pub fn forget(&self) {
         for chain in ["upnp_forward", "upnp_prerouting", "upnp_postrouting"] {
             self.router().nft(&format!("flush chain inet lab {chain}"));
         }
         self.federation.lab.router.forget_flows();
+    }
+
+    /// The port on the satellite to which IPv4's way in leads.
+    pub fn internal_port(&self) -> u16 {
+        let internal = self.way_in()["internal"].as_str().unwrap().to_owned();
+        internal.parse::<SocketAddr>().unwrap().port()
     }
 
     /// How IPv4's way in stands.
@@ -142,7 +151,7 @@ impl Home {
     }
 
     /// Waits until a way in is proven, by this protocol, and the parent has been told.
-    fn wait_proven(&self, protocol: &str, at_most: Duration) -> (SocketAddr, Duration) {
+    pub fn wait_proven(&self, protocol: &str, at_most: Duration) -> (SocketAddr, Duration) {
         let (endpoint, took) = wait_timed(&format!("{protocol} has given a port, proven"), at_most, || {
             let way_in = self.way_in();
             let endpoint = way_in["endpoint"].as_str()?.parse::<SocketAddr>().ok()?;

@@ -1,5 +1,5 @@
-//! Proves to a satellite that it can be reached: dials the endpoint that it asks for, by QUIC or HTTPS,
-//! shakes hands with both certificates, shows the nonce that it was given, and says what it found.
+//! Dials satellites where they ask for it, under one rule: to prove to one that it can be reached, by QUIC or
+//! HTTPS, with handshake, the nonce that it has given, and an answer what was found; or for a tunnel.
 
 mod https;
 mod rule;
@@ -19,17 +19,19 @@ use super::federation_api::{CallerCertificate, is_enrolled};
 use super::registry::record::PeerRecord;
 use super::reply::Reply;
 use crate::base::limit::error_chain;
-use crate::base::time::UnixTime;
-use crate::contract::message::{DialBackOver, DialBackRequest};
+use crate::contract::message::{DialBackOver, DialBackRequest, DirectRequest};
 use crate::identity::anchors::Anchors;
 use crate::identity::reversed::bridge_client_config;
-use crate::identity::tls::{IdentityWatch, TimeSource, TlsConfigError};
+use crate::identity::tls::{IdentityWatch, TimeSource};
 use crate::identity::tls_failure::FailureRecord;
 use crate::process::clock::Clock;
 use crate::reach::default_route::source_towards;
-use crate::tunnel::quic::{QuicEndpoint, QuicSettings};
+use crate::tunnel::quic::{BindError, QuicEndpoint, QuicSettings};
+use crate::tunnel::transport::Transport;
 use crate::tunnel::{Tunnel, TunnelSettings};
-use crate::wire::{Goodbye, GoodbyeReason, Hello, TUNNEL_ALPN, TUNNEL_VERSION, dial_back_feature};
+use crate::wire::{
+    DirectCall, Goodbye, GoodbyeReason, Hello, TUNNEL_ALPN, TUNNEL_VERSION, dial_back_feature,
+};
 use rule::{Asked, DialBackRule, NotDialled};
 
 /// Time for one dial, with handshake and greeting: two repetitions of a lost first packet.
@@ -42,13 +44,16 @@ const DIALS_MAX: usize = 64;
 const BUSY_RETRY: Duration = Duration::from_secs(10);
 
 /// How this program calls itself to satellites.
-const AGENT: &str = concat!("powernode-host-bridge/", env!("CARGO_PKG_VERSION"));
+pub(super) const AGENT: &str = concat!("powernode-host-bridge/", env!("CARGO_PKG_VERSION"));
 
 /// Dials back.
 pub struct DialBack {
     rule: Mutex<DialBackRule>,
     dials: Semaphore,
+    /// What tunnels that this side dials run over. A proof has a socket of its own: what a router still
+    /// remembers of an earlier dial from here would let it through where a stranger is not.
     socket: OnceCell<QuicEndpoint>,
+    tunnels: QuicSettings,
     identity: IdentityWatch,
     anchors: watch::Receiver<Arc<Anchors>>,
     clock: Clock,
@@ -60,30 +65,48 @@ impl std::fmt::Debug for DialBack {
     }
 }
 
-/// What a dial found.
-enum Found {
-    /// The very satellite that asked.
-    Reached,
-    /// Not it, and why.
+/// Why a dial did not reach the very satellite that asked for it.
+#[derive(Debug)]
+pub enum NotReached {
+    /// Not it answered, and why.
     Unreachable(String),
     /// The bridge could not try.
     Unable(String),
 }
 
+/// A satellite that this side has dialled because it asked for a tunnel.
+#[derive(Debug)]
+pub struct Reached {
+    /// The connection, its handshake done by both sides.
+    pub transport: Arc<dyn Transport>,
+    /// Where.
+    pub endpoint: SocketAddr,
+    /// What it knows this side's call by.
+    pub call: DirectCall,
+    /// What it calls this side.
+    pub bridge: String,
+}
+
 impl DialBack {
     /// Shows the server's identity and knows satellites by the authority.
-    pub fn new(identity: IdentityWatch, anchors: watch::Receiver<Arc<Anchors>>, clock: Clock) -> Self {
+    pub fn new(
+        identity: IdentityWatch,
+        anchors: watch::Receiver<Arc<Anchors>>,
+        clock: Clock,
+        tunnels: QuicSettings,
+    ) -> Self {
         Self {
             rule: Mutex::new(DialBackRule::new(false)),
             dials: Semaphore::new(DIALS_MAX),
             socket: OnceCell::new(),
+            tunnels,
             identity,
             anchors,
             clock,
         }
     }
 
-    /// Answers a satellite's request.
+    /// Answers a satellite's request for a proof.
     pub async fn answer(&self, peer: &PeerRecord, source: IpAddr, allow_private: bool, body: &[u8]) -> Reply {
         let request: DialBackRequest = match serde_json::from_slice(body) {
             Ok(request) => request,
@@ -95,12 +118,87 @@ impl DialBack {
             }
         };
         let Some(feature) = dial_back_feature(&request.nonce) else {
-            return Reply::failure(StatusCode::UNPROCESSABLE_ENTITY, "nonce is 32 hex digits");
+            return bad_nonce();
         };
-        let endpoint = request.endpoint;
+        let prove = |endpoint| async move {
+            let socket = QuicEndpoint::client(QuicSettings::default()).map_err(no_socket)?;
+            self.prove(&socket, peer, endpoint, feature).await
+        };
+        let (endpoint, nonce) = (request.endpoint, &request.nonce);
+        let call = |endpoint| async move { self.call(peer, endpoint, nonce).await };
+        let found = match request.over {
+            DialBackOver::Quic => self.dial(peer, source, allow_private, endpoint, prove).await,
+            DialBackOver::Https => self.dial(peer, source, allow_private, endpoint, call).await,
+        };
+        let proof = |why_not: Option<&str>| {
+            Reply::data(&json!({
+                "endpoint": endpoint,
+                "reached": why_not.is_none(),
+                "error": why_not,
+                "over": request.over,
+            }))
+        };
+        match found {
+            Ok(Ok(())) => proof(None),
+            Ok(Err(NotReached::Unreachable(why))) => proof(Some(&why)),
+            Ok(Err(NotReached::Unable(why))) => unavailable(&why),
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// Dials a satellite for the tunnel that it asks for, or words the answer why there is none.
+    pub async fn dial_for_tunnel(
+        &self,
+        peer: &PeerRecord,
+        source: IpAddr,
+        allow_private: bool,
+        body: &[u8],
+    ) -> Result<Reached, Reply> {
+        let request: DirectRequest = serde_json::from_slice(body).map_err(|_| {
+            Reply::failure(
+                StatusCode::BAD_REQUEST,
+                "the request is not the JSON object with `endpoint`, `nonce` and `bridge` that asks for a direct tunnel",
+            )
+        })?;
+        let call = DirectCall::asked(&request.nonce).ok_or_else(bad_nonce)?;
+        if DirectCall::again(&request.bridge).is_none() {
+            return Err(Reply::failure(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "bridge is the host-bridge's name and port",
+            ));
+        }
+        let connect =
+            |endpoint| async move { self.connect(self.shared_socket().await?, peer, endpoint).await };
+        match self
+            .dial(peer, source, allow_private, request.endpoint, connect)
+            .await?
+        {
+            Ok(transport) => Ok(Reached {
+                transport,
+                endpoint: request.endpoint,
+                call,
+                bridge: request.bridge,
+            }),
+            Err(NotReached::Unreachable(why)) => Err(reply(request.endpoint, Some(&why))),
+            Err(NotReached::Unable(why)) => Err(unavailable(&why)),
+        }
+    }
+
+    /// One dial under the rule and within its time, or the answer why it is not made.
+    async fn dial<T, F>(
+        &self,
+        peer: &PeerRecord,
+        source: IpAddr,
+        allow_private: bool,
+        endpoint: SocketAddr,
+        dial: impl FnOnce(SocketAddr) -> F,
+    ) -> Result<Result<T, NotReached>, Reply>
+    where
+        F: Future<Output = Result<T, NotReached>>,
+    {
         let address = endpoint.ip().to_canonical();
         let Ok(from) = source_towards(address) else {
-            return unavailable("this host-bridge has no route to that address");
+            return Err(unavailable("this host-bridge has no route to that address"));
         };
         let asked = Asked {
             peer: peer.id,
@@ -109,30 +207,24 @@ impl DialBack {
             own: from == address,
         };
         if let Err(refusal) = self.admit(asked, allow_private) {
-            debug!(peer = %peer.id, %endpoint, %refusal, "a dial-back was refused");
-            return refused(refusal);
+            debug!(peer = %peer.id, %endpoint, %refusal, "a dial was refused");
+            return Err(refused(refusal));
         }
         let Ok(_place) = self.dials.try_acquire() else {
-            return unavailable("this host-bridge proves as many endpoints as it can at the moment");
+            return Err(unavailable(
+                "this host-bridge dials as many satellites as it can at the moment",
+            ));
         };
-        let dial = async {
-            let endpoint = SocketAddr::new(address, endpoint.port());
-            match request.over {
-                DialBackOver::Quic => self.dial(peer, endpoint, feature).await,
-                DialBackOver::Https => self.call(peer, endpoint, &request.nonce).await,
-            }
-        };
-        let found = tokio::time::timeout(DIAL_TIME, dial).await.unwrap_or_else(|_| {
-            Found::Unreachable(format!("nothing answered within {} s", DIAL_TIME.as_secs()))
-        });
-        let (reached, why) = match found {
-            Found::Reached => (true, None),
-            Found::Unreachable(why) => (false, Some(why)),
-            Found::Unable(why) => return unavailable(&why),
-        };
+        let dialled = dial(SocketAddr::new(address, endpoint.port()));
+        let found = tokio::time::timeout(DIAL_TIME, dialled)
+            .await
+            .unwrap_or_else(|_| {
+                let why = format!("nothing answered within {} s", DIAL_TIME.as_secs());
+                Err(NotReached::Unreachable(why))
+            });
         // Every satellite asks every few minutes.
-        debug!(peer = %peer.id, %endpoint, reached, why, "dialled a satellite back");
-        Reply::data(&json!({ "endpoint": endpoint, "reached": reached, "error": why, "over": request.over }))
+        debug!(peer = %peer.id, %endpoint, why = ?found.as_ref().err(), "dialled a satellite");
+        Ok(found)
     }
 
     fn admit(&self, asked: Asked, allow_private: bool) -> Result<(), NotDialled> {
@@ -141,7 +233,29 @@ impl DialBack {
         rule.admit(asked, self.clock.now())
     }
 
-    fn tls(&self, alpn: &[&[u8]], failures: &FailureRecord) -> Result<ClientConfig, TlsConfigError> {
+    async fn shared_socket(&self) -> Result<&QuicEndpoint, NotReached> {
+        let bind = async || QuicEndpoint::shared_client(self.tunnels);
+        self.socket.get_or_try_init(bind).await.map_err(no_socket)
+    }
+
+    /// Shakes hands with the very peer.
+    async fn connect(
+        &self,
+        socket: &QuicEndpoint,
+        peer: &PeerRecord,
+        endpoint: SocketAddr,
+    ) -> Result<Arc<dyn Transport>, NotReached> {
+        let failures = FailureRecord::default();
+        let config = self.tls(&[TUNNEL_ALPN], &failures)?;
+        let transport = socket
+            .dial(endpoint, &endpoint.ip().to_string(), config, &failures)
+            .await
+            .map_err(unreachable)?;
+        self.check_peer(peer, transport.peer_certificate().as_ref())?;
+        Ok(transport)
+    }
+
+    fn tls(&self, alpn: &[&[u8]], failures: &FailureRecord) -> Result<ClientConfig, NotReached> {
         let clock = self.clock.clone();
         let time: TimeSource = Arc::new(move || clock.trusted().now);
         bridge_client_config(
@@ -151,67 +265,76 @@ impl DialBack {
             time,
             failures.clone(),
         )
+        .map_err(|error| NotReached::Unable(error_chain(&error)))
     }
 
-    async fn call(&self, peer: &PeerRecord, endpoint: SocketAddr, nonce: &str) -> Found {
-        match self.tls(https::ALPN, &FailureRecord::default()) {
-            Ok(config) => {
-                let now = self.clock.trusted().now;
-                https::call((peer, now), endpoint, config, nonce).await
-            }
-            Err(error) => Found::Unable(error_chain(&error)),
+    /// Whether what was shown is this very peer's certificate, and in force.
+    fn check_peer(&self, peer: &PeerRecord, shown: Option<&CertificateDer<'_>>) -> Result<(), NotReached> {
+        let now = self.clock.trusted().now;
+        let shown = shown.and_then(|der| CallerCertificate::read(der, now));
+        let is_this_peer =
+            shown.is_some_and(|shown| shown.peer == Some(peer.id) && is_enrolled(peer, shown.key));
+        if is_this_peer {
+            Ok(())
+        } else {
+            Err(NotReached::Unreachable(
+                "another satellite answered there".to_owned(),
+            ))
         }
     }
 
-    async fn dial(&self, peer: &PeerRecord, endpoint: SocketAddr, feature: String) -> Found {
-        let bind = async || QuicEndpoint::client(QuicSettings::default());
-        let socket = match self.socket.get_or_try_init(bind).await {
-            Ok(socket) => socket,
-            Err(error) => return Found::Unable(error_chain(&error)),
+    async fn prove(
+        &self,
+        socket: &QuicEndpoint,
+        peer: &PeerRecord,
+        endpoint: SocketAddr,
+        feature: String,
+    ) -> Result<(), NotReached> {
+        let transport = self.connect(socket, peer, endpoint).await?;
+        let hello = hello(feature.clone());
+        let greeted = Tunnel::dial(transport, hello, TunnelSettings::default(), self.clock.clone()).await;
+        let (tunnel, welcome, driver) = greeted.map_err(unreachable)?;
+        let goodbye = Goodbye {
+            reason: GoodbyeReason::Done,
+            message: String::new(),
+            retry_after_millis: 0,
         };
-        let failures = FailureRecord::default();
-        let config = match self.tls(&[TUNNEL_ALPN], &failures) {
-            Ok(config) => config,
-            Err(error) => return Found::Unable(error_chain(&error)),
-        };
-        let transport = match socket
-            .dial(endpoint, &endpoint.ip().to_string(), config, &failures)
-            .await
-        {
-            Ok(transport) => transport,
-            Err(error) => return Found::Unreachable(error_chain(&error)),
-        };
-        if !is_this_peer(peer, transport.peer_certificate().as_ref(), self.clock.trusted().now) {
-            return Found::Unreachable("another satellite answered there".to_owned());
-        }
-        let hello = Hello {
-            version: TUNNEL_VERSION,
-            agent: AGENT.to_owned(),
-            features: vec![feature.clone()],
-        };
-        match Tunnel::dial(transport, hello, TunnelSettings::default(), self.clock.clone()).await {
-            Ok((tunnel, welcome, driver)) => {
-                let goodbye = Goodbye {
-                    reason: GoodbyeReason::Done,
-                    message: String::new(),
-                    retry_after_millis: 0,
-                };
-                tokio::join!(driver.run(), tunnel.close(goodbye));
-                if welcome.features.contains(&feature) {
-                    Found::Reached
-                } else {
-                    Found::Unreachable("what answered there does not know of this proof".to_owned())
-                }
-            }
-            Err(error) => Found::Unreachable(error_chain(&error)),
+        tokio::join!(driver.run(), tunnel.close(goodbye));
+        if welcome.features.contains(&feature) {
+            Ok(())
+        } else {
+            Err(NotReached::Unreachable(
+                "what answered there does not know of this proof".to_owned(),
+            ))
         }
     }
 }
 
-/// Whether what was shown is this very peer's certificate, and in force.
-fn is_this_peer(peer: &PeerRecord, shown: Option<&CertificateDer<'_>>, now: UnixTime) -> bool {
-    let shown = shown.and_then(|der| CallerCertificate::read(der, now));
-    shown.is_some_and(|shown| shown.peer == Some(peer.id) && is_enrolled(peer, shown.key))
+/// What this side says where it has dialled a satellite.
+pub(super) fn hello(feature: String) -> Hello {
+    Hello {
+        version: TUNNEL_VERSION,
+        agent: AGENT.to_owned(),
+        features: vec![feature],
+    }
+}
+
+/// The answer to a request that was understood.
+pub(super) fn reply(endpoint: SocketAddr, why_not: Option<&str>) -> Reply {
+    Reply::data(&json!({ "endpoint": endpoint, "reached": why_not.is_none(), "error": why_not }))
+}
+
+fn unreachable(error: impl std::error::Error + 'static) -> NotReached {
+    NotReached::Unreachable(error_chain(&error))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn no_socket(error: BindError) -> NotReached {
+    NotReached::Unable(error_chain(&error))
+}
+
+fn bad_nonce() -> Reply {
+    Reply::failure(StatusCode::UNPROCESSABLE_ENTITY, "nonce is 32 hex digits")
 }
 
 fn refused(refusal: NotDialled) -> Reply {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::contract::invitation::HostPort;
 use crate::contract::peer::PeerStatus;
 use crate::machine::join::{Farewell, JoinEvent, JoinState};
-use crate::machine::ladder::{DialFailure, Loss, TunnelId};
+use crate::machine::ladder::{DialFailure, Loss, TunnelId, WayIn};
 use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredIdentity, StoredInvitation};
 use crate::machine::renewal::IdentityChoice;
 use crate::machine::uplinks::{UplinkDial, UplinksPolicy};
@@ -55,6 +55,10 @@ pub enum ChildEvent {
     TunnelDrained(TunnelId),
     /// The box's addresses or routes are others now.
     NetworkChanged,
+    /// Whether host-bridges could dial this box, from now on.
+    WayIn(WayIn),
+    /// The endpoint at which a host-bridge's dial came in is not proven any more.
+    WayInWithdrawn(TunnelId),
     /// The parent told, over an authenticated tunnel, that the peering was suspended or revoked.
     StatusTold(PeerStatus),
     /// What became of the accept, or of the check of its certificate.

@@ -219,6 +219,10 @@ impl ChildMachine {
             }
             ChildEvent::TunnelDrained(id) => self.uplinks.handle_event(id, LadderEvent::Drained(id), now),
             ChildEvent::NetworkChanged => self.uplinks.tell_all(&LadderEvent::NetworkChanged, now),
+            ChildEvent::WayIn(way_in) => self.uplinks.set_way_in(way_in, now),
+            ChildEvent::WayInWithdrawn(id) => {
+                self.uplinks.handle_event(id, LadderEvent::Withdrawn(id), now);
+            }
             ChildEvent::StatusTold(status) => self.status_told(status),
             ChildEvent::Join(event) => self.join_event(event, now, wall),
             ChildEvent::HeartbeatAcknowledged(status) => self.acknowledged(status, now, wall),

@@ -61,6 +61,16 @@ pub struct Loss {
     pub why: String,
 }
 
+/// Whether there is an endpoint of this box that was dialled from outside and answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WayIn {
+    /// None.
+    #[default]
+    Closed,
+    /// One at least.
+    Open,
+}
+
 /// What the machine is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LadderEvent {
@@ -82,6 +92,10 @@ pub enum LadderEvent {
     Drained(TunnelId),
     /// The box's addresses or routes are others now.
     NetworkChanged,
+    /// Whether the host-bridge could dial this box.
+    WayIn(WayIn),
+    /// The endpoint at which this tunnel has come in is not proven any more.
+    Withdrawn(TunnelId),
     /// Try at once whatever may be tried: a reload.
     RetryNow,
     /// Time has passed.

@@ -7,9 +7,14 @@
 //! up and collapses again and again is barred for a growing time, so that a network that flaps does
 //! not make the ladder oscillate. Where nothing else works, a barred rung is tried all the same.
 //!
+//! The best rung, `Direct`, is the host-bridge's dial, which is asked for over the present carrier: it takes part
+//! in no race, is climbed to while a way in is open, and left for the others when that closes or it breaks.
+//!
 //! It never gives up and never spins: while a tunnel is wanted there is a carrier, a dial, or a time.
 
 mod addresses;
+mod climb;
+mod direct;
 mod event;
 mod held;
 mod rung;
@@ -19,9 +24,10 @@ use std::time::Duration;
 
 use addresses::combine;
 pub use addresses::{ADDRESSES_MAX, AddressEvent, AddressRace, AddressVerdict, DIALS_MAX, STAGGER};
+use direct::is_open;
 pub use event::{
     Carrier, DialFailure, DialTarget, LadderAction, LadderEvent, LadderPolicy, LadderState, Loss, Setback,
-    TunnelId,
+    TunnelId, WayIn,
 };
 use held::{Challenger, Race, Retired, Trial};
 use rung::RungRecord;
@@ -74,6 +80,7 @@ pub struct LadderMachine {
     challenger: Option<Challenger>,
     retired: Vec<Retired>,
     records: Vec<(Rung, RungRecord)>,
+    way_in: WayIn,
     rounds: Backoff,
     /// The minute of calm that forgives failed rounds is over.
     forgiven: bool,
@@ -97,6 +104,7 @@ impl LadderMachine {
             challenger: None,
             retired: Vec::new(),
             records: Vec::new(),
+            way_in: WayIn::Closed,
             rounds,
             forgiven: false,
             trusted: false,
@@ -152,28 +160,6 @@ impl LadderMachine {
         self.retired.len()
     }
 
-    /// The rungs that are better than the one in use, and why they are not used.
-    pub fn better(&self, now: Moment) -> Vec<(Rung, WhyNot, Option<Moment>)> {
-        let better = self.records.iter().filter(|(rung, _)| {
-            self.policy.rungs.contains(rung) && self.carrier.is_none_or(|carrier| *rung < carrier.rung)
-        });
-        better
-            .map(|(rung, record)| {
-                let challenger = self.challenger.filter(|challenger| challenger.rung == *rung);
-                let racing = self.race.as_ref().is_some_and(|race| race.has(*rung));
-                let why = match challenger {
-                    Some(Challenger {
-                        trial: Some(trial), ..
-                    }) => WhyNot::Proving { until: trial.until },
-                    Some(Challenger { trial: None, .. }) => WhyNot::Trying,
-                    None if racing => WhyNot::Trying,
-                    None => record.why_not(now),
-                };
-                (*rung, why, record.next_try())
-            })
-            .collect()
-    }
-
     /// One event. Reports of tunnels that were hung up change nothing.
     pub fn handle_event(&mut self, event: LadderEvent, now: Moment) {
         match event {
@@ -212,6 +198,8 @@ impl LadderMachine {
             LadderEvent::NetworkChanged | LadderEvent::RetryNow => {
                 self.look_again(event == LadderEvent::NetworkChanged, now);
             }
+            LadderEvent::WayIn(way_in) => self.way_in(way_in, now),
+            LadderEvent::Withdrawn(id) => self.withdrawn(id, now),
             LadderEvent::Timeout => {}
         }
         self.advance(now);
@@ -289,6 +277,7 @@ impl LadderMachine {
             .policy
             .rungs
             .iter()
+            .filter(|rung| **rung != Rung::Direct)
             .partition(|rung| self.is_barred(**rung, now));
         self.waiting = None;
         self.race = Some(Race {
@@ -366,8 +355,9 @@ impl LadderMachine {
         self.trusted = false;
         // Those that are better and do not come up by themselves are tried again.
         let challenged = self.challenger.map(|challenger| challenger.rung);
+        let way_in = self.way_in;
         for (better, record) in &mut self.records {
-            if *better < rung && Some(*better) != challenged {
+            if *better < rung && Some(*better) != challenged && is_open(*better, way_in) {
                 record.plan(now);
             }
         }
@@ -393,6 +383,10 @@ impl LadderMachine {
                 });
             }
             self.end_race();
+            // It has lost its way in, and its streams may end.
+            if let Some(before) = self.carrier.take() {
+                self.retire(before, false, now);
+            }
             self.carry(id, rung, now, now);
             return;
         }
@@ -420,8 +414,8 @@ impl LadderMachine {
             self.challenger = None;
             if let Some(record) = self.record(challenger.rung) {
                 record.failed(failure.why);
-                record.plan(now);
             }
+            self.plan(challenger.rung, now);
             return;
         }
         let Some(race) = &mut self.race else { return };
@@ -453,14 +447,17 @@ impl LadderMachine {
             self.challenger = None;
             let up_since = challenger.trial.map_or(now, |trial| trial.since);
             self.note_loss(challenger.rung, up_since, &loss, now);
-            if let Some(record) = self.record(challenger.rung) {
-                record.plan(now);
-            }
+            self.plan(challenger.rung, now);
             return;
         }
         let Some(carrier) = self.carrier.take_if(|carrier| carrier.id == id) else {
             return;
         };
+        if self.race.is_some() {
+            // A successor is on its way already, and the reason for it is noted.
+            self.last_failure = Some(loss.why);
+            return;
+        }
         self.note_loss(carrier.rung, carrier.up_since, &loss, now);
         if now.since(carrier.since) >= STABLE_AFTER {
             self.rounds.reset();
@@ -470,12 +467,19 @@ impl LadderMachine {
         }
         // It would be on trial beside nothing.
         self.drop_challenger();
-        self.wait(loss.setback, loss.why, now);
+        if carrier.rung == Rung::Direct && !loss.told {
+            // The other rungs have not failed.
+            self.last_failure = Some(loss.why);
+            self.start_race(now);
+        } else {
+            self.wait(loss.setback, loss.why, now);
+        }
     }
 
     /// Goodbyes are the host-bridge's business; what breaks speaks against the rung.
     fn note_loss(&mut self, rung: Rung, up_since: Moment, loss: &Loss, now: Moment) {
-        let alone = self.policy.rungs.len() < 2;
+        let others = self.policy.rungs.iter().filter(|other| **other != Rung::Direct);
+        let alone = rung != Rung::Direct && others.count() < 2;
         if let Some(record) = self.record(rung) {
             if loss.told || alone {
                 record.failed(loss.why.clone());
@@ -525,20 +529,6 @@ impl LadderMachine {
         }
     }
 
-    /// When a better rung is tried.
-    fn climb_at(&self) -> Option<Moment> {
-        let carrier = self.carrier.filter(|_| self.challenger.is_none())?;
-        let better = self.better_rungs(carrier.rung);
-        better.filter_map(|(_, record)| record.next_try()).min()
-    }
-
-    fn better_rungs(&self, than: Rung) -> impl Iterator<Item = &(Rung, RungRecord)> {
-        let allowed = &self.policy.rungs;
-        self.records
-            .iter()
-            .filter(move |(rung, _)| *rung < than && allowed.contains(rung))
-    }
-
     /// Does what is due.
     fn advance(&mut self, now: Moment) {
         if self.waiting.is_some_and(|until| until <= now) {
@@ -557,19 +547,7 @@ impl LadderMachine {
                     record.trusted();
                 }
             }
-            if self.climb_at().is_some_and(|at| at <= now) {
-                let due = self
-                    .better_rungs(carrier.rung)
-                    .find(|(_, record)| record.next_try().is_some_and(|at| at <= now));
-                if let Some(rung) = due.map(|(rung, _)| *rung) {
-                    let id = self.dial(rung, Some(HOLD));
-                    self.challenger = Some(Challenger {
-                        id,
-                        rung,
-                        trial: None,
-                    });
-                }
-            }
+            self.climb(carrier.rung, now);
         }
         while let Some(at) = self.retired.iter().position(|retired| retired.ends_at() <= now) {
             let retired = self.retired.remove(at);
@@ -587,28 +565,6 @@ impl LadderMachine {
             if let Some(race) = &mut self.race {
                 race.under_way.push((id, rung));
             }
-        }
-    }
-
-    fn advance_trial(&mut self, now: Moment) {
-        let Some(Challenger {
-            id,
-            rung,
-            trial: Some(trial),
-        }) = &mut self.challenger
-        else {
-            return;
-        };
-        if trial.until <= now {
-            let (id, rung, up_since) = (*id, *rung, trial.since);
-            self.challenger = None;
-            if let Some(before) = self.carrier.take() {
-                self.retire(before, true, now);
-            }
-            self.carry(id, rung, up_since, now);
-        } else if trial.probe_at <= now {
-            trial.probe_at = now.plus(PROBE_EVERY);
-            self.actions.push_back(LadderAction::Probe(*id));
         }
     }
 }

@@ -63,6 +63,8 @@ impl fmt::Display for Rung {
 pub enum WhyNot {
     /// It has not been tried yet.
     NotTried,
+    /// No endpoint of this box is proven at which the parent could dial it.
+    NoWayIn,
     /// A dial is under way.
     Trying,
     /// A tunnel is up and is being proven.
@@ -129,7 +131,13 @@ impl RungRecord {
         }
     }
 
-    /// A dial begins.
+    /// Something that it takes is there: it is tried at once, whatever came of it before.
+    pub(super) const fn opened(&mut self, now: Moment) {
+        self.climb.reset();
+        self.next_try = Some(now);
+    }
+
+    /// A dial begins, or none is to be made.
     pub(super) const fn tried(&mut self) {
         self.next_try = None;
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod direct;
 mod flapping;
 
 const RUNGS: [Rung; 3] = [Rung::Quic, Rung::Tls, Rung::Proxy];

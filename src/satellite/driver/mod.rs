@@ -46,6 +46,7 @@ use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::reach::interfaces::{LOOK_EVERY, WayWatch};
+use crate::reach::listen::Listener;
 use crate::store::audit_log::AuditLog;
 use crate::tunnel::Tunnel;
 
@@ -79,6 +80,8 @@ pub struct Driver {
     /// When they were last written.
     facts_written: Option<Moment>,
     certificate: CertificateWatch,
+    /// Where host-bridges can call; `None` where this box listens for none.
+    listener: Option<Listener>,
     /// What the parent may reach of this box; `None` in a short run that only joins.
     services: Option<ServiceServer>,
     /// Dials under way and tunnels that are up.
@@ -147,6 +150,7 @@ impl Driver {
             facts_due: clock.now().plus(FACTS_INTERVAL),
             facts_written: None,
             certificate: CertificateWatch::default(),
+            listener: None,
             services: None,
             links: BTreeMap::new(),
             run: entropy::seed(),
@@ -179,6 +183,13 @@ impl Driver {
             clock: driver.clock.clone(),
         };
         (driver, handle)
+    }
+
+    /// Has host-bridges dial this box where they can.
+    #[must_use]
+    pub fn with_listener(mut self, listener: Option<Listener>) -> Self {
+        self.listener = listener;
+        self
     }
 
     /// Lets the parent reach published services.
@@ -297,6 +308,7 @@ impl Driver {
             Command::Reach(report, proven) => {
                 if self.reach.take(*report, proven) {
                     self.tell(ChildEvent::ContentChanged);
+                    self.follow_ways_in();
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! What the tasks of a link report to the loop, with the link's number on it.
 
+use std::net::SocketAddr;
+
 use tokio::sync::mpsc;
 
 use crate::contract::message::HeartbeatResponse;
@@ -30,6 +32,8 @@ pub(in crate::satellite) enum News {
 /// A tunnel with the address at which it was reached.
 pub(in crate::satellite) struct EstablishedLink {
     pub(in crate::satellite) target: DialTarget,
+    /// Where it came in, if the bridge has dialled.
+    pub(in crate::satellite) endpoint: Option<SocketAddr>,
     pub(in crate::satellite) established: Established,
 }
 

@@ -7,9 +7,14 @@ use tokio::sync::watch;
 
 use super::{Driver, Member, Standing};
 use crate::contract::message::Endpoint;
-use crate::machine::child::LinkPurpose;
+use crate::machine::child::{ChildEvent, LinkPurpose};
+use crate::machine::ladder::{TunnelId, WayIn};
 use crate::machine::membership::Membership;
+use crate::machine::renewal::IdentityChoice;
+use crate::machine::uplinks::UplinkDial;
+use crate::satellite::called::{self, DirectError};
 use crate::satellite::status::{HttpsReport, ReachReport};
+use crate::wire::DIRECT_FEATURE;
 
 /// Where a host-bridge relays requests to a peer, below its URL.
 const RELAY_PATH: &str = "/peers/";
@@ -68,6 +73,11 @@ impl Reach {
         self.https.as_ref()
     }
 
+    /// Where this box can be dialled.
+    pub(super) fn proven(&self) -> &[SocketAddr] {
+        &self.proven
+    }
+
     pub(super) const fn report(&self) -> Option<&ReachReport> {
         self.report.as_ref()
     }
@@ -106,6 +116,59 @@ impl Driver {
             cidr_hint: None,
         });
         called.chain(std::iter::once(relayed)).chain(direct).collect()
+    }
+
+    /// Tells the machine which ways in there are, and which of the tunnels that came in have lost theirs.
+    pub(super) fn follow_ways_in(&mut self) {
+        let proven = self.reach.proven();
+        let way_in = if proven.is_empty() {
+            WayIn::Closed
+        } else {
+            WayIn::Open
+        };
+        let lost = self.links.iter().filter(|(_, link)| {
+            let endpoint = link.up().and_then(|live| live.endpoint);
+            endpoint.is_some_and(|endpoint| !proven.contains(&endpoint))
+        });
+        let lost: Vec<TunnelId> = lost.map(|(id, _)| *id).collect();
+        self.tell(ChildEvent::WayIn(way_in));
+        for id in lost {
+            self.tell(ChildEvent::WayInWithdrawn(id));
+        }
+    }
+
+    /// How the host-bridge is to be asked for a dial of its own.
+    pub(super) fn direct_approach(
+        &self,
+        dial: &UplinkDial,
+        purpose: LinkPurpose,
+        mut features: Vec<String>,
+    ) -> Result<called::Approach, DirectError> {
+        if purpose != LinkPurpose::Member(IdentityChoice::Current) {
+            return Err(DirectError::Renewing);
+        }
+        let listener = self.listener.clone().ok_or(DirectError::NoWayIn)?;
+        let ladders = self.machine.uplinks().ladders();
+        let ladder = ladders.iter().find(|uplink| uplink.bridge == dial.bridge);
+        let carrier = ladder.and_then(|uplink| uplink.ladder.carrier());
+        let live = carrier.and_then(|carrier| self.live(carrier.id));
+        let (live, membership) = live
+            .zip(self.machine.membership())
+            .ok_or(DirectError::NoCarrier)?;
+        if !live.dials_satellites {
+            return Err(DirectError::NotOffered);
+        }
+        features.push(DIRECT_FEATURE.to_owned());
+        Ok(called::Approach {
+            bridge: dial.bridge.clone(),
+            carrier: live.tunnel().clone(),
+            parent: membership.parent.clone(),
+            endpoints: self.reach.proven().to_vec(),
+            listener,
+            features,
+            settings: self.settings.tunnel,
+            clock: self.clock.clone(),
+        })
     }
 
     pub(super) fn show_standing(&self) {

@@ -20,10 +20,11 @@ use crate::process::clock::ParentTimeNote;
 use crate::process::supervisor::TaskScope;
 use crate::reach::connect::{Approach, connect};
 use crate::reach::dial::{Credentials, Established, Introduction};
+use crate::satellite::called::{self, DirectError};
 use crate::satellite::federation_api::FederationApi;
 use crate::satellite::serve::{self, Served};
 use crate::tunnel::Tunnel;
-use crate::wire::{Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, REPLACES_MAX, SessionClaim};
+use crate::wire::{DIRECT_FEATURE, Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, REPLACES_MAX, SessionClaim};
 
 /// A dial, or the tunnel that it gave.
 pub(super) struct Link {
@@ -40,6 +41,10 @@ pub(super) struct LiveLink {
     session: SessionId,
     pub(super) address: SocketAddr,
     pub(super) since: UnixTime,
+    /// Where the bridge has dialled this box, if it has.
+    pub(super) endpoint: Option<SocketAddr>,
+    /// Whether the bridge does so when asked.
+    pub(super) dials_satellites: bool,
     /// Peer and session, on every log line about this tunnel.
     span: Span,
 }
@@ -48,6 +53,60 @@ impl Link {
     pub(super) const fn bridge(&self) -> &HostPort {
         &self.bridge
     }
+
+    pub(super) const fn up(&self) -> Option<&LiveLink> {
+        self.up.as_ref()
+    }
+}
+
+impl LiveLink {
+    pub(super) const fn tunnel(&self) -> &Tunnel {
+        &self.tunnel
+    }
+}
+
+/// How a dial is made.
+enum Dial {
+    /// By this side.
+    Out(Approach),
+    /// By the bridge, which is asked, or not even that.
+    In(Result<called::Approach, DirectError>),
+}
+
+impl Dial {
+    async fn carry_out(self, id: TunnelId) -> News {
+        let (failed, refused) = match self {
+            Self::Out(approach) => match connect(approach).await {
+                Ok((target, established)) => return up(target, None, established),
+                Err(failure) => (failure.for_ladder(), failure.refuses_identity()),
+            },
+            Self::In(approach) => {
+                let called = match &approach {
+                    Ok(approach) => called::connect(approach).await,
+                    Err(_) => Err(DirectError::NoWayIn),
+                };
+                match called {
+                    Ok(called) => return up(called.target, Some(called.endpoint), called.established),
+                    Err(error) => (approach.err().unwrap_or(error).for_ladder(), false),
+                }
+            }
+        };
+        let why = failed.why.clone();
+        let event = if refused {
+            ChildEvent::DialRefused(id, failed)
+        } else {
+            ChildEvent::DialFailed(id, failed)
+        };
+        News::Failed(event, why)
+    }
+}
+
+fn up(target: DialTarget, endpoint: Option<SocketAddr>, established: Established) -> News {
+    News::Established(Box::new(EstablishedLink {
+        target,
+        endpoint,
+        established,
+    }))
 }
 
 impl Driver {
@@ -109,62 +168,22 @@ impl Driver {
             tracing::error!("a dial was wanted for an identity that is not there");
             return;
         };
-        let UplinkDial {
-            id,
-            bridge,
-            rung,
-            trial,
-        } = dial;
-        let lost = self.lost_sessions.iter().filter(|(of, _)| *of == bridge);
+        let lost = self.lost_sessions.iter().filter(|(of, _)| *of == dial.bridge);
         let claim = SessionClaim {
             run: Some(self.run),
-            trial,
+            trial: dial.trial,
             replaces: lost.map(|(_, session)| *session).collect(),
         };
-        let remembered = self
-            .facts
-            .good_addresses
-            .iter()
-            .map(|(host, address)| DialTarget {
-                host: host.clone(),
-                address: *address,
-            });
-        let approach = Approach {
-            bridge: bridge.clone(),
-            rung,
-            proxy: self
-                .settings
-                .ways
-                .proxy
-                .proxy_for(bridge.host(), bridge.port())
-                .cloned(),
-            remembered: remembered.collect(),
-            introduction: Introduction {
-                credentials,
-                features: claim.features(),
-                settings: self.settings.tunnel,
-                clock: self.clock.clone(),
-            },
+        let way = if dial.rung == Rung::Direct {
+            Dial::In(self.direct_approach(&dial, purpose, claim.features()))
+        } else {
+            Dial::Out(self.approach(&dial, credentials, claim.features()))
         };
+        let UplinkDial { id, bridge, rung, .. } = dial;
         tracing::debug!(%bridge, %rung, link = %id, "dialling");
         let (scope, reporter) = (self.scope.child(), self.reporter(id));
         scope.spawn_until_cancelled("dial", async move {
-            let news = match connect(approach).await {
-                Ok((target, established)) => {
-                    News::Established(Box::new(EstablishedLink { target, established }))
-                }
-                Err(failure) => {
-                    let of_ladder = failure.for_ladder();
-                    let why = of_ladder.why.clone();
-                    let event = if failure.refuses_identity() {
-                        ChildEvent::DialRefused(id, of_ladder)
-                    } else {
-                        ChildEvent::DialFailed(id, of_ladder)
-                    };
-                    News::Failed(event, why)
-                }
-            };
-            reporter.send(news).await;
+            reporter.send(way.carry_out(id).await).await;
         });
         let link = Link {
             bridge,
@@ -173,6 +192,33 @@ impl Driver {
             up: None,
         };
         self.links.insert(id, link);
+    }
+
+    fn approach(&self, dial: &UplinkDial, credentials: Credentials, mut features: Vec<String>) -> Approach {
+        if self.listener.is_some() {
+            features.push(DIRECT_FEATURE.to_owned());
+        }
+        let remembered = self
+            .facts
+            .good_addresses
+            .iter()
+            .map(|(host, address)| DialTarget {
+                host: host.clone(),
+                address: *address,
+            });
+        let (host, port) = (dial.bridge.host(), dial.bridge.port());
+        Approach {
+            bridge: dial.bridge.clone(),
+            rung: dial.rung,
+            proxy: self.settings.ways.proxy.proxy_for(host, port).cloned(),
+            remembered: remembered.collect(),
+            introduction: Introduction {
+                credentials,
+                features,
+                settings: self.settings.tunnel,
+                clock: self.clock.clone(),
+            },
+        }
     }
 
     fn credentials(&self, purpose: LinkPurpose) -> Option<Credentials> {
@@ -190,6 +236,7 @@ impl Driver {
     pub(super) fn established(&mut self, id: TunnelId, link: EstablishedLink) {
         let EstablishedLink {
             target,
+            endpoint,
             established:
                 Established {
                     tunnel,
@@ -224,7 +271,7 @@ impl Driver {
         };
         let span = tracing::info_span!("tunnel", peer, session = %welcome.session);
         span.in_scope(|| {
-            tracing::info!(bridge = %target.address, host = %target.host, rung = %link.rung, agent = %foreign_text(&welcome.agent), "tunnel up");
+            tracing::info!(bridge = %target.address, host = %target.host, rung = %link.rung, endpoint = endpoint.map(tracing::field::display), agent = %foreign_text(&welcome.agent), "tunnel up");
         });
         let running = async move {
             driver.run().await;
@@ -236,17 +283,24 @@ impl Driver {
             session: welcome.session,
             address: target.address,
             since,
+            endpoint,
+            dials_satellites: welcome.features.iter().any(|feature| feature == DIRECT_FEATURE),
             span,
         });
         let bridge = link.bridge.clone();
         self.lost_sessions.retain(|(of, _)| *of != bridge);
-        self.remember(&target);
+        if endpoint.is_none() {
+            self.remember(&target);
+        }
         self.failures.link_is_up();
         if renewal_only {
             tracing::info!("the parent counts the certificate as expired, and takes its renewal");
             self.tell(ChildEvent::RenewalOnly(id));
         }
         self.tell(ChildEvent::Connected(id));
+        if endpoint.is_some_and(|endpoint| !self.reach.proven().contains(&endpoint)) {
+            self.tell(ChildEvent::WayInWithdrawn(id));
+        }
         // A change is one against what was true when the tunnel came up.
         self.look_at_ways();
     }

@@ -18,21 +18,22 @@ use crate::reach::listen::Listener;
 const NONCE: &str = "0123456789abcdef0123456789abcdef";
 
 /// A bridge for labs: loopback is where everything is.
-async fn lab_bridge() -> TestBridge {
+pub(super) async fn lab_bridge() -> TestBridge {
     TestBridge::start_with(&[("reach.allow_private", "true")]).await
 }
 
 /// A satellite that listens.
-struct Listening {
-    tunnel: Tunnel,
-    listener: Listener,
+pub(super) struct Listening {
+    pub(super) peer: PeerId,
+    pub(super) tunnel: Tunnel,
+    pub(super) listener: Listener,
     stored: StoredIdentity,
-    supervisor: Supervisor,
+    pub(super) supervisor: Supervisor,
 }
 
 impl TestBridge {
-    async fn listening(&self, name: &str) -> Listening {
-        let (_, token) = self.invite(name);
+    pub(super) async fn listening(&self, name: &str) -> Listening {
+        let (peer, token) = self.invite(name);
         let key = PrivateKey::generate().unwrap();
         let (status, answer) = self.https(None, accept(&token, Some(&key))).await.unwrap();
         assert_eq!(status, 200, "{answer}");
@@ -43,7 +44,8 @@ impl TestBridge {
             not_before: UnixTime::EPOCH,
         };
         let trust = ParentTrust::Pinned(self.running.registry.authority().fingerprint());
-        let listener = Listener::bind(0, self.running.clock.clone(), "test/1").unwrap();
+        let listener =
+            Listener::bind(0, QuicSettings::default(), self.running.clock.clone(), "test/1").unwrap();
         listener
             .serve(&stored, trust, vec!["127.0.0.1".to_owned()])
             .unwrap();
@@ -62,6 +64,7 @@ impl TestBridge {
             drop(endpoint);
         });
         Listening {
+            peer,
             tunnel,
             listener,
             stored,
@@ -125,7 +128,7 @@ async fn an_https_listener_is_proven_by_the_nonce_and_its_certificate() {
         (one.endpoint(), NONCE, false),
     ] {
         let body = json!({ "endpoint": endpoint, "nonce": nonce, "over": "https" });
-        let (status, answer) = one.send(&body).await;
+        let (status, answer) = one.post(TUNNEL_DIAL_BACK_PATH, body).await;
         let data = &answer["data"];
         assert_eq!(
             (status, &data["reached"], &data["over"]),
@@ -138,17 +141,18 @@ async fn an_https_listener_is_proven_by_the_nonce_and_its_certificate() {
 }
 
 impl Listening {
-    fn endpoint(&self) -> SocketAddr {
+    pub(super) fn endpoint(&self) -> SocketAddr {
         let port = self.listener.local_address().unwrap().port();
         (Ipv4Addr::LOCALHOST, port).into()
     }
 
     async fn ask(&self, endpoint: SocketAddr, nonce: &str) -> (u16, Value) {
-        self.send(&json!({ "endpoint": endpoint, "nonce": nonce })).await
+        let body = json!({ "endpoint": endpoint, "nonce": nonce });
+        self.post(TUNNEL_DIAL_BACK_PATH, body).await
     }
 
-    async fn send(&self, body: &Value) -> (u16, Value) {
-        let request = request(Method::POST, TUNNEL_DIAL_BACK_PATH, body);
+    pub(super) async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+        let request = request(Method::POST, path, &body);
         let limits = tunnel_http::HttpLimits::default();
         let answer = tunnel_http::request(&self.tunnel, TraceId(1), request, limits)
             .await
@@ -157,7 +161,7 @@ impl Listening {
         (status, serde_json::from_slice(answer.body()).unwrap())
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.supervisor.shutdown(DEADLINE, std::future::pending()).await;
     }
 }

@@ -5,6 +5,7 @@
 
 mod access;
 mod dial_back;
+mod direct;
 mod expired;
 mod https;
 mod operators;
