@@ -291,3 +291,50 @@ impl WaitTimeout for std::process::Child {
         false
     }
 }
+
+#[test]
+fn a_rotated_authority_is_followed_by_the_word_of_the_one_before() {
+    let (bridge, daemon, satellite) = joined();
+    let running = satellite.run();
+    bridge.wait_status("shop-17", "active");
+    let code_of_before = bridge.join_code("shop-18");
+    let rotated = bridge.json(&["ca", "rotate"]);
+    assert_eq!(rotated["predecessor"]["in_use_by"], json!(["shop-17"]));
+    let (_, again) = fail(&bridge.output(&["ca", "rotate"]));
+    assert!(again.contains("under way"), "{again}");
+
+    // It comes back with what it knew before, and hears of the new one in the answer to its heartbeat.
+    running.kill();
+    let running = satellite.run();
+    let status = wait_for("both authorities are trusted", || {
+        let status = satellite.status();
+        let anchors = status["certificate"]["anchors"].as_array().map_or(0, Vec::len);
+        (anchors == 2).then_some(status)
+    });
+    assert_eq!(status["heartbeat"]["last_error"], Value::Null);
+    assert_eq!(
+        status["certificate"]["anchors"][1]["fingerprint"],
+        rotated["fingerprint"]
+    );
+    running.kill();
+    daemon.kill();
+    let _daemon = bridge.run();
+    let running = satellite.run();
+    bridge.wait_status("shop-17", "active");
+    assert_eq!(
+        satellite.status()["certificate"]["anchors"]
+            .as_array()
+            .map(Vec::len),
+        Some(2)
+    );
+
+    let late = SatelliteSite::new();
+    succeed(&late.join(&code_of_before));
+    let (_, refused) = fail(&bridge.output(&["ca", "retire"]));
+    assert!(refused.contains("overlap"), "{refused}");
+    succeed(&bridge.output(&["ca", "retire", "--force"]));
+    let ca = bridge.json(&["ca", "show"]);
+    assert_eq!(ca["predecessor"], Value::Null);
+    assert_eq!(ca["fingerprint"], rotated["fingerprint"]);
+    drop(running);
+}

@@ -379,7 +379,19 @@ fn accept_response_is_read_and_written() {
     let certificate = response.federation_certificate.as_ref().unwrap();
     assert_eq!(certificate.not_after.to_string(), "2026-08-15T13:44:12Z");
 
-    // What a satellite has no use for is the node's enrolment; the rest comes out as it went in.
+    let node = response.delivery.node_enrollment.as_ref().unwrap();
+    let told = &given["data"]["node_enrollment"];
+    assert_eq!(node.intended_subject, told["intended_subject"].as_str().unwrap());
+    assert_eq!(
+        node.bootstrap_token.expose_text(),
+        told["bootstrap_token"].as_str()
+    );
+    assert_eq!(
+        node.platform_url.to_string(),
+        told["platform_url"].as_str().unwrap()
+    );
+
+    // A server of ours has no nodes; the rest comes out as it went in.
     let mut expected = given;
     expected["data"]
         .as_object_mut()

@@ -100,6 +100,10 @@ pub enum AuditAction {
     PeerRevoked,
     /// A peer's certificate was renewed.
     CertificateRenewed,
+    /// A new certificate authority has taken over.
+    AuthorityRotated,
+    /// The certificate authority before it counts no more.
+    AuthorityRetired,
     /// A session was cut by an operator.
     SessionCut,
     /// An operator account was made.
@@ -138,6 +142,8 @@ impl AuditAction {
             Self::PeerResumed => "peer_resumed",
             Self::PeerRevoked => "peer_revoked",
             Self::CertificateRenewed => "certificate_renewed",
+            Self::AuthorityRotated => "authority_rotated",
+            Self::AuthorityRetired => "authority_retired",
             Self::SessionCut => "session_cut",
             Self::OperatorAdded => "operator_added",
             Self::OperatorChanged => "operator_changed",

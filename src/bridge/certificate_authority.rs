@@ -26,7 +26,7 @@ use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::invitation::CaFingerprint;
 use crate::identity::anchors::{Anchors, AnchorsError};
-use crate::identity::certificate::{CertificateChain, CertificateFacts, PemError, peer_subject};
+use crate::identity::certificate::{CertificateChain, CertificateFacts, PemError, peer_subject, write_pem};
 use crate::identity::key::{GenerateKeyError, InvalidPrivateKey, PrivateKey};
 
 /// Life of a federation certificate (contract section 3).
@@ -73,6 +73,21 @@ pub struct CertificateAuthority {
     fingerprint: CaFingerprint,
     certified_key: PublicKeyDigest,
     not_after: UnixTime,
+}
+
+/// What a rotation begins with.
+#[derive(Debug)]
+pub struct Succession {
+    /// The next authority.
+    pub next: CertificateAuthority,
+    cross: CertificateDer<'static>,
+}
+
+impl Succession {
+    /// The certificate by which the authority before vouches for the next.
+    pub fn cross_pem(&self) -> String {
+        write_pem([&self.cross])
+    }
 }
 
 /// Why no authority was made.
@@ -262,7 +277,8 @@ impl CertificateAuthority {
         }
         let key = PrivateKey::generate()?;
         let mut params = params(name, now, now.plus(AUTHORITY_LIFETIME), serial)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        // Room for one more: the cross certificate of a rotation.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.use_authority_key_identifier_extension = false;
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params
@@ -270,6 +286,42 @@ impl CertificateAuthority {
             .map_err(CreateAuthorityError::Sign)?
             .into();
         Self::assemble(key, certificate).map_err(CreateAuthorityError::Certificate)
+    }
+
+    /// The authority to follow this one, and this one's word for it: a certificate for the same name and key
+    /// under its own signature, as good for as long as itself.
+    pub fn succeed(
+        &self,
+        now: UnixTime,
+        [serial, cross_serial]: [SerialEntropy; 2],
+    ) -> Result<Succession, CreateAuthorityError> {
+        let next = Self::create(&self.next_name(), now, serial)?;
+        let not_after = self.end_of(AUTHORITY_LIFETIME, now)?;
+        let mut params = params(&self.next_name(), now, not_after, cross_serial)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let cross = self
+            .issuer()
+            .and_then(|issuer| params.signed_by(&next.key, &issuer))
+            .map_err(CreateAuthorityError::Sign)?
+            .into();
+        Ok(Succession { next, cross })
+    }
+
+    /// Another name than this one's, so that nobody takes one for the other: `Example CA G2`.
+    fn next_name(&self) -> String {
+        let facts = CertificateFacts::of_der(&self.certificate).ok();
+        let name = facts.and_then(|facts| facts.subject_cn).unwrap_or_default();
+        let (base, generation) = match name.rsplit_once(" G") {
+            Some((base, number)) => match number.parse::<u32>() {
+                Ok(number) => (base.to_owned(), number),
+                Err(_) => (name, 1),
+            },
+            None => (name, 1),
+        };
+        let suffix = format!(" G{}", generation.saturating_add(1));
+        let room = AUTHORITY_NAME_MAX_CHARS.saturating_sub(suffix.len());
+        base.chars().take(room).chain(suffix.chars()).collect()
     }
 
     /// An authority that was kept as [`CertificateAuthority::expose_key`] and
@@ -306,12 +358,17 @@ impl CertificateAuthority {
         self.key.expose_pkcs8()
     }
 
+    /// Its certificate.
+    pub const fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
     /// The end of its certificate.
     pub const fn not_after(&self) -> UnixTime {
         self.not_after
     }
 
-    /// Its certificate.
+    /// Its certificate as PEM.
     pub fn certificate_pem(&self) -> String {
         self.anchors.to_pem()
     }

@@ -27,7 +27,7 @@ use super::ingress::Ingress;
 use super::links::Links;
 use super::metrics::BridgeObserved;
 use super::operator_api::OperatorApi;
-use super::registry::Registry;
+use super::registry::{Registry, RetireError, Retirement};
 use super::server_identity::{self, ServerIdentityError};
 use super::settings::BridgeSettings;
 use crate::audit::retention::Retention;
@@ -208,7 +208,7 @@ impl Running {
             blocking(move || server_identity::current(&registry, &names, now)).await?
         };
         let (shown, identity) = watch::channel(Arc::new(identity));
-        let (_, anchors) = watch::channel(Arc::new(registry.authority().anchors().clone()));
+        let anchors = registry.anchors();
         let time: TimeSource = {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
@@ -402,10 +402,15 @@ impl Running {
         intake.spawn_until_cancelled("upkeep", {
             let (registry, clock) = (Arc::clone(&self.registry), self.clock.clone());
             let (settings, shown) = (self.settings.subscribe(), self.shown.clone());
+            let mut anchors = self.registry.anchors();
             async move {
                 let mut hourly = ticks(UPKEEP_INTERVAL);
                 loop {
-                    hourly.tick().await;
+                    // A rotated authority issues the server's certificate at once.
+                    tokio::select! {
+                        _ = hourly.tick() => {}
+                        _ = anchors.changed() => {}
+                    }
                     upkeep(&registry, &clock, &settings, &shown).await;
                 }
             }
@@ -505,6 +510,14 @@ async fn upkeep(
         }
         if let Err(error) = registry.forget_stale_tokens(grace, now) {
             error!(error = %error_chain(&error), "spent tokens could not be forgotten");
+        }
+        match registry.retire_authority(Retirement::InTime, now) {
+            Ok(()) => info!("the overlap of the authority's rotation is over; the old one counts no more"),
+            Err(RetireError::Nothing | RetireError::Overlap { .. }) => {}
+            Err(error @ RetireError::InUse { .. }) => info!(reason = %error, "the old authority is not retired yet"),
+            Err(RetireError::Store(error)) => {
+                error!(error = %error_chain(&error), "the old authority could not be retired");
+            }
         }
         if let Err(error) = registry.archive_grants(now) {
             error!(error = %error_chain(&error), "revoked grants could not be archived");

@@ -352,16 +352,22 @@ impl FederationApi {
         }
         match path {
             CERTIFICATE_REFRESH_PATH => self.refresh(&peer, key, body),
-            TRUST_BUNDLE_PATH => Reply::data(&json!({
-                "ca_bundle_pem": self.registry.authority().certificate_pem(),
-                "generated_at": self.clock.trusted().now.to_string(),
-            })),
+            TRUST_BUNDLE_PATH => self.trust_bundle(),
             SERVICE_CATALOG_PATH => Reply::data(&json!({
                 "offerings": [],
                 "generated_at": self.clock.trusted().now.to_string(),
             })),
             other => Reply::unknown_path(other),
         }
+    }
+
+    fn trust_bundle(&self) -> Reply {
+        let authorities = self.registry.authorities();
+        Reply::data(&json!({
+            "ca_bundle_pem": authorities.anchors().to_pem(),
+            "cross_certificates_pem": authorities.cross_pem(),
+            "generated_at": self.clock.trusted().now.to_string(),
+        }))
     }
 
     fn accept(&self, body: &[u8], caller: &Caller) -> Reply {
@@ -441,6 +447,13 @@ impl FederationApi {
                         env!("CARGO_PKG_VERSION"),
                         remote_version.as_deref().map(foreign_text).as_deref(),
                     )),
+                    trust_anchors: self
+                        .registry
+                        .authorities()
+                        .anchors()
+                        .fingerprints()
+                        .map(|fingerprint| fingerprint.to_string())
+                        .collect(),
                 })
             }
             Err(HeartbeatError::UnknownPeer | HeartbeatError::Denied(_)) => unreachable_peer(),

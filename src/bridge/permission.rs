@@ -255,6 +255,8 @@ pub enum Action<'a> {
     SeeWholeAudit,
     /// See and change operators.
     ManageOperators,
+    /// Rotate the certificate authority, and retire the one before.
+    ManageAuthority,
     /// Something with a peer.
     OnPeer(PeerAction, PeerRef<'a>),
     /// Reach a service of a peer.
@@ -267,7 +269,7 @@ impl<'a> Action<'a> {
         match self {
             Self::SeeHealth | Self::SeeWholeAudit => Role::Viewer,
             Self::ReachService(..) => Role::Operator,
-            Self::ManageOperators => Role::Admin,
+            Self::ManageOperators | Self::ManageAuthority => Role::Admin,
             Self::OnPeer(action, _) => match action {
                 PeerAction::See => Role::Viewer,
                 PeerAction::Ask | PeerAction::Instruct | PeerAction::CutSession | PeerAction::Pause => {
@@ -282,21 +284,26 @@ impl<'a> Action<'a> {
     pub const fn peer(&self) -> Option<&PeerRef<'a>> {
         match self {
             Self::OnPeer(_, peer) | Self::ReachService(peer, _) => Some(peer),
-            Self::SeeHealth | Self::SeeWholeAudit | Self::ManageOperators => None,
+            Self::SeeHealth | Self::SeeWholeAudit | Self::ManageOperators | Self::ManageAuthority => None,
         }
     }
 
     /// Whether a limit to some peers forbids it altogether: what concerns all peers, or could lift the
     /// limit itself.
     const fn needs_all_peers(&self) -> bool {
-        matches!(self, Self::SeeWholeAudit | Self::ManageOperators)
+        matches!(
+            self,
+            Self::SeeWholeAudit | Self::ManageOperators | Self::ManageAuthority
+        )
     }
 
     /// Whether a limit to some services forbids it altogether: it goes around them.
     const fn needs_all_services(&self) -> bool {
         matches!(
             self,
-            Self::ManageOperators | Self::OnPeer(PeerAction::Instruct | PeerAction::ChangeGrants, _)
+            Self::ManageOperators
+                | Self::ManageAuthority
+                | Self::OnPeer(PeerAction::Instruct | PeerAction::ChangeGrants, _)
         )
     }
 
@@ -306,6 +313,7 @@ impl<'a> Action<'a> {
             Self::SeeHealth => "seeing the health of the bridge",
             Self::SeeWholeAudit => "seeing audit entries that are about no peer",
             Self::ManageOperators => "managing operators",
+            Self::ManageAuthority => "rotating the certificate authority",
             Self::ReachService(..) => "reaching a service",
             Self::OnPeer(action, _) => match action {
                 PeerAction::See => "seeing a peer",

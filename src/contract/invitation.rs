@@ -200,6 +200,14 @@ impl ParentUrl {
     }
 }
 
+impl ParentUrl {
+    /// The path, without a `/` at its end; empty when there is none.
+    pub fn path(&self) -> &str {
+        let after_scheme = self.text.split_once("://").map_or("", |(_, rest)| rest);
+        after_scheme.find('/').map_or("", |at| &after_scheme[at..])
+    }
+}
+
 impl fmt::Display for ParentUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

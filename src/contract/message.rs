@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
+use super::delivery::{Delivery, TrustExchange};
 use super::peer::{PeerKind, PeerStatus};
 use crate::base::id::PeerId;
 use crate::base::limit::foreign_text;
@@ -82,8 +83,8 @@ pub struct FederationCertificate {
     pub not_after: UnixTime,
 }
 
-/// `data` of an accept's answer, as far as a satellite uses it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// `data` of an accept's answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AcceptResponse {
     /// The parent's id for this peering.
     pub peer_id: PeerId,
@@ -107,6 +108,30 @@ pub struct AcceptResponse {
     /// Soft steps that failed on the parent.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+    /// All else; the embedded parent has nothing.
+    #[serde(flatten, skip_serializing)]
+    pub delivery: Delivery,
+}
+
+/// By what the two sides know each other from an accept on (contract section 3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AcceptedTrust {
+    /// The parent has certified this side's key.
+    Hierarchical(FederationCertificate),
+    /// Each side certifies itself, and has given the other its CA.
+    Symmetric(TrustExchange),
+}
+
+impl AcceptResponse {
+    /// What the answer establishes; where both came, the certificate, as for the parent the CSR wins. None is
+    /// what a parent gives whose certificate authority has failed (contract section 11).
+    pub fn trust(&self) -> Option<AcceptedTrust> {
+        let certificate = self.federation_certificate.clone();
+        certificate.map(AcceptedTrust::Hierarchical).or_else(|| {
+            let exchange = self.delivery.trust_exchange.clone();
+            exchange.map(AcceptedTrust::Symmetric)
+        })
+    }
 }
 
 const fn platform_kind() -> PeerKind {
@@ -232,6 +257,20 @@ pub struct HeartbeatResponse {
     /// How the versions fit.
     #[serde(default)]
     pub schema_compatibility: Option<SchemaCompatibility>,
+    /// Fingerprints of the authorities in the parent's trust bundle: a hint that it is another one. Only our
+    /// host-bridge sends it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trust_anchors: Vec<String>,
+}
+
+/// `data` of a trust bundle (contract section 8).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrustBundle {
+    /// The authorities.
+    pub ca_bundle_pem: String,
+    /// By which older authorities vouch for newer ones. Only our host-bridge sends it.
+    #[serde(default)]
+    pub cross_certificates_pem: Option<String>,
 }
 
 /// A refused or failed contract request, as the other side words it.

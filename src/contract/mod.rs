@@ -2,9 +2,11 @@
 //! peer states, spawn payloads, join codes, acceptance tokens. No IO: text in, values out.
 
 pub mod compatibility;
+pub mod delivery;
 pub mod invitation;
 pub mod join_code;
 pub mod message;
+pub mod node;
 pub mod peer;
 pub mod service;
 pub mod token;
@@ -22,6 +24,10 @@ pub const TRUST_BUNDLE_PATH: &str = "/api/v1/system/federation_api/trust_bundle"
 /// Path under which a federation certificate is renewed over mTLS. The published contract has
 /// none for peers; this one mirrors `node_api/enroll/refresh` (contract section 4).
 pub const CERTIFICATE_REFRESH_PATH: &str = "/api/v1/system/federation_api/certificate/refresh";
+/// Path under which a box becomes a node, below the platform's URL (contract section 4).
+pub const NODE_ENROLL_PATH: &str = "/api/v1/system/node_api/enroll";
+/// Path under which a node's certificate is renewed.
+pub const NODE_REFRESH_PATH: &str = "/api/v1/system/node_api/enroll/refresh";
 /// Path of the operator's peers (contract section 9).
 pub const FEDERATION_PEERS_PATH: &str = "/api/v1/system/sdwan/federation_peers";
 /// Path of one resource, followed by its kind and id (contract section 8).

@@ -205,23 +205,31 @@ pub(super) enum AuthorityStanding {
 }
 
 /// The fields of a certificate as they lie in its bytes (RFC 5280, section 4.1).
-struct Fields<'a> {
+pub(super) struct Fields<'a> {
+    /// What is signed, with its tag and length.
+    pub(super) signed: &'a [u8],
+    /// How it is signed, with its tag and length.
+    pub(super) algorithm: &'a [u8],
+    /// The signature, as a bit string's content.
+    pub(super) signature: &'a [u8],
     serial: &'a [u8],
-    issuer: &'a [u8],
-    not_before: i64,
-    not_after: i64,
-    subject: &'a [u8],
-    public_key: &'a [u8],
-    is_ca: bool,
+    pub(super) issuer: &'a [u8],
+    pub(super) not_before: i64,
+    pub(super) not_after: i64,
+    pub(super) subject: &'a [u8],
+    /// With its tag and length.
+    pub(super) public_key: &'a [u8],
+    pub(super) is_ca: bool,
 }
 
 impl<'a> Fields<'a> {
-    fn read(bytes: &'a [u8]) -> Result<Self, NotDer> {
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, NotDer> {
         let mut certificate = Reader::new(Reader::only(bytes, tag::SEQUENCE)?.content);
-        let mut signed = certificate.enter(tag::SEQUENCE)?;
-        certificate.expect(tag::SEQUENCE)?;
-        certificate.expect(tag::BIT_STRING)?;
+        let whole = certificate.expect(tag::SEQUENCE)?;
+        let algorithm = certificate.expect(tag::SEQUENCE)?.whole;
+        let signature = certificate.expect(tag::BIT_STRING)?.content;
         certificate.end()?;
+        let mut signed = Reader::new(whole.content);
 
         // Version 1 says nothing of its version. Old roots have it, and rustls takes them for anchors.
         if let Some(version) = signed.optional(tag::context(0))? {
@@ -247,6 +255,9 @@ impl<'a> Fields<'a> {
             }
         }
         Ok(Self {
+            signed: whole.whole,
+            algorithm,
+            signature,
             serial,
             issuer,
             not_before,

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -29,6 +29,11 @@ const PKCS8_V1_PREFIX: [u8; 16] = [
 
 /// `AlgorithmIdentifier` of Ed25519 keys and signatures (RFC 8410, section 3).
 const ED25519_ALGORITHM: [u8; 7] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70];
+
+/// What precedes the 32 bytes of a public key where certificates hold it (RFC 8410, section 4).
+const ED25519_PUBLIC_PREFIX: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+];
 
 /// Random bytes that a key is made of.
 const SEED_BYTES: usize = 32;
@@ -133,6 +138,19 @@ impl PrivateKey {
     }
 }
 
+/// Whether the Ed25519 key of a certificate has signed the message. Algorithm, key and signature (a bit string's
+/// content) as certificates hold them; anything but Ed25519 has not.
+pub(super) fn has_signed(public_key: &[u8], algorithm: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    let (Some(key), [0, signature @ ..]) = (public_key.strip_prefix(&ED25519_PUBLIC_PREFIX), signature)
+    else {
+        return false;
+    };
+    algorithm == ED25519_ALGORITHM
+        && UnparsedPublicKey::new(&ED25519, key)
+            .verify(message, signature)
+            .is_ok()
+}
+
 impl rcgen::PublicKeyData for PrivateKey {
     fn der_bytes(&self) -> &[u8] {
         self.pair.public_key().as_ref()
@@ -159,6 +177,11 @@ impl fmt::Debug for PrivateKey {
             .field(&self.public_key_digest())
             .finish()
     }
+}
+
+/// A key of [`PrivateKey::expose_pkcs8`] as PEM, for other programs.
+pub fn pkcs8_pem(pkcs8: &Secret) -> Secret {
+    Secret::from_text(pem_section("PRIVATE KEY", pkcs8.expose()))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ pub mod issued;
 pub mod key;
 pub mod parent_caller;
 pub mod reversed;
+pub mod succession;
 pub mod tls;
 pub mod tls_failure;
 

@@ -90,6 +90,19 @@ impl TestAuthority {
         Self::from_params(&Self::params(name), Some(self))
     }
 
+    /// One whose certificate ends then.
+    pub(crate) fn ending(name: &str, not_after: UnixTime) -> Self {
+        let mut params = Self::params(name);
+        params.not_after = OffsetDateTime::from_unix_timestamp(not_after.as_seconds()).unwrap();
+        Self::from_params(&params, None)
+    }
+
+    /// This one's word for another: a certificate for its name and key.
+    pub(crate) fn vouch_for(&self, next: &Self) -> CertificateDer<'static> {
+        let cross = next.params.clone().signed_by(&next.key, &self.issuer());
+        cross.unwrap().into()
+    }
+
     fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();

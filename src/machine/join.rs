@@ -12,16 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::membership::{
-    AcceptedAnswer, JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
+    AcceptedAnswer, Delivered, JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
 };
+use super::node_identity::NodeStanding;
 use crate::base::id::PeerId;
-use crate::base::limit::foreign_text;
 use crate::base::time::{Moment, UnixTime};
-use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
+use crate::contract::delivery::shown_warnings;
+use crate::contract::message::{AcceptResponse, AcceptedTrust, ContractFailure, FederationCertificate};
 use crate::contract::token::TokenDigest;
-
-/// Most warnings of an accept that are kept and shown: the published parent has four soft steps.
-const WARNINGS_MAX: usize = 8;
 
 /// How far a join has come: the record in the store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -215,15 +213,6 @@ impl JoinState {
             Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => false,
         }
     }
-}
-
-/// A parent's warnings as they may be stored, logged and shown: few, short, each on one line.
-pub fn shown_warnings(warnings: &[String]) -> Vec<String> {
-    warnings
-        .iter()
-        .take(WARNINGS_MAX)
-        .map(|warning| foreign_text(warning))
-        .collect()
 }
 
 /// What the machine is told.
@@ -532,13 +521,12 @@ impl JoinMachine {
         if self.next.is_some() {
             return;
         }
-        let Some(certificate) = response.federation_certificate else {
-            self.refuse(
-                JoinRefusal::NoCertificate {
-                    warnings: shown_warnings(&response.warnings),
-                },
-                wall,
-            );
+        let trust = response.trust();
+        let delivery = response.delivery;
+        let warnings = shown_warnings(response.warnings.iter().chain(&delivery.unusable));
+        // An exchange of CAs was not asked for: without a certificate this side cannot show itself.
+        let Some(AcceptedTrust::Hierarchical(certificate)) = trust else {
+            self.refuse(JoinRefusal::NoCertificate { warnings }, wall);
             return;
         };
         let answer = AcceptedAnswer {
@@ -547,6 +535,14 @@ impl JoinMachine {
             contract_version: response.contract_version_agreed,
             certificate,
             accepted_at: response.accepted_at.unwrap_or(wall),
+            node: delivery
+                .node_enrollment
+                .map(|enrollment| NodeStanding::due(enrollment, response.accepted_at, wall)),
+            delivered: Delivered {
+                trust_exchange: delivery.trust_exchange,
+                rest: delivery.rest,
+                warnings,
+            },
         };
         let next = JoinState::Accepted {
             invitation: invitation.used_up(),
@@ -605,6 +601,8 @@ impl JoinMachine {
             candidate: None,
             accepted_at: answer.accepted_at,
             status: answer.status,
+            node: answer.node.clone(),
+            delivered: answer.delivered.clone(),
         };
         self.persist(JoinState::Enrolled(membership));
     }

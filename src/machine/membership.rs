@@ -5,11 +5,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::node_identity::NodeStanding;
 use crate::base::id::PeerId;
 use crate::base::secret::{self, Secret};
 use crate::base::time::UnixTime;
+use crate::contract::delivery::TrustExchange;
 use crate::contract::invitation::{
-    ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl, dial_addresses,
+    CaFingerprint, ContractVersion, HostPort, Invitation, ParentTrust, ParentUrl, dial_addresses,
 };
 use crate::contract::message::{Disclosure, FederationCertificate};
 use crate::contract::peer::{PeerStatus, SpawnMode};
@@ -135,6 +137,22 @@ pub struct AcceptedAnswer {
     pub certificate: FederationCertificate,
     /// When the parent accepted, by the parent's clock where it told it.
     pub accepted_at: UnixTime,
+    /// By what this box is to become a node of the platform, if it is.
+    pub node: Option<NodeStanding>,
+    /// What else came beside the certificate.
+    pub delivered: Delivered,
+}
+
+/// What an accept's answer held beyond the certificate, for whatever needs it later.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Delivered {
+    /// The other side's CA, where trust is symmetric.
+    pub trust_exchange: Option<TrustExchange>,
+    /// All that no part of the program knows, as one JSON object; empty when there was nothing.
+    #[serde(with = "secret::stored")]
+    pub rest: Secret,
+    /// What the parent warned of, and what of its answer could not be used.
+    pub warnings: Vec<String>,
 }
 
 /// A key and the certificate that the parent issued for it.
@@ -180,6 +198,38 @@ pub struct Membership {
     pub accepted_at: UnixTime,
     /// The peering as the parent last told it.
     pub status: PeerStatus,
+    /// How far this box is in being a node of the platform, if it is to be one.
+    pub node: Option<NodeStanding>,
+    /// What else came with the accept beside the certificate.
+    pub delivered: Delivered,
+}
+
+/// The parent's authorities after one of them has vouched for another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FollowedAnchors {
+    /// The authorities.
+    pub pem: String,
+    /// Their fingerprints in the same order, the latest last.
+    pub fingerprints: Vec<CaFingerprint>,
+}
+
+impl Membership {
+    /// Trusts these authorities from now on. A pin of one that is not among them moves to the latest, for the
+    /// next join of this box.
+    pub fn follow(&mut self, followed: &FollowedAnchors) {
+        followed
+            .pem
+            .clone_into(&mut self.identity.certificate.ca_chain_pem);
+        if let Some(Candidate::Issued(candidate)) = &mut self.candidate {
+            followed.pem.clone_into(&mut candidate.certificate.ca_chain_pem);
+        }
+        if let (ParentTrust::Pinned(pin), Some(latest)) =
+            (&mut self.parent.trust, followed.fingerprints.last())
+            && !followed.fingerprints.contains(pin)
+        {
+            *pin = *latest;
+        }
+    }
 }
 
 /// Why a join ended without a membership. Each needs the operator; none is retried by itself.

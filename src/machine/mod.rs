@@ -9,7 +9,8 @@
 //! | [`uplinks`] | how many host-bridges are held at once, and over which the satellite speaks |
 //! | [`heartbeat`] | when to send, what an answer or its absence means |
 //! | [`renewal`] | when to renew the certificate, and when the new one may replace the old |
-//! | [`child`] | a whole satellite: the four above, and what one tells the other |
+//! | [`node_identity`] | how the box becomes a node of the platform, and stays one |
+//! | [`child`] | a whole satellite: those above, and what one tells the other |
 //! | [`mapping_lease`] | whether a port on the router leads here, and for how long |
 //! | [`liveness`] | when a quiet tunnel is pinged, and when it is given up |
 //! | [`service_health`] | whether a published service's program is there |
@@ -26,6 +27,7 @@ pub mod ladder;
 pub mod liveness;
 pub mod mapping_lease;
 pub mod membership;
+pub mod node_identity;
 pub mod renewal;
 pub mod service_health;
 pub mod source_rate;

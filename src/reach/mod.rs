@@ -4,6 +4,7 @@
 pub mod connect;
 pub mod default_route;
 pub mod dial;
+pub mod https;
 pub mod interfaces;
 pub mod listen;
 pub mod port_mapping;

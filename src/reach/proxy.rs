@@ -241,7 +241,11 @@ pub async fn dial(
 }
 
 /// Has the proxy open the way.
-async fn open(proxy: &Proxy, target: &str, time: TimeSource) -> Result<(BoxedIo, SocketAddr), ProxyError> {
+pub(super) async fn open(
+    proxy: &Proxy,
+    target: &str,
+    time: TimeSource,
+) -> Result<(BoxedIo, SocketAddr), ProxyError> {
     let credentials = match &proxy.credentials {
         Some(credentials) => Some(credentials_text(credentials).await?),
         None => None,

@@ -368,6 +368,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
             ..TunnelSettings::default()
         },
         ways: config.ways.clone(),
+        node: config.node_identity.clone(),
         operator: configured_operator(config),
     }
 }

@@ -3,13 +3,14 @@
 
 use crate::base::limit::error_chain;
 use crate::base::time::{TrustedTime, UnixTime};
+use crate::contract::delivery::shown_warnings;
 use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest};
 use crate::identity::anchors::Anchors;
 use crate::identity::certificate::{CertificateFacts, peer_subject};
 use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
 use crate::identity::key::PrivateKey;
 use crate::machine::child::ChildEvent;
-use crate::machine::join::{JoinEvent, shown_warnings};
+use crate::machine::join::JoinEvent;
 use crate::machine::membership::{
     AcceptedAnswer, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
 };
@@ -18,6 +19,9 @@ use crate::tunnel::http::HttpOverTunnelError;
 
 use super::driver::{News, Reporter};
 use super::parent_client::{self, ExchangeError};
+
+/// Who answers over a tunnel, in messages.
+const PARENT: &str = "the parent";
 
 /// A new key with its request.
 pub(super) fn generate_key(
@@ -39,13 +43,13 @@ pub(super) async fn accept(
 ) {
     let news = match parent_client::accept(&tunnel, &invitation, &csr_pem).await {
         Ok(ContractAnswer::Data(response)) => {
-            for warning in shown_warnings(&response.warnings) {
+            for warning in shown_warnings(response.warnings.iter().chain(&response.delivery.unusable)) {
                 tracing::warn!(%warning, "the parent accepted this satellite with a warning");
             }
             News::Event(ChildEvent::Join(JoinEvent::Answered(Box::new(response))))
         }
         Ok(ContractAnswer::Failure(failure)) => {
-            let why = failure_text("accept", &failure);
+            let why = failure_text(PARENT, "accept", &failure);
             News::Failed(ChildEvent::Join(JoinEvent::Failed(failure)), why)
         }
         Err(error @ ExchangeError::Lost(HttpOverTunnelError::Open(_) | HttpOverTunnelError::Refused(_))) => {
@@ -75,7 +79,7 @@ pub(super) async fn heartbeat(tunnel: Tunnel, reporter: Reporter, parent: Parent
                 401 | 403 => ChildEvent::HeartbeatRefused,
                 _ => ChildEvent::HeartbeatFailed(failure.retry_after),
             };
-            News::Failed(event, failure_text("heartbeat", &failure))
+            News::Failed(event, failure_text(PARENT, "heartbeat", &failure))
         }
         Err(error) => News::Failed(ChildEvent::HeartbeatFailed(None), error_chain(&error)),
     };
@@ -102,11 +106,22 @@ pub(super) async fn refresh(
                 401 | 403 => ChildEvent::RefreshRefused,
                 _ => ChildEvent::RefreshFailed,
             };
-            News::Failed(event, failure_text("certificate renewal", &failure))
+            News::Failed(event, failure_text(PARENT, "certificate renewal", &failure))
         }
         Err(error) => News::Failed(ChildEvent::RefreshFailed, error_chain(&error)),
     };
     reporter.send(news).await;
+}
+
+/// Asks for the parent's trust bundle. A parent that serves none is asked again another day.
+pub(super) async fn trust_bundle(tunnel: Tunnel, reporter: Reporter, parent: Parent) {
+    match parent_client::trust_bundle(&tunnel, &parent).await {
+        Ok(ContractAnswer::Data(bundle)) => reporter.send(News::Bundle(Box::new(bundle))).await,
+        Ok(ContractAnswer::Failure(failure)) => {
+            tracing::debug!(reason = %failure_text(PARENT, "trust bundle", &failure), "no trust bundle");
+        }
+        Err(error) => tracing::debug!(reason = %error_chain(&error), "no trust bundle"),
+    }
 }
 
 /// Checks the certificate of an accept.
@@ -154,7 +169,8 @@ fn verify_refresh(
     )
 }
 
-fn verify(
+/// Checks a certificate that was issued for a key, whoever issued it.
+pub(super) fn verify(
     certificate: &FederationCertificate,
     subject_cn: &str,
     key: &KeyMaterial,
@@ -192,12 +208,12 @@ fn time_for(certificate: &FederationCertificate, time: TrustedTime) -> UnixTime 
     }
 }
 
-fn failure_text(what: &str, failure: &ContractFailure) -> String {
+pub(super) fn failure_text(who: &str, what: &str, failure: &ContractFailure) -> String {
     if failure.error.is_empty() {
-        format!("the parent answered the {what} with HTTP {}", failure.http_status)
+        format!("{who} answered the {what} with HTTP {}", failure.http_status)
     } else {
         format!(
-            "the parent answered the {what} with HTTP {}: {}",
+            "{who} answered the {what} with HTTP {}: {}",
             failure.http_status, failure.error
         )
     }

@@ -3,6 +3,7 @@
 //! minute are written rarely: the card of a small box must not wear out.
 
 mod examination;
+mod version_1;
 
 use std::path::{Path, PathBuf};
 
@@ -83,7 +84,17 @@ impl Record for StoredMappings {
 struct StoredState(JoinState);
 
 impl Record for StoredState {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn upgrade(version: u8, bytes: &[u8]) -> Result<Self, RecordError> {
+        match version {
+            1 => version_1::read(bytes).map(Self),
+            found => Err(RecordError::UnknownVersion {
+                found,
+                known: Self::VERSION,
+            }),
+        }
+    }
 }
 
 /// What is good to know again after a restart, and no loss if it is old.

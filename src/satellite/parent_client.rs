@@ -17,12 +17,13 @@ use crate::base::id::TraceId;
 
 use crate::contract::message::{
     AcceptRequest, AcceptResponse, ContractAnswer, ContractFailure, DialBackAnswer, DialBackRequest,
-    DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, UnusableAnswer,
-    read_answer,
+    DirectRequest, Endpoint, FederationCertificate, HeartbeatRequest, HeartbeatResponse, TrustBundle,
+    UnusableAnswer, read_answer,
 };
 use crate::contract::service::Offering;
 use crate::contract::{
-    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TUNNEL_DIAL_BACK_PATH, TUNNEL_DIRECT_PATH,
+    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TRUST_BUNDLE_PATH, TUNNEL_DIAL_BACK_PATH,
+    TUNNEL_DIRECT_PATH,
 };
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
@@ -105,6 +106,21 @@ pub async fn dial_back(
     post(tunnel, parent, TUNNEL_DIAL_BACK_PATH, request).await
 }
 
+/// Asks for the authorities that the parent is known by.
+pub async fn trust_bundle(
+    tunnel: &Tunnel,
+    parent: &Parent,
+) -> Result<ContractAnswer<TrustBundle>, ExchangeError> {
+    let request = Request::builder()
+        .method(Method::GET)
+        .uri(TRUST_BUNDLE_PATH)
+        .header(HOST, parent.url.host().to_string())
+        .header(USER_AGENT, AGENT)
+        .body(Full::new(Bytes::new()))
+        .map_err(|_| ExchangeError::Request("the path is not a path"))?;
+    exchange(tunnel, request).await
+}
+
 /// Asks the bridge to dial an endpoint of this satellite's for a tunnel.
 pub async fn direct(
     tunnel: &Tunnel,
@@ -144,28 +160,51 @@ fn capabilities(operator: &Operator) -> Map<String, Value> {
     capabilities
 }
 
-/// One exchange with the parent.
+/// Posts to the parent.
 pub(super) async fn post<T: DeserializeOwned>(
     tunnel: &Tunnel,
     parent: &Parent,
     path: &str,
     body: &impl Serialize,
 ) -> Result<ContractAnswer<T>, ExchangeError> {
-    // The body may hold the token: one buffer from the start, wiped when the request is done with it.
-    let mut json = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY_BYTES));
-    serde_json::to_writer(&mut *json, body).map_err(|_| ExchangeError::Request("its body is not JSON"))?;
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(HOST, parent.url.host().to_string())
-        .header(CONTENT_TYPE, "application/json")
-        .header(USER_AGENT, AGENT)
-        .body(Full::new(Bytes::from_owner(json)))
-        .map_err(|_| ExchangeError::Request("the path is not a path"))?;
+    let request = post_request(&parent.url.host().to_string(), path, body)?;
+    exchange(tunnel, request).await
+}
+
+async fn exchange<T: DeserializeOwned>(
+    tunnel: &Tunnel,
+    request: Request<Full<Bytes>>,
+) -> Result<ContractAnswer<T>, ExchangeError> {
     let response = tunnel_http::request(tunnel, TraceId(entropy::seed()), request, HttpLimits::default())
         .await
         .map_err(ExchangeError::Lost)?;
-    let retry_after = retry_after(&response);
+    Ok(answer_of(&response)?)
+}
+
+/// The request for it, on whatever way it goes.
+pub(super) fn post_request(
+    host: &str,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<Request<Full<Bytes>>, ExchangeError> {
+    // The body may hold a token: one buffer from the start, wiped when the request is done with it.
+    let mut json = Zeroizing::new(Vec::with_capacity(BODY_CAPACITY_BYTES));
+    serde_json::to_writer(&mut *json, body).map_err(|_| ExchangeError::Request("its body is not JSON"))?;
+    Request::builder()
+        .method(Method::POST)
+        .uri(path)
+        .header(HOST, host)
+        .header(CONTENT_TYPE, "application/json")
+        .header(USER_AGENT, AGENT)
+        .body(Full::new(Bytes::from_owner(json)))
+        .map_err(|_| ExchangeError::Request("the path is not a path"))
+}
+
+/// What a whole answer says, and when to come back.
+pub(super) fn answer_of<T: DeserializeOwned>(
+    response: &Response<Bytes>,
+) -> Result<ContractAnswer<T>, UnusableAnswer> {
+    let retry_after = retry_after(response);
     let mut answer = read_answer(response.status().as_u16(), response.body())?;
     if let ContractAnswer::Failure(ContractFailure {
         retry_after: told, ..

@@ -6,16 +6,20 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::base::id::PeerId;
+use crate::base::limit::foreign_text;
 use crate::base::time::{UnixTime, rfc3339};
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::contract::peer::{PeerStatus, SpawnMode};
+use crate::identity::anchors::Anchors;
+use crate::identity::certificate::CertificateFacts;
 use crate::machine::child::EventKind;
 use crate::machine::join::JoinState;
 use crate::machine::mapping_lease::MappingProtocol;
-use crate::machine::membership::{Candidate, Membership, Operator};
+use crate::machine::membership::{Candidate, Membership, Operator, StoredIdentity};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
 use crate::reach::port_mapping::MappingView;
 use crate::satellite::grants::GrantsReport;
+use crate::satellite::node_report::NodeReport;
 use crate::satellite::services::ServiceReport;
 
 /// The whole report. Field names are the `--json` output: additions only.
@@ -44,6 +48,9 @@ pub struct StatusReport {
     pub heartbeat: HeartbeatReport,
     /// The federation certificate.
     pub certificate: Option<CertificateReport>,
+    /// The node's identity, where the box is to be a node of its platform.
+    #[serde(default)]
+    pub node: Option<NodeReport>,
     /// The time in use.
     pub clock: ClockReport,
     /// Where the state is kept.
@@ -190,6 +197,9 @@ pub struct PeerReport {
     pub location: String,
     /// Declared data residency.
     pub data_residency: Option<String>,
+    /// What the parent warned of when it accepted, and what of its answer could not be used.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// The tunnel.
@@ -271,7 +281,7 @@ pub struct HeartbeatReport {
     pub schema_compatibility: Option<SchemaCompatibility>,
 }
 
-/// The federation certificate.
+/// A certificate: the federation's, or the node's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CertificateReport {
     /// `valid`, `renewal due`, `expires soon`, `expired`, `not yet valid`.
@@ -295,6 +305,43 @@ pub struct CertificateReport {
     /// Whether it has expired and the parent, when it was reached, did not renew it.
     #[serde(default)]
     pub needs_rejoin: bool,
+    /// The parent's authorities that are trusted, the oldest first.
+    #[serde(default)]
+    pub anchors: Vec<AnchorReport>,
+    /// Why the parent's trust bundle is not followed, in words.
+    #[serde(default)]
+    pub bundle_error: Option<String>,
+}
+
+/// An authority that is trusted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnchorReport {
+    /// SHA-256 of its certificate.
+    pub fingerprint: String,
+    /// Its name.
+    pub subject: Option<String>,
+    /// End of its validity.
+    #[serde(with = "rfc3339")]
+    pub not_after: UnixTime,
+}
+
+impl AnchorReport {
+    fn all_of(identity: &StoredIdentity) -> Vec<Self> {
+        let Ok(anchors) = Anchors::from_pem(&identity.certificate.ca_chain_pem) else {
+            return Vec::new();
+        };
+        let facts = anchors
+            .certificates()
+            .iter()
+            .filter_map(|der| CertificateFacts::of_der(der).ok());
+        facts
+            .map(|facts| Self {
+                fingerprint: facts.fingerprint.to_string(),
+                subject: facts.subject_cn.as_deref().map(foreign_text),
+                not_after: facts.not_after,
+            })
+            .collect()
+    }
 }
 
 /// What is to be done then.
@@ -356,6 +403,9 @@ impl StatusReport {
             link,
             heartbeat,
             certificate: membership.map(|membership| CertificateReport::of(membership, clock.trusted)),
+            node: membership
+                .and_then(|membership| membership.node.as_ref())
+                .map(|node| NodeReport::of(node, clock.trusted)),
             clock,
             store,
             services: Vec::new(),
@@ -405,6 +455,9 @@ impl StatusReport {
                 headline = format!("{headline}; {NEEDS_REJOIN}");
             }
         }
+        if let Some(node) = self.node.as_ref().and_then(NodeReport::worry) {
+            headline = format!("{headline}; {node}");
+        }
         headline
     }
 
@@ -437,12 +490,14 @@ impl PeerReport {
             operator_contact: membership.operator.contact.clone(),
             location: membership.operator.location.clone(),
             data_residency: membership.operator.data_residency.clone(),
+            warnings: membership.delivered.warnings.clone(),
         }
     }
 }
 
 impl CertificateReport {
-    fn is_worrying(&self) -> bool {
+    /// Whether somebody should look at it.
+    pub fn is_worrying(&self) -> bool {
         [
             CertificateStanding::ExpiresSoon,
             CertificateStanding::Expired,
@@ -453,22 +508,27 @@ impl CertificateReport {
     }
 
     fn of(membership: &Membership, now: UnixTime) -> Self {
-        let (not_before, not_after) = (
-            membership.identity.not_before,
-            membership.identity.certificate.not_after,
-        );
+        let renewal = membership.candidate.as_ref().map(|candidate| match candidate {
+            Candidate::Requested(_) => "requested",
+            Candidate::Issued(_) => "proving",
+        });
+        Self::of_identity(&membership.identity, renewal, now)
+    }
+
+    /// How an identity stands, and what is done to renew it.
+    pub fn of_identity(identity: &StoredIdentity, renewal: Option<&str>, now: UnixTime) -> Self {
+        let (not_before, not_after) = (identity.not_before, identity.certificate.not_after);
         Self {
             standing: CertificateStanding::judge(not_before, not_after, now).to_string(),
-            serial: membership.identity.certificate.serial.clone(),
+            serial: identity.certificate.serial.clone(),
             not_before,
             not_after,
             renew_at: renewal_due(not_before, not_after),
-            renewal: membership.candidate.as_ref().map(|candidate| match candidate {
-                Candidate::Requested(_) => "requested".to_owned(),
-                Candidate::Issued(_) => "proving".to_owned(),
-            }),
+            renewal: renewal.map(str::to_owned),
             renewal_error: None,
             needs_rejoin: false,
+            anchors: AnchorReport::all_of(identity),
+            bundle_error: None,
         }
     }
 }

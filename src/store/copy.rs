@@ -18,9 +18,10 @@ use super::error::is_full;
 use super::file::{FILE_MODE, belong_as, beside, erase, give_to_owner, sync_directory};
 use crate::base::secret::Secret;
 
-/// Most bytes of content. An identity with its key and chain has about 4 KiB; what is larger
-/// belongs into the store alone.
-pub const CONTENT_MAX_BYTES: usize = 256 * 1024;
+/// Most bytes of content. An identity with its key and chain has about 4 KiB; an answer that is not checked
+/// yet may be as large as any ([`JSON_BODY_MAX_BYTES`](crate::base::limit::JSON_BODY_MAX_BYTES)), with the
+/// membership beside it that it is to replace.
+pub const CONTENT_MAX_BYTES: usize = 768 * 1024;
 
 const MAGIC: &[u8; 8] = b"pn-copy\n";
 const FORMAT_VERSION: u8 = 1;
@@ -146,7 +147,9 @@ pub fn read(path: &Path) -> Result<Copy, CopyError> {
     // One byte more than the longest, so that a longer file is seen to be one.
     let most = HEAD_BYTES + CONTENT_MAX_BYTES + CHECKSUM_BYTES + 1;
     // Room for all of it at once: a buffer that grows leaves unwiped pieces behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(most));
+    let size = file.metadata().map_err(io_error)?.len();
+    let room = usize::try_from(size).unwrap_or(most).saturating_add(1).min(most);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
     file.take(most as u64).read_to_end(&mut bytes).map_err(io_error)?;
     Ok(match decode(&bytes) {
         Ok(content) => Copy::Whole(Secret::new(content.to_vec())),

@@ -74,7 +74,10 @@ async fn watch(request: Request<Incoming>) -> Result<Response<Frames>, Infallibl
     tokio::spawn(async move {
         let mut count = 0;
         while let Some(Ok(frame)) = body.frame().await {
-            if let Ok(data) = frame.into_data() {
+            // HTTP/2 may end a stream by a frame without content.
+            if let Ok(data) = frame.into_data()
+                && !data.is_empty()
+            {
                 count += 1;
                 let capitals = Bytes::from(data.to_ascii_uppercase());
                 if send.send(Frame::data(capitals)).await.is_err() {

@@ -53,6 +53,51 @@ async fn a_join_sends_what_the_contract_says() {
 }
 
 #[tokio::test]
+async fn what_came_with_the_accept_is_kept() {
+    let parent = ScriptedParent::start();
+    parent.next(
+        ACCEPT_PATH,
+        Answer::Data(Box::new(|book: &mut Book, body| {
+            let authority = std::sync::Arc::clone(&book.authority);
+            let csr = body["csr_pem"].as_str().unwrap();
+            let certificate = book.certificate(&authority, csr, PEER);
+            let mut data = accept_data(book.now, &certificate);
+            data["trust_exchange"] = json!({ "ca_bundle_pem": "PEM", "assigned_inbound_subject": "fed:x" });
+            data["cluster"] = json!({ "join_token": "of the cluster" });
+            data["governance"] = json!(["any", 1]);
+            data["node_enrollment"] = json!("soon");
+            data["warnings"] = json!(["grant_failed: try\nlater"]);
+            data
+        })),
+    );
+    let site = Site::new();
+    let running = site.run().await;
+    running.join(invitation(&parent)).await;
+    let report = running.wait("active", StatusReport::is_active).await;
+    running.stop().await;
+    let JoinState::Joined(membership) = site.state().await else {
+        panic!("not joined");
+    };
+    let delivered = membership.delivered;
+    assert_eq!(
+        delivered.trust_exchange.unwrap().assigned_inbound_subject,
+        "fed:x"
+    );
+    let rest: serde_json::Value = serde_json::from_slice(delivered.rest.expose()).unwrap();
+    assert_eq!(
+        rest,
+        json!({
+            "cluster": { "join_token": "of the cluster" },
+            "governance": ["any", 1],
+            "sdwan_attach": { "anything": true },
+        })
+    );
+    assert_eq!(delivered.warnings[0], "grant_failed: try later");
+    assert!(delivered.warnings[1].contains("node_enrollment cannot be used: it is no object"));
+    assert_eq!(report.peer.unwrap().warnings, delivered.warnings);
+}
+
+#[tokio::test]
 async fn a_platform_that_forgets_costs_a_token_but_not_the_key() {
     let parent = ScriptedParent::start();
     parent.forget();

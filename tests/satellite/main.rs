@@ -7,6 +7,7 @@
     reason = "a panic is how a test says that it failed"
 )]
 
+mod anchors;
 mod clock;
 mod daemon;
 mod grants;
@@ -14,6 +15,7 @@ mod https;
 mod join;
 mod link;
 mod membership;
+mod node;
 mod renewal;
 #[path = "../scripted_parent/mod.rs"]
 mod scripted_parent;

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "test support")]
 
+pub mod platform;
 pub mod site;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -499,7 +500,8 @@ async fn answer(
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await.unwrap().to_bytes();
-    let body: Value = serde_json::from_slice(&body).unwrap();
+    // What is asked with GET has none.
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     let scripted = {
         let mut book = shared.book.lock().unwrap();
         book.seen.push(Seen {

@@ -16,6 +16,7 @@ use powernode_satellite::machine::ladder::{LadderPolicy, Rung};
 use powernode_satellite::machine::membership::{Operator, StoredInvitation};
 use powernode_satellite::machine::uplinks::UplinksPolicy;
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
+use powernode_satellite::process::config::node::NodeIdentityConfig;
 use powernode_satellite::process::config::satellite::Ways;
 use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor, TaskScope};
 use powernode_satellite::satellite::driver::{Driver, DriverHandle, DriverSettings};
@@ -133,6 +134,7 @@ pub fn settings() -> DriverSettings {
         },
         tunnel: TunnelSettings::default(),
         ways: Ways::default(),
+        node: NodeIdentityConfig::default(),
         operator: None,
     }
 }

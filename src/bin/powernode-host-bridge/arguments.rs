@@ -492,6 +492,21 @@ pub enum CaCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Make a new authority; the present one vouches for it and is taken for the time of the overlap
+    Rotate {
+        /// How long both count, such as 100d [default: authority.rotation_overlap]
+        #[arg(long, value_name = "DURATION")]
+        overlap: Option<HumaneDuration>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// End the overlap: what the old authority has issued is not taken any more
+    Retire {
+        /// Even if satellites have to rejoin after it
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// What to do with the state key.

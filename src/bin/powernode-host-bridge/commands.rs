@@ -55,12 +55,7 @@ impl Shell<'_> {
             Command::Request { peer, path } => self.request(&peer, &path).await,
             Command::Sessions { command } => self.sessions(command).await,
             Command::Operators { command } => self.operators(command).await,
-            Command::Ca {
-                command: CaCommand::Show { json },
-            } => {
-                let authority = self.get(CA_PATH).await?;
-                print_answer(&authority, json, show::authority)
-            }
+            Command::Ca { command } => self.authority(command).await,
             Command::Status { json } => {
                 let health = self.get(HEALTH_PATH).await?;
                 print_answer(&health, json, show::health)
@@ -121,6 +116,25 @@ impl Shell<'_> {
                 let path = format!("{}/revoke", of(&peer)?);
                 let peer = self.post(&path, &json!({ "reason": reason })).await?;
                 print(&format!("{} is revoked for good\n", show::name_of(&peer)))
+            }
+        }
+    }
+
+    async fn authority(&self, command: CaCommand) -> Result<(), Failure> {
+        match command {
+            CaCommand::Show { json } => {
+                let authority = self.get(CA_PATH).await?;
+                print_answer(&authority, json, show::authority)
+            }
+            CaCommand::Rotate { overlap, json } => {
+                let body = json!({ "overlap_seconds": seconds(overlap.as_ref()) });
+                let rotated = self.post(&format!("{CA_PATH}/rotate"), &body).await?;
+                print_answer(&rotated, json, show::rotated_authority)
+            }
+            CaCommand::Retire { force } => {
+                self.post(&format!("{CA_PATH}/retire"), &json!({ "force": force }))
+                    .await?;
+                print("the old authority counts no more\n")
             }
         }
     }

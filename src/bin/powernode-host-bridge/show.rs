@@ -243,6 +243,19 @@ pub fn authority(authority: &Value, _style: Style, _now: UnixTime) -> String {
         .to_owned()
 }
 
+/// `ca rotate`.
+pub fn rotated_authority(authority: &Value, style: Style, _now: UnixTime) -> String {
+    let text = |value: &Value| value.as_str().map(Cell::from);
+    let before = &authority["predecessor"];
+    let pairs = [
+        ("new authority", text(&authority["fingerprint"])),
+        ("old authority", text(&before["fingerprint"])),
+        ("counts until", text(&before["overlap_ends"])),
+    ];
+    let next = "satellites follow by themselves; give the new certificate (ca show) to whoever has the old one as --ca-file\n";
+    format!("{}{next}", render_pairs(&pairs, style))
+}
+
 /// `grants list`.
 pub fn grants(grants: &Value, style: Style, now: UnixTime) -> String {
     let rows: Vec<&Value> = grants.as_array().into_iter().flatten().collect();

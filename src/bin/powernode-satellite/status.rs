@@ -116,6 +116,7 @@ fn render(report: &StatusReport, style: Style) -> String {
     lines.extend(membership(report));
     lines.extend(connection(report));
     lines.push(("services", services(report)));
+    lines.extend(node(report));
     lines.extend(upkeep(report));
     output::render_pairs(&lines, style)
 }
@@ -132,7 +133,7 @@ fn membership(report: &StatusReport) -> Vec<Line> {
     };
     let mode = format!("{mode}, contract version {}", peer.contract_version);
     let operator = format!("{}, {}", peer.operator_contact, peer.location);
-    vec![
+    let mut lines: Vec<Line> = vec![
         ("peer", Some(peer.id.into())),
         ("mode", Some(mode.into())),
         ("joined", Some(relative_time(peer.accepted_at, now).into())),
@@ -143,7 +144,11 @@ fn membership(report: &StatusReport) -> Vec<Line> {
             "grants to tell",
             toned(report.grants.trouble.as_ref(), Tone::Warn),
         ),
-    ]
+    ];
+    for warning in &peer.warnings {
+        lines.push(("accept warning", toned(Some(warning), Tone::Warn)));
+    }
+    lines
 }
 
 fn grants(report: &StatusReport) -> Cell {
@@ -296,11 +301,50 @@ fn ways_in(report: &StatusReport) -> Vec<Line> {
     lines
 }
 
+/// The second identity, where there is to be one.
+fn node(report: &StatusReport) -> Vec<Line> {
+    let Some(node) = &report.node else {
+        return Vec::new();
+    };
+    let state = match (&node.refusal, &node.certificate) {
+        (Some(refusal), _) => Cell::toned(format!("none: {refusal}"), Tone::Bad),
+        (None, Some(shown)) => {
+            let id = node.instance_id.as_deref().unwrap_or(&node.subject);
+            let (text, tone) = certificate(shown, report);
+            Cell::toned(format!("{id} at {}; {text}", node.platform_url), tone)
+        }
+        (None, None) => Cell::toned(
+            format!(
+                "{} at {}: asked for, not there yet",
+                node.subject, node.platform_url
+            ),
+            Tone::Warn,
+        ),
+    };
+    vec![
+        ("node", Some(state)),
+        ("node failure", toned(node.last_error.as_ref(), Tone::Warn)),
+        ("node files", node.files.as_ref().map(Cell::from)),
+        ("node files failure", toned(node.files_error.as_ref(), Tone::Bad)),
+    ]
+}
+
 fn upkeep(report: &StatusReport) -> Vec<Line> {
     let (shown, store) = (report.certificate.as_ref(), &report.store);
     let kept = format!("{} ({} KiB)", store.directory, store.size_bytes / 1024);
     vec![
-        ("certificate", shown.map(|shown| certificate(shown, report))),
+        (
+            "certificate",
+            shown.map(|shown| {
+                let (text, tone) = certificate(shown, report);
+                Cell::toned(text, tone)
+            }),
+        ),
+        ("authorities", shown.and_then(|shown| authorities(shown, report))),
+        (
+            "trust bundle",
+            toned(shown.and_then(|shown| shown.bundle_error.as_ref()), Tone::Warn),
+        ),
         (
             "to be done",
             shown
@@ -375,7 +419,20 @@ fn tunnel(report: &StatusReport) -> Cell {
     }
 }
 
-fn certificate(certificate: &CertificateReport, report: &StatusReport) -> Cell {
+/// The parent's, where there are several: a rotation is under way.
+fn authorities(certificate: &CertificateReport, report: &StatusReport) -> Option<Cell> {
+    let [_, _, ..] = certificate.anchors.as_slice() else {
+        return None;
+    };
+    let shown = certificate.anchors.iter().map(|anchor| {
+        let name = anchor.subject.as_deref().unwrap_or("without a name");
+        let ends = relative_time(anchor.not_after, report.clock.trusted);
+        format!("{name} ({}, ends {ends})", anchor.fingerprint)
+    });
+    Some(shown.collect::<Vec<_>>().join("; ").into())
+}
+
+fn certificate(certificate: &CertificateReport, report: &StatusReport) -> (String, Tone) {
     let now = report.clock.trusted;
     let renewal = certificate.renewal.as_ref().map_or_else(
         || format!("renewal {}", relative_time(certificate.renew_at, now)),
@@ -390,5 +447,5 @@ fn certificate(certificate: &CertificateReport, report: &StatusReport) -> Cell {
         "valid" | "renewal due" => Tone::Plain,
         _ => Tone::Bad,
     };
-    Cell::toned(text, tone)
+    (text, tone)
 }

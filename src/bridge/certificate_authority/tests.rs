@@ -40,7 +40,7 @@ fn an_authority_is_what_the_contract_says_and_survives_its_store() {
     let (_, certificate) = X509Certificate::from_der(&der).unwrap();
     let constraints = certificate.basic_constraints().unwrap().unwrap();
     assert!(constraints.critical && constraints.value.ca);
-    assert_eq!(constraints.value.path_len_constraint, Some(0));
+    assert_eq!(constraints.value.path_len_constraint, Some(1));
     let usage = certificate.key_usage().unwrap().unwrap().value;
     assert!(usage.key_cert_sign() && usage.crl_sign() && !usage.digital_signature());
     assert!(certificate.verify_signature(None).is_ok());

@@ -4,6 +4,7 @@
 
 mod access;
 mod audit;
+mod authority;
 mod operators;
 mod peers;
 mod relay;
@@ -237,14 +238,8 @@ impl OperatorApi {
                 Method::GET => self.health(operator),
                 _ => Ok(Reply::wrong_method("GET")),
             }
-        } else if path == CA_PATH {
-            match *method {
-                Method::GET => Ok(Reply::data(&json!({
-                    "certificate_pem": self.registry.authority().certificate_pem(),
-                    "fingerprint": self.registry.authority().fingerprint().to_string(),
-                }))),
-                _ => Ok(Reply::wrong_method("GET")),
-            }
+        } else if let Some(rest) = below(CA_PATH) {
+            self.authority(&call(rest))
         } else if let Some(what) = path.strip_prefix(AUDIT_PREFIX) {
             match *method {
                 Method::GET => self.audit(operator, what, uri.query().unwrap_or_default()),

@@ -14,6 +14,7 @@ use crate::bridge::acceptance::{self, AcceptCall, AcceptDecision, AcceptRefusal,
 use crate::bridge::certificate_authority::{IssuedCertificate, csr_public_key_digest};
 use crate::bridge::heartbeat::Declaration;
 use crate::contract::CONTRACT_VERSION;
+use crate::contract::delivery::Delivery;
 use crate::contract::message::{AcceptResponse, FederationCertificate, success_body};
 use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode};
 use crate::identity::certificate::peer_subject;
@@ -71,7 +72,7 @@ impl Registry {
         let platform = peer.kind == PeerKind::Platform;
         let issued = match &call.csr_pem {
             Some(csr) if platform => Some(
-                self.authority
+                self.authorities()
                     .issue_peer_certificate(csr, peer.id, now, entropy::bytes())
                     .map_err(|refused| AcceptRefusal::Csr(refused.to_string()))?,
             ),
@@ -98,6 +99,7 @@ impl Registry {
                 not_after: issued.not_after,
             }),
             warnings,
+            delivery: Delivery::default(),
         };
         let answer = success_body(&response).to_string().into_bytes();
         let used = TokenRecord {

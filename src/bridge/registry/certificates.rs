@@ -8,8 +8,10 @@ use super::record::{PEERS, PeerCertificate, SERVER, ServerRecord};
 use super::{Registry, RegistryError};
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::time::UnixTime;
+use crate::bridge::authorities::Authorities;
 use crate::bridge::certificate_authority::CsrRefused;
 use crate::contract::message::FederationCertificate;
+use crate::identity::certificate::CertificateChain;
 use crate::process::entropy;
 use crate::store::database::StoreError;
 use crate::store::record::Only;
@@ -56,7 +58,7 @@ impl Registry {
                 return Err(RefreshError::UnknownPeer);
             }
             let issued = self
-                .authority
+                .authorities()
                 .issue_peer_certificate(csr_pem, peer, now, entropy::bytes())
                 .map_err(RefreshError::Csr)?;
             record
@@ -77,26 +79,26 @@ impl Registry {
         })
     }
 
-    /// The listeners' certificate for these names: the stored one, or a new one when the names
-    /// are others or three quarters of its life are over.
+    /// The listeners' certificate for these names: the stored one, or a new one when the names or the
+    /// authorities are others or three quarters of its life are over.
     pub fn server_certificate(
         &self,
         names: &[String],
         now: UnixTime,
     ) -> Result<ServerMaterial, RegistryError> {
+        let authorities = self.authorities();
         let stored = self.db.read(|r| r.get(&SERVER, &Only))?;
         if let Some(record) = stored
             && record.names == names
             && !due(&record, now)
+            && leads_to(&record, &authorities)
         {
             return Ok(ServerMaterial {
                 record,
                 renewed: false,
             });
         }
-        let issued = self
-            .authority
-            .issue_server_certificate(names, now, entropy::bytes())?;
+        let issued = authorities.issue_server_certificate(names, now, entropy::bytes())?;
         let facts = issued.chain.facts();
         let record = ServerRecord {
             key: issued.key.expose_pkcs8().clone(),
@@ -114,6 +116,13 @@ impl Registry {
             renewed: true,
         })
     }
+}
+
+/// Whether it is shown with the authorities that count now. One that cannot be read is not replaced: its
+/// key may be all that a backup is missing.
+fn leads_to(record: &ServerRecord, authorities: &Authorities) -> bool {
+    CertificateChain::from_pem(&record.chain_pem)
+        .map_or(true, |chain| chain.issuers() == authorities.issuers())
 }
 
 fn due(record: &ServerRecord, now: UnixTime) -> bool {

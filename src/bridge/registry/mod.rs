@@ -4,6 +4,7 @@
 
 mod accepting;
 mod access;
+mod authority;
 mod certificates;
 mod held;
 mod operators;
@@ -16,12 +17,14 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
+use tokio::sync::watch;
 
 use self::presence::Presence;
 use self::record::{AUTHORITY, AuthorityRecord, PUBLIC, PublicRecord, SCHEMA};
+use super::authorities::Authorities;
 use super::certificate_authority::{
     CertificateAuthority, CreateAuthorityError, RestoreAuthorityError, ServerCertificateError,
 };
@@ -29,12 +32,14 @@ use crate::base::id::PeerId;
 use crate::base::time::UnixTime;
 use crate::contract::peer::TransitionDenied;
 use crate::grant::{GrantKey, InvalidGrant, RevokeError};
+use crate::identity::anchors::Anchors;
 use crate::process::entropy;
 use crate::store::database::{Database, OpenError, StoreError};
 use crate::store::record::Only;
 use crate::store::state_key::StateKey;
 
 pub use self::accepting::{AcceptError, Accepted};
+pub use self::authority::{RetireError, Retirement, RotateError};
 pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::held::HELD_GRANTS_MAX;
 pub use self::operators::{
@@ -50,7 +55,8 @@ pub const REGISTRY_FILE: &str = "registry.redb";
 #[derive(Debug)]
 pub struct Registry {
     db: Database,
-    authority: CertificateAuthority,
+    authorities: watch::Sender<Arc<Authorities>>,
+    anchors: watch::Sender<Arc<Anchors>>,
     grant_key: GrantKey,
     presence: Mutex<BTreeMap<PeerId, Presence>>,
 }
@@ -72,6 +78,9 @@ pub enum CreateError {
     /// The authority.
     #[error("the registry's certificate authority could not be made")]
     Authority(#[source] CreateAuthorityError),
+    /// What was written does not read.
+    #[error("the new registry cannot be used")]
+    Unusable(#[source] OpenRegistryError),
     /// The disk.
     #[error("the new registry could not be written")]
     Store(#[from] StoreError),
@@ -223,7 +232,10 @@ impl Registry {
             w.put(&AUTHORITY, &Only, &record)?;
             Ok(())
         })?;
-        Ok(Self::assemble(db, authority, grant_key))
+        let authorities = db
+            .read(|r| authority::restore(r, authority))
+            .map_err(CreateError::Unusable)?;
+        Ok(Self::assemble(db, authorities, grant_key))
     }
 
     /// Opens a registry for reading and writing, under a state key where there is one.
@@ -260,23 +272,20 @@ impl Registry {
             .ok_or(OpenRegistryError::NotInitialised)?;
         let authority = CertificateAuthority::restore(record.key, &record.certificate_pem)
             .map_err(OpenRegistryError::Authority)?;
+        let authorities = db.read(|r| authority::restore(r, authority))?;
         let grant_key =
             GrantKey::from_secret(&record.grant_secret).map_err(|_| OpenRegistryError::GrantKey)?;
-        Ok(Self::assemble(db, authority, grant_key))
+        Ok(Self::assemble(db, authorities, grant_key))
     }
 
-    const fn assemble(db: Database, authority: CertificateAuthority, grant_key: GrantKey) -> Self {
+    fn assemble(db: Database, authorities: Authorities, grant_key: GrantKey) -> Self {
         Self {
             db,
-            authority,
+            anchors: watch::Sender::new(Arc::clone(authorities.anchors())),
+            authorities: watch::Sender::new(Arc::new(authorities)),
             grant_key,
             presence: Mutex::new(BTreeMap::new()),
         }
-    }
-
-    /// The certificate authority.
-    pub const fn authority(&self) -> &CertificateAuthority {
-        &self.authority
     }
 
     /// How this bridge is found from outside, as `init` was told.

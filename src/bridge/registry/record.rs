@@ -22,8 +22,8 @@ use crate::store::record::{self, Only, Record, RecordError};
 /// The host-bridge's store.
 pub const SCHEMA: Schema = Schema {
     name: "powernode-host-bridge",
-    version: 3,
-    migrations: &[add_audit_log, add_held_grants],
+    version: 4,
+    migrations: &[add_audit_log, add_held_grants, add_predecessor],
     sealed: &[AUTHORITY.name(), SERVER.name(), HELD_GRANTS.name()],
 };
 
@@ -48,6 +48,9 @@ pub const AUTHORITY: Table<Only, AuthorityRecord> = Table::new("authority");
 /// The server's own certificate.
 pub const SERVER: Table<Only, ServerRecord> = Table::new("server");
 
+/// The authority before the present one, while its certificates are out.
+pub const PREDECESSOR: Table<Only, PredecessorRecord> = Table::new("predecessor");
+
 /// How this bridge is found from outside, as `init` was told.
 pub const PUBLIC: Table<Only, PublicRecord> = Table::new("public");
 
@@ -57,6 +60,12 @@ pub const HELD_GRANTS: Table<PeerId, HeldGrantsRecord> = Table::new("held_grants
 /// The schema's step to held grants. The table comes with its first row; the new version keeps a
 /// program away that would write the tokens unsealed when it makes the file anew.
 pub fn add_held_grants(_writer: &mut Writer<'_>) -> Result<(), StoreError> {
+    Ok(())
+}
+
+/// The schema's step to rotated authorities. The table comes with its first row; the new version keeps a
+/// program away that would take the old authority's peers for strangers.
+pub fn add_predecessor(_writer: &mut Writer<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
@@ -275,6 +284,19 @@ pub struct AuthorityRecord {
     pub grant_secret: Secret,
 }
 
+/// The authority before the present one: nothing of it is secret any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PredecessorRecord {
+    /// Its certificate.
+    pub certificate_pem: String,
+    /// By what it vouches for the present one.
+    pub cross_pem: String,
+    /// When that took over.
+    pub rotated_at: UnixTime,
+    /// Until when both are served.
+    pub overlap_ends: UnixTime,
+}
+
 /// The server's certificate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServerRecord {
@@ -315,6 +337,7 @@ first_version!(
     TokenRecord,
     GrantRecord,
     AuthorityRecord,
+    PredecessorRecord,
     ServerRecord,
     PublicRecord,
     HeldGrantsRecord

@@ -3,11 +3,15 @@
 
 use std::time::Duration;
 
+use crate::contract::delivery::NodeEnrollment;
 use crate::contract::invitation::HostPort;
 use crate::contract::peer::PeerStatus;
 use crate::machine::join::{Farewell, JoinEvent, JoinState};
 use crate::machine::ladder::{DialFailure, Loss, TunnelId, WayIn};
-use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredIdentity, StoredInvitation};
+use crate::machine::membership::{
+    AcceptedAnswer, FollowedAnchors, KeyMaterial, Parent, StoredIdentity, StoredInvitation,
+};
+use crate::machine::node_identity::{NodeEvent, NodeMembership};
 use crate::machine::renewal::IdentityChoice;
 use crate::machine::uplinks::{UplinkDial, UplinksPolicy};
 
@@ -18,6 +22,15 @@ pub enum LinkPurpose {
     Bootstrap,
     /// Membership: this certificate.
     Member(IdentityChoice),
+}
+
+/// Which of a box's two identities a key is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyUse {
+    /// The federation peer's.
+    Federation,
+    /// The platform's node's.
+    Node,
 }
 
 /// What an operator decides about the tunnels.
@@ -35,7 +48,7 @@ pub enum ChildEvent {
     /// An operator or a payload invites this box.
     Invited(Box<StoredInvitation>),
     /// The last `GenerateKey` is done.
-    KeyGenerated(KeyMaterial),
+    KeyGenerated(KeyUse, KeyMaterial),
     /// The `Persist` of this number is durable.
     Persisted(u64),
     /// The `Persist` of this number failed.
@@ -73,8 +86,12 @@ pub enum ChildEvent {
     RefreshIssued(StoredIdentity),
     /// It did not.
     RefreshFailed,
+    /// What became of the node's enrollment or its renewal.
+    Node(NodeEvent),
     /// It refused to.
     RefreshRefused,
+    /// The parent's authorities are others now; that is durable.
+    AnchorsFollowed(FollowedAnchors),
     /// The owner has ended the peering, and that is durable.
     Left(Box<Farewell>),
     /// What a heartbeat would say has changed.
@@ -137,6 +154,8 @@ impl ChildEvent {
 pub enum ChildAction {
     /// Make a key and its CSR for this common name; report `KeyGenerated`.
     GenerateKey {
+        /// For which identity.
+        purpose: KeyUse,
         /// The CN of the request.
         common_name: String,
     },
@@ -164,6 +183,20 @@ pub enum ChildAction {
         /// The answer.
         answer: Box<AcceptedAnswer>,
         /// The key that it must belong to.
+        key: Box<KeyMaterial>,
+    },
+    /// Ask the platform for this box's first certificate as a node; report a `Node` event.
+    EnrollNode {
+        /// Where, with what.
+        enrollment: Box<NodeEnrollment>,
+        /// The key that the certificate must belong to.
+        key: Box<KeyMaterial>,
+    },
+    /// Ask the platform for the node's next certificate; report a `Node` event.
+    RefreshNode {
+        /// Where, as whom.
+        node: Box<NodeMembership>,
+        /// The key that the certificate must belong to.
         key: Box<KeyMaterial>,
     },
     /// Send a heartbeat over the primary tunnel with what is true now; report its outcome.

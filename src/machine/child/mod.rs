@@ -7,17 +7,19 @@
 
 mod event;
 mod link;
+mod node;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-pub use event::{ChildAction, ChildEvent, ChildPolicy, EventKind, InvitationRefused, LinkPurpose};
+pub use event::{ChildAction, ChildEvent, ChildPolicy, EventKind, InvitationRefused, KeyUse, LinkPurpose};
 
 use super::backoff::BackoffPolicy;
 use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};
 use super::join::{Farewell, JoinAction, JoinEvent, JoinMachine, JoinState};
 use super::ladder::{LadderEvent, TunnelId};
-use super::membership::{Candidate, KeyMaterial, Membership, StoredInvitation};
+use super::membership::{Candidate, FollowedAnchors, KeyMaterial, Membership, StoredInvitation};
+use super::node_identity::{NodeEvent, NodeIdentityMachine};
 use super::renewal::{IdentityChoice, RenewalAction, RenewalEvent, RenewalMachine};
 use super::uplinks::{LinkState, Uplinks};
 use super::watchdog::{self, Verdict, WatchdogFacts};
@@ -37,6 +39,9 @@ struct Member {
     renewal_key: Option<KeyMaterial>,
     /// The number of the `Persist` that the renewal waits for.
     renewal_waits_for: Option<u64>,
+    node: NodeIdentityMachine,
+    /// The number of the `Persist` that the node's identity waits for.
+    node_waits_for: Option<u64>,
     /// When to try a failed `Persist` again.
     persist_again: Option<Moment>,
 }
@@ -195,7 +200,10 @@ impl ChildMachine {
         let link_before = self.uplinks.state();
         match event {
             ChildEvent::Invited(invitation) => self.invited(*invitation, now, wall),
-            ChildEvent::KeyGenerated(key) => self.key_generated(key, now, wall),
+            ChildEvent::KeyGenerated(KeyUse::Federation, key) => self.key_generated(key, now, wall),
+            ChildEvent::KeyGenerated(KeyUse::Node, key) => {
+                self.node_event(NodeEvent::KeyGenerated(key), now, wall);
+            }
             ChildEvent::Persisted(sequence) => self.persisted(sequence, now, wall),
             ChildEvent::PersistFailed(sequence) => self.persist_failed(sequence, now, wall),
             ChildEvent::Connected(id) => self.uplinks.handle_event(id, LadderEvent::Connected(id), now),
@@ -236,15 +244,22 @@ impl ChildMachine {
                 self.heartbeat
                     .handle_event(HeartbeatEvent::Failed(retry_after), now);
             }
-            ChildEvent::RefreshIssued(identity) => {
+            ChildEvent::RefreshIssued(mut identity) => {
                 self.expired_for_good = false;
+                if let Some(membership) = self.membership() {
+                    // The authorities may be others than when it was asked for.
+                    let anchors = &membership.identity.certificate.ca_chain_pem;
+                    anchors.clone_into(&mut identity.certificate.ca_chain_pem);
+                }
                 self.renewal_event(RenewalEvent::Issued(identity), now, wall);
             }
             ChildEvent::RefreshFailed => self.renewal_event(RenewalEvent::RefreshFailed, now, wall),
+            ChildEvent::Node(event) => self.node_event(event, now, wall),
             ChildEvent::RefreshRefused => {
                 self.expired_for_good |= self.is_renewal_only();
                 self.renewal_event(RenewalEvent::RefreshFailed, now, wall);
             }
+            ChildEvent::AnchorsFollowed(followed) => self.anchors_followed(&followed),
             ChildEvent::Left(farewell) => self.left(*farewell, now, wall),
             ChildEvent::ContentChanged => self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now),
             ChildEvent::RetryNow => self.uplinks.tell_all(&LadderEvent::RetryNow, now),
@@ -266,10 +281,14 @@ impl ChildMachine {
         let of_phase = match &self.phase {
             Phase::Idle => None,
             Phase::Joining { machine, .. } => machine.poll_timeout(),
-            Phase::Member(member) => [member.renewal.poll_timeout(), member.persist_again]
-                .into_iter()
-                .flatten()
-                .min(),
+            Phase::Member(member) => [
+                member.renewal.poll_timeout(),
+                member.node.poll_timeout(),
+                member.persist_again,
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
         };
         [
             of_phase,
@@ -290,11 +309,14 @@ impl ChildMachine {
                     Some(Candidate::Issued(_)) | None => None,
                 };
                 let renewal = RenewalMachine::new(&membership.identity, candidate, self.seed.rotate_left(32));
+                let node = NodeIdentityMachine::new(membership.node.clone(), self.seed.rotate_left(48));
                 Phase::Member(Box::new(Member {
                     state,
                     renewal,
                     renewal_key,
                     renewal_waits_for: None,
+                    node,
+                    node_waits_for: None,
                     persist_again: None,
                 }))
             }
@@ -351,11 +373,18 @@ impl ChildMachine {
                 *waits_for = None;
                 machine.handle_event(JoinEvent::Persisted, now, wall);
             }
-            Phase::Member(member) if member.renewal_waits_for == Some(sequence) => {
-                member.renewal_waits_for = None;
-                self.renewal_event(RenewalEvent::Stored, now, wall);
+            Phase::Member(member) => {
+                // One that was repeated may be for both.
+                let of_renewal = member.renewal_waits_for.take_if(|waited| *waited == sequence);
+                let of_node = member.node_waits_for.take_if(|waited| *waited == sequence);
+                if of_renewal.is_some() {
+                    self.renewal_event(RenewalEvent::Stored, now, wall);
+                }
+                if of_node.is_some() {
+                    self.node_event(NodeEvent::Stored, now, wall);
+                }
             }
-            Phase::Idle | Phase::Joining { .. } | Phase::Member(_) => {}
+            Phase::Idle | Phase::Joining { .. } => {}
         }
     }
 
@@ -438,11 +467,22 @@ impl ChildMachine {
         Some(self.sequence)
     }
 
+    /// The driver has made it durable already.
+    fn anchors_followed(&mut self, followed: &FollowedAnchors) {
+        self.update_member(|state| {
+            if let Some(membership) = state.membership_mut() {
+                membership.follow(followed);
+            }
+            false
+        });
+    }
+
     fn timeout(&mut self, now: Moment, wall: UnixTime) {
         self.uplinks.tell_all(&LadderEvent::Timeout, now);
         self.heartbeat.handle_event(HeartbeatEvent::Timeout, now);
         self.join_event(JoinEvent::Timeout, now, wall);
         self.renewal_event(RenewalEvent::Timeout, now, wall);
+        self.node_event(NodeEvent::Timeout, now, wall);
         let again = match &mut self.phase {
             Phase::Member(member) if member.persist_again.is_some_and(|at| at <= now) => {
                 member.persist_again = None;
@@ -452,10 +492,9 @@ impl ChildMachine {
         };
         if again {
             let sequence = self.update_member(|_| true);
-            if let Phase::Member(member) = &mut self.phase
-                && member.renewal_waits_for.is_some()
-            {
-                member.renewal_waits_for = sequence;
+            if let Phase::Member(member) = &mut self.phase {
+                member.renewal_waits_for = member.renewal_waits_for.and(sequence);
+                member.node_waits_for = member.node_waits_for.and(sequence);
             }
         }
     }
@@ -466,6 +505,7 @@ impl ChildMachine {
             let before = self.actions.len();
             self.drain_join();
             self.drain_renewal();
+            self.drain_node();
             let graduated = match &self.phase {
                 Phase::Joining { machine, .. } => machine.state().membership().is_some(),
                 Phase::Idle | Phase::Member(_) => false,
@@ -498,6 +538,7 @@ impl ChildMachine {
         while let Some(action) = machine.poll_action() {
             self.actions.push_back(match action {
                 JoinAction::GenerateKey => ChildAction::GenerateKey {
+                    purpose: KeyUse::Federation,
                     common_name: "powernode-satellite".to_owned(),
                 },
                 JoinAction::Persist(state) => {
@@ -529,7 +570,10 @@ impl ChildMachine {
                         .state
                         .membership()
                         .map_or_else(String::new, |m| format!("fed:{}", m.peer_id));
-                    self.actions.push_back(ChildAction::GenerateKey { common_name });
+                    self.actions.push_back(ChildAction::GenerateKey {
+                        purpose: KeyUse::Federation,
+                        common_name,
+                    });
                 }
                 RenewalAction::SendRefresh { .. } => {
                     if let Some(key) = &member.renewal_key {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::base::id::PeerId;
 use crate::base::secret::Secret;
+use crate::contract::delivery::Delivery;
 use crate::contract::invitation::{ContractVersion, ParentTrust};
 use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertificate};
 use crate::contract::peer::{PeerKind, SpawnMode};
@@ -80,6 +81,7 @@ impl ParentModel {
                     handshake_at: Some(now),
                     federation_certificate: Some(certificate(csr, now)),
                     warnings: vec![],
+                    delivery: Delivery::default(),
                 };
                 self.used_by = Some((csr.to_owned(), response.clone()));
                 Ok(response)
@@ -264,13 +266,14 @@ impl World {
     fn carry_out(&mut self, action: ChildAction, done: bool, answer_lost: bool) -> ChildEvent {
         let wall = self.wall();
         match action {
-            ChildAction::GenerateKey { .. } => {
+            ChildAction::GenerateKey { purpose, .. } => {
                 self.keys_made += 1;
                 let name = format!("key {}", self.keys_made);
-                ChildEvent::KeyGenerated(KeyMaterial {
+                let key = KeyMaterial {
                     pkcs8: Secret::from_text(name.clone()),
                     csr_pem: name,
-                })
+                };
+                ChildEvent::KeyGenerated(purpose, key)
             }
             ChildAction::Persist(sequence, state) => {
                 if done {
@@ -325,6 +328,9 @@ impl World {
                 } else {
                     ChildEvent::RefreshFailed
                 }
+            }
+            ChildAction::EnrollNode { .. } | ChildAction::RefreshNode { .. } => {
+                unreachable!("nothing was delivered for it")
             }
             ChildAction::Hangup(_) | ChildAction::Retire(_) | ChildAction::Probe(_) => {
                 unreachable!("carried out when it is collected")

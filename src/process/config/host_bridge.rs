@@ -9,6 +9,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::audit::{self, HOST_BRIDGE_MAX_ROWS, RETENTION_DAYS};
+use super::authority::{self, RENEW_EXPIRED_FOR, ROTATION_OVERLAP};
 use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed, YesNo};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::metrics::{self, METRICS_LISTEN};
@@ -32,9 +33,6 @@ const NAMES_MAX: usize = 32;
 
 /// Longest DNS name, in characters.
 const NAME_MAX_CHARS: usize = 253;
-
-/// Longest age past its end at which a certificate may be renewed: two years.
-const RENEW_EXPIRED_FOR_MAX: Duration = Duration::from_secs(730 * 86_400);
 
 /// Longest time that a drain may be given. The unit's `TimeoutStopSec=` is above it.
 pub const DRAIN_MAX: Duration = Duration::from_secs(60);
@@ -62,6 +60,8 @@ pub struct HostBridgeConfig {
     pub accept_grace: Duration,
     /// How long after its end a peer's certificate is still renewed; zero for never.
     pub renew_expired_for: Duration,
+    /// How long a rotated authority is served beside the new one.
+    pub rotation_overlap: Duration,
     /// Bounds.
     pub limits: LimitsConfig,
     /// Age of the last heartbeat above which a peer is degraded.
@@ -167,6 +167,7 @@ impl HostBridgeConfig {
             acceptance_ttl: settings.required(&ACCEPTANCE_TTL)?,
             accept_grace: settings.required(&ACCEPT_GRACE)?,
             renew_expired_for: settings.required(&RENEW_EXPIRED_FOR)?,
+            rotation_overlap: settings.required(&ROTATION_OVERLAP)?,
             limits: LimitsConfig {
                 https_connections: settings.required(&HTTPS_CONNECTIONS)?,
                 bootstrap_connections: settings.required(&BOOTSTRAP_CONNECTIONS)?,
@@ -278,10 +279,7 @@ pub static PROGRAM: Program = Program {
             "How they find it from outside: what invitations and the server certificate name.",
         ),
         ("tokens", "Acceptance tokens."),
-        (
-            "authority",
-            "The certificate authority, which issues the satellites' certificates.",
-        ),
+        authority::SECTION,
         (
             "limits",
             "Bounds on what others can make this host-bridge hold. Beyond them it answers \"busy, come again\".",
@@ -315,6 +313,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &ACCEPTANCE_TTL,
     &ACCEPT_GRACE,
     &RENEW_EXPIRED_FOR,
+    &ROTATION_OVERLAP,
     &HTTPS_CONNECTIONS,
     &BOOTSTRAP_CONNECTIONS,
     &BOOTSTRAP_PER_SOURCE,
@@ -454,14 +453,6 @@ static ACCEPT_GRACE: Key<Duration> = Key {
     form: &DurationBetween(Duration::from_secs(60), Duration::from_secs(7 * 86_400)),
     default: Fallback::Value("24h"),
     doc: "How long a used token still gives the same answer to the same key: a satellite whose answer was lost on\nthe way asks again.",
-    discreet: false,
-};
-
-static RENEW_EXPIRED_FOR: Key<Duration> = Key {
-    path: "authority.renew_expired_for",
-    form: &DurationBetween(Duration::ZERO, RENEW_EXPIRED_FOR_MAX),
-    default: Fallback::Value("180d"),
-    doc: "How long after its end a satellite's certificate is still renewed, if its peer is neither suspended nor revoked\nand it holds the key: for boxes that lay in a drawer. 0s: never; such a box needs a new token.",
     discreet: false,
 };
 

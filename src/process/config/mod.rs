@@ -7,12 +7,14 @@
 //! value that looks misplaced is not repeated in the error.
 
 mod audit;
+mod authority;
 pub mod duration;
 pub mod family;
 pub mod host_bridge;
 pub mod key;
 pub mod loader;
 mod metrics;
+pub mod node;
 pub mod proxy;
 pub mod rate;
 pub mod satellite;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use keys::{
     ADMIN_SOCKET, ALLOW_PRIVATE, DATA_RESIDENCY, GRANTS_ACCEPT_UNSIGNED, HTTPS_LISTEN, KEYS, LISTEN_PORT,
-    LOCATION, LOG_FORMAT, LOG_LEVEL, OPERATOR_CONTACT, PARENT_BRIDGES, PARENT_CA_FILE, PARENT_CA_SHA256,
-    PARENT_TOKEN_FILE, PARENT_URL, PAYLOAD_FILE, PAYLOAD_FW_CFG_DIR, PORT_MAPPING, RECONNECT_INITIAL,
-    RECONNECT_MAX, STATE_DIR, STATE_KEY_FILE, TUNNEL_CLIMB_MAX, TUNNEL_KEEPALIVE, TUNNEL_PROXY,
-    TUNNEL_PROXY_CREDENTIALS, TUNNEL_REDUNDANCY, TUNNEL_TRANSPORT,
+    LOCATION, LOG_FORMAT, LOG_LEVEL, NODE_PLATFORM_CA, NODE_WRITE_TO, OPERATOR_CONTACT, PARENT_BRIDGES,
+    PARENT_CA_FILE, PARENT_CA_SHA256, PARENT_TOKEN_FILE, PARENT_URL, PAYLOAD_FILE, PAYLOAD_FW_CFG_DIR,
+    PORT_MAPPING, RECONNECT_INITIAL, RECONNECT_MAX, STATE_DIR, STATE_KEY_FILE, TUNNEL_CLIMB_MAX,
+    TUNNEL_KEEPALIVE, TUNNEL_PROXY, TUNNEL_PROXY_CREDENTIALS, TUNNEL_REDUNDANCY, TUNNEL_TRANSPORT,
 };
 
 use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
@@ -20,6 +20,7 @@ use super::key::{
 };
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::metrics::{self, METRICS_LISTEN};
+use super::node::{NodeFilesPlace, NodeIdentityConfig, PlatformCa};
 use super::proxy::{ProxyChoice, ProxySettings};
 use super::services::{self, LimitsConfig};
 pub use super::ways::{TunnelTransport, Ways};
@@ -82,6 +83,8 @@ pub struct SatelliteConfig {
     pub accept_unsigned_grants: bool,
     /// How long the audit log is kept.
     pub audit: Retention,
+    /// The node's identity, where the box is to be a node of the platform.
+    pub node_identity: NodeIdentityConfig,
     /// Ways in from outside.
     pub reach: ReachConfig,
     /// Where metrics are served.
@@ -201,6 +204,10 @@ impl SatelliteConfig {
             reconnect_max: settings.required(&RECONNECT_MAX)?,
             accept_unsigned_grants: settings.required(&GRANTS_ACCEPT_UNSIGNED)?,
             audit: audit::retention(settings, &SATELLITE_MAX_ROWS)?,
+            node_identity: NodeIdentityConfig {
+                write_to: settings.required(&NODE_WRITE_TO)?,
+                platform_ca: settings.get(&NODE_PLATFORM_CA)?,
+            },
             reach: ReachConfig {
                 https_listen: settings.get(&HTTPS_LISTEN)?,
                 port_mapping: settings.required(&PORT_MAPPING)?,
@@ -285,6 +292,10 @@ pub static PROGRAM: Program = Program {
         ),
         ("grants", "By what the parent's people and programs may act here."),
         audit::SECTION,
+        (
+            "node_identity",
+            "The second identity of a box that its platform also runs as a node: it comes with the join, for a managed\nchild that the platform knows as one.",
+        ),
         (
             "reach",
             "Ways in from outside: a port on the router, proven by the host-bridge before anybody is told of it.",

@@ -9,6 +9,7 @@ use crate::base::time::UnixTime;
 use crate::machine::join::JoinState;
 use crate::machine::renewal::CertificateStanding;
 use crate::satellite::membership_store::{CopyStanding, Examination, MembershipStore, SCHEMA};
+use crate::satellite::node_report::NodeReport;
 use crate::store::state_key::StateKey;
 
 /// Looks at the state; `now` tells the time that certificates are judged by from the latest time
@@ -30,7 +31,9 @@ pub fn examine(
         None => checks.push(Check::ok("membership", "not invited yet")),
         Some(state) => {
             checks.push(Check::ok("membership", state.name().replace('_', " ")));
-            checks.extend(certificate(state, now(found.loaded.latest_known_time())));
+            let now = now(found.loaded.latest_known_time());
+            checks.extend(certificate(state, now));
+            checks.extend(node(state, now));
         }
     }
     (checks, Some(found))
@@ -76,6 +79,23 @@ fn second_copy(found: &Examination) -> Check {
         CopyStanding::Damaged(damage) => Check::warn(NAME, damage.to_string(), ANEW),
         CopyStanding::Used => Check::warn(NAME, "whole, and all that is left of the membership", ANEW),
     }
+}
+
+/// The node's identity, where there is to be one. The satellite itself lives without.
+fn node(state: &JoinState, now: UnixTime) -> Option<Check> {
+    const NAME: &str = "node identity";
+    let report = NodeReport::of(state.membership()?.node.as_ref()?, now);
+    Some(match (&report.refusal, &report.certificate) {
+        (Some(refusal), _) => Check::warn(NAME, "none", refusal.clone()),
+        (None, None) => Check::ok(NAME, "asked for, not there yet"),
+        (None, Some(certificate)) if certificate.is_worrying() => Check::warn(
+            NAME,
+            certificate.standing.clone(),
+            "it is renewed at the platform's own URL: see in `status` why that has not happened; once it has expired, \
+             only a new acceptance token with `powernode-satellite rejoin` brings another",
+        ),
+        (None, Some(certificate)) => Check::ok(NAME, certificate.standing.clone()),
+    })
 }
 
 fn certificate(state: &JoinState, now: UnixTime) -> Option<Check> {

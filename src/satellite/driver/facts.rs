@@ -68,6 +68,7 @@ impl Driver {
             tracing::info!(status = %response.status, "the parent counts this satellite as {}", response.status);
         }
         self.tell(ChildEvent::HeartbeatAcknowledged(response.status));
+        self.look_at_bundle(&response.trust_anchors);
     }
 
     pub(super) async fn write_due_facts(&mut self) {

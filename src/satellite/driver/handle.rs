@@ -14,6 +14,7 @@ use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{Membership, Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
+use crate::process::config::node::NodeIdentityConfig;
 use crate::process::config::satellite::Ways;
 use crate::satellite::membership_store::SaveStateError;
 use crate::satellite::status::{HttpsReport, ReachReport, StatusReport};
@@ -31,6 +32,8 @@ pub struct DriverSettings {
     pub tunnel: TunnelSettings,
     /// By which ways the tunnel is dialled.
     pub ways: Ways,
+    /// The node's identity.
+    pub node: NodeIdentityConfig,
     /// The operator from the config, which outranks the one that was given at join.
     pub operator: Option<Operator>,
 }
@@ -94,8 +97,14 @@ impl Standing {
     /// Whether the other one differs in what others act upon.
     pub(super) fn differs(&self, other: &Self) -> bool {
         let key = |standing: &Self| {
-            let serial = standing.membership.identity.certificate.serial.clone();
-            (standing.number, serial, standing.names.clone())
+            let certificate = &standing.membership.identity.certificate;
+            let trust = certificate.ca_chain_pem.clone();
+            (
+                standing.number,
+                certificate.serial.clone(),
+                trust,
+                standing.names.clone(),
+            )
         };
         key(self) != key(other)
     }

@@ -3,10 +3,12 @@
 //! report of a tunnel that was hung up meanwhile is dropped. Writes to the store are awaited in the
 //! loop, so nothing that depends on one can overtake it.
 
+mod anchors;
 mod facts;
 mod grants;
 mod handle;
 mod news;
+mod node;
 mod publish;
 mod reach;
 mod tunnels;
@@ -37,7 +39,7 @@ use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::error_chain;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::invitation::HostPort;
-use crate::machine::child::{ChildAction, ChildEvent, ChildMachine};
+use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, KeyUse};
 use crate::machine::join::{JoinEvent, JoinState};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredInvitation};
@@ -80,6 +82,7 @@ pub struct Driver {
     /// When they were last written.
     facts_written: Option<Moment>,
     certificate: CertificateWatch,
+    bundle: anchors::BundleWatch,
     /// Where host-bridges can call; `None` where this box listens for none.
     listener: Option<Listener>,
     /// What the parent may reach of this box; `None` in a short run that only joins.
@@ -102,6 +105,7 @@ pub struct Driver {
     /// Wakes the loop when grants have changed: the status tells of them.
     grant_changes: Option<watch::Receiver<u64>>,
     failures: Failures,
+    node: node::NodeCare,
     counters: CountersReport,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     commands: mpsc::Receiver<Command>,
@@ -150,6 +154,7 @@ impl Driver {
             facts_due: clock.now().plus(FACTS_INTERVAL),
             facts_written: None,
             certificate: CertificateWatch::default(),
+            bundle: anchors::BundleWatch::new(clock.now()),
             listener: None,
             services: None,
             links: BTreeMap::new(),
@@ -163,6 +168,7 @@ impl Driver {
             grant_changes: None,
             scope,
             failures: Failures::default(),
+            node: node::NodeCare::default(),
             counters: CountersReport::default(),
             reports: mpsc::channel(REPORTS_MAX),
             commands,
@@ -222,6 +228,7 @@ impl Driver {
             tokio::select! {
                 () = self.scope.cancelled() => break,
                 Some(report) = self.reports.1.recv() => self.take_report(report),
+                Some(outcome) = self.node.reports.1.recv() => self.take_node_report(outcome),
                 Some(command) = self.commands.recv() => self.take_command(command).await,
                 () = self.clock.sleep_until(look) => {
                     if !self.look_at_ways() {
@@ -275,6 +282,7 @@ impl Driver {
             }
             News::Established(link) => self.established(id, *link),
             News::Acknowledged(response) => self.acknowledged(&response),
+            News::Bundle(bundle) => self.bundle.take(*bundle),
         }
     }
 
@@ -340,7 +348,7 @@ impl Driver {
     async fn carry_out(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             match action {
-                ChildAction::GenerateKey { common_name } => self.generate_key(&common_name),
+                ChildAction::GenerateKey { purpose, common_name } => self.generate_key(purpose, &common_name),
                 ChildAction::Persist(sequence, state) => self.persist(sequence, &state).await,
                 ChildAction::Dial(dial, purpose) => self.dial(dial, purpose),
                 ChildAction::Hangup(id) => self.hang_up(id),
@@ -351,16 +359,20 @@ impl Driver {
                 ChildAction::VerifyCertificate { parent, answer, key } => self.verify(&parent, &answer, &key),
                 ChildAction::SendHeartbeat => self.send_heartbeat(),
                 ChildAction::SendRefresh { key } => self.send_refresh(*key),
+                ChildAction::EnrollNode { enrollment, key } => self.enroll_node(*enrollment, *key),
+                ChildAction::RefreshNode { node, key } => self.refresh_node(*node, *key),
             }
         }
+        self.follow_bundle().await;
+        self.keep_node().await;
         self.hand_over_grants();
         self.write_due_facts().await;
         self.publish();
     }
 
-    fn generate_key(&mut self, common_name: &str) {
+    fn generate_key(&mut self, purpose: KeyUse, common_name: &str) {
         match exchange::generate_key(common_name) {
-            Ok(key) => self.tell(ChildEvent::KeyGenerated(key)),
+            Ok(key) => self.tell(ChildEvent::KeyGenerated(purpose, key)),
             // Without randomness the process cannot go on; the entropy check at start has passed,
             // so this is the crypto library refusing its own key.
             Err(error) => tracing::error!(%error, "no key can be made; restart the daemon"),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tokio::sync::mpsc;
 
-use crate::contract::message::HeartbeatResponse;
+use crate::contract::message::{HeartbeatResponse, TrustBundle};
 use crate::machine::child::ChildEvent;
 use crate::machine::ladder::{DialTarget, TunnelId};
 use crate::reach::dial::Established;
@@ -27,6 +27,8 @@ pub(in crate::satellite) enum News {
     Established(Box<EstablishedLink>),
     /// A heartbeat was acknowledged.
     Acknowledged(Box<HeartbeatResponse>),
+    /// The parent's trust bundle.
+    Bundle(Box<TrustBundle>),
 }
 
 /// A tunnel with the address at which it was reached.

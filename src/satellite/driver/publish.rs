@@ -72,9 +72,18 @@ impl Driver {
         if let (Some(peer), Some(operator)) = (&mut report.peer, &self.settings.operator) {
             peer.disclose(operator);
         }
+        if let Some(node) = &mut report.node {
+            node.last_error.clone_from(&self.node.last_error);
+            node.files = self
+                .node
+                .directory()
+                .map(|directory| directory.display().to_string());
+            node.files_error.clone_from(&self.node.files_error);
+        }
         if let Some(certificate) = &mut report.certificate {
             certificate.renewal_error.clone_from(&self.failures.renewal);
             certificate.needs_rejoin = self.machine.needs_rejoin();
+            certificate.bundle_error.clone_from(&self.bundle.trouble);
         }
         report
     }

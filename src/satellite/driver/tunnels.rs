@@ -115,7 +115,7 @@ impl Driver {
         let of_link = match news {
             News::Established(_) => true,
             News::Event(event) | News::Failed(event, _) => event.is_of_a_tunnel(),
-            News::Acknowledged(_) => false,
+            News::Acknowledged(_) | News::Bundle(_) => false,
         };
         if of_link {
             self.links.contains_key(&id)

@@ -251,6 +251,7 @@ impl FederationApi {
             last_heartbeat_at: Some(call.now),
             our_endpoints: Vec::new(),
             schema_compatibility: Some(schema_compatibility(RELEASE, version.as_deref())),
+            trust_anchors: Vec::new(),
         })))
     }
 

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::base::id::PeerId;
+use crate::contract::delivery::{NodeEnrollment, TrustExchange};
 use crate::contract::invitation::{ContractVersion, ParentTrust};
 use crate::contract::message::FederationCertificate;
 use crate::contract::peer::{PeerStatus, SpawnMode};
@@ -11,14 +12,40 @@ use crate::contract::token::TokenDigest;
 use crate::identity::key::PrivateKey;
 use crate::machine::mapping_lease::MappingProtocol;
 use crate::machine::membership::{
-    AcceptedAnswer, Candidate, JoinRefusal, KeyMaterial, Membership, Operator, Parent, StoredIdentity,
-    StoredInvitation,
+    AcceptedAnswer, Candidate, Delivered, JoinRefusal, KeyMaterial, Membership, Operator, Parent,
+    StoredIdentity, StoredInvitation,
 };
+use crate::machine::node_identity::NodeStanding;
 
 const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
 
 /// One state of each kind, with every optional field once present and once absent.
 fn states() -> Vec<JoinState> {
+    let node = NodeStanding::Asked {
+        enrollment: NodeEnrollment {
+            bootstrap_token: Secret::from_text("bootstrap token".into()),
+            platform_url: "https://platform.example.com".parse().unwrap(),
+            intended_subject: "instance".into(),
+            expires_at: Some(NOW),
+        },
+        until: NOW,
+        key: KeyMaterial {
+            pkcs8: Secret::new(vec![5]),
+            csr_pem: "CSR".into(),
+        },
+    };
+    let delivered = Delivered {
+        trust_exchange: Some(TrustExchange {
+            ca_bundle_pem: "CA".into(),
+            assigned_inbound_subject: "fed:me".into(),
+        }),
+        rest: Secret::from_text(r#"{"cluster":"token"}"#.into()),
+        warnings: vec!["why".into()],
+    };
+    states_with(Some(&node), &delivered)
+}
+
+fn states_with(node: Option<&NodeStanding>, delivered: &Delivered) -> Vec<JoinState> {
     let parent = Parent {
         url: "https://parent.example.com".parse().unwrap(),
         bridges: vec!["192.0.2.1:8443".parse().unwrap()],
@@ -55,6 +82,8 @@ fn states() -> Vec<JoinState> {
         contract_version: 1,
         certificate: certificate.clone(),
         accepted_at: NOW,
+        node: node.cloned(),
+        delivered: delivered.clone(),
     };
     let identity = StoredIdentity {
         pkcs8: Secret::new(vec![4]),
@@ -71,6 +100,8 @@ fn states() -> Vec<JoinState> {
         candidate,
         accepted_at: NOW,
         status: PeerStatus::Active,
+        node: node.cloned(),
+        delivered: delivered.clone(),
     };
     let refused = |key| JoinState::Refused {
         parent: parent.clone(),
@@ -123,6 +154,30 @@ fn every_state_comes_back_from_the_store_and_from_the_copy() {
             Copied::State(copied) => assert_eq!(format!("{copied:?}"), said),
             Copied::Nothing | Copied::Damaged => panic!("no copy of {said}"),
         }
+    }
+}
+
+/// One record of each state as version 1 wrote them, each behind its length.
+const VERSION_1: &[u8] = include_bytes!("../../../tests/fixtures/store/membership-version-1.records");
+
+fn recorded_states() -> Vec<Vec<u8>> {
+    let (mut records, mut rest) = (Vec::new(), VERSION_1);
+    while let Some((length, after)) = rest.split_first_chunk() {
+        let (record, after) = after.split_at(u32::from_be_bytes(*length) as usize);
+        records.push(record.to_vec());
+        rest = after;
+    }
+    records
+}
+
+#[test]
+fn every_state_that_version_1_wrote_is_read() {
+    let expected = states_with(None, &Delivered::default());
+    let recorded = recorded_states();
+    assert_eq!(recorded.len(), expected.len());
+    for (record, expected) in recorded.iter().zip(&expected) {
+        let StoredState(read) = record::decode(record).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{expected:?}"));
     }
 }
 

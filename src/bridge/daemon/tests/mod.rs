@@ -9,6 +9,7 @@ mod direct;
 mod expired;
 mod https;
 mod operators;
+mod rotation;
 mod tunnels;
 
 use std::time::Duration;
@@ -130,8 +131,17 @@ impl TestBridge {
         identity: Option<Arc<TlsIdentity>>,
         request: Request<Full<Bytes>>,
     ) -> std::io::Result<(u16, Value)> {
+        Box::pin(self.https_with(self.client_tls(identity), request)).await
+    }
+
+    /// The same by whoever knows the bridge like that.
+    async fn https_with(
+        &self,
+        tls: rustls::ClientConfig,
+        request: Request<Full<Bytes>>,
+    ) -> std::io::Result<(u16, Value)> {
         let stream = TcpStream::connect(self.running.bound.https[0]).await?;
-        let tls = TlsConnector::from(Arc::new(self.client_tls(identity)));
+        let tls = TlsConnector::from(Arc::new(tls));
         let stream = tls
             .connect(ServerName::try_from("127.0.0.1").unwrap(), stream)
             .await?;

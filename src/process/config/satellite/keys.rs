@@ -4,8 +4,9 @@
 use super::{
     AbsolutePath, AnyKey, BRIDGES_MAX, CaFingerprint, CountBetween, DATA_RESIDENCY_MAX_CHARS,
     DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HostPort, Key, Line, ListOf, LogFilter,
-    LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, ParentUrl, Parsed, PathBuf, ProxyChoice,
-    RETENTION_DAYS, SATELLITE_MAX_ROWS, SocketAddr, TunnelTransport, YesNo, services,
+    LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, NodeFilesPlace, ParentUrl, Parsed, PathBuf,
+    PlatformCa, ProxyChoice, RETENTION_DAYS, SATELLITE_MAX_ROWS, SocketAddr, TunnelTransport, YesNo,
+    services,
 };
 
 pub(super) static KEYS: &[&dyn AnyKey] = &[
@@ -38,6 +39,8 @@ pub(super) static KEYS: &[&dyn AnyKey] = &[
     &GRANTS_ACCEPT_UNSIGNED,
     &RETENTION_DAYS,
     &SATELLITE_MAX_ROWS,
+    &NODE_WRITE_TO,
+    &NODE_PLATFORM_CA,
     &PORT_MAPPING,
     &LISTEN_PORT,
     &HTTPS_LISTEN,
@@ -254,6 +257,22 @@ pub(super) static GRANTS_ACCEPT_UNSIGNED: Key<bool> = Key {
     form: &YesNo,
     default: Fallback::Value("false"),
     doc: "Whether grant tokens of the older form `fg-<grant id>` are taken, too. They prove nothing: whoever reads a\ngrant's id in a log can use it. For parents that know no other form.",
+    discreet: false,
+};
+
+pub(super) static NODE_WRITE_TO: Key<NodeFilesPlace> = Key {
+    path: "node_identity.write_to",
+    form: &Parsed::<NodeFilesPlace>::new("off, auto or an absolute path"),
+    default: Fallback::Value("off"),
+    doc: "Directory into which the node's key and certificate are also written, for the platform's other programs on this\nbox. auto: /persist/var/lib/powernode/pki where /persist/var/lib/powernode is there, else\n/var/lib/powernode/pki. off: they stay in the satellite's own state.",
+    discreet: false,
+};
+
+pub(super) static NODE_PLATFORM_CA: Key<PlatformCa> = Key {
+    path: "node_identity.platform_ca",
+    form: &Parsed::<PlatformCa>::new("system, or the absolute path of a PEM file"),
+    default: Fallback::Unset { example: "system" },
+    doc: "By what the platform is known when the satellite asks it directly for the node's certificate: a PEM file with its\ncertificate authorities, or system for those of this box. Unset: by what the parent is known.",
     discreet: false,
 };
 

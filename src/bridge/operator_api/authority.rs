@@ -1,0 +1,106 @@
+//! The certificate authority: its certificate, its rotation, and the end of the one before.
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::super::permission::Action;
+use super::super::registry::{RetireError, Retirement, RotateError};
+use super::super::reply::Reply;
+use super::{Call, OperatorApi, fields, stored_badly};
+use crate::audit::AuditAction;
+
+/// What a rotation is asked with.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RotateFields {
+    #[serde(default)]
+    overlap_seconds: Option<u64>,
+}
+
+/// What a retirement is asked with.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetireFields {
+    #[serde(default)]
+    force: bool,
+}
+
+impl OperatorApi {
+    pub(super) fn authority(&self, call: &Call<'_>) -> Result<Reply, Reply> {
+        match (call.rest.as_slice(), call.method) {
+            ([], &Method::GET) => Ok(Reply::data(&self.authority_view()?)),
+            ([], _) => Ok(Reply::wrong_method("GET")),
+            (["rotate"], &Method::POST) => self.rotate_authority(call),
+            (["retire"], &Method::POST) => self.retire_authority(call),
+            (["rotate" | "retire"], _) => Ok(Reply::wrong_method("POST")),
+            (rest, _) => Ok(Reply::unknown_path(&rest.join("/"))),
+        }
+    }
+
+    fn authority_view(&self) -> Result<Value, Reply> {
+        let authorities = self.registry.authorities();
+        let current = authorities.current();
+        let depending = self
+            .registry
+            .depending_on_predecessor(self.now())
+            .map_err(|error| stored_badly("the authority", &error))?;
+        let predecessor = authorities.predecessor().map(|before| {
+            json!({
+                "fingerprint": before.fingerprint().to_string(),
+                "rotated_at": before.rotated_at.to_string(),
+                "overlap_ends": before.overlap_ends.to_string(),
+                "in_use_by": depending,
+            })
+        });
+        Ok(json!({
+            "certificate_pem": current.certificate_pem(),
+            "fingerprint": current.fingerprint().to_string(),
+            "predecessor": predecessor,
+        }))
+    }
+
+    fn rotate_authority(&self, call: &Call<'_>) -> Result<Reply, Reply> {
+        self.permit(call.operator, &Action::ManageAuthority)?;
+        let overlap = fields::<RotateFields>(call.body)?.overlap_seconds.map_or_else(
+            || self.settings.borrow().config.rotation_overlap,
+            Duration::from_secs,
+        );
+        match self.registry.rotate_authority(overlap, self.now()) {
+            Ok(()) => {
+                let new = self.registry.authority().fingerprint().to_string();
+                self.note(call.operator, AuditAction::AuthorityRotated, None, &new);
+                Ok(Reply::data(&self.authority_view()?))
+            }
+            Err(RotateError::Store(error)) => Err(stored_badly("the rotation", &error)),
+            Err(error @ RotateError::UnderWay { .. }) => {
+                Err(Reply::failure(StatusCode::CONFLICT, &error.to_string()))
+            }
+            Err(error) => Err(stored_badly("the new authority", &error)),
+        }
+    }
+
+    fn retire_authority(&self, call: &Call<'_>) -> Result<Reply, Reply> {
+        self.permit(call.operator, &Action::ManageAuthority)?;
+        let retirement = if fields::<RetireFields>(call.body)?.force {
+            Retirement::Forced
+        } else {
+            Retirement::InTime
+        };
+        let before = self.registry.authorities();
+        let before = before
+            .predecessor()
+            .map(|before| before.fingerprint().to_string());
+        match self.registry.retire_authority(retirement, self.now()) {
+            Ok(()) => {
+                let old = before.unwrap_or_default();
+                self.note(call.operator, AuditAction::AuthorityRetired, None, &old);
+                Ok(Reply::data(&self.authority_view()?))
+            }
+            Err(RetireError::Store(error)) => Err(stored_badly("the retirement", &error)),
+            Err(error) => Err(Reply::failure(StatusCode::CONFLICT, &error.to_string())),
+        }
+    }
+}
