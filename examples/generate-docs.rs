@@ -18,27 +18,31 @@ use clap_complete::Shell;
 
 #[path = "../src/bin/powernode-host-bridge/arguments.rs"]
 #[allow(dead_code, reason = "the program's own uses of it are not here")]
-mod host_bridge;
+pub(crate) mod host_bridge;
 
 #[path = "../src/bin/powernode-satellite/arguments.rs"]
 #[allow(dead_code, reason = "the program's own uses of it are not here")]
-mod satellite;
+pub(crate) mod satellite;
 
 fn main() -> ExitCode {
     let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
         eprintln!("usage: generate-docs DIRECTORY");
         return ExitCode::from(2);
     };
-    let written = [satellite::Arguments::command(), host_bridge::Arguments::command()]
-        .into_iter()
-        .try_for_each(|command| write(&directory, &command));
-    match written {
+    match generate(&directory) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("generate-docs: cannot write to {}: {error}", directory.display());
             ExitCode::FAILURE
         }
     }
+}
+
+/// Writes all of it below a directory.
+pub fn generate(directory: &Path) -> io::Result<()> {
+    [satellite::Arguments::command(), host_bridge::Arguments::command()]
+        .into_iter()
+        .try_for_each(|command| write(directory, &command))
 }
 
 /// Lets a script of the host-bridge ask the program itself (`complete`) for the names of peers and
@@ -86,11 +90,12 @@ const ZSH_NAMES: &str = r#"autoload -U is-at-least
 
 _powernode-host-bridge_names() {
     local -a line names
-    line=(${(z)LBUFFER})
+    local -i at
+    line=("${(@Q)${(z)LBUFFER}}")
     [[ $LBUFFER == *[[:space:]] ]] && line+=("")
-    line=("${(@)line[(i)*powernode-host-bridge,-1]}")
-    shift line
-    names=(${(f)"$(powernode-host-bridge complete -- "${(@)line}" 2>/dev/null)"})
+    at=${line[(I)(*/|)powernode-host-bridge]}
+    (( at )) || return 1
+    names=(${(f)"$("${line[at]}" complete -- "${(@)line[at+1,-1]}" 2>/dev/null)"})
     compadd -a names
 }
 "#;

@@ -1,6 +1,6 @@
 //! Floor 3: what every daemon of ours needs around its work: configuration, logs, the only clock,
-//! the only randomness, the supervisor that owns all tasks, signals, the limit of open files, and the talk with the service
-//! manager. Knows nothing of peers, tunnels or stores.
+//! the only randomness, the supervisor that owns all tasks, signals, the limit of open files, and the
+//! talk with the service manager. Knows nothing of peers, tunnels or stores.
 
 pub mod admin_socket;
 pub mod clock;

@@ -10,21 +10,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
+mod completion;
 mod manual;
 mod sandbox;
 #[path = "../support/mod.rs"]
 mod support;
 
-#[path = "../../src/bin/powernode-host-bridge/arguments.rs"]
-#[allow(dead_code, reason = "the program's own uses of it are not here")]
-mod host_bridge;
-
-#[path = "../../src/bin/powernode-satellite/arguments.rs"]
-#[allow(dead_code, reason = "the program's own uses of it are not here")]
-mod satellite;
+#[path = "../../examples/generate-docs.rs"]
+#[allow(dead_code, reason = "its command line is not here")]
+mod generate_docs;
 
 use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
 
+use generate_docs::{host_bridge, satellite};
 use manual::{Command, Span, commands, read, spans, words};
 use sandbox::Sandbox;
 
