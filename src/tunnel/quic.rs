@@ -4,28 +4,24 @@
 //! few streams; the limit is raised once the handshake has shown a certificate.
 
 mod send_window;
+mod stream;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{
-    ConnectionError, IdleTimeout, MtuDiscoveryConfig, ReadError, SendDatagramError, VarInt, WriteError,
-};
+use quinn::{ConnectionError, IdleTimeout, MtuDiscoveryConfig, SendDatagramError, VarInt};
 use rustls::AlertDescription;
 use rustls::pki_types::CertificateDer;
 use send_window::SendWindow;
+use stream::byte_stream;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connection::DEFAULT_MAX_STREAMS;
-use super::farewell::Farewell;
 use super::transport::{
     BoxFuture, ByteStream, CloseCode, DatagramRefused, Outlook, Side, Transport, TransportCause,
     TransportClosed, TunnelProtocol, Urgency,
@@ -33,7 +29,7 @@ use super::transport::{
 use super::udp_socket::udp_socket;
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
-use crate::wire::{StreamEnd, TUNNEL_ALPN};
+use crate::wire::TUNNEL_ALPN;
 
 /// Silence that ends a connection by itself. Liveness decides earlier where it runs; this bounds
 /// what nobody watches any more. QUIC takes the shorter of both sides' values.
@@ -463,108 +459,6 @@ impl Transport for QuicTransport {
 
     fn receive_datagram(&self) -> BoxFuture<'_, Result<Bytes, TransportClosed>> {
         Box::pin(async { self.connection.read_datagram().await.map_err(closed) })
-    }
-}
-
-fn byte_stream(
-    urgency: Urgency,
-    (send, read): (quinn::SendStream, quinn::RecvStream),
-    window: &Arc<SendWindow>,
-) -> ByteStream {
-    match urgency {
-        // It fails only for a stream that is closed already, which its user learns by itself.
-        Urgency::Control => drop(send.set_priority(CONTROL_PRIORITY)),
-        Urgency::Bulk => {}
-    }
-    let farewell = Farewell::default();
-    ByteStream {
-        read: Box::new(QuicRead {
-            receive: read,
-            farewell: farewell.clone(),
-        }),
-        write: Box::new(QuicWrite {
-            send,
-            window: Arc::clone(window),
-            finished: false,
-            farewell: farewell.clone(),
-        }),
-        farewell,
-    }
-}
-
-struct QuicRead {
-    receive: quinn::RecvStream,
-    farewell: Farewell,
-}
-
-impl AsyncRead for QuicRead {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match ready!(self.receive.poll_read_buf(cx, buffer)) {
-            Err(ReadError::Reset(code)) => Poll::Ready(Err(self.farewell.hear(
-                io::ErrorKind::ConnectionReset,
-                StreamEnd::from_code(code.into_inner()),
-            ))),
-            read => Poll::Ready(read.map_err(Into::into)),
-        }
-    }
-}
-
-impl Drop for QuicRead {
-    fn drop(&mut self) {
-        if let Some(why) = self.farewell.said() {
-            // It fails only for a stream that is closed already. Without a word quinn stops it.
-            drop(self.receive.stop(VarInt::from_u32(why.code())));
-        }
-    }
-}
-
-/// quinn finishes a stream that is dropped; here an end must be meant.
-struct QuicWrite {
-    send: quinn::SendStream,
-    window: Arc<SendWindow>,
-    finished: bool,
-    farewell: Farewell,
-}
-
-impl AsyncWrite for QuicWrite {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match ready!(Pin::new(&mut self.send).poll_write(cx, bytes)) {
-            Ok(written) => {
-                self.window.wrote(written);
-                Poll::Ready(Ok(written))
-            }
-            Err(WriteError::Stopped(code)) => Poll::Ready(Err(self.farewell.hear(
-                io::ErrorKind::ConnectionReset,
-                StreamEnd::from_code(code.into_inner()),
-            ))),
-            Err(error) => Poll::Ready(Err(error.into())),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_flush(Pin::new(&mut self.send), cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.finished {
-            return Poll::Ready(Ok(()));
-        }
-        self.finished = true;
-        AsyncWrite::poll_shutdown(Pin::new(&mut self.send), cx)
-    }
-}
-
-impl Drop for QuicWrite {
-    fn drop(&mut self) {
-        if !self.finished {
-            let why = self.farewell.said().unwrap_or(StreamEnd::Abandoned);
-            // It fails only for a stream that is closed already.
-            drop(self.send.reset(VarInt::from_u32(why.code())));
-        }
     }
 }
 

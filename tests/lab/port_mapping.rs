@@ -222,7 +222,8 @@ fn a_port_for_https_is_proven_told_first_and_given_back() {
     let Some(mut home) = Home::open("https_way_in", UPNP_ALONE) else {
         return;
     };
-    home.federation.set_satellite("reach.https_listen", "0.0.0.0:8443");
+    home.federation
+        .set_satellite("reach.https_listen", "0.0.0.0:8443");
     let _router = home.run_router();
     let (_bridge, mut satellite) = home.federation.run_joined();
     let endpoint = wait_until("a port for HTTPS is proven", MAPPED_WITHIN, || {
@@ -237,7 +238,10 @@ fn a_port_for_https_is_proven_told_first_and_given_back() {
     });
     let forwarded = home.forwarded();
     let leads = |what: &str| forwarded.iter().any(|rule| rule.contains(what));
-    assert!(leads("tcp") && leads("udp") && forwarded.len() == 2, "{forwarded:?}");
+    assert!(
+        leads("tcp") && leads("udp") && forwarded.len() == 2,
+        "{forwarded:?}"
+    );
     satellite.terminate();
     assert!(satellite.exit_within(SOON).success());
     assert_eq!(home.forwarded(), Vec::<String>::new(), "both are given back");

@@ -9,7 +9,8 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use powernode_satellite::contract::{
-    HEARTBEAT_PATH, RESOURCES_PATH, SERVICE_CATALOG_PATH, SUBSCRIPTIONS_PATH, TRUST_BUNDLE_PATH,
+    CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, RESOURCES_PATH, SERVICE_CATALOG_PATH, SUBSCRIPTIONS_PATH,
+    TRUST_BUNDLE_PATH,
 };
 use powernode_satellite::grant::{GrantRequest, NewGrant};
 use powernode_satellite::identity::certificate::{CertificateChain, CertificateFacts};
@@ -33,7 +34,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::scripted_parent::site::{Running, Site, invitation};
-use crate::scripted_parent::{DAY, DEADLINE, NOW, PEER, ScriptedParent};
+use crate::scripted_parent::{Answer, Book, DAY, DEADLINE, NOW, PEER, ScriptedParent};
 
 /// Pause between two looks at a condition: the listener counts who comes too often.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -293,13 +294,17 @@ async fn a_renewed_certificate_is_shown_without_a_restart_and_an_open_connection
     let due = NOW.plus(DAY * 68);
     let parent = ScriptedParent::start();
     let site = Site::joined(&parent).await;
+    site.wall.set(due);
+    parent.set_time(due);
+    // The renewal waits until the early connection is there.
+    parent.next(CERTIFICATE_REFRESH_PATH, Answer::Never);
     let running = site.run().await;
     let called = Called::listening(parent, site, running).await;
     let mut early = called.parent().await;
-    called.site.wall.set(due);
-    called.parent.set_time(due);
-    called.running.handle.content_changed().await.unwrap();
     let first = early.serial.clone();
+    let asked = |book: &Book| (!book.refreshes().is_empty()).then_some(());
+    called.parent.wait("a renewal is asked for", asked).await;
+    called.parent.break_tunnels();
     let renewed = |report: &powernode_satellite::satellite::status::StatusReport| {
         report
             .certificate

@@ -179,7 +179,11 @@ mod tests {
             { "id": "3", "name": "gone", "status": "revoked", "capabilities": {} },
         ]);
         assert_eq!(names(&peers, &Expected::Peer, ""), ["shop-17", "2"]);
-        assert_eq!(names(&peers, &Expected::Peer, "1"), ["shop-17", "1", "2"], "an id, too");
+        assert_eq!(
+            names(&peers, &Expected::Peer, "1"),
+            ["shop-17", "1", "2"],
+            "an id, too"
+        );
         assert_eq!(names(&peers, &Expected::ServiceOf("shop-17"), ""), ["ssh", "web"]);
         assert!(names(&peers, &Expected::ServiceOf("2"), "").is_empty());
     }
