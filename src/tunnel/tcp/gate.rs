@@ -30,26 +30,6 @@ pub(super) struct Gate {
 struct State {
     between: usize,
     waiting: VecDeque<(u32, Waker)>,
-    /// Who has waited and was called: room is kept for it, or one that writes without pause would overtake
-    /// all that wait, again and again.
-    turn: Option<u32>,
-}
-
-impl State {
-    /// Whether there is room for a stream now.
-    fn has_room_for(&self, stream: u32) -> bool {
-        self.between < GATE_BYTES && self.turn.is_none_or(|turn| turn == stream)
-    }
-
-    /// Calls the next, if there is room and nobody has been called; to be woken.
-    fn call_next(&mut self) -> Option<Waker> {
-        if self.between >= GATE_BYTES || self.turn.is_some() {
-            return None;
-        }
-        let (stream, waker) = self.waiting.pop_front()?;
-        self.turn = Some(stream);
-        Some(waker)
-    }
 }
 
 impl Gate {
@@ -57,7 +37,7 @@ impl Gate {
     /// lost its turn to another and comes next.
     pub(super) fn poll_enter(&self, stream: u32, again: bool, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state();
-        if state.has_room_for(stream) {
+        if state.between < GATE_BYTES {
             return Poll::Ready(());
         }
         let waker = cx.waker().clone();
@@ -76,35 +56,23 @@ impl Gate {
         self.state().between += bytes;
     }
 
-    /// A stream that was let in is done with it, whether it had anything to write or not: who waits goes on.
-    pub(super) fn went_through(&self, stream: u32) {
-        let mut state = self.state();
-        if state.turn == Some(stream) {
-            state.turn = None;
-        }
-        let next = state.call_next();
-        drop(state);
-        wake(next);
-    }
-
     /// So many have left for the socket; who is next goes on.
     pub(super) fn left(&self, bytes: usize) {
         let mut state = self.state();
         state.between = state.between.saturating_sub(bytes);
-        if state.between == 0 {
-            // Whoever was called has had its time, and must not hold up the others.
-            state.turn = None;
-        }
-        let next = state.call_next();
+        let next = (state.between < GATE_BYTES)
+            .then(|| state.waiting.pop_front())
+            .flatten();
         drop(state);
-        wake(next);
+        if let Some((_, waker)) = next {
+            waker.wake();
+        }
     }
 
     /// Wakes everybody.
     pub(super) fn open_to_all(&self) {
         let mut state = self.state();
         state.between = 0;
-        state.turn = None;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         for (_, waker) in waiting {
@@ -127,17 +95,10 @@ impl Gate {
     /// A stream that is gone waits no more.
     pub(super) fn forget(&self, stream: u32) {
         self.state().waiting.retain(|(waiting, _)| *waiting != stream);
-        self.went_through(stream);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn wake(waker: Option<Waker>) {
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }
 
@@ -167,10 +128,8 @@ mod tests {
         assert_eq!(waiting(&gate), [1, 2, 3], "no room yet");
         gate.left(1);
         assert_eq!(waiting(&gate), [2, 3], "one goes on");
-        assert!(!enter(&gate, 4), "its place is kept");
         assert!(enter(&gate, 1));
         gate.forget(3);
-        gate.forget(4);
         assert_eq!(waiting(&gate), [2]);
     }
 
@@ -187,26 +146,6 @@ mod tests {
         let attended = tokio::time::timeout(2 * STALL_LOOK, gate.attend()).await;
         assert!(attended.is_err());
         assert!(waiting(&gate).is_empty());
-    }
-
-    #[test]
-    fn one_that_writes_without_pause_does_not_overtake_who_waits() {
-        let gate = Gate::default();
-        gate.entered(GATE_BYTES);
-        assert!(!enter(&gate, 2));
-        gate.left(1);
-        assert!(!enter(&gate, 1), "2 was called");
-        assert!(enter(&gate, 2));
-        // It had little to say, and there is room left.
-        gate.went_through(2);
-        assert!(enter(&gate, 1));
-        gate.entered(1);
-        gate.went_through(1);
-        // One that was called and is gone keeps nobody waiting.
-        assert!(!enter(&gate, 2));
-        gate.left(1);
-        gate.forget(2);
-        assert!(enter(&gate, 1));
     }
 
     #[test]

@@ -125,11 +125,7 @@ impl AsyncWrite for WriteHalf {
             half.waited = entered.is_pending();
             ready!(entered);
         }
-        let written = write(&mut half.stream, &half.shared, cx, bytes);
-        if half.urgency == Urgency::Bulk {
-            half.shared.gate.went_through(half.stream.id().val());
-        }
-        written
+        write(&mut half.stream, &half.shared, cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -4,8 +4,6 @@
 //! - A frame leaves as one TLS record; yamux writes head and body apart.
 //! - Pings are answered here. Yamux reads nothing while an answer waits for room to be written, so
 //!   two busy sides that ping each other at once could stand still for ever.
-//! - After some frames it takes none until yamux has looked at what has come: yamux reads only when there is
-//!   nothing to write, and streams that write without pause would keep the others' windows from opening.
 //! - After a failed write the other side's last word is still read: it says why.
 //! - A reset takes the reason along that its half has left in [`Ends`](super::ends::Ends).
 
@@ -38,9 +36,6 @@ const FLAGS_AT: usize = 3;
 const FLAG_SYN: u8 = 1;
 const FLAG_ACK: u8 = 2;
 const FLAG_RST: u8 = 8;
-
-/// Frames that may leave before what has come is looked at: tokio lets a task do a hundred-odd things in a row.
-const FRAMES_IN_A_ROW: u8 = 16;
 
 /// Follows one direction's frames.
 #[derive(Debug, Default)]
@@ -120,8 +115,6 @@ pub(super) struct Link<T> {
     content: usize,
     /// At most one: a peer that floods pings gets the last answered.
     pong: Option<[u8; HEAD_BYTES]>,
-    /// Frames begun since yamux has last read.
-    in_a_row: u8,
     broken: bool,
 }
 
@@ -137,7 +130,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Link<T> {
             written: 0,
             content: 0,
             pong: None,
-            in_a_row: 0,
             broken: false,
         }
     }
@@ -252,7 +244,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> futures_io::AsyncRead for Link<T> {
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         let link = &mut *self;
-        link.in_a_row = 0;
         if buffer.is_empty() {
             return Poll::Ready(Ok(0));
         }
@@ -283,13 +274,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> futures_io::AsyncWrite for Link<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let link = &mut *self;
         if link.writing.between_frames() {
-            if link.in_a_row == FRAMES_IN_A_ROW {
-                link.in_a_row = 0;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
             ready!(link.poll_out(cx, false))?;
-            link.in_a_row += 1;
         }
         let in_body = link.writing.body_left > 0;
         let count = bytes.len().min(link.writing.piece_left());
