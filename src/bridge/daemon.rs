@@ -7,48 +7,47 @@ mod tests;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::access::{Access, Accesses, Proxy, UnknownTokens};
 use super::admin_socket;
 use super::dial_back::DialBack;
+use super::direct::Redialer;
 use super::federation_api::FederationApi;
 use super::http_listener::{HTTPS_ALPN, HttpsListener};
 use super::ingress::Ingress;
 use super::links::Links;
-use super::metrics::BridgeObserved;
+use super::material::{Material, MaterialError};
+use super::metrics::{BridgeObserved, RequestCounts};
 use super::operator_api::OperatorApi;
-use super::registry::{Registry, RetireError, Retirement};
-use super::server_identity::{self, ServerIdentityError};
+use super::parent::Parent;
+use super::parent_calls::ParentCalls;
+use super::platform::{PlatformParent, Pool};
+use super::registry::Books;
 use super::settings::BridgeSettings;
+use super::upkeep::{Upkeep, blocking, keep, ticks};
 use crate::audit::retention::Retention;
-use crate::base::limit::error_chain;
-use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, TlsIdentity, server_config};
+use crate::identity::anchors::Anchors;
+use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, server_config};
+use crate::machine::source_rate::SourceRate;
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::Clock;
 use crate::process::observation::{self, Observed};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
-use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure};
+use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure, TaskScope};
 use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::StoreError;
 use crate::tunnel::quic::{BindError, QuicEndpoint, QuicSettings};
 use crate::wire::TUNNEL_ALPN;
-
-/// How often heartbeats are looked through: a stale peer shows at most this much late.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
-
-/// How often the own certificate and spent tokens are looked at.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(3_600);
 
 /// Connections that the system may queue before they are taken.
 const LISTEN_BACKLOG: i32 = 1_024;
@@ -59,9 +58,9 @@ pub enum DaemonError {
     /// The disk.
     #[error("the registry could not be read or written")]
     Store(#[from] StoreError),
-    /// The listeners' certificate.
-    #[error("the host-bridge cannot show a certificate")]
-    Identity(#[from] ServerIdentityError),
+    /// The listeners' certificate, or whom they trust.
+    #[error("TLS has not all that it needs")]
+    Material(#[from] MaterialError),
     /// The TLS library.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsConfigError),
@@ -124,12 +123,12 @@ pub struct Surroundings {
 /// The daemon with its listeners open.
 struct Running {
     supervisor: Supervisor,
-    registry: Arc<Registry>,
+    books: Books,
     links: Arc<Links>,
     accesses: Arc<Accesses>,
     unknown_tokens: Arc<UnknownTokens>,
     clock: Clock,
-    shown: watch::Sender<Arc<TlsIdentity>>,
+    material: Arc<Material>,
     settings: watch::Sender<BridgeSettings>,
     retention: watch::Sender<Retention>,
     renew_expired_for: watch::Sender<Duration>,
@@ -152,21 +151,14 @@ pub struct Bound {
 /// Runs until a signal or a failure ends it. `reload` reads the configuration again; what it
 /// cannot read is logged by it, and everything stays as it was. `listening` is told once.
 pub async fn run(
-    registry: Registry,
+    books: Books,
     settings: BridgeSettings,
     mut surroundings: Surroundings,
     mut reload: impl FnMut() -> Option<BridgeSettings>,
     listening: impl FnOnce(&Bound),
 ) -> Result<(), DaemonError> {
-    let registry = Arc::new(registry);
     let drain = settings.config.drain;
-    let running = Running::start(
-        registry,
-        settings,
-        surroundings.clock.clone(),
-        &surroundings.service,
-    )
-    .await?;
+    let running = Running::start(books, settings, surroundings.clock.clone(), &surroundings.service).await?;
     listening(&running.bound);
     surroundings.service.ready();
     let outcome = loop {
@@ -194,32 +186,30 @@ pub async fn run(
 
 impl Running {
     async fn start(
-        registry: Arc<Registry>,
+        books: Books,
         settings: BridgeSettings,
         clock: Clock,
         service: &ServiceManager,
     ) -> Result<Self, DaemonError> {
-        let identity = {
-            let (registry, names, now) = (
-                Arc::clone(&registry),
-                settings.server_names(),
-                clock.trusted().now,
-            );
-            blocking(move || server_identity::current(&registry, &names, now)).await?
+        let material = {
+            let (books, settings, now) = (books.clone(), settings.clone(), clock.trusted().now);
+            Arc::new(blocking(move || Material::read(&books, &settings, now)).await?)
         };
-        let (shown, identity) = watch::channel(Arc::new(identity));
-        let anchors = registry.anchors();
         let time: TimeSource = {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
         };
         let (renew_expired_for, grace) = watch::channel(settings.config.renew_expired_for);
-        let tls = |alpn: &[&[u8]]| {
-            let clients = ClientAuth::OptionalOrExpired {
-                anchors: anchors.clone(),
-                grace: grace.clone(),
+        let tls = |alpn: &[&[u8]], trust: watch::Receiver<Arc<Anchors>>| {
+            let clients = match &books {
+                Books::Own(_) => ClientAuth::OptionalOrExpired {
+                    anchors: trust,
+                    grace: grace.clone(),
+                },
+                // A platform renews no certificate that has ended.
+                Books::Platform { .. } => ClientAuth::Optional(trust),
             };
-            server_config(identity.clone(), clients, alpn, Arc::clone(&time))
+            server_config(material.identity(), clients, alpn, Arc::clone(&time))
         };
         let mut bound = Bound::default();
         let proxies = tcp_listeners(&settings.config.proxy.listen, DaemonError::proxy)?;
@@ -235,21 +225,22 @@ impl Running {
             max_streams: settings.config.limits.streams_per_session,
         };
         for &address in &settings.config.listen_quic {
-            let endpoint = QuicEndpoint::server(address, tls(&[TUNNEL_ALPN])?, tunnels)?;
+            let endpoint =
+                QuicEndpoint::server(address, tls(&[TUNNEL_ALPN], material.satellites())?, tunnels)?;
             bound.quic.extend(endpoint.local_address());
             endpoints.push(endpoint);
         }
-        let dial_back = DialBack::new(identity.clone(), anchors.clone(), clock.clone(), tunnels);
         let admin = AdminSocket::bind(&settings.config.admin_socket).await?;
         let metrics = observation::bind(&settings.config.metrics_listen).await?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls(&[&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat())?));
+        let alpn = [&[TUNNEL_ALPN][..], &HTTPS_ALPN].concat();
+        let acceptor = TlsAcceptor::from(Arc::new(tls(&alpn, material.visitors())?));
 
         let supervisor = Supervisor::new();
         let links = Arc::new(Links::new(settings.limits(), supervisor.scope(Stage::Work)));
         let accesses = Arc::new(Accesses::new(settings.access_limits()));
         let (retention, kept) = watch::channel(settings.config.audit);
         let audit = {
-            let (database, clock) = (registry.database().clone(), clock.clone());
+            let (database, clock) = (books.ledger().database().clone(), clock.clone());
             let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept)).await?;
             let base = supervisor.scope(Stage::Base);
             let writing = AuditWriter::run(writer, base.clone());
@@ -264,11 +255,11 @@ impl Running {
         let running = Self {
             unknown_tokens,
             supervisor,
-            registry,
+            books,
             links,
             accesses,
             clock,
-            shown,
+            material,
             settings,
             retention,
             renew_expired_for,
@@ -276,7 +267,7 @@ impl Running {
             endpoints,
             bound,
         };
-        running.listen(listeners, proxies, &acceptor, (admin, metrics), dial_back);
+        running.listen(listeners, proxies, &acceptor, (admin, metrics));
         running.keep_going(service);
         info!(https = ?running.bound.https, quic = ?running.bound.quic, proxy = ?running.bound.proxy, "the host-bridge listens");
         Ok(running)
@@ -288,20 +279,11 @@ impl Running {
         proxies: Vec<TcpListener>,
         tls: &TlsAcceptor,
         (admin, metrics): (AdminSocket, Vec<TcpListener>),
-        dial_back: DialBack,
     ) {
         let intake = self.supervisor.scope(Stage::Intake);
         let work = self.supervisor.scope(Stage::Work);
-        let federation = FederationApi::new(
-            Arc::clone(&self.registry),
-            Arc::clone(&self.links),
-            self.clock.clone(),
-            self.settings.subscribe(),
-            self.audit.clone(),
-        );
-        let federation = Arc::new(federation.with_dial_back(dial_back));
         let access = Arc::new(Access::new(
-            Arc::clone(&self.registry),
+            Arc::clone(self.books.ledger()),
             Arc::clone(&self.links),
             Arc::clone(&self.accesses),
             self.clock.clone(),
@@ -310,7 +292,7 @@ impl Running {
             Arc::clone(&self.unknown_tokens),
         ));
         let operators = OperatorApi::new(
-            Arc::clone(&self.registry),
+            self.books.clone(),
             Some(Arc::clone(&self.links)),
             self.clock.clone(),
             self.settings.subscribe(),
@@ -318,20 +300,22 @@ impl Running {
         );
         let operators = Arc::new(operators.with_access(Arc::clone(&access)));
         let ingress = Arc::new(Ingress {
-            federation: Arc::clone(&federation),
-            registry: Arc::clone(&self.registry),
+            parent: self.parent(&work),
             links: Arc::clone(&self.links),
             clock: self.clock.clone(),
             work: work.clone(),
             settings: self.settings.borrow().ingress(),
+            live: self.settings.subscribe(),
+            redialer: Arc::new(Redialer::new(self.clock.clone())),
         });
+        intake.spawn_until_cancelled("redials", Redialer::run(Arc::clone(&ingress)));
         let observed: Arc<dyn Observed> = Arc::new(BridgeObserved {
-            registry: Arc::clone(&self.registry),
+            books: self.books.clone(),
             links: Arc::clone(&self.links),
             accesses: Arc::clone(&self.accesses),
-            federation: Arc::clone(&federation),
+            parent: ingress.parent.clone(),
             audit: self.audit.clone(),
-            shown: self.shown.subscribe(),
+            shown: self.material.identity(),
             started_at: self.clock.trusted().now,
             clock: self.clock.clone(),
         });
@@ -339,23 +323,28 @@ impl Running {
             let answering = observation::serve(listener, intake.clone(), Arc::clone(&observed));
             intake.spawn_until_cancelled("metrics", answering);
         }
-        let https = Arc::new(HttpsListener::new(
-            federation,
-            Arc::clone(&operators),
-            Arc::clone(&ingress),
-            Arc::clone(&access),
-            work.clone(),
-            self.settings.borrow().config.limits.https_connections,
-        ));
-        for listener in listeners {
-            let serving = Arc::clone(&https).run(listener, tls.clone(), intake.clone());
+        let connections = self.settings.borrow().config.limits.https_connections;
+        let https = Arc::new(HttpsListener {
+            operators: Arc::clone(&operators),
+            ingress: Arc::clone(&ingress),
+            access: Arc::clone(&access),
+            calls: self.calls(),
+            satellites: self.material.satellites(),
+            work: work.clone(),
+            places: Arc::new(Semaphore::new(connections as usize)),
+        });
+        let settings = self.settings.borrow().clone();
+        for (listener, address) in listeners.into_iter().zip(&settings.config.listen_https) {
+            let network = settings.network_of(*address);
+            let serving = Arc::clone(&https).run(listener, network, tls.clone(), intake.clone());
             intake.spawn_essential("https listener", async {
                 serving.await;
                 Ok::<_, Infallible>(())
             });
         }
-        for endpoint in &self.endpoints {
-            let taking = Arc::clone(&ingress).run(endpoint.clone(), intake.clone());
+        for (endpoint, address) in self.endpoints.iter().zip(&settings.config.listen_quic) {
+            let network = settings.network_of(*address);
+            let taking = Arc::clone(&ingress).run(endpoint.clone(), network, intake.clone());
             intake.spawn_essential("tunnel listener", taking);
         }
         self.listen_proxy(proxies, &access);
@@ -365,6 +354,68 @@ impl Running {
             serving.await;
             Ok::<_, Infallible>(())
         });
+    }
+
+    /// Who answers satellites.
+    fn parent(&self, work: &TaskScope) -> Parent {
+        let dial_back = DialBack::new(
+            self.material.identity(),
+            self.material.satellites(),
+            self.clock.clone(),
+            QuicSettings {
+                max_streams: self.settings.borrow().config.limits.streams_per_session,
+            },
+        );
+        match &self.books {
+            Books::Own(registry) => {
+                let federation = FederationApi::new(
+                    Arc::clone(registry),
+                    Arc::clone(&self.links),
+                    self.clock.clone(),
+                    self.settings.subscribe(),
+                    self.audit.clone(),
+                );
+                Parent::Own {
+                    federation: Arc::new(federation.with_dial_back(dial_back)),
+                    registry: Arc::clone(registry),
+                }
+            }
+            Books::Platform { ledger, roll, url } => {
+                if url.is_exposed() {
+                    warn!(%url, "tokens and grants go to the platform without TLS; use https unless it is on this machine");
+                }
+                Parent::Platform(Arc::new(PlatformParent {
+                    ledger: Arc::clone(ledger),
+                    roll: Arc::clone(roll),
+                    pool: Pool::new(
+                        url.clone(),
+                        self.material.platform(),
+                        self.clock.clone(),
+                        work.clone(),
+                    ),
+                    dial_back,
+                    clock: self.clock.clone(),
+                    settings: self.settings.subscribe(),
+                    audit: self.audit.clone(),
+                    rate: Mutex::new(SourceRate::new(
+                        self.settings.borrow().config.limits.accepts_per_source_per_minute,
+                    )),
+                    answered: RequestCounts::default(),
+                }))
+            }
+        }
+    }
+
+    fn calls(&self) -> ParentCalls {
+        ParentCalls {
+            ledger: Arc::clone(self.books.ledger()),
+            links: Arc::clone(&self.links),
+            clock: self.clock.clone(),
+            settings: self.settings.subscribe(),
+            trust: self.material.callers(),
+            satellites: self.material.satellites(),
+            audit: self.audit.clone(),
+        }
     }
 
     fn listen_proxy(&self, proxies: Vec<TcpListener>, access: &Arc<Access>) {
@@ -393,28 +444,17 @@ impl Running {
 
     fn keep_going(&self, service: &ServiceManager) {
         let intake = self.supervisor.scope(Stage::Intake);
-        intake.spawn_until_cancelled("sweep", {
-            let (registry, clock) = (Arc::clone(&self.registry), self.clock.clone());
-            let (settings, links) = (self.settings.subscribe(), Arc::clone(&self.links));
-            let service = service.clone();
-            async move { sweep_for_ever(registry, clock, settings, links, service).await }
-        });
-        intake.spawn_until_cancelled("upkeep", {
-            let (registry, clock) = (Arc::clone(&self.registry), self.clock.clone());
-            let (settings, shown) = (self.settings.subscribe(), self.shown.clone());
-            let mut anchors = self.registry.anchors();
-            async move {
-                let mut hourly = ticks(UPKEEP_INTERVAL);
-                loop {
-                    // A rotated authority issues the server's certificate at once.
-                    tokio::select! {
-                        _ = hourly.tick() => {}
-                        _ = anchors.changed() => {}
-                    }
-                    upkeep(&registry, &clock, &settings, &shown).await;
-                }
-            }
-        });
+        let upkeep = Upkeep {
+            books: self.books.clone(),
+            material: Arc::clone(&self.material),
+            links: Arc::clone(&self.links),
+            clock: self.clock.clone(),
+            settings: self.settings.subscribe(),
+            service: service.clone(),
+        };
+        intake.spawn_until_cancelled("sweep", upkeep.clone().sweep_for_ever());
+        intake.spawn_until_cancelled("files", upkeep.clone().read_files_for_ever());
+        intake.spawn_until_cancelled("upkeep", upkeep.for_ever());
         if let Some(period) = service.watchdog_period() {
             let service = service.clone();
             self.supervisor
@@ -444,13 +484,13 @@ impl Running {
         self.retention.send_replace(new.config.audit);
         self.renew_expired_for.send_replace(new.config.renew_expired_for);
         self.settings.send_replace(new);
-        upkeep(
-            &self.registry,
-            &self.clock,
-            &self.settings.subscribe(),
-            &self.shown,
-        )
-        .await;
+        let (books, material, settings) = (
+            self.books.clone(),
+            Arc::clone(&self.material),
+            self.settings.borrow().clone(),
+        );
+        let now = self.clock.trusted().now;
+        blocking(move || keep(&books, &material, &settings, now)).await;
         info!("the configuration was read again");
     }
 
@@ -460,88 +500,12 @@ impl Running {
         for endpoint in &self.endpoints {
             endpoint.close();
         }
-        let registry = self.registry;
-        blocking(move || registry.write_presence()).await?;
+        if let Books::Own(registry) = self.books {
+            blocking(move || registry.write_presence()).await?;
+        }
         info!("the host-bridge has stopped");
         Ok(())
     }
-}
-
-async fn sweep_for_ever(
-    registry: Arc<Registry>,
-    clock: Clock,
-    settings: watch::Receiver<BridgeSettings>,
-    links: Arc<Links>,
-    service: ServiceManager,
-) {
-    let listening_since = clock.trusted().now;
-    let mut tick = ticks(SWEEP_INTERVAL);
-    loop {
-        tick.tick().await;
-        let stale_after = settings.borrow().config.stale_after;
-        let (registry, now) = (Arc::clone(&registry), clock.trusted().now);
-        match blocking(move || registry.sweep(stale_after, listening_since, now)).await {
-            Ok(degraded) => {
-                for peer in degraded {
-                    let reason = peer.degraded_reason.unwrap_or_default();
-                    warn!(peer = %peer.id, name = peer.name, reason, "a peer is degraded");
-                }
-            }
-            Err(error) => error!(error = %error_chain(&error), "the peers could not be looked through"),
-        }
-        service.status(&format!("{} satellites connected", links.len()));
-    }
-}
-
-async fn upkeep(
-    registry: &Arc<Registry>,
-    clock: &Clock,
-    settings: &watch::Receiver<BridgeSettings>,
-    shown: &watch::Sender<Arc<TlsIdentity>>,
-) {
-    let (names, grace) = {
-        let settings = settings.borrow();
-        (settings.server_names(), settings.config.accept_grace)
-    };
-    let (registry, now, shown) = (Arc::clone(registry), clock.trusted().now, shown.clone());
-    blocking(move || {
-        if let Err(error) = server_identity::rotate(&registry, &names, now, &shown) {
-            error!(error = %error_chain(&error), "the server's certificate could not be renewed; the old one is still shown");
-        }
-        if let Err(error) = registry.forget_stale_tokens(grace, now) {
-            error!(error = %error_chain(&error), "spent tokens could not be forgotten");
-        }
-        match registry.retire_authority(Retirement::InTime, now) {
-            Ok(()) => info!("the overlap of the authority's rotation is over; the old one counts no more"),
-            Err(RetireError::Nothing | RetireError::Overlap { .. }) => {}
-            Err(error @ RetireError::InUse { .. }) => info!(reason = %error, "the old authority is not retired yet"),
-            Err(RetireError::Store(error)) => {
-                error!(error = %error_chain(&error), "the old authority could not be retired");
-            }
-        }
-        if let Err(error) = registry.archive_grants(now) {
-            error!(error = %error_chain(&error), "revoked grants could not be archived");
-        }
-    })
-    .await;
-}
-
-/// Runs what blocks where that is allowed. A panic there goes on here.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(failed) => match failed.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // Only a runtime that is going away cancels blocking work; so is this task.
-            Err(_) => std::future::pending().await,
-        },
-    }
-}
-
-fn ticks(period: Duration) -> tokio::time::Interval {
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
 }
 
 fn tcp_listeners(

@@ -18,9 +18,10 @@ use tracing::{Span, info, warn};
 
 use super::acceptance::AcceptCall;
 use super::dial_back::{DialBack, Reached};
+use super::direct::Redial;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
-use super::held_grants::Teller;
+use super::held_grants;
 use super::links::{Links, REPLACED_KEY};
 use super::metrics::RequestCounts;
 use super::registry::record::PeerRecord;
@@ -28,7 +29,7 @@ use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{PeerId, PublicKeyDigest};
+use crate::base::id::{NetworkId, PeerId, PublicKeyDigest};
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
 use crate::base::time::UnixTime;
 use crate::contract::compatibility::schema_compatibility;
@@ -36,12 +37,13 @@ use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
-    TUNNEL_DIAL_BACK_PATH,
+    TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH,
 };
 use crate::identity::certificate::{CertificateFacts, peer_id_of, peer_subject};
 use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
+use crate::tunnel::transport::Transport;
 use crate::wire::GoodbyeReason;
 
 /// Who calls, as the connection knows it.
@@ -49,17 +51,21 @@ use crate::wire::GoodbyeReason;
 pub struct Caller {
     /// Where from.
     pub source: IpAddr,
+    /// On which network the listener stands.
+    pub network: Option<NetworkId>,
     /// What the handshake verified, if anything.
     pub certificate: Option<CallerCertificate>,
 }
 
 /// A verified certificate, as far as it says who calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallerCertificate {
     /// The peer in its common name; none in a certificate that is no peer's.
     pub peer: Option<PeerId>,
     /// Its key.
     pub key: PublicKeyDigest,
+    /// All of it.
+    pub der: Arc<CertificateDer<'static>>,
     /// What it was good for when the connection began.
     pub standing: Standing,
 }
@@ -85,6 +91,7 @@ impl CallerCertificate {
             } else {
                 Standing::Valid
             },
+            der: Arc::new(der.clone().into_owned()),
         })
     }
 }
@@ -92,6 +99,7 @@ impl CallerCertificate {
 impl Caller {
     fn is_expired(&self) -> bool {
         self.certificate
+            .as_ref()
             .is_some_and(|certificate| certificate.standing == Standing::Expired)
     }
 
@@ -104,6 +112,15 @@ impl Caller {
         }
         Ok(())
     }
+}
+
+/// Why a peer was not dialled again.
+#[derive(Debug)]
+pub enum RedialFailed {
+    /// It is suspended, revoked, or not known any more.
+    MayNotCome,
+    /// Why it was not reached, in words.
+    NotReached(String),
 }
 
 /// The interface.
@@ -196,14 +213,17 @@ impl FederationApi {
         let answered = tokio::task::spawn_blocking(move || {
             span.in_scope(|| match self.authenticate(&caller) {
                 Ok((peer, _)) => {
-                    let teller = Teller {
-                        registry: &self.registry,
-                        audit: &self.audit,
-                        peer: &peer,
-                        source: caller.source,
-                        now: self.clock.trusted().now,
+                    let (path, now) = (head.uri.path(), self.clock.trusted().now);
+                    let asked = (&head.method, path);
+                    let reply = match path {
+                        TUNNEL_LEAVE_PATH => held_grants::leave(&self.registry, &peer, asked.0, &body, now),
+                        _ => held_grants::answer(&self.registry, &peer, asked, &body, now),
                     };
-                    teller.answer((&head.method, head.uri.path()), &body)
+                    let told = held_grants::noted(peer.id, caller.source, path, &body, reply.status());
+                    if let Some(told) = told {
+                        self.audit.record(&told);
+                    }
+                    reply
                 }
                 Err(refusal) => refusal,
             })
@@ -300,6 +320,25 @@ impl FederationApi {
         }
     }
 
+    /// Dials a peer again where it was reached.
+    pub async fn redial(&self, redial: &Redial) -> Result<Arc<dyn Transport>, RedialFailed> {
+        let (registry, peer) = (Arc::clone(&self.registry), redial.peer);
+        let known = tokio::task::spawn_blocking(move || registry.peer_by_id(peer)).await;
+        let (Ok(Ok(known)), Some(dial_back)) = (known, &self.dial_back) else {
+            return Err(RedialFailed::NotReached(
+                "the registry could not be read".to_owned(),
+            ));
+        };
+        let peer = known
+            .filter(|peer| peer.status.inbound_allowed())
+            .ok_or(RedialFailed::MayNotCome)?;
+        let allow_private = self.settings.borrow().config.reach_allow_private;
+        dial_back
+            .redial(&peer, allow_private, redial.endpoint)
+            .await
+            .map_err(RedialFailed::NotReached)
+    }
+
     async fn may_ask_for_dials(self: &Arc<Self>, caller: Caller) -> Result<PeerRecord, Reply> {
         let api = Arc::clone(self);
         let known = tokio::task::spawn_blocking(move || api.authenticate(&caller)).await;
@@ -319,23 +358,15 @@ impl FederationApi {
         // A heartbeat is a sign of life, one a minute from each peer: the log would hold little else.
         // Who has no certificate is nobody, and could fill the log.
         if path != HEARTBEAT_PATH
-            && let Some(peer) = caller.certificate.and_then(|certificate| certificate.peer)
+            && let Some(peer) = caller
+                .certificate
+                .as_ref()
+                .and_then(|certificate| certificate.peer)
         {
-            self.note(path, peer, caller.source, &reply);
+            self.audit
+                .record(&noted_request(path, peer, caller.source, reply.status()));
         }
         reply
-    }
-
-    fn note(&self, path: &str, peer: PeerId, source: IpAddr, reply: &Reply) {
-        let action = match path {
-            CERTIFICATE_REFRESH_PATH => AuditAction::CertificateRenewed,
-            _ => AuditAction::Request,
-        };
-        self.audit.record(&AuditEvent {
-            object: Some(path.to_owned()),
-            outcome: outcome_of(reply),
-            ..of_peer(action, peer, source)
-        });
     }
 
     fn answer_peer(&self, path: &str, body: &[u8], caller: &Caller) -> Reply {
@@ -399,7 +430,7 @@ impl FederationApi {
 
     /// The peer of a verified certificate that may at least heartbeat.
     fn authenticate(&self, caller: &Caller) -> Result<(PeerRecord, PublicKeyDigest), Reply> {
-        let Some(certificate) = caller.certificate else {
+        let Some(certificate) = &caller.certificate else {
             return Err(Reply::unauthorized("mTLS client certificate required"));
         };
         let peer = match certificate.peer.map(|id| self.registry.peer_by_id(id)) {
@@ -504,9 +535,8 @@ impl FederationApi {
     }
 }
 
-/// How a request ended, for the log.
-pub fn outcome_of(reply: &Reply) -> AuditOutcome {
-    let status = reply.status();
+/// How a request ended, for the audit log.
+pub(super) fn outcome_of(status: StatusCode) -> AuditOutcome {
     let words = format!("HTTP {}", status.as_u16());
     if status.is_success() {
         AuditOutcome::Done
@@ -517,8 +547,21 @@ pub fn outcome_of(reply: &Reply) -> AuditOutcome {
     }
 }
 
+/// A request of a peer's, and what became of it, for the audit log.
+pub(super) fn noted_request(path: &str, peer: PeerId, source: IpAddr, status: StatusCode) -> AuditEvent {
+    let action = match path {
+        CERTIFICATE_REFRESH_PATH => AuditAction::CertificateRenewed,
+        _ => AuditAction::Request,
+    };
+    AuditEvent {
+        object: Some(foreign_text(path)),
+        outcome: outcome_of(status),
+        ..of_peer(action, peer, source)
+    }
+}
+
 /// An action of a peer, which is known by the name in its certificates.
-fn of_peer(action: AuditAction, peer: PeerId, source: IpAddr) -> AuditEvent {
+pub(super) fn of_peer(action: AuditAction, peer: PeerId, source: IpAddr) -> AuditEvent {
     AuditEvent {
         federation_peer_id: Some(peer),
         remote_subject: Some(peer_subject(peer)),

@@ -1,7 +1,22 @@
-//! Headers by which the platform's reverse proxy tells who calls (contract section 8). Whoever
-//! may set them may be anybody, so what comes from outside loses them before anything is read.
+//! Headers that do not travel on: those by which the platform's reverse proxy tells who calls
+//! (contract section 8), and those that are about one connection. Whoever may set the former may be
+//! anybody, so what comes from outside loses them before anything is read.
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, header};
+
+/// Fields that are for one connection (RFC 9110, 7.6.1), and those that proxies have added to them.
+/// `Te` and `Upgrade` are taken care of by name.
+const HOP_BY_HOP: &[&str] = &[
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+];
 
 /// What is taken away: exact names, and names that begin with those ending in `*`. `_` counts as
 /// `-`: there are servers that do not tell them apart.
@@ -13,11 +28,16 @@ const STRIPPED: &[&str] = &[
 ];
 
 fn is_stripped(name: &HeaderName) -> bool {
-    let name = name.as_str().replace('_', "-");
+    let name = dashed(name);
     STRIPPED.iter().any(|stripped| match stripped.strip_suffix('*') {
         Some(prefix) => name.starts_with(prefix),
         None => name == *stripped,
     })
+}
+
+/// A header's name as servers read it that do not tell `_` from `-`.
+pub(super) fn dashed(name: &HeaderName) -> String {
+    name.as_str().replace('_', "-")
 }
 
 /// Takes every claim of identity away. How many there were.
@@ -29,6 +49,33 @@ pub fn strip_forwarded_identity(headers: &mut HeaderMap) -> usize {
     claims.len()
 }
 
+/// The parts of a list-valued header.
+pub(super) fn listed<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> impl Iterator<Item = &'a str> + use<'a> {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+}
+
+/// Takes away what is about one connection alone.
+pub(super) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = listed(headers, &header::CONNECTION)
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(*name);
+    }
+}
+
+/// One `Cookie` line, as HTTP/1.1 has it, without the bridge's own.
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -3,7 +3,7 @@
 //! contract's. The caller has checked whose tunnel it is.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use http::{Method, StatusCode};
 use serde::Deserialize;
@@ -11,9 +11,9 @@ use serde_json::json;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::federation_api::{outcome_of, stored_badly};
+use super::federation_api::{of_peer, outcome_of, stored_badly};
 use super::registry::record::{HeldGrant, PeerRecord};
-use super::registry::{Registry, RegistryError};
+use super::registry::{Ledger, Registry, RegistryError};
 use super::reply::Reply;
 use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::{GrantId, PeerId};
@@ -22,8 +22,6 @@ use crate::base::secret::Secret;
 use crate::base::time::{UnixTime, rfc3339};
 use crate::contract::{TUNNEL_GRANTS_PATH, TUNNEL_LEAVE_PATH};
 use crate::grant::{BearerToken, PermissionScope};
-use crate::identity::certificate::peer_subject;
-use crate::store::audit_log::AuditLog;
 
 /// What the path of everything here begins with.
 const TUNNEL_PREFIX: &str = "/tunnel/";
@@ -66,124 +64,55 @@ pub fn serves(path: &str) -> bool {
     path.starts_with(TUNNEL_PREFIX)
 }
 
-/// Whose tunnel a request came through, and what it is answered and noted with.
-pub struct Teller<'a> {
-    /// The registry.
-    pub registry: &'a Registry,
-    /// The log of what was told.
-    pub audit: &'a AuditLog,
-    /// The peer.
-    pub peer: &'a PeerRecord,
-    /// Where its tunnel comes from.
-    pub source: IpAddr,
-    /// The time.
-    pub now: UnixTime,
+/// Answers one request about grants of the peer whose tunnel it came through. Blocks on the disk.
+pub fn answer(
+    ledger: &Ledger,
+    peer: &PeerRecord,
+    (method, path): (&Method, &str),
+    body: &[u8],
+    now: UnixTime,
+) -> Reply {
+    let answered = match (method, path) {
+        (&Method::POST, TUNNEL_GRANTS_PATH) => take(ledger, peer, body, now),
+        (_, TUNNEL_GRANTS_PATH) => Ok(Reply::wrong_method("POST")),
+        (method, path) => match (method, revoked_grant(path)) {
+            (&Method::POST, Some(grant)) => revoked(ledger, peer, grant, body, now),
+            (_, Some(_)) => Ok(Reply::wrong_method("POST")),
+            (_, None) => Ok(Reply::unknown_path(path)),
+        },
+    };
+    answered.unwrap_or_else(|refused| refused)
 }
 
-/// What was told, for the log.
-struct News {
-    action: AuditAction,
-    grant: Option<GrantId>,
-    object: Option<String>,
-}
-
-impl Teller<'_> {
-    /// Answers one request and notes it. Blocks on the disk.
-    pub fn answer(&self, (method, path): (&Method, &str), body: &[u8]) -> Reply {
-        let (news, answered) = match (method, path) {
-            (&Method::POST, TUNNEL_GRANTS_PATH) => self.take(body),
-            (&Method::POST, TUNNEL_LEAVE_PATH) => self.leave(body),
-            (_, TUNNEL_GRANTS_PATH | TUNNEL_LEAVE_PATH) => return Reply::wrong_method("POST"),
-            (method, path) => match (method, revoked_grant(path)) {
-                (&Method::POST, Some(grant)) => self.revoked(grant, body),
-                (_, Some(_)) => return Reply::wrong_method("POST"),
-                (_, None) => return Reply::unknown_path(path),
-            },
-        };
-        let reply = answered.unwrap_or_else(|refused| refused);
-        self.note(news, &reply);
-        reply
-    }
-
-    fn note(&self, news: News, reply: &Reply) {
-        self.audit.record(&AuditEvent {
-            federation_peer_id: Some(self.peer.id),
-            remote_subject: Some(peer_subject(self.peer.id)),
-            grant: news.grant,
-            object: news.object,
-            source: Some(SocketAddr::new(self.source, 0)),
-            outcome: outcome_of(reply),
-            ..AuditEvent::of(news.action)
-        });
-    }
-
-    fn take(&self, body: &[u8]) -> (News, Result<Reply, Reply>) {
-        let read = fields::<HandedOver>(body);
-        let news = News {
-            action: AuditAction::GrantReceived,
-            grant: read.as_ref().ok().map(|handed| handed.grant.id),
-            object: read
-                .as_ref()
+/// What was told, and what became of it, for the audit log; nothing where it is no news.
+pub fn noted(
+    peer: PeerId,
+    source: IpAddr,
+    path: &str,
+    body: &[u8],
+    status: StatusCode,
+) -> Option<AuditEvent> {
+    let reason = || {
+        let told: Told = serde_json::from_slice(body).ok()?;
+        Some(foreign_text(told.reason.trim()))
+    };
+    let (action, grant, object) = match path {
+        TUNNEL_GRANTS_PATH => {
+            let handed = serde_json::from_slice::<HandedOver>(body)
                 .ok()
-                .map(|handed| handed.grant.resource_kind.clone()),
-        };
-        (news, read.and_then(|handed| self.hold(handed)))
-    }
-
-    fn hold(&self, handed: HandedOver) -> Result<Reply, Reply> {
-        let held = checked(handed, self.peer)?;
-        let id = held.id;
-        info!(peer = %self.peer.id, grant = %id, subject = %held.remote_subject, kind = %held.resource_kind, "a satellite has given a grant");
-        self.registry
-            .hold_grant(self.peer.id, held, self.now)
-            .map_err(|error| refused(&error))?;
-        Ok(Reply::data(&json!({ "grant_id": id })))
-    }
-
-    fn revoked(&self, grant: GrantId, body: &[u8]) -> (News, Result<Reply, Reply>) {
-        let told = reason_of(body);
-        let news = News {
-            action: AuditAction::GrantRevoked,
-            grant: Some(grant),
-            object: told.as_ref().ok().cloned(),
-        };
-        let answered = told.and_then(|reason| {
-            let known = self
-                .registry
-                .held_grant_revoked(self.peer.id, grant, &reason, self.now)
-                .map_err(|error| refused(&error))?;
-            if known {
-                warn!(peer = %self.peer.id, %grant, %reason, "a satellite has revoked a grant");
-            }
-            // One that never arrived is of no use either: the satellite need not tell it again.
-            Ok(Reply::data(&json!({ "grant_id": grant, "known": known })))
-        });
-        (news, answered)
-    }
-
-    fn leave(&self, body: &[u8]) -> (News, Result<Reply, Reply>) {
-        let told = reason_of(body);
-        let news = News {
-            action: AuditAction::Left,
-            grant: None,
-            object: told.as_ref().ok().cloned(),
-        };
-        let answered = told.and_then(|reason| {
-            let noted = match reason.as_str() {
-                "" => HAS_LEFT.to_owned(),
-                reason => format!("{HAS_LEFT}: {reason}"),
-            };
-            let revoked = self
-                .registry
-                .revoke(&self.peer.id.to_string(), &noted, self.now)
-                .map_err(|error| refused(&error))?;
-            warn!(peer = %self.peer.id, name = revoked.name, %reason, "a satellite has left");
-            Ok(Reply::data(
-                &json!({ "peer_id": self.peer.id, "status": revoked.status }),
-            ))
-        });
-        (news, answered)
-    }
+                .map(|handed| handed.grant);
+            let (grant, kind) = handed.map(|grant| (grant.id, grant.resource_kind)).unzip();
+            (AuditAction::GrantReceived, grant, kind)
+        }
+        TUNNEL_LEAVE_PATH => (AuditAction::Left, None, reason()),
+        path => (AuditAction::GrantRevoked, Some(revoked_grant(path)?), reason()),
+    };
+    Some(AuditEvent {
+        grant,
+        object,
+        outcome: outcome_of(status),
+        ..of_peer(action, peer, source)
+    })
 }
 
 /// The grant of `/tunnel/v1/grants/<id>/revoked`.
@@ -192,14 +121,8 @@ fn revoked_grant(path: &str) -> Option<GrantId> {
     id.strip_suffix("/revoked")?.parse().ok()
 }
 
-/// The words with which an end is told.
-fn reason_of(body: &[u8]) -> Result<String, Reply> {
-    Ok(foreign_text(fields::<Told>(body)?.reason.trim()))
-}
-
-/// What may be held of what was handed over.
-fn checked(handed: HandedOver, peer: &PeerRecord) -> Result<HeldGrant, Reply> {
-    let HandedOver { grant, token } = handed;
+fn take(ledger: &Ledger, peer: &PeerRecord, body: &[u8], now: UnixTime) -> Result<Reply, Reply> {
+    let HandedOver { grant, token } = fields(body)?;
     if grant.federation_peer_id != peer.id {
         return Err(unusable("the grant is another peer's"));
     }
@@ -221,8 +144,9 @@ fn checked(handed: HandedOver, peer: &PeerRecord) -> Result<HeldGrant, Reply> {
             return Err(unusable("a text of the grant is empty, too long or not plain"));
         }
     }
-    Ok(HeldGrant {
-        id: grant.id,
+    let id = grant.id;
+    let held = HeldGrant {
+        id,
         remote_subject: grant.remote_subject,
         resource_kind: grant.resource_kind,
         resource_id: grant.resource_id,
@@ -231,7 +155,53 @@ fn checked(handed: HandedOver, peer: &PeerRecord) -> Result<HeldGrant, Reply> {
         expires_at: grant.expires_at,
         revocation: None,
         token: Secret::from_text(token.as_str().to_owned()),
-    })
+    };
+    info!(peer = %peer.id, grant = %id, subject = %held.remote_subject, kind = %held.resource_kind, "a satellite has given a grant");
+    ledger
+        .hold_grant(peer.id, held, now)
+        .map_err(|error| refused(&error))?;
+    Ok(Reply::data(&json!({ "grant_id": id })))
+}
+
+fn revoked(
+    ledger: &Ledger,
+    peer: &PeerRecord,
+    grant: GrantId,
+    body: &[u8],
+    now: UnixTime,
+) -> Result<Reply, Reply> {
+    let reason = foreign_text(fields::<Told>(body)?.reason.trim());
+    let known = ledger
+        .held_grant_revoked(peer.id, grant, &reason, now)
+        .map_err(|error| refused(&error))?;
+    if known {
+        warn!(peer = %peer.id, %grant, %reason, "a satellite has revoked a grant");
+    }
+    // One that never arrived is of no use either: the satellite need not tell it again.
+    Ok(Reply::data(&json!({ "grant_id": grant, "known": known })))
+}
+
+/// Ends the peering of a satellite that says its last word. Blocks on the disk.
+pub fn leave(registry: &Registry, peer: &PeerRecord, method: &Method, body: &[u8], now: UnixTime) -> Reply {
+    if method != Method::POST {
+        return Reply::wrong_method("POST");
+    }
+    left(registry, peer, body, now).unwrap_or_else(|refused| refused)
+}
+
+fn left(registry: &Registry, peer: &PeerRecord, body: &[u8], now: UnixTime) -> Result<Reply, Reply> {
+    let reason = foreign_text(fields::<Told>(body)?.reason.trim());
+    let noted = match reason.as_str() {
+        "" => HAS_LEFT.to_owned(),
+        reason => format!("{HAS_LEFT}: {reason}"),
+    };
+    let revoked = registry
+        .revoke(&peer.id.to_string(), &noted, now)
+        .map_err(|error| refused(&error))?;
+    warn!(peer = %peer.id, name = revoked.name, %reason, "a satellite has left");
+    Ok(Reply::data(
+        &json!({ "peer_id": peer.id, "status": revoked.status }),
+    ))
 }
 
 fn fields<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Reply> {

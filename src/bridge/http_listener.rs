@@ -13,19 +13,25 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::access::{Access, InScope};
-use super::federation_api::{Caller, CallerCertificate, FederationApi};
+use super::federation_api::{Caller, CallerCertificate};
 use super::ingress::Ingress;
 use super::operator_api::{OperatorApi, RequestSource};
+use super::parent_calls::{CallerConnection, ParentCalls};
 use super::reply::{Reply, ReplyBody};
+use crate::base::id::NetworkId;
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
-use crate::process::clock::Clock;
+use crate::base::time::UnixTime;
+use crate::identity::anchors::Anchors;
+use crate::identity::certificate::CertificateFacts;
+use crate::identity::tls::is_client_of;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::tcp;
 use crate::tunnel::transport::TunnelProtocol;
@@ -131,42 +137,42 @@ where
     }
 }
 
-/// The HTTPS listener.
+/// The HTTPS listener. Answers children and the parent's programs by their certificates, operators by
+/// their tokens, and hands tunnels on.
 #[derive(Debug)]
 pub struct HttpsListener {
-    federation: Arc<FederationApi>,
-    operators: Arc<OperatorApi>,
-    ingress: Arc<Ingress>,
-    access: Arc<Access>,
-    clock: Clock,
-    work: TaskScope,
-    places: Arc<Semaphore>,
+    /// For operators.
+    pub operators: Arc<OperatorApi>,
+    /// For tunnels, and for children without one.
+    pub ingress: Arc<Ingress>,
+    /// For visitors of services.
+    pub access: Arc<Access>,
+    /// For the parent's programs.
+    pub calls: ParentCalls,
+    /// Whose certificates are satellites': others, too, may come here with one.
+    pub satellites: watch::Receiver<Arc<Anchors>>,
+    /// Where connections run.
+    pub work: TaskScope,
+    /// How many that are no tunnels.
+    pub places: Arc<Semaphore>,
+}
+
+/// What a connection's handshake has shown.
+struct Shaken {
+    caller: Caller,
+    connection: CallerConnection,
+    port: u16,
 }
 
 impl HttpsListener {
-    /// Answers children and operators with a token, and hands tunnels on; connections run in `work`,
-    /// so many of them at once that are no tunnels.
-    pub fn new(
-        federation: Arc<FederationApi>,
-        operators: Arc<OperatorApi>,
-        ingress: Arc<Ingress>,
-        access: Arc<Access>,
-        work: TaskScope,
-        connections_max: u32,
-    ) -> Self {
-        Self {
-            clock: ingress.clock.clone(),
-            federation,
-            operators,
-            ingress,
-            access,
-            work,
-            places: Arc::new(Semaphore::new(connections_max as usize)),
-        }
-    }
-
     /// Takes connections until the scope is cancelled.
-    pub async fn run(self: Arc<Self>, listener: TcpListener, tls: TlsAcceptor, intake: TaskScope) {
+    pub async fn run(
+        self: Arc<Self>,
+        listener: TcpListener,
+        network: Option<NetworkId>,
+        tls: TlsAcceptor,
+        intake: TaskScope,
+    ) {
         loop {
             let accepted = async {
                 // Nobody is taken in for whom there is no place: they wait in the system's queue.
@@ -182,7 +188,7 @@ impl HttpsListener {
                     let https = Arc::clone(&self);
                     let tls = tls.clone();
                     self.work.spawn("https", async move {
-                        https.connection(stream, address, tls, place).await;
+                        https.connection(stream, (address, network), tls, place).await;
                     });
                 }
                 Some((_, Err(error))) => {
@@ -197,7 +203,7 @@ impl HttpsListener {
     async fn connection(
         self: Arc<Self>,
         stream: TcpStream,
-        address: SocketAddr,
+        (address, network): (SocketAddr, Option<NetworkId>),
         tls: TlsAcceptor,
         place: OwnedSemaphorePermit,
     ) {
@@ -215,26 +221,57 @@ impl HttpsListener {
         };
         let counters = self.ingress.links.counters();
         counters.count_handshake(TunnelProtocol::Tls, true);
-        if tcp::is_tunnel(&stream) {
-            // Tunnels have limits of their own.
-            drop(place);
-            return Arc::clone(&self.ingress).take_tcp(stream, address).await;
-        }
-        let certificate = stream
+        let shown: Arc<[CertificateDer<'static>]> = stream
             .get_ref()
             .1
             .peer_certificates()
-            .and_then(|chain| chain.first())
-            .and_then(|der| CallerCertificate::read(der, self.clock.trusted().now));
-        let caller = Caller { source, certificate };
-        let port = address.port();
+            .unwrap_or_default()
+            .iter()
+            .map(|shown| shown.clone().into_owned())
+            .collect();
+        let is_satellites = self.is_satellites(&shown);
+        if tcp::is_tunnel(&stream) {
+            // Tunnels have limits of their own.
+            drop(place);
+            if !shown.is_empty() && !is_satellites {
+                return debug!(%source, "a tunnel with a certificate that is no satellite's was hung up");
+            }
+            return Arc::clone(&self.ingress).take_tcp(stream, address, network).await;
+        }
+        let certificate = shown.first().filter(|_| is_satellites);
+        let shaken = Arc::new(Shaken {
+            caller: Caller {
+                source,
+                network,
+                certificate: certificate.and_then(|der| CallerCertificate::read(der, self.now())),
+            },
+            connection: CallerConnection {
+                source,
+                network,
+                shown,
+            },
+            port: address.port(),
+        });
         let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(HTTP_2);
-        let answer = |request| Arc::clone(&self).answer(request, caller.clone(), port);
+        let answer = |request| Arc::clone(&self).answer(request, Arc::clone(&shaken));
         if speaks_h2 {
             serve_h2(stream, &self.work, answer).await;
         } else {
             serve_http(stream, &self.work, answer).await;
         }
+    }
+
+    /// Whether a chain is a satellite's: callers may have authorities of their own, whose certificates open no
+    /// tunnel and speak for no peer.
+    fn is_satellites(&self, shown: &[CertificateDer<'static>]) -> bool {
+        let facts = shown.first().and_then(|leaf| CertificateFacts::of_der(leaf).ok());
+        // The handshake has looked at its end, and may let one through that is to be renewed.
+        let held = facts.map(|facts| facts.not_after.min(self.now()));
+        held.is_some_and(|held| is_client_of(shown, &self.satellites.borrow(), held))
+    }
+
+    fn now(&self) -> UnixTime {
+        self.ingress.clock.trusted().now
     }
 
     fn handshake_failed(&self, source: IpAddr, why: &str) {
@@ -246,19 +283,37 @@ impl HttpsListener {
     async fn answer(
         self: Arc<Self>,
         mut request: Request<Incoming>,
-        caller: Caller,
-        port: u16,
+        shaken: Arc<Shaken>,
     ) -> Response<ReplyBody> {
+        let caller = &shaken.caller;
+        let source = SocketAddr::new(caller.source, shaken.port);
+        if let Some(call) = self.calls.call_in(&request) {
+            let who = self.calls.recognise(request.headers(), &shaken.connection);
+            match (who, call) {
+                (Some(who), Ok(call)) => {
+                    return self.calls.carry(request, call, &who, &shaken.connection).await;
+                }
+                (Some(_), Err(refusal)) => return refusal.into_response(),
+                (None, Ok(call)) if call.is_by_host() => {
+                    return Reply::unauthorized("this host name is for the parent's programs")
+                        .into_response();
+                }
+                // It may be an operator's.
+                (None, _) => {}
+            }
+        }
         if Access::is_ingress(request.uri().path()) {
-            let source = SocketAddr::new(caller.source, port);
             return self.access.visit(request, source).await;
         }
         if !OperatorApi::serves(request.uri().path()) {
-            return Arc::clone(&self.federation).handle(request, caller).await;
+            let answered = self.ingress.parent.answer(request, caller.clone()).await;
+            if let Some(ends) = answered.ends {
+                self.ingress.links.close(ends.peer, ends.reason, &ends.message);
+            }
+            return answered.response;
         }
         match self.operators.authorize(request.headers(), caller.source).await {
             Ok(operator) if Access::is_connect(request.uri().path()) => {
-                let source = SocketAddr::new(caller.source, port);
                 self.access.connect(request, operator, Some(source)).await
             }
             Ok(operator) => {

@@ -5,38 +5,37 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
-use super::direct::{self, Told};
-use super::federation_api::{Caller, CallerCertificate, FederationApi, Standing, is_enrolled, may_connect};
-use super::held_grants;
+use super::direct::{self, Calling, RedialEvent, Redialer};
+use super::federation_api::{Caller, CallerCertificate, Standing};
 use super::links::{Link, Links, SessionGuard};
-use super::registry::Registry;
-use crate::base::id::{PeerId, SessionId};
+use super::parent::Parent;
+use super::settings::BridgeSettings;
+use crate::base::id::{NetworkId, PeerId, SessionId};
 use crate::base::limit::{error_chain, foreign_text};
-use crate::contract::peer::PeerStatus;
-use crate::contract::{TUNNEL_DIRECT_PATH, TUNNEL_LEAVE_PATH};
+use crate::contract::TUNNEL_DIRECT_PATH;
 use crate::machine::source_rate::Source;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
-use crate::tunnel::TunnelDriver;
 use crate::tunnel::connection::{Tunnel, TunnelSettings};
 use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::tcp::{self, TcpSettings};
 use crate::tunnel::transport::{BoxFuture, Transport, TunnelProtocol};
+use crate::tunnel::{CloseReason, TunnelDriver};
 use crate::wire::{
-    DIRECT_FEATURE, DirectCall, Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused,
-    SESSIONS_FEATURE, SessionClaim, StreamKind, Welcome,
+    DIRECT_FEATURE, Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused,
+    SESSIONS_FEATURE, SessionClaim, StreamKind, Welcome, reached_at_feature,
 };
 
 /// Life of a connection without a certificate, or with an expired one: an accept takes two round trips and one write to
@@ -61,6 +60,9 @@ const BUSY_RETRY: Duration = Duration::from_secs(5);
 /// of its own up to twice this, so that they do not come all at once.
 const RESTART_RETRY: Duration = Duration::from_secs(2);
 
+/// Time in which a peer whose tunnels end must have read the answer that says why.
+const LAST_ANSWER_TIME: Duration = Duration::from_secs(2);
+
 /// Longest trial that a satellite can ask for.
 const TRIAL_MAX: Duration = Duration::from_secs(60);
 
@@ -80,10 +82,8 @@ pub struct IngressSettings {
 /// Takes tunnels in.
 #[derive(Debug)]
 pub struct Ingress {
-    /// Answers what arrives through them.
-    pub federation: Arc<FederationApi>,
-    /// Says who may come in.
-    pub registry: Arc<Registry>,
+    /// Answers what arrives through them, and says who may come in.
+    pub parent: Parent,
     /// Holds who is in.
     pub links: Arc<Links>,
     /// For the welcome.
@@ -92,6 +92,10 @@ pub struct Ingress {
     pub work: TaskScope,
     /// What tunnels are told.
     pub settings: IngressSettings,
+    /// For where each peer is reached from outside.
+    pub live: watch::Receiver<BridgeSettings>,
+    /// Dials satellites again that it has dialled and lost.
+    pub redialer: Arc<Redialer>,
 }
 
 /// The endpoint is gone.
@@ -110,11 +114,10 @@ enum Arrival {
     /// The satellite, which greets.
     Dialled(Arc<dyn Transport>),
     /// This side: it says what for, and then the satellite greets.
-    Called(Arc<dyn Transport>, DirectCall, Told),
+    Called(Calling),
 }
 
 /// Who gets a short time and a few requests.
-#[derive(Clone, Copy)]
 enum Visitor {
     /// Without a certificate: it comes to accept.
     Stranger,
@@ -123,15 +126,15 @@ enum Visitor {
 }
 
 impl Visitor {
-    const fn certificate(self) -> Option<CallerCertificate> {
+    fn certificate(&self) -> Option<CallerCertificate> {
         match self {
             Self::Stranger => None,
-            Self::Expired(certificate) => Some(certificate),
+            Self::Expired(certificate) => Some(certificate.clone()),
         }
     }
 
     /// What it is told when its requests are used up, when its time is, and when to come back.
-    const fn farewell(self) -> (&'static str, &'static str, Duration) {
+    const fn farewell(&self) -> (&'static str, &'static str, Duration) {
         match self {
             Self::Stranger => (
                 "no more requests without a certificate; dial again",
@@ -152,6 +155,7 @@ impl Ingress {
     pub async fn run(
         self: Arc<Self>,
         endpoint: QuicEndpoint,
+        network: Option<NetworkId>,
         intake: TaskScope,
     ) -> Result<(), EndpointClosed> {
         loop {
@@ -160,13 +164,13 @@ impl Ingress {
                 incoming = endpoint.accept() => {
                     let incoming = incoming.ok_or(EndpointClosed)?;
                     let ingress = Arc::clone(&self);
-                    self.work.spawn("tunnel", async move { ingress.connection(incoming).await });
+                    self.work.spawn("tunnel", async move { ingress.connection(incoming, network).await });
                 }
             }
         }
     }
 
-    async fn connection(self: Arc<Self>, incoming: IncomingConnection) {
+    async fn connection(self: Arc<Self>, incoming: IncomingConnection, network: Option<NetworkId>) {
         let address = incoming.remote_address();
         let Some(shaken) = self.unless_stopping(incoming.handshake()).await else {
             return;
@@ -175,39 +179,45 @@ impl Ingress {
             .counters()
             .count_handshake(TunnelProtocol::Quic, shaken.is_ok());
         match shaken {
-            Ok(transport) => self.take(transport).await,
+            Ok(transport) => self.take(transport, network).await,
             Err(reason) => debug!(%address, %reason, "a handshake failed"),
         }
     }
 
     /// Takes a tunnel that has come to the HTTPS listener.
-    pub async fn take_tcp(self: Arc<Self>, stream: TlsStream<TcpStream>, address: SocketAddr) {
+    pub async fn take_tcp(
+        self: Arc<Self>,
+        stream: TlsStream<TcpStream>,
+        address: SocketAddr,
+        network: Option<NetworkId>,
+    ) {
         tcp::tune(stream.get_ref().0);
         let settings = TcpSettings {
             max_streams: self.settings.max_streams,
         };
-        self.take(tcp::accept(stream, address, settings)).await;
+        self.take(tcp::accept(stream, address, settings), network).await;
     }
 
     /// Takes one connection whose handshake is done, over whatever transport, to its end.
-    pub async fn take(self: Arc<Self>, transport: Arc<dyn Transport>) {
+    pub async fn take(self: Arc<Self>, transport: Arc<dyn Transport>, network: Option<NetworkId>) {
         let address = transport.remote_address();
         match transport.peer_certificate() {
-            None => self.visit(transport, address, Visitor::Stranger).await,
+            None => self.visit(transport, (address, network), Visitor::Stranger).await,
             Some(der) => match self
                 .admit(CallerCertificate::read(&der, self.clock.trusted().now))
                 .await
             {
                 Ok(Admitted { peer, certificate }) if certificate.standing == Standing::Expired => {
                     info!(%address, %peer, "a peer comes with a certificate that has expired, and may renew it");
-                    self.visit(transport, address, Visitor::Expired(certificate))
+                    self.visit(transport, (address, network), Visitor::Expired(certificate))
                         .instrument(info_span!("tunnel", %peer))
                         .await;
                 }
                 Ok(admitted) => {
                     let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
                     let span = info_span!("tunnel", peer = %admitted.peer, %session);
-                    self.session(Arrival::Dialled(transport), address, admitted, session)
+                    let arrival = Arrival::Dialled(transport);
+                    self.session(arrival, (address, network), admitted, session)
                         .instrument(span)
                         .await;
                 }
@@ -219,40 +229,36 @@ impl Ingress {
         }
     }
 
-    /// Makes a tunnel of a connection that this side has dialled, to its end. `told` hears what the greeting
-    /// came to.
-    pub(super) fn call(
-        self: Arc<Self>,
-        transport: Arc<dyn Transport>,
-        call: DirectCall,
-        told: Told,
-    ) -> BoxFuture<'static, ()> {
+    /// Makes a tunnel of a connection that this side has dialled, to its end.
+    pub(super) fn call(self: Arc<Self>, calling: Calling) -> BoxFuture<'static, ()> {
         // Of a type of its own: a tunnel's requests may ask for such tunnels.
         Box::pin(async move {
-            let address = transport.remote_address();
-            let shown = transport.peer_certificate();
+            let address = calling.transport.remote_address();
+            let shown = calling.transport.peer_certificate();
             let certificate = shown.and_then(|der| CallerCertificate::read(&der, self.clock.trusted().now));
             match self.admit(certificate).await {
                 Ok(admitted) => {
                     let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
                     let span = info_span!("tunnel", peer = %admitted.peer, %session, direct = true);
-                    let arrival = Arrival::Called(transport, call, told);
                     // Which its handshake has found valid: no grace for an expired one where this side dials.
-                    self.session(arrival, address, admitted, session)
+                    self.session(Arrival::Called(calling), (address, None), admitted, session)
                         .instrument(span)
                         .await;
                 }
-                Err(refused) => told.came_to_nothing(refused.message),
+                Err(refused) => calling.told.came_to_nothing(refused.message),
             }
         })
     }
 
     async fn admit(&self, certificate: Option<CallerCertificate>) -> Result<Admitted, Refused> {
         let not_admitted = |why: &str| refused(RefusalCode::NotAdmitted, why, NOT_ADMITTED_RETRY);
-        let Some((certificate, peer)) = certificate.and_then(|shown| Some((shown, shown.peer?))) else {
+        let Some((certificate, peer)) = certificate.and_then(|shown| {
+            let peer = shown.peer?;
+            Some((shown, peer))
+        }) else {
             return Err(not_admitted("the certificate is no federation peer's"));
         };
-        match self.objection(certificate, peer).await? {
+        match self.objection(&certificate, peer).await? {
             None => Ok(Admitted { peer, certificate }),
             Some((_, why)) => Err(not_admitted(&why)),
         }
@@ -261,46 +267,27 @@ impl Ingress {
     /// Why the peer may not come in, if it may not.
     async fn objection(
         &self,
-        certificate: CallerCertificate,
+        certificate: &CallerCertificate,
         peer: PeerId,
     ) -> Result<Option<(GoodbyeReason, String)>, Refused> {
-        let registry = Arc::clone(&self.registry);
-        let row = tokio::task::spawn_blocking(move || registry.peer_by_id(peer)).await;
-        let Ok(Ok(row)) = row else {
-            tracing::error!(%peer, "the registry could not be read; a peer had to be turned away");
-            return Err(refused(
-                RefusalCode::Busy,
-                "the host-bridge cannot read its registry",
-                BUSY_RETRY,
-            ));
-        };
-        Ok(match row {
-            None => Some((GoodbyeReason::Revoked, "the peer is not known here".to_owned())),
-            Some(row) if !may_connect(row.status) => {
-                let reason = match row.status {
-                    PeerStatus::Revoked => GoodbyeReason::Revoked,
-                    _ => GoodbyeReason::Suspended,
-                };
-                Some((reason, format!("the peer is {}", row.status)))
-            }
-            Some(row) if !is_enrolled(&row, certificate.key) => {
-                let why = "another key has taken this peer's place; join again";
-                Some((GoodbyeReason::Superseded, why.to_owned()))
-            }
-            Some(_) => None,
-        })
+        let objection = self.parent.objection(certificate, peer).await;
+        objection.map_err(|error| refused(RefusalCode::Busy, &error.to_string(), BUSY_RETRY))
     }
 
     async fn session(
         self: Arc<Self>,
         arrival: Arrival,
-        address: SocketAddr,
+        (address, network): (SocketAddr, Option<NetworkId>),
         admitted: Admitted,
         session: SessionId,
     ) {
         let Admitted { peer, certificate } = admitted;
+        let reached = match &arrival {
+            Arrival::Called(calling) => RedialEvent::Reached(calling.redial.clone()),
+            Arrival::Dialled(_) => RedialEvent::Connected(peer),
+        };
         let decide = |hello: &Hello| match self.links.check(peer) {
-            Ok(()) => Ok(self.welcome(session, address, hello)),
+            Ok(()) => Ok(self.welcome(session, address, hello, Some(peer))),
             Err(full) => Err(refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY)),
         };
         let Some((tunnel, hello, driver)) = self.greet(arrival, decide).await else {
@@ -317,13 +304,19 @@ impl Ingress {
             match self.links.enter(peer, session, &claim, link) {
                 Ok(place) => {
                     info!(%address, agent = foreign_text(&hello.agent), "a satellite is connected");
+                    self.redialer.tell(reached);
                     // Whoever was suspended since the handshake must not stay. Where the registry
                     // cannot be read, the next request finds out.
-                    if let Ok(Some((reason, why))) = self.objection(certificate, peer).await {
+                    if let Ok(Some((reason, why))) = self.objection(&certificate, peer).await {
                         place.close(reason, &why);
                     }
+                    let caller = Caller {
+                        source: address.ip(),
+                        network,
+                        certificate: Some(certificate),
+                    };
                     tokio::join!(
-                        self.serve(&tunnel, address, certificate),
+                        self.serve(&tunnel, &caller),
                         promote(&place, &tunnel, claim.trial),
                     );
                     Some(place)
@@ -337,15 +330,17 @@ impl Ingress {
         };
         let (reason, place) = tokio::join!(driver.run(), served);
         let live = place.is_some_and(SessionGuard::leave);
+        if live && self.links.get(peer).is_none() {
+            self.redialer.tell(match &reason {
+                CloseReason::Silent { .. } | CloseReason::Transport(_) => RedialEvent::Gone(peer),
+                _ => RedialEvent::Left(peer),
+            });
+        }
         info!(%reason, live, "a satellite's tunnel has ended");
     }
 
     /// Serves a session's requests until the tunnel ends or the bridge stops.
-    async fn serve(self: &Arc<Self>, tunnel: &Tunnel, address: SocketAddr, certificate: CallerCertificate) {
-        let caller = Caller {
-            source: address.ip(),
-            certificate: Some(certificate),
-        };
+    async fn serve(self: &Arc<Self>, tunnel: &Tunnel, caller: &Caller) {
         let requests = self.work.child();
         let ended = loop {
             let incoming = tokio::select! {
@@ -397,35 +392,46 @@ impl Ingress {
     }
 
     async fn request(self: &Arc<Self>, stream: TunnelStream, caller: Caller) {
-        let left = AtomicBool::new(false);
-        let peer = caller.certificate.and_then(|certificate| certificate.peer);
+        let (ends, told) = (OnceLock::new(), Notify::new());
         let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
-            let federation = Arc::clone(&self.federation);
-            let (caller, left) = (caller.clone(), &left);
+            let (caller, ends, told) = (caller.clone(), &ends, &told);
             async move {
                 if request.uri().path() == TUNNEL_DIRECT_PATH {
                     return Ok(direct::answer(self, request, caller).await.into_response());
                 }
-                if !held_grants::serves(request.uri().path()) {
-                    return Ok::<_, Infallible>(federation.handle(request, caller).await);
+                let answered = self.parent.answer_tunnel(request, caller).await;
+                if let Some(peer_ends) = answered.ends {
+                    // One request a stream, so there is none before it.
+                    let _ = ends.set(peer_ends);
+                    told.notify_one();
                 }
-                let leaves = request.uri().path() == TUNNEL_LEAVE_PATH;
-                let answer = federation.handle_tunnel(request, caller).await;
-                left.store(leaves && answer.status().is_success(), Ordering::Relaxed);
-                Ok(answer)
+                Ok::<_, Infallible>(answered.response)
             }
         });
-        if let Err(error) = http::serve(stream, service).await {
-            debug!(%error, "a request through a tunnel was not served to its end");
+        let late = async {
+            told.notified().await;
+            tokio::time::sleep(LAST_ANSWER_TIME).await;
+        };
+        tokio::select! {
+            served = http::serve(stream, service) => {
+                if let Err(error) = served {
+                    debug!(%error, "a request through a tunnel was not served to its end");
+                }
+            }
+            () = late => debug!("a peer does not read the last answer that it gets"),
         }
         // Now that it has heard the answer.
-        if let Some(peer) = peer.filter(|_| left.load(Ordering::Relaxed)) {
-            self.links
-                .close(peer, GoodbyeReason::Revoked, held_grants::HAS_LEFT);
+        if let Some(ends) = ends.into_inner() {
+            self.links.close(ends.peer, ends.reason, &ends.message);
         }
     }
 
-    async fn visit(self: &Arc<Self>, transport: Arc<dyn Transport>, address: SocketAddr, visitor: Visitor) {
+    async fn visit(
+        self: &Arc<Self>,
+        transport: Arc<dyn Transport>,
+        (address, network): (SocketAddr, Option<NetworkId>),
+        visitor: Visitor,
+    ) {
         let place = match self.links.enter_bootstrap(Source::of(address.ip())) {
             Ok(place) => place,
             Err(full) => {
@@ -440,7 +446,7 @@ impl Ingress {
         };
         let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
         let decide = |hello: &Hello| {
-            let mut welcome = self.welcome(session, address, hello);
+            let mut welcome = self.welcome(session, address, hello, None);
             if matches!(visitor, Visitor::Expired(_)) {
                 welcome.features.push(RENEWAL_ONLY_FEATURE.to_owned());
             }
@@ -451,6 +457,7 @@ impl Ingress {
         };
         let caller = Caller {
             source: address.ip(),
+            network,
             certificate: visitor.certificate(),
         };
         let served = async {
@@ -510,7 +517,12 @@ impl Ingress {
                     .inspect_err(|error| debug!(%address, %error, "a greeting came to nothing"))
                     .ok()
             }
-            Arrival::Called(transport, call, told) => {
+            Arrival::Called(Calling {
+                transport,
+                call,
+                told,
+                ..
+            }) => {
                 let hello = direct::hello(&call);
                 let greeted = Tunnel::call(transport, hello, settings, clock, decide);
                 match self.unless_stopping(greeted).await? {
@@ -537,10 +549,17 @@ impl Ingress {
         }
     }
 
-    fn welcome(&self, session: SessionId, address: SocketAddr, hello: &Hello) -> Welcome {
+    fn welcome(
+        &self,
+        session: SessionId,
+        address: SocketAddr,
+        hello: &Hello,
+        peer: Option<PeerId>,
+    ) -> Welcome {
         let sessions = SessionClaim::read(&hello.features).run.is_some();
-        let direct = self.federation.dials_satellites()
-            && hello.features.iter().any(|feature| feature == DIRECT_FEATURE);
+        let reached_at = peer.and_then(|peer| self.live.borrow().peer_url(peer));
+        let direct =
+            self.parent.dials_satellites() && hello.features.iter().any(|feature| feature == DIRECT_FEATURE);
         Welcome {
             session,
             agent: AGENT.to_owned(),
@@ -552,6 +571,7 @@ impl Ingress {
                 .into_iter()
                 .filter(|(both, _)| *both)
                 .map(|(_, feature)| feature.to_owned())
+                .chain(reached_at.and_then(|url| reached_at_feature(&url)))
                 .collect(),
         }
     }

@@ -198,9 +198,10 @@ fn propose(api: &OperatorApi, asked: ProposalFields, operator: &Operator) -> Res
 fn accept(api: &OperatorApi, arguments: &Value, operator: &Operator) -> Result<Value, String> {
     api.check(operator, &Action::OnPeer(PeerAction::Invite, PeerRef::Nameless))
         .map_err(|why| why.to_string())?;
+    let registry = api.registry().map_err(|error| error.to_string())?;
     AcceptCall::read(arguments.to_string().as_bytes())
         .map_err(AcceptError::Refused)
-        .and_then(|call| api.accept(&call, operator))
+        .and_then(|call| api.accept(registry, &call, operator))
         .map_err(|error| error.to_string())
 }
 

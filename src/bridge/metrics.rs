@@ -8,9 +8,9 @@ use http::StatusCode;
 use tokio::sync::watch;
 
 use super::access::Accesses;
-use super::federation_api::FederationApi;
 use super::links::Links;
-use super::registry::Registry;
+use super::parent::Parent;
+use super::registry::Books;
 use super::registry::record::PeerRecord;
 use crate::base::exposition::{Exposition, MetricKind, Samples};
 use crate::base::time::UnixTime;
@@ -58,13 +58,13 @@ impl RequestCounts {
 #[derive(Debug)]
 pub struct BridgeObserved {
     /// The peers.
-    pub registry: Arc<Registry>,
+    pub books: Books,
     /// The live tunnels.
     pub links: Arc<Links>,
     /// The accesses in flight.
     pub accesses: Arc<Accesses>,
     /// What satellites asked.
-    pub federation: Arc<FederationApi>,
+    pub parent: Parent,
     /// The audit log.
     pub audit: AuditLog,
     /// The server's certificate.
@@ -83,7 +83,7 @@ impl Observed for BridgeObserved {
         self.tunnels(&mut out);
         self.accesses(&mut out);
         // What cannot be read is missing in this scrape; readiness tells why.
-        if let Ok(peers) = self.registry.peers() {
+        if let Ok(peers) = self.books.ledger().peers() {
             self.peers(&mut out, &peers, now);
         }
         out.into_text()
@@ -93,7 +93,7 @@ impl Observed for BridgeObserved {
         match probe {
             // That this is answered at all says that the listeners' tasks and the runtime go on.
             Probe::Alive => Ok(()),
-            Probe::Ready => match self.registry.public() {
+            Probe::Ready => match self.books.ledger().public() {
                 Ok(_) => Ok(()),
                 Err(error) => Err(format!("the registry cannot be read: {error}")),
             },
@@ -117,7 +117,7 @@ impl BridgeObserved {
         out.gauge(
             "powernode_host_bridge_store_size_bytes",
             "Size of the registry's file.",
-            self.registry.size_bytes(),
+            self.books.ledger().size_bytes(),
         );
         out.counter(
             "powernode_host_bridge_audit_events_lost_total",
@@ -130,9 +130,10 @@ impl BridgeObserved {
             "Time until the certificate expires; 0 when it has.",
         );
         let server = self.shown.borrow().facts().not_after;
-        let authority = self.registry.authority().not_after();
-        for (certificate, not_after) in [("server", server), ("authority", authority)] {
-            remaining.sample(&[("certificate", certificate)], not_after.since(now).as_secs());
+        remaining.sample(&[("certificate", "server")], server.since(now).as_secs());
+        if let Books::Own(registry) = &self.books {
+            let authority = registry.authority().not_after();
+            remaining.sample(&[("certificate", "authority")], authority.since(now).as_secs());
         }
     }
 
@@ -186,7 +187,7 @@ impl BridgeObserved {
             "powernode_host_bridge_federation_requests_total",
             "Requests of satellites by what was asked and the answer's HTTP status.",
         );
-        for ((kind, status), count) in self.federation.answered().counts().iter() {
+        for ((kind, status), count) in self.parent.answered().counts().iter() {
             requests.sample(&[("request", kind), ("status", &status.to_string())], *count);
         }
     }

@@ -4,6 +4,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::platform::roll::StandingView;
 use super::registry::record::PeerRecord;
 use crate::base::id::{PeerId, SessionId};
 use crate::base::time::{UnixTime, rfc3339};
@@ -63,13 +64,21 @@ pub struct PeerView {
     #[serde(with = "rfc3339::option")]
     acceptance_token_expires_at: Option<UnixTime>,
     metadata: Value,
+    /// Beside a platform: where the peer stands with it.
+    #[serde(flatten)]
+    standing: Option<StandingView>,
     /// `null` when a daemon does not run or the peer is not connected.
     tunnel: Option<LinkView>,
 }
 
 impl PeerView {
     /// Of a row, at a time.
-    pub fn new(peer: PeerRecord, tunnel: Option<LinkView>, now: UnixTime) -> Self {
+    pub fn new(
+        peer: PeerRecord,
+        tunnel: Option<LinkView>,
+        standing: Option<StandingView>,
+        now: UnixTime,
+    ) -> Self {
         let mut metadata = Map::new();
         for (name, reason) in [
             ("degraded_reason", &peer.degraded_reason),
@@ -106,6 +115,7 @@ impl PeerView {
             certificate_not_after: peer.certificates.last().map(|newest| newest.not_after),
             acceptance_token_expires_at: peer.live_token.map(|live| live.expires_at),
             metadata: Value::Object(metadata),
+            standing,
             tunnel,
         }
     }

@@ -1,10 +1,7 @@
 //! The certificate of the bridge's own listeners: issued by the embedded authority, renewed in
 //! time, shown by the next handshake without a restart.
 
-use std::sync::Arc;
-
 use thiserror::Error;
-use tokio::sync::watch;
 use tracing::info;
 
 use super::registry::{Registry, RegistryError};
@@ -43,23 +40,4 @@ pub fn current(
     let chain = CertificateChain::from_pem(&material.record.chain_pem)?;
     let key = PrivateKey::from_pkcs8(material.record.key)?;
     Ok(TlsIdentity::new(&chain, &key)?)
-}
-
-/// Looks whether the shown certificate is still the current one, and rotates it if not. Blocks on
-/// the disk.
-pub fn rotate(
-    registry: &Registry,
-    names: &[String],
-    now: UnixTime,
-    shown: &watch::Sender<Arc<TlsIdentity>>,
-) -> Result<(), ServerIdentityError> {
-    let current = current(registry, names, now)?;
-    shown.send_if_modified(|shown| {
-        let other = shown.facts().fingerprint != current.facts().fingerprint;
-        if other {
-            *shown = Arc::new(current);
-        }
-        other
-    });
-    Ok(())
 }

@@ -1,12 +1,20 @@
 //! What the configuration and the registry together say to each part of the bridge.
 
+use std::net::SocketAddr;
+
 use super::access::AccessLimits;
 use super::ingress::IngressSettings;
+use super::operator_api::PEER_PREFIX;
 use super::registry::record::PublicRecord;
 use super::session::SessionLimits;
+use crate::base::id::{NetworkId, PeerId};
 use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::contract::message::OurEndpoint;
 use crate::process::config::host_bridge::HostBridgeConfig;
+use crate::process::config::platform::PlatformConfig;
+
+/// The port of a URL that names none.
+const DEFAULT_HTTPS_PORT: u16 = 443;
 
 /// Names in the certificate of a bridge that nobody has named.
 const LOCAL_NAMES: &[&str] = &["localhost", "127.0.0.1", "::1"];
@@ -66,6 +74,28 @@ impl BridgeSettings {
         .collect()
     }
 
+    /// Where a peer is reached from outside, if it is elsewhere than where satellites look by themselves:
+    /// below this side's own endpoints.
+    pub fn peer_url(&self, peer: PeerId) -> Option<String> {
+        let url = self.public.url.as_ref();
+        if let Some(domain) = &self.config.callers.domain {
+            let port = match url.map_or(DEFAULT_HTTPS_PORT, |url| url.host().port()) {
+                DEFAULT_HTTPS_PORT => String::new(),
+                port => format!(":{port}"),
+            };
+            return Some(format!("https://{peer}.{domain}{port}"));
+        }
+        self.config.parent.platform()?;
+        url.map(|url| format!("{url}{PEER_PREFIX}{peer}"))
+    }
+
+    /// The network on which a listener stands.
+    pub fn network_of(&self, listener: SocketAddr) -> Option<NetworkId> {
+        let networks = &self.config.parent.platform()?.networks;
+        let named = networks.iter().find(|named| named.listener == listener)?;
+        Some(named.network)
+    }
+
     /// For the session table.
     pub const fn limits(&self) -> SessionLimits {
         let limits = &self.config.limits;
@@ -100,6 +130,20 @@ impl BridgeSettings {
             ("proxy.listen", old.proxy.listen != new.proxy.listen),
             ("proxy.suffix", old.proxy.suffix != new.proxy.suffix),
             (
+                "callers.ca_file",
+                // Standalone, the listener trusts nobody else as long as there are no others.
+                old.parent.platform().is_none()
+                    && old.callers.ca_file.is_some() != new.callers.ca_file.is_some(),
+            ),
+            (
+                "platform.url",
+                platform(old, |p| &p.url) != platform(new, |p| &p.url),
+            ),
+            (
+                "platform.networks",
+                platform(old, |p| &p.networks) != platform(new, |p| &p.networks),
+            ),
+            (
                 "limits.https_connections",
                 old.limits.https_connections != new.limits.https_connections,
             ),
@@ -131,6 +175,13 @@ impl BridgeSettings {
             drain: self.config.drain,
         }
     }
+}
+
+fn platform<'a, T>(
+    config: &'a HostBridgeConfig,
+    part: impl Fn(&'a PlatformConfig) -> &'a T,
+) -> Option<&'a T> {
+    config.parent.platform().map(part)
 }
 
 #[cfg(test)]

@@ -75,6 +75,22 @@ impl Anchors {
         })
     }
 
+    /// These and others.
+    #[must_use]
+    pub fn with(&self, more: &Self) -> Self {
+        let mut roots = RootCertStore::clone(&self.roots);
+        roots.extend(more.roots.roots.iter().cloned());
+        Self {
+            certificates: self
+                .certificates
+                .iter()
+                .chain(more.certificates.iter())
+                .cloned()
+                .collect(),
+            roots: Arc::new(roots),
+        }
+    }
+
     /// The certificates.
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.certificates

@@ -6,6 +6,7 @@ pub mod certificate;
 mod der;
 pub mod issued;
 pub mod key;
+pub mod operator_files;
 pub mod parent_caller;
 pub mod reversed;
 pub mod succession;

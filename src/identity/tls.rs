@@ -72,6 +72,10 @@ impl TlsIdentity {
         })
     }
 
+    pub(super) const fn of_certified(certified: Arc<CertifiedKey>, facts: CertificateFacts) -> Self {
+        Self { certified, facts }
+    }
+
     /// What the certificate says.
     pub const fn facts(&self) -> &CertificateFacts {
         &self.facts
@@ -404,6 +408,14 @@ pub(super) fn verify_client_certificate(
         .map_err(|error| rustls::Error::General(error.to_string()))?
         .verify_client_cert(end_entity, intermediates, now)
         .map_err(namesake_is_unknown)
+}
+
+/// Whether a chain that a client has shown leads to one of these anchors and may authenticate clients.
+pub fn is_client_of(shown: &[CertificateDer<'_>], anchors: &Anchors, now: UnixTime) -> bool {
+    let (Some((end_entity, intermediates)), Some(now)) = (shown.split_first(), to_pki(now)) else {
+        return false;
+    };
+    verify_client_certificate(end_entity, intermediates, anchors.roots(), &provider(), now).is_ok()
 }
 
 /// An authority that was replaced by one of the same name shows as a signature that does not

@@ -6,214 +6,22 @@
 //! remembers the key answers with the same certificate. Every state change is a `Persist` action,
 //! and nothing that depends on it is done before `Persisted` comes back.
 
+mod state;
+
 use std::collections::VecDeque;
 
-use serde::{Deserialize, Serialize};
+pub use state::{Farewell, JoinState};
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::membership::{
     AcceptedAnswer, Delivered, JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
 };
 use super::node_identity::NodeStanding;
-use crate::base::id::PeerId;
+use super::past::{FormerPeer, RejoinRefused, with_former};
+use crate::base::secret::Secret;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::delivery::shown_warnings;
 use crate::contract::message::{AcceptResponse, AcceptedTrust, ContractFailure, FederationCertificate};
-use crate::contract::token::TokenDigest;
-
-/// How far a join has come: the record in the store.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub enum JoinState {
-    /// Told whom to join; nothing done yet.
-    Invited(StoredInvitation),
-    /// The key and its CSR exist; nothing has left the box.
-    KeyReady {
-        /// The invitation.
-        invitation: StoredInvitation,
-        /// The key.
-        key: KeyMaterial,
-    },
-    /// The request may have left the box at least once.
-    Sent {
-        /// The invitation.
-        invitation: StoredInvitation,
-        /// The key.
-        key: KeyMaterial,
-        /// When it first may have left.
-        first_sent_at: UnixTime,
-    },
-    /// The parent's answer is stored; its certificate is not checked yet.
-    Accepted {
-        /// The invitation; its token is used up and wiped.
-        invitation: StoredInvitation,
-        /// The key.
-        key: KeyMaterial,
-        /// The answer.
-        answer: AcceptedAnswer,
-    },
-    /// The certificate is checked; no heartbeat has been acknowledged yet.
-    Enrolled(Membership),
-    /// A heartbeat has been acknowledged: member for good.
-    Joined(Membership),
-    /// The parent said no. A new invitation starts over with the same key.
-    Refused {
-        /// Who refused.
-        parent: Parent,
-        /// The key, for the next try.
-        key: Option<KeyMaterial>,
-        /// Why.
-        refusal: JoinRefusal,
-        /// When.
-        at: UnixTime,
-        /// Of which token, so that a payload that still names it is not tried again at each start.
-        token: TokenDigest,
-    },
-    /// The owner has ended the peering. No key is left.
-    Left(Farewell),
-}
-
-/// How a peering was ended by the owner of the box.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Farewell {
-    /// With whom.
-    pub parent: Parent,
-    /// As which peer.
-    pub peer_id: PeerId,
-    /// In the owner's words.
-    pub reason: String,
-    /// When.
-    pub at: UnixTime,
-    /// Whether the parent has acknowledged the last notice.
-    pub told: bool,
-    /// Whether the files were made anew since, so that nothing of the keys is left in them.
-    pub erased: bool,
-}
-
-impl JoinState {
-    /// The membership, once there is one.
-    pub const fn membership(&self) -> Option<&Membership> {
-        match self {
-            Self::Enrolled(membership) | Self::Joined(membership) => Some(membership),
-            Self::Invited(_)
-            | Self::KeyReady { .. }
-            | Self::Sent { .. }
-            | Self::Accepted { .. }
-            | Self::Refused { .. }
-            | Self::Left(_) => None,
-        }
-    }
-
-    /// The membership, for renewals and status changes.
-    pub const fn membership_mut(&mut self) -> Option<&mut Membership> {
-        match self {
-            Self::Enrolled(membership) | Self::Joined(membership) => Some(membership),
-            Self::Invited(_)
-            | Self::KeyReady { .. }
-            | Self::Sent { .. }
-            | Self::Accepted { .. }
-            | Self::Refused { .. }
-            | Self::Left(_) => None,
-        }
-    }
-
-    /// Whom this state is about.
-    pub const fn parent(&self) -> &Parent {
-        match self {
-            Self::Invited(invitation)
-            | Self::KeyReady { invitation, .. }
-            | Self::Sent { invitation, .. }
-            | Self::Accepted { invitation, .. } => &invitation.parent,
-            Self::Enrolled(membership) | Self::Joined(membership) => &membership.parent,
-            Self::Refused { parent, .. } => parent,
-            Self::Left(farewell) => &farewell.parent,
-        }
-    }
-
-    /// The invitation, until there is a membership.
-    pub const fn invitation(&self) -> Option<&StoredInvitation> {
-        match self {
-            Self::Invited(invitation)
-            | Self::KeyReady { invitation, .. }
-            | Self::Sent { invitation, .. }
-            | Self::Accepted { invitation, .. } => Some(invitation),
-            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => None,
-        }
-    }
-
-    /// One word for status and logs.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Invited(_) => "invited",
-            Self::KeyReady { .. } => "key_ready",
-            Self::Sent { .. } => "sent",
-            Self::Accepted { .. } => "accepted",
-            Self::Enrolled(_) => "enrolled",
-            Self::Joined(_) => "joined",
-            Self::Refused { .. } => "refused",
-            Self::Left(_) => "left",
-        }
-    }
-
-    /// The state from which a new invitation starts. A key that was made for an earlier try with
-    /// the same parent is kept, so a parent that knows it recognises the box; and that a token may
-    /// have been used stays known when the same one is given again.
-    pub fn invited(invitation: StoredInvitation, previous: Option<&Self>) -> Self {
-        let same_parent = previous.is_some_and(|state| state.parent().url == invitation.parent.url);
-        let kept = match previous {
-            Some(Self::Sent {
-                invitation: sent,
-                key,
-                first_sent_at,
-            }) if sent.is_same(&invitation) => {
-                return Self::Sent {
-                    invitation,
-                    key: key.clone(),
-                    first_sent_at: *first_sent_at,
-                };
-            }
-            Some(
-                Self::KeyReady { key, .. }
-                | Self::Sent { key, .. }
-                | Self::Accepted { key, .. }
-                | Self::Refused { key: Some(key), .. },
-            ) if same_parent => Some(key),
-            Some(
-                Self::Invited(_)
-                | Self::KeyReady { .. }
-                | Self::Sent { .. }
-                | Self::Accepted { .. }
-                | Self::Enrolled(_)
-                | Self::Joined(_)
-                | Self::Refused { .. }
-                | Self::Left(_),
-            )
-            | None => None,
-        };
-        match kept {
-            Some(key) => Self::KeyReady {
-                invitation,
-                key: key.clone(),
-            },
-            None => Self::Invited(invitation),
-        }
-    }
-
-    /// Whether a join with this very invitation is under way. With a used-up token it is the same
-    /// join whatever else the invitation says: nothing but the answer's check is left to be done.
-    pub fn is_under_way(&self, invitation: &StoredInvitation) -> bool {
-        match self {
-            Self::Invited(mine)
-            | Self::KeyReady { invitation: mine, .. }
-            | Self::Sent { invitation: mine, .. } => {
-                mine.is_same(invitation)
-                    && mine.parent == invitation.parent
-                    && mine.operator == invitation.operator
-            }
-            Self::Accepted { invitation: mine, .. } => mine.is_same(invitation),
-            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => false,
-        }
-    }
-}
 
 /// What the machine is told.
 #[derive(Debug)]
@@ -254,8 +62,11 @@ pub enum JoinEvent {
 /// What the machine wants done.
 #[derive(Debug)]
 pub enum JoinAction {
-    /// Make a key and its CSR; report `KeyGenerated`.
-    GenerateKey,
+    /// Make a key, or take the one that is kept, and its CSR; report `KeyGenerated`.
+    GenerateKey {
+        /// The key of the membership that a rejoin is to replace.
+        kept: Option<Secret>,
+    },
     /// Make this state durable; report `Persisted` or `PersistFailed`.
     Persist(Box<JoinState>),
     /// Send accept with this token and CSR; report `Answered`, `Failed`, `Unusable` or `AnswerLost`.
@@ -405,7 +216,7 @@ impl JoinMachine {
             JoinEvent::CertificateVerified {
                 not_before,
                 certificate,
-            } => self.verified(certificate, not_before),
+            } => self.verified(certificate, not_before, wall),
             JoinEvent::CertificateRejected(why) => {
                 if matches!(self.state, JoinState::Accepted { .. }) {
                     self.refuse(JoinRefusal::BadCertificate { why }, wall);
@@ -447,8 +258,10 @@ impl JoinMachine {
     /// Begins what the state calls for.
     fn enter(&mut self) {
         self.waiting = match &self.state {
-            JoinState::Invited(_) => {
-                self.actions.push_back(JoinAction::GenerateKey);
+            JoinState::Invited(invitation) => {
+                let replaced = invitation.past.membership.as_ref();
+                let kept = replaced.map(|membership| membership.identity.pkcs8.clone());
+                self.actions.push_back(JoinAction::GenerateKey { kept });
                 Waiting::Report
             }
             JoinState::KeyReady { .. } | JoinState::Sent { .. } => Waiting::Channel,
@@ -578,7 +391,7 @@ impl JoinMachine {
         }
     }
 
-    fn verified(&mut self, certificate: FederationCertificate, not_before: UnixTime) {
+    fn verified(&mut self, certificate: FederationCertificate, not_before: UnixTime, wall: UnixTime) {
         let JoinState::Accepted {
             invitation,
             key,
@@ -587,6 +400,15 @@ impl JoinMachine {
         else {
             return;
         };
+        let past = &invitation.past;
+        let replaced = past.membership.as_deref();
+        let former = match replaced.filter(|replaced| replaced.peer_id != answer.peer_id) {
+            Some(replaced) => with_former(FormerPeer::of(replaced, past.grants, wall), &past.former),
+            None => past.former.clone(),
+        };
+        // A node stays one, unless it was told to enroll anew.
+        let node = answer.node.clone();
+        let node = node.or_else(|| replaced.and_then(|replaced| replaced.node.clone()));
         let membership = Membership {
             parent: invitation.parent.clone(),
             operator: invitation.operator.clone(),
@@ -601,8 +423,10 @@ impl JoinMachine {
             candidate: None,
             accepted_at: answer.accepted_at,
             status: answer.status,
-            node: answer.node.clone(),
+            node,
             delivered: answer.delivered.clone(),
+            former,
+            rejoin_refused: None,
         };
         self.persist(JoinState::Enrolled(membership));
     }
@@ -622,12 +446,24 @@ impl JoinMachine {
             return;
         };
         let (parent, token) = (invitation.parent.clone(), invitation.token_digest);
-        self.persist(JoinState::Refused {
-            parent,
-            key,
-            refusal,
-            at: wall,
-            token,
-        });
+        let next = match &invitation.past.membership {
+            Some(membership) => JoinState::Joined(Membership {
+                rejoin_refused: Some(RejoinRefused {
+                    refusal,
+                    at: wall,
+                    token,
+                }),
+                ..Membership::clone(membership)
+            }),
+            None => JoinState::Refused {
+                parent,
+                key,
+                refusal,
+                at: wall,
+                token,
+                former: invitation.past.former.clone(),
+            },
+        };
+        self.persist(next);
     }
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::node_identity::NodeStanding;
+use super::past::{FormerPeer, Past, RejoinRefused};
 use crate::base::id::PeerId;
 use crate::base::secret::{self, Secret};
 use crate::base::time::UnixTime;
@@ -78,6 +79,8 @@ pub struct StoredInvitation {
     pub contract_version: ContractVersion,
     /// The parent's time when it invited, where the invitation told it.
     pub minted_at: Option<UnixTime>,
+    /// What this box was before.
+    pub past: Past,
 }
 
 impl StoredInvitation {
@@ -96,6 +99,7 @@ impl StoredInvitation {
             parent_peer_id: invitation.parent_peer_id,
             contract_version: invitation.contract_version,
             minted_at: invitation.minted_at,
+            past: Past::default(),
         }
     }
 
@@ -202,6 +206,10 @@ pub struct Membership {
     pub node: Option<NodeStanding>,
     /// What else came with the accept beside the certificate.
     pub delivered: Delivered,
+    /// Which peers this box was before, the latest first.
+    pub former: Vec<FormerPeer>,
+    /// The last rejoin, where the parent did not grant it.
+    pub rejoin_refused: Option<RejoinRefused>,
 }
 
 /// The parent's authorities after one of them has vouched for another.
@@ -291,7 +299,7 @@ impl fmt::Display for JoinRefusal {
                 "the parent's answer to an earlier try was lost, and now it does not take the token any more{}: it has \
                  counted the token as used and does not repeat its answer. Nothing on this box is broken. Ask the \
                  parent's operator to mint a new token for the same peer (or a new invitation), then run \
-                 `powernode-satellite join` with it; the key of this box is kept",
+                 `powernode-satellite rejoin` with it; the key of this box is kept",
                 quoted(message)
             ),
             Self::Rejected { http_status, message } if message.is_empty() => write!(
@@ -302,7 +310,7 @@ impl fmt::Display for JoinRefusal {
             Self::Rejected { http_status, message } => write!(
                 f,
                 "the parent refused the join with HTTP {http_status}{}. Ask the parent's operator what this peer's \
-                 state is, then run `powernode-satellite join` again",
+                 state is (one that has joined before must be suspended, or invited anew), then try again",
                 quoted(message)
             ),
             Self::NoCertificate { warnings } => write!(

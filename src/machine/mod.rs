@@ -28,6 +28,7 @@ pub mod liveness;
 pub mod mapping_lease;
 pub mod membership;
 pub mod node_identity;
+pub mod past;
 pub mod renewal;
 pub mod service_health;
 pub mod source_rate;

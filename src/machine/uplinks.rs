@@ -232,6 +232,14 @@ impl Uplinks {
         self.tell_all(&LadderEvent::WayIn(way_in), now);
     }
 
+    /// A host-bridge has dialled by itself, and waits to be greeted.
+    pub fn called(&mut self, bridge: &HostPort, now: Moment) {
+        if let Some(uplink) = self.ladders.iter_mut().find(|uplink| uplink.bridge == *bridge) {
+            uplink.ladder.handle_event(LadderEvent::Called, now);
+        }
+        self.settle(now);
+    }
+
     /// The next thing to do, in order.
     pub fn poll_action(&mut self) -> Option<UplinkAction> {
         self.actions.pop_front()

@@ -1,5 +1,5 @@
 //! Where a satellite can be dialled: a UDP socket that takes the parent's bridge alone, by both
-//! certificates, answers the proofs that were asked for, and hands out the calls for a tunnel that were.
+//! certificates, answers the proofs that were asked for, and hands out the calls for a tunnel.
 //!
 //! The socket is open to the world once a port leads to it. Whoever has no certificate of the
 //! parent's bridge ends in the handshake; few handshakes are made at once, and each is bounded in
@@ -10,7 +10,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use crate::base::id::SessionId;
 use crate::base::limit::{error_chain, foreign_text};
@@ -37,6 +37,9 @@ const PROOFS_MAX: usize = 8;
 
 /// Calls that may be awaited at once, in number: one of each host-bridge, and room.
 const CALLS_MAX: usize = 16;
+
+/// Calls that nobody has asked for and that may wait to be looked at, in number; more are refused.
+const UNASKED_MAX: usize = 4;
 
 /// Why the listener cannot take bridges.
 #[derive(Debug, Error)]
@@ -77,6 +80,17 @@ struct Awaited {
     proofs: BTreeSet<String>,
     /// Calls for a tunnel, by their nonce.
     calls: BTreeMap<String, oneshot::Sender<Greeted>>,
+    /// Who takes calls that nobody has asked for.
+    unasked: Option<mpsc::Sender<Unasked>>,
+}
+
+/// A call that a bridge makes by itself: it has lost all tunnels to this satellite.
+#[derive(Debug)]
+pub struct Unasked {
+    /// The name by which this side knows the bridge.
+    pub bridge: String,
+    /// To be greeted, or refused.
+    pub greeted: Greeted,
 }
 
 /// A proof that is awaited until this is dropped.
@@ -196,6 +210,13 @@ impl Listener {
         })
     }
 
+    /// Calls that nobody has asked for, from now on.
+    pub fn unasked(&self) -> mpsc::Receiver<Unasked> {
+        let (hand_over, calls) = mpsc::channel(UNASKED_MAX);
+        lock(&self.awaited).unasked = Some(hand_over);
+        calls
+    }
+
     /// Takes who comes until the scope is cancelled.
     pub async fn run(self, scope: TaskScope) {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -250,7 +271,14 @@ impl Listener {
                 };
                 awaiting.send(greeted).err()
             }
-            Some(DirectCall::Again(_)) | None => Some(greeted),
+            Some(DirectCall::Again(bridge)) => {
+                let Some(taking) = lock(&self.awaited).unasked.clone() else {
+                    return Some(greeted);
+                };
+                let call = Unasked { bridge, greeted };
+                taking.try_send(call).err().map(|full| full.into_inner().greeted)
+            }
+            None => Some(greeted),
         }
     }
 

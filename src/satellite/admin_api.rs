@@ -22,7 +22,9 @@ use crate::contract::invitation::{ContractVersion, HostPort, Invitation, ParentT
 use crate::contract::message::{failure_body, success_body};
 use crate::contract::peer::SpawnMode;
 use crate::contract::token::{AcceptanceToken, InvalidToken};
+use crate::machine::child::{Rejoin, WorkingMembership};
 use crate::machine::membership::{Operator, StoredInvitation};
+use crate::machine::past::FormerGrants;
 use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
 use crate::process::http_server;
 use crate::process::observation::{self, Observed};
@@ -59,11 +61,47 @@ pub struct JoinRequest {
     pub token: Zeroizing<String>,
     /// The parent's time when it invited, seconds since 1970.
     pub minted_at: Option<UnixTime>,
+    /// Set where a membership is to be replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejoin: Option<RejoinRequest>,
+}
+
+/// How a membership is to be replaced.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RejoinRequest {
+    /// What becomes of its grants.
+    pub grants: FormerGrants,
+    /// Whether one that works is replaced, too.
+    pub force: bool,
+}
+
+impl From<Rejoin> for RejoinRequest {
+    fn from(rejoin: Rejoin) -> Self {
+        Self {
+            grants: rejoin.grants,
+            force: rejoin.working == WorkingMembership::Replace,
+        }
+    }
+}
+
+impl From<RejoinRequest> for Rejoin {
+    fn from(asked: RejoinRequest) -> Self {
+        let working = if asked.force {
+            WorkingMembership::Replace
+        } else {
+            WorkingMembership::Keep
+        };
+        Self {
+            grants: asked.grants,
+            working,
+        }
+    }
 }
 
 impl JoinRequest {
     /// What the command line sends.
-    pub fn of(invitation: &StoredInvitation) -> Option<Self> {
+    pub fn of(invitation: &StoredInvitation, rejoin: Option<Rejoin>) -> Option<Self> {
         Some(Self {
             parent_url: invitation.parent.url.clone(),
             bridges: invitation.parent.bridges.clone(),
@@ -71,6 +109,7 @@ impl JoinRequest {
             operator: invitation.operator.clone(),
             token: Zeroizing::new(invitation.token.expose_text()?.to_owned()),
             minted_at: invitation.minted_at,
+            rejoin: rejoin.map(RejoinRequest::from),
         })
     }
 
@@ -253,11 +292,12 @@ async fn join(request: Request<Incoming>, handle: &DriverHandle) -> Response<Ful
             "the join request is not what this daemon's version understands",
         );
     };
+    let rejoin = request.rejoin.map(Rejoin::from);
     let invitation = match request.into_invitation() {
         Ok(invitation) => invitation,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, &error.to_string()),
     };
-    match handle.join(invitation).await {
+    match handle.join_as(invitation, rejoin).await {
         Ok(Ok(())) => reply(StatusCode::ACCEPTED, &success_body(&"stored")),
         Ok(Err(error)) => refuse(StatusCode::CONFLICT, &error_chain(&error)),
         Err(stopping) => refuse(StatusCode::SERVICE_UNAVAILABLE, &stopping.to_string()),

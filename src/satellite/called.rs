@@ -1,5 +1,6 @@
 //! One dial of the rung `direct`: asks the host-bridge, over the tunnel that carries, to dial an endpoint of
-//! this box, awaits its call at the listener, and greets there. When that is tried is the ladder's decision.
+//! this box, awaits its call at the listener, and greets there; or greets a bridge that has called by itself. When
+//! that is done is the ladder's decision.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -95,6 +96,9 @@ pub(super) enum DirectError {
         #[source]
         source: GreetingError,
     },
+    /// The same, where it had not been asked.
+    #[error("the host-bridge has dialled by itself, but the greeting came to nothing")]
+    Unasked(#[source] GreetingError),
     /// Neither call nor answer.
     #[error("the host-bridge did not dial {endpoint} within {} s", DIAL_TIMEOUT.as_secs())]
     TimedOut {
@@ -131,6 +135,32 @@ pub(super) struct Called {
     pub(super) endpoint: SocketAddr,
     /// The tunnel.
     pub(super) established: Established,
+}
+
+/// A call that the bridge has made by itself, and what is said to it.
+pub(super) struct UnaskedCall {
+    /// The host-bridge, by the name that this side has for it.
+    pub(super) bridge: HostPort,
+    /// The call.
+    pub(super) greeted: Greeted,
+    /// Of the hello.
+    pub(super) features: Vec<String>,
+    /// Limits of the tunnel.
+    pub(super) settings: TunnelSettings,
+    /// The time.
+    pub(super) clock: Clock,
+}
+
+/// Greets a bridge that has called by itself.
+pub(super) async fn answer(call: UnaskedCall) -> Result<(DialTarget, Established), DirectError> {
+    let target = DialTarget {
+        host: call.bridge.host().to_owned(),
+        address: call.greeted.remote_address(),
+    };
+    match greet(call.greeted, call.features, call.settings, call.clock).await {
+        Ok(established) => Ok((target, established)),
+        Err(source) => Err(DirectError::Unasked(source)),
+    }
 }
 
 /// Has the endpoints dialled, one after the other, until one has given a tunnel.
@@ -171,7 +201,8 @@ async fn call(approach: &Approach, endpoint: SocketAddr) -> Result<Called, Direc
         }
     };
     let address = greeted.remote_address();
-    let established = greet(approach, greeted).await;
+    let (features, clock) = (approach.features.clone(), approach.clock.clone());
+    let established = greet(greeted, features, approach.settings, clock).await;
     let established = established.map_err(|source| DirectError::Greeting { endpoint, source })?;
     let host = approach.bridge.host().to_owned();
     Ok(Called {
@@ -181,15 +212,18 @@ async fn call(approach: &Approach, endpoint: SocketAddr) -> Result<Called, Direc
     })
 }
 
-async fn greet(approach: &Approach, greeted: Greeted) -> Result<Established, GreetingError> {
+async fn greet(
+    greeted: Greeted,
+    features: Vec<String>,
+    settings: TunnelSettings,
+    clock: Clock,
+) -> Result<Established, GreetingError> {
     let hello = Hello {
         version: TUNNEL_VERSION,
         agent: AGENT.to_owned(),
-        features: approach.features.clone(),
+        features,
     };
-    let (tunnel, welcome, driver) = greeted
-        .greet(hello, approach.settings, approach.clock.clone())
-        .await?;
+    let (tunnel, welcome, driver) = greeted.greet(hello, settings, clock).await?;
     Ok(Established {
         tunnel,
         driver,

@@ -22,7 +22,7 @@ use super::status::StatusReport;
 use crate::audit::retention::Retention;
 use crate::base::limit::error_chain;
 use crate::machine::backoff::BackoffPolicy;
-use crate::machine::child::ChildPolicy;
+use crate::machine::child::{ChildPolicy, Rejoin};
 use crate::machine::join::JoinState;
 use crate::machine::ladder::{CLIMB_INITIAL, LadderPolicy, Rung};
 use crate::machine::membership::{Operator, StoredInvitation};
@@ -241,6 +241,7 @@ pub enum JoinOutcome {
 pub async fn join_once(
     config: &SatelliteConfig,
     invitation: StoredInvitation,
+    rejoin: Option<Rejoin>,
     timeout: Duration,
 ) -> Result<JoinOutcome, RunError> {
     entropy::check()?;
@@ -255,7 +256,7 @@ pub async fn join_once(
     let (driver, handle) = Driver::new(store, loaded, clock, work.clone(), settings(config), audit);
     let driver = driver.with_surroundings(Arc::new(surroundings));
     work.spawn("driver", driver.run());
-    let outcome = match handle.join(invitation).await {
+    let outcome = match handle.join_as(invitation, rejoin).await {
         Ok(Ok(())) => Ok(await_join(&handle, timeout).await),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Ok(JoinOutcome::TimedOut(None)),
@@ -286,8 +287,9 @@ pub async fn await_join(handle: &DriverHandle, timeout: Duration) -> JoinOutcome
 /// The outcome that a report tells, once there is one.
 pub fn outcome_of(report: &StatusReport) -> Option<JoinOutcome> {
     match (report.state.as_str(), &report.refusal) {
-        ("joined", _) => Some(JoinOutcome::Joined(Box::new(report.clone()))),
-        ("refused", Some(why)) => Some(JoinOutcome::Refused(why.clone())),
+        ("joined", None) => Some(JoinOutcome::Joined(Box::new(report.clone()))),
+        // The membership of before goes on.
+        ("joined" | "refused", Some(why)) => Some(JoinOutcome::Refused(why.clone())),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 //! what came back, and reports one outcome. Also the checks that need keys and certificates.
 
 use crate::base::limit::error_chain;
+use crate::base::secret::Secret;
 use crate::base::time::{TrustedTime, UnixTime};
 use crate::contract::delivery::shown_warnings;
 use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest};
@@ -23,11 +24,19 @@ use super::parent_client::{self, ExchangeError};
 /// Who answers over a tunnel, in messages.
 const PARENT: &str = "the parent";
 
-/// A new key with its request.
-pub(super) fn generate_key(
+/// A key, or the one that is kept, with its request.
+pub(super) fn key_and_request(
     common_name: &str,
+    kept: Option<Secret>,
 ) -> Result<KeyMaterial, Box<dyn std::error::Error + Send + Sync>> {
-    let key = PrivateKey::generate()?;
+    let key = match kept.map(PrivateKey::from_pkcs8) {
+        Some(Ok(key)) => key,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "the key of before cannot be used; a new one is made");
+            PrivateKey::generate()?
+        }
+        None => PrivateKey::generate()?,
+    };
     Ok(KeyMaterial {
         csr_pem: key.csr_pem(common_name)?,
         pkcs8: key.expose_pkcs8().clone(),

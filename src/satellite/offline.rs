@@ -111,6 +111,7 @@ impl OfflineState {
             at: self.clock.trusted().now,
             told: false,
             erased: false,
+            former: membership.former.clone(),
         };
         self.audit.record(&AuditEvent {
             federation_peer_id: Some(peer_id),

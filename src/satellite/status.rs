@@ -16,6 +16,7 @@ use crate::machine::child::EventKind;
 use crate::machine::join::JoinState;
 use crate::machine::mapping_lease::MappingProtocol;
 use crate::machine::membership::{Candidate, Membership, Operator, StoredIdentity};
+use crate::machine::past::{FormerGrants, FormerPeer};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
 use crate::reach::port_mapping::MappingView;
 use crate::satellite::grants::GrantsReport;
@@ -36,12 +37,15 @@ pub struct StatusReport {
     /// `not_invited`, or how far the join has come: `invited`, `key_ready`, `sent`, `accepted`,
     /// `enrolled`, `joined`, `refused`.
     pub state: String,
-    /// Why the join was refused and what to do.
+    /// Why the join, or the last rejoin of a member, was refused and what to do.
     pub refusal: Option<String>,
     /// Whom it joins or has joined.
     pub parent_url: Option<String>,
     /// The membership.
     pub peer: Option<PeerReport>,
+    /// Which peers this box was before, the latest first.
+    #[serde(default)]
+    pub former_peers: Vec<FormerPeerReport>,
     /// The tunnel.
     pub link: LinkReport,
     /// The heartbeats.
@@ -200,6 +204,35 @@ pub struct PeerReport {
     /// What the parent warned of when it accepted, and what of its answer could not be used.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// A peer that this box has been.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerPeerReport {
+    /// The id.
+    pub id: PeerId,
+    /// Whose.
+    pub parent_url: String,
+    /// Since when.
+    #[serde(default, with = "rfc3339::option")]
+    pub accepted_at: Option<UnixTime>,
+    /// Until when.
+    #[serde(with = "rfc3339")]
+    pub ended_at: UnixTime,
+    /// What became of its grants.
+    pub grants: FormerGrants,
+}
+
+impl FormerPeerReport {
+    fn of(former: &FormerPeer) -> Self {
+        Self {
+            id: former.peer_id,
+            parent_url: former.parent_url.to_string(),
+            accepted_at: former.accepted_at,
+            ended_at: former.ended_at,
+            grants: former.grants,
+        }
+    }
 }
 
 /// The tunnel.
@@ -396,10 +429,17 @@ impl StatusReport {
             state: state.map_or("not_invited", JoinState::name).to_owned(),
             refusal: match state {
                 Some(JoinState::Refused { refusal, .. }) => Some(refusal.to_string()),
-                _ => None,
+                _ => membership
+                    .and_then(|membership| membership.rejoin_refused.as_ref())
+                    .map(|refused| refused.refusal.to_string()),
             },
             parent_url: state.map(|state| state.parent().url.to_string()),
             peer: membership.map(PeerReport::of),
+            former_peers: state
+                .map_or(&[][..], JoinState::former)
+                .iter()
+                .map(FormerPeerReport::of)
+                .collect(),
             link,
             heartbeat,
             certificate: membership.map(|membership| CertificateReport::of(membership, clock.trusted)),

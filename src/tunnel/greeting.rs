@@ -216,6 +216,12 @@ impl Greeted {
         Ok((tunnel, hello, driver))
     }
 
+    /// Refuses.
+    pub async fn refuse(mut self, refused: Refused) {
+        // The refusal itself is what is given back.
+        drop(decline(&*self.transport, &mut self.io, refused).await);
+    }
+
     /// Greets in its turn, as the dialer wants it ([`Tunnel::call`]): in the tunnel, this side is the dialer.
     pub async fn greet(
         self,

@@ -62,6 +62,26 @@ fn is_nonce(nonce: &str) -> bool {
 /// How that feature begins.
 pub const DIAL_BACK_FEATURE: &str = "dial-back:";
 
+/// How the feature of a welcome begins that tells a satellite under which URL it is reached from outside.
+const REACHED_AT_FEATURE: &str = "reached-at:";
+
+/// Longest such URL, in bytes: a host name, a port and a path with an id.
+pub const REACHED_AT_MAX_BYTES: usize = 512;
+
+/// The feature of a welcome that tells a satellite under which URL it is reached from outside.
+pub fn reached_at_feature(url: &str) -> Option<String> {
+    let plain = url.len() <= REACHED_AT_MAX_BYTES && url.bytes().all(|byte| byte.is_ascii_graphic());
+    plain.then(|| format!("{REACHED_AT_FEATURE}{url}"))
+}
+
+/// The URL that a welcome's features tell.
+pub fn reached_at(features: &[String]) -> Option<&str> {
+    let mut told = features
+        .iter()
+        .filter_map(|feature| feature.strip_prefix(REACHED_AT_FEATURE));
+    told.next().filter(|url| url.len() <= REACHED_AT_MAX_BYTES)
+}
+
 /// First message of the side that dialled, on the control stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

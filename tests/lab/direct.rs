@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::federation::{SOON, logged};
-use crate::ladder::wait_rung;
+use crate::ladder::{rung, wait_rung};
 use crate::port_mapping::{Home, MAPPED_WITHIN, PCP_AND_NAT_PMP, REMAPPED_WITHIN, UPNP_ALONE};
 use crate::stream::{Reader, publish_counter};
 use crate::wait::wait_until;
@@ -15,6 +15,10 @@ const DIRECT_WITHIN: Duration = Duration::from_secs(25);
 
 /// Five seconds of silence with streams open, a race, and room.
 const FALLEN_BACK_WITHIN: Duration = Duration::from_secs(15);
+
+/// From the loss to the bridge's own dial: fifteen seconds, one wait of up to thirty where it came too early, a dial
+/// and room.
+const DIALLED_AGAIN_WITHIN: Duration = Duration::from_secs(75);
 
 /// Where the bridge sees the satellite on the tunnel that carries.
 fn seen_at(home: &Home) -> Option<String> {
@@ -104,4 +108,42 @@ fn a_bridge_that_restarts_is_dialled_first_and_dials_then() {
             .any(|line| line.to_string().contains("the satellite stops"))
             .then_some(())
     });
+}
+
+#[test]
+fn a_satellite_whose_way_out_is_gone_is_dialled_by_the_bridge_itself() {
+    let Some(home) = Home::open("direct_again", UPNP_ALONE) else {
+        return;
+    };
+    let _router = home.run_router();
+    let (bridge, satellite) = home.federation.run_joined();
+    publish_counter(&home.federation);
+    let (endpoint, _) = home.wait_proven("UPnP", MAPPED_WITHIN);
+    wait_direct(&home, endpoint);
+    let reader = Reader::start(&home.federation);
+
+    let router = &home.federation.lab.router;
+    for way_out in ["udp dport 8443", "tcp dport 8443"] {
+        router.add_rule(&format!("{way_out} counter drop"));
+    }
+    router
+        .namespace()
+        .nft("add chain inet lab outage; insert rule inet lab forward jump outage");
+    for side in ["sport", "dport"] {
+        let rule = format!("udp {side} {} counter drop", home.internal_port());
+        router
+            .namespace()
+            .nft(&format!("add rule inet lab outage {rule}"));
+    }
+    wait_until("the stream of the lost tunnel has ended", SOON, || {
+        reader.has_ended().then_some(())
+    });
+    wait_until("the satellite has noticed", SOON, || {
+        (rung(&home.federation) != "direct").then_some(())
+    });
+    router.namespace().nft("flush chain inet lab outage");
+    wait_rung(&home.federation, "direct", DIALLED_AGAIN_WITHIN);
+    let reader = Reader::start(&home.federation);
+    reader.goes_on_within(SOON);
+    home.federation.assert_nothing_told(&[&bridge, &satellite]);
 }

@@ -16,6 +16,7 @@ mod join;
 mod link;
 mod membership;
 mod node;
+mod rejoin;
 mod renewal;
 #[path = "../scripted_parent/mod.rs"]
 mod scripted_parent;

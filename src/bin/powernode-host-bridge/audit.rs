@@ -3,7 +3,7 @@
 use http::Method;
 use powernode_satellite::base::id::PeerId;
 use powernode_satellite::bridge::operator_api::AUDIT_PREFIX;
-use powernode_satellite::bridge::registry::{REGISTRY_FILE, Registry};
+use powernode_satellite::bridge::registry::{Books, Opening};
 use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::cli::client::{AdminClient, AdminError};
 use powernode_satellite::cli::failure::{Code, Failure};
@@ -28,15 +28,15 @@ pub async fn audit(config: &HostBridgeConfig, command: &AuditCommand) -> Result<
     let now = Clock::start(BUILD_TIME).trusted().now;
     let client = AdminClient::new(&config.admin_socket);
     // Opened once for all pages: opening verifies the whole file.
-    let registry = OnceCell::new();
+    let books = OnceCell::new();
     let ask = async |what: &str, query: &str| {
-        if !registry.initialized()
+        if !books.initialized()
             && let Some(answer) = ask_daemon(&client, what, query).await?
         {
             return Ok(answer);
         }
-        let registry = registry.get_or_try_init(async || open(config)).await?;
-        reading::answer(registry.database(), what, query, |_| true).map_err(Failure::failed)
+        let books = books.get_or_try_init(async || open(config)).await?;
+        reading::answer(books.ledger().database(), what, query, |_| true).map_err(Failure::failed)
     };
     command.execute(peer, now, ask).await
 }
@@ -72,8 +72,7 @@ async fn ask_daemon(client: &AdminClient, what: &str, query: &str) -> Result<Opt
     }
 }
 
-fn open(config: &HostBridgeConfig) -> Result<Registry, Failure> {
+fn open(config: &HostBridgeConfig) -> Result<Books, Failure> {
     let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
-    Registry::open_read_only(&config.state_dir.join(REGISTRY_FILE), key.as_ref())
-        .map_err(|error| not_opened(&error))
+    Books::open(config, key.as_ref(), Opening::ReadOnly).map_err(|error| not_opened(&error))
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use powernode_satellite::bridge::operator_api::{Operator, OperatorApi};
-use powernode_satellite::bridge::registry::{REGISTRY_FILE, Registry};
+use powernode_satellite::bridge::registry::{Books, Opening};
 use powernode_satellite::bridge::settings::BridgeSettings;
 use powernode_satellite::cli::client::{AdminClient, AdminError, Answer};
 use powernode_satellite::cli::failure::{Code, Failure};
@@ -73,27 +73,26 @@ async fn in_process(
     path: &str,
     body: Option<&Value>,
 ) -> Result<Answer, Failure> {
-    let file = config.state_dir.join(REGISTRY_FILE);
     let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
-    let registry = if method == Method::GET {
-        Registry::open_read_only(&file, key.as_ref())
+    let opening = if method == Method::GET {
+        Opening::ReadOnly
     } else {
-        Registry::open(&file, key.as_ref())
-    }
-    .map_err(|error| not_opened(&error))?;
-    let public = registry.public().map_err(Failure::failed)?;
+        Opening::ReadWrite
+    };
+    let books = Books::open(config, key.as_ref(), opening).map_err(|error| not_opened(&error))?;
+    let public = books.ledger().public().map_err(Failure::failed)?;
     let (_settings, settings) = watch::channel(BridgeSettings::new(config.clone(), public));
     let clock = Clock::start(BUILD_TIME);
     let (audit, writer) = if method == Method::GET {
         (AuditLog::default(), None)
     } else {
         let (_, kept) = watch::channel(config.audit);
-        let opened = AuditLog::open(registry.database().clone(), clock.clone(), kept);
+        let opened = AuditLog::open(books.ledger().database().clone(), clock.clone(), kept);
         opened
             .map(|(audit, writer)| (audit, Some(writer)))
             .map_err(Failure::failed)?
     };
-    let api = Arc::new(OperatorApi::new(Arc::new(registry), None, clock, settings, audit));
+    let api = Arc::new(OperatorApi::new(books, None, clock, settings, audit));
     let content = body.map(|body| body.to_string().into_bytes()).unwrap_or_default();
     let request = Request::builder()
         .method(method)

@@ -1,9 +1,10 @@
-//! `init`: the registry, its certificate authority, the server's certificate, the first operator.
+//! `init`: the registry, its certificate authority, the server's certificate, the first operator; beside a
+//! platform the first operator alone.
 
 use powernode_satellite::base::secret::Secret;
 use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::bridge::registry::record::PublicRecord;
-use powernode_satellite::bridge::registry::{NewOperator, REGISTRY_FILE, Registry};
+use powernode_satellite::bridge::registry::{Books, Ledger, NewOperator, Opening, Registry};
 use powernode_satellite::bridge::server_identity;
 use powernode_satellite::bridge::settings::BridgeSettings;
 use powernode_satellite::cli::failure::Failure;
@@ -16,6 +17,7 @@ use serde_json::json;
 
 use crate::arguments::InitArguments;
 use crate::print;
+use crate::run::not_opened;
 
 /// Common name of the certificate authority.
 const AUTHORITY_NAME: &str = "Powernode host-bridge CA";
@@ -32,8 +34,13 @@ pub fn init(config: &HostBridgeConfig, arguments: &InitArguments) -> Result<(), 
         bridges: arguments.bridges.clone(),
         names: arguments.public_names.iter().map(ToString::to_string).collect(),
     };
-    let path = config.state_dir.join(REGISTRY_FILE);
+    let path = Books::path(config);
     let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
+    if config.parent.platform().is_some() {
+        let books =
+            Books::open(config, key.as_ref(), Opening::ReadWrite).map_err(|error| not_opened(&error))?;
+        return init_beside(books.ledger(), &public, arguments, now);
+    }
     let registry = Registry::create(&path, key.as_ref(), AUTHORITY_NAME, now).map_err(Failure::failed)?;
     let settings = BridgeSettings::new(config.clone(), public.clone());
     let names = settings.server_names();
@@ -79,6 +86,29 @@ pub fn init(config: &HostBridgeConfig, arguments: &InitArguments) -> Result<(), 
     ))
 }
 
+/// Beside a platform there is no registry to make: the platform has the peers and their authority.
+fn init_beside(
+    ledger: &Ledger,
+    public: &PublicRecord,
+    arguments: &InitArguments,
+    now: UnixTime,
+) -> Result<(), Failure> {
+    let token = first_operator(ledger, public, now)?;
+    let token = token.expose_text().unwrap_or_default();
+    if arguments.json {
+        return print(&output::render_json(&json!({
+            "operator": FIRST_OPERATOR,
+            "operator_token": token,
+        })));
+    }
+    let pairs = [
+        ("operator", Some(FIRST_OPERATOR.into())),
+        ("operator token", Some(token.into())),
+    ];
+    print(&render_pairs(&pairs, Style::of_stdout()))?;
+    print("\nThe operator token is shown this once; keep it.\nNext: powernode-host-bridge run\n")
+}
+
 /// Puts into the new registry what `run` needs; gives the first operator's token.
 fn furnish(
     registry: &Registry,
@@ -86,9 +116,14 @@ fn furnish(
     names: &[String],
     now: UnixTime,
 ) -> Result<Secret, Failure> {
-    registry.set_public(public).map_err(Failure::failed)?;
     server_identity::current(registry, names, now).map_err(Failure::failed)?;
-    let operator = registry
+    first_operator(registry, public, now)
+}
+
+/// Notes how this bridge is found, and makes the first operator.
+fn first_operator(ledger: &Ledger, public: &PublicRecord, now: UnixTime) -> Result<Secret, Failure> {
+    ledger.set_public(public).map_err(Failure::failed)?;
+    let operator = ledger
         .add_operator(&NewOperator::admin(FIRST_OPERATOR), now)
         .map_err(Failure::failed)?;
     Ok(operator.token)

@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use arguments::{Arguments, Command, ConfigCommand, StateKeyCommand};
+use powernode_satellite::bridge::material;
 use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
@@ -54,7 +55,10 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         } => state_key::unseal(&config),
         Command::Config {
             command: ConfigCommand::Check,
-        } => print("the configuration is good\n"),
+        } => {
+            material::check(&config).map_err(Failure::usage)?;
+            print("the configuration is good\n")
+        }
         Command::Config {
             command: ConfigCommand::Show,
         } => print(&settings.to_string()),

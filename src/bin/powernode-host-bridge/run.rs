@@ -2,7 +2,7 @@
 
 use powernode_satellite::base::limit::error_chain;
 use powernode_satellite::bridge::daemon::{self, Surroundings};
-use powernode_satellite::bridge::registry::{OpenRegistryError, REGISTRY_FILE, Registry};
+use powernode_satellite::bridge::registry::{Books, OpenRegistryError, Opening};
 use powernode_satellite::bridge::settings::BridgeSettings;
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
@@ -29,9 +29,8 @@ pub fn run(
     open_files::allow_many();
     let service = ServiceManager::connect(environment).map_err(Failure::usage)?;
     let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
-    let registry = Registry::open(&config.state_dir.join(REGISTRY_FILE), key.as_ref())
-        .map_err(|error| not_opened(&error))?;
-    let public = registry.public().map_err(Failure::failed)?;
+    let books = Books::open(&config, key.as_ref(), Opening::ReadWrite).map_err(|error| not_opened(&error))?;
+    let public = books.ledger().public().map_err(Failure::failed)?;
     let settings = BridgeSettings::new(config, public.clone());
     let environment = environment.clone();
     let reload = move || match HostBridgeConfig::load(&file, &flags, &environment) {
@@ -56,7 +55,7 @@ pub fn run(
             service,
             signals: Signals::listen().map_err(Failure::failed)?,
         };
-        daemon::run(registry, settings, surroundings, reload, |_| {})
+        daemon::run(books, settings, surroundings, reload, |_| {})
             .await
             .map_err(Failure::failed)
     })
@@ -65,7 +64,7 @@ pub fn run(
 /// A registry that is not there has a code of its own.
 pub fn not_opened(error: &OpenRegistryError) -> Failure {
     let code = match error {
-        OpenRegistryError::NotInitialised => Code::NotJoined,
+        OpenRegistryError::NotInitialised | OpenRegistryError::NoLedger => Code::NotJoined,
         _ => Code::Failed,
     };
     Failure::of(code, error)

@@ -74,7 +74,9 @@ pub fn peers(peers: &Value, all: bool, style: Style, now: UnixTime) -> String {
     let hidden = peers.as_array().map_or(0, Vec::len) - shown;
     match (shown, hidden) {
         (0, 0) => {
-            return "no peers yet; `powernode-host-bridge invite --name NAME` invites the first\n".to_owned();
+            return "no peers yet; a standalone host-bridge invites the first by `powernode-host-bridge invite --name NAME`,\n\
+                    beside a platform they are seen when they dial\n"
+                .to_owned();
         }
         (0, _) => return format!("no peers but {hidden} revoked, which --all shows\n"),
         _ => {}
@@ -96,6 +98,7 @@ pub fn peer(peer: &Value, style: Style, now: UnixTime) -> String {
         ("id", text(&peer["id"])),
         ("status", Some(status_cell(&peer["status"]))),
         ("since", time(&peer["status_since"], now)),
+        ("at the platform", platform_standing(peer, now)),
         ("note", (!note.is_empty()).then(|| note.into())),
         ("last degraded", text(&peer["metadata"]["degraded_reason"])),
         (
@@ -115,6 +118,39 @@ pub fn peer(peer: &Value, style: Style, now: UnixTime) -> String {
         ("token expires", time(&peer["acceptance_token_expires_at"], now)),
     ];
     render_pairs(&pairs, style)
+}
+
+/// Beside a platform: what became of the peer's last heartbeat there.
+fn platform_standing(peer: &Value, now: UnixTime) -> Option<Cell> {
+    let standing = peer["standing"].as_str()?;
+    let answer = &peer["heartbeat_answer"];
+    let heard = match answer["http_status"].as_u64() {
+        Some(status) => format!(
+            "{standing}: HTTP {status} to its heartbeat, {}",
+            relative_time_of(&answer["at"], now)
+        ),
+        None => format!("{standing}: no heartbeat was answered yet"),
+    };
+    Some(match standing {
+        "taken" => Cell::toned(heard, Tone::Good),
+        "refused" => Cell::toned(heard, Tone::Warn),
+        _ => heard.into(),
+    })
+}
+
+/// `status`: the platform, and how it was found when it was last needed.
+fn platform(health: &Value, now: UnixTime) -> Option<Cell> {
+    let url = health["platform"]["url"].as_str()?;
+    let found = &health["platform"]["found"];
+    let when = relative_time_of(&found["at"], now);
+    Some(match (found["reachable"].as_bool(), found["error"].as_str()) {
+        (Some(true), _) => Cell::toned(format!("{url}, answered {when}"), Tone::Good),
+        (Some(false), error) => Cell::toned(
+            format!("{url}, did not answer {when}: {}", error.unwrap_or("?")),
+            Tone::Warn,
+        ),
+        (None, _) => format!("{url}, not asked yet").into(),
+    })
 }
 
 /// `invite` and `token mint`: the one time that a token is shown.
@@ -168,6 +204,7 @@ pub fn health(health: &Value, style: Style, now: UnixTime) -> String {
     let pairs = [
         ("host-bridge", Some(daemon)),
         ("version", text(&health["version"])),
+        ("platform", platform(health, now)),
         ("CA", text(&health["ca_fingerprint"])),
         (
             "connected",
@@ -183,7 +220,11 @@ pub fn health(health: &Value, style: Style, now: UnixTime) -> String {
             }),
         ),
         (
-            "registry",
+            if health["platform"].is_null() {
+                "registry"
+            } else {
+                "store"
+            },
             health["store_bytes"]
                 .as_u64()
                 .map(|bytes| format!("{} KiB", bytes / 1024).into()),

@@ -48,6 +48,11 @@ pub enum Command {
     Run,
     /// Join a parent
     Join(Box<JoinArguments>),
+    /// Join the same parent anew with a new token: key, grants, services and logs stay
+    ///
+    /// For when the parent's answer was lost, the certificate has expired, or the parent does not know this
+    /// peer any more. If the parent refuses, what was there goes on.
+    Rejoin(Box<RejoinArguments>),
     /// Show membership, tunnel, heartbeats and certificate
     Status {
         /// Print JSON
@@ -301,6 +306,21 @@ pub enum ConfigCommand {
     Show,
 }
 
+/// How to join anew.
+#[derive(Args)]
+pub struct RejoinArguments {
+    #[command(flatten)]
+    pub join: JoinArguments,
+
+    /// Let grants go on for the peer that this box is then, if the parent gives it another id
+    #[arg(long)]
+    pub rebind_grants: bool,
+
+    /// Also when the membership works
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// How to join.
 #[derive(Args)]
 pub struct JoinArguments {
@@ -375,7 +395,12 @@ impl Arguments {
         set("state_dir", self.state_dir.as_ref());
         set("state_key_file", self.state_key_file.as_ref());
         set("admin_socket", self.admin_socket.as_ref());
-        if let Command::Join(join) = &self.command {
+        let join = match &self.command {
+            Command::Join(join) => Some(&**join),
+            Command::Rejoin(rejoin) => Some(&rejoin.join),
+            _ => None,
+        };
+        if let Some(join) = join {
             set("parent.url", join.parent_url.as_ref());
             set("parent.token_file", join.token_file.as_ref());
             set("parent.ca_file", join.ca_file.as_ref());

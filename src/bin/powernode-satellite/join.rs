@@ -11,7 +11,9 @@ use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output;
 use powernode_satellite::contract::join_code::{InvalidJoinCode, JoinCode};
 use powernode_satellite::contract::token::{AcceptanceToken, InvalidToken};
+use powernode_satellite::machine::child::{Rejoin, WorkingMembership};
 use powernode_satellite::machine::membership::StoredInvitation;
+use powernode_satellite::machine::past::FormerGrants;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::admin_api::{JOIN_PATH, JoinRequest, STATUS_PATH};
 use powernode_satellite::satellite::daemon::{self, JoinOutcome};
@@ -20,7 +22,7 @@ use powernode_satellite::satellite::status::StatusReport;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::arguments::JoinArguments;
+use crate::arguments::{JoinArguments, RejoinArguments};
 use crate::run::{block_on, not_run};
 
 /// Most that is read from standard input or a code file, in bytes.
@@ -59,12 +61,37 @@ enum Keeper {
 
 /// Joins.
 pub fn join(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<ExitCode, Failure> {
+    join_as(config, arguments, None)
+}
+
+/// Joins the same parent anew.
+pub fn rejoin(config: &SatelliteConfig, arguments: &RejoinArguments) -> Result<ExitCode, Failure> {
+    let rejoin = Rejoin {
+        grants: if arguments.rebind_grants {
+            FormerGrants::Rebound
+        } else {
+            FormerGrants::Kept
+        },
+        working: if arguments.force {
+            WorkingMembership::Replace
+        } else {
+            WorkingMembership::Keep
+        },
+    };
+    join_as(config, &arguments.join, Some(rejoin))
+}
+
+fn join_as(
+    config: &SatelliteConfig,
+    arguments: &JoinArguments,
+    rejoin: Option<Rejoin>,
+) -> Result<ExitCode, Failure> {
     let invitation = invitation(config, arguments)?;
     let (keeper, outcome) = block_on(async {
-        if let Some(outcome) = ask_daemon(config, &invitation, arguments.timeout.0).await {
+        if let Some(outcome) = ask_daemon(config, &invitation, rejoin, arguments.timeout.0).await {
             return (Keeper::Daemon, outcome);
         }
-        let outcome = daemon::join_once(config, invitation, arguments.timeout.0).await;
+        let outcome = daemon::join_once(config, invitation, rejoin, arguments.timeout.0).await;
         (Keeper::Nobody, outcome.map_err(not_run))
     })?;
     let outcome = outcome?;
@@ -196,10 +223,11 @@ fn read_text(source: impl std::io::Read, what: &str) -> Result<String, Failure> 
 async fn ask_daemon(
     config: &SatelliteConfig,
     invitation: &StoredInvitation,
+    rejoin: Option<Rejoin>,
     timeout: Duration,
 ) -> Option<Result<JoinOutcome, Failure>> {
     let client = AdminClient::new(&config.admin_socket);
-    let request = JoinRequest::of(invitation)?;
+    let request = JoinRequest::of(invitation, rejoin)?;
     let body = serde_json::to_value(&request).ok()?;
     match client.call(Method::POST, JOIN_PATH, Some(&body)).await {
         Err(AdminError::NotRunning { .. }) => None,

@@ -56,6 +56,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     match arguments.command {
         Command::Run => run::run(config, &environment, (file, flags)),
         Command::Join(join) => join::join(&config, &join),
+        Command::Rejoin(rejoin) => join::rejoin(&config, &rejoin),
         Command::Status { json } => status::status(&config, json),
         Command::Doctor { json } => doctor::doctor(&config, json),
         Command::Leave(leaving) => leave::leave(&config, &leaving),

@@ -145,6 +145,14 @@ fn membership(report: &StatusReport) -> Vec<Line> {
             toned(report.grants.trouble.as_ref(), Tone::Warn),
         ),
     ];
+    for former in &report.former_peers {
+        let ended = relative_time(former.ended_at, now);
+        lines.push((
+            "formerly",
+            Some(format!("peer {}, until {ended}", former.id).into()),
+        ));
+    }
+    lines.push(("rejoin refused", toned(report.refusal.as_ref(), Tone::Bad)));
     for warning in &peer.warnings {
         lines.push(("accept warning", toned(Some(warning), Tone::Warn)));
     }
@@ -157,9 +165,15 @@ fn grants(report: &StatusReport) -> Cell {
         0 => "none: nobody of the parent's can act here".to_owned(),
         active => format!("{active} active"),
     };
+    let former = match grants.of_former_peers {
+        0 => String::new(),
+        former => {
+            format!("; {former} of an earlier peering, of no use (`rejoin --rebind-grants` takes them over)")
+        }
+    };
     match grants.undelivered {
-        0 => active.into(),
-        waiting => format!("{active}, {waiting} to be told to the parent").into(),
+        0 => format!("{active}{former}").into(),
+        waiting => format!("{active}, {waiting} to be told to the parent{former}").into(),
     }
 }
 

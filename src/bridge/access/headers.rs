@@ -7,21 +7,7 @@ use std::net::IpAddr;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Uri, Version};
 
-use super::super::forwarded::strip_forwarded_identity;
-
-/// Fields that are for one connection (RFC 9110, 7.6.1), and those that proxies have added to them.
-/// `Te` and `Upgrade` are taken care of by name.
-const HOP_BY_HOP: &[&str] = &[
-    "connection",
-    "keep-alive",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "proxy-connection",
-    "te",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-];
+use super::super::forwarded::{listed, strip_forwarded_identity, strip_hop_by_hop};
 
 /// By which a client could claim to be somebody else, somewhere else.
 const CLAIMS: &[&str] = &[
@@ -77,7 +63,7 @@ pub(super) fn to_service(
         .get(header::UPGRADE)
         .filter(|_| version == Version::HTTP_11)
         .cloned();
-    let trailers = names(headers, &header::TE).any(|te| te.eq_ignore_ascii_case("trailers"));
+    let trailers = listed(headers, &header::TE).any(|te| te.eq_ignore_ascii_case("trailers"));
     strip_forwarded_identity(headers);
     strip_hop_by_hop(headers);
     for claim in CLAIMS {
@@ -154,29 +140,6 @@ pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> 
         .find_map(|(known, value)| (known == name).then_some(value))
 }
 
-/// The parts of a list-valued header.
-fn names<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
-    headers
-        .get_all(name)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-}
-
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = names(headers, &header::CONNECTION)
-        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in HOP_BY_HOP {
-        headers.remove(*name);
-    }
-}
-
-/// One `Cookie` line, as HTTP/1.1 has it, without the bridge's own.
 fn rewrite_cookies(headers: &mut HeaderMap, login_cookie: &str) {
     let ours = |pair: &str| pair.split('=').next() == Some(login_cookie);
     let kept: Vec<&[u8]> = headers

@@ -41,7 +41,7 @@ use super::links::Links;
 use super::operator_api::Operator;
 use super::permission::PeerRef;
 use super::registry::record::{HeldGrant, PeerRecord};
-use super::registry::{Registry, RegistryError};
+use super::registry::{Ledger, RegistryError};
 use super::reply::Reply;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::TraceId;
@@ -90,7 +90,7 @@ pub struct Ask {
 /// Opens accesses. One per daemon.
 #[derive(Debug)]
 pub struct Access {
-    registry: Arc<Registry>,
+    ledger: Arc<Ledger>,
     links: Arc<Links>,
     sessions: Arc<Accesses>,
     clock: Clock,
@@ -124,7 +124,7 @@ struct Found {
 impl Access {
     /// On the live tunnels. Relays run in tasks of `work`.
     pub fn new(
-        registry: Arc<Registry>,
+        ledger: Arc<Ledger>,
         links: Arc<Links>,
         sessions: Arc<Accesses>,
         clock: Clock,
@@ -133,7 +133,7 @@ impl Access {
         unknown: Arc<UnknownTokens>,
     ) -> Self {
         Self {
-            registry,
+            ledger,
             links,
             sessions,
             clock,
@@ -154,13 +154,13 @@ impl Access {
         if !presented.looks_like_ours() {
             return Ok(None);
         }
-        let (registry, presented, now) = (
-            Arc::clone(&self.registry),
+        let (ledger, presented, now) = (
+            Arc::clone(&self.ledger),
             presented.clone(),
             self.clock.trusted().now,
         );
         let found = tokio::task::spawn_blocking(move || {
-            let operator = registry.operator_by_token(presented.token.expose(), now)?;
+            let operator = ledger.operator_by_token(presented.token.expose(), now)?;
             // A right token under a wrong name is somebody's mistake, and not theirs to profit from.
             Ok::<_, StoreError>(operator.filter(|known| presented.name.is_none_or(|name| name == known.name)))
         });
@@ -195,7 +195,7 @@ impl Access {
     fn review(&self) {
         let now = self.clock.trusted().now;
         for (account, session) in self.sessions.by_account() {
-            let words = match self.registry.operator_identity(account, now) {
+            let words = match self.ledger.operator_identity(account, now) {
                 Ok(Some(identity)) => match identity.may_reach(session.peer_ref(), &session.service) {
                     Ok(()) => continue,
                     Err(why) => why.to_string(),
@@ -287,7 +287,9 @@ impl Access {
                 protocol,
             });
         }
-        let tunnel = self.links.get(peer.id).ok_or_else(|| AccessError::Offline {
+        let reachable = self.ledger.may_be_reached(peer.id);
+        let tunnel = self.links.get(peer.id).filter(|_| reachable);
+        let tunnel = tunnel.ok_or_else(|| AccessError::Offline {
             peer: name.clone(),
             why: why_offline(&peer),
         })?;
@@ -329,16 +331,16 @@ impl Access {
     }
 
     async fn find(&self, ask: &Arc<Ask>) -> Result<Found, AccessError> {
-        let (registry, ask, now) = (
-            Arc::clone(&self.registry),
+        let (ledger, ask, now) = (
+            Arc::clone(&self.ledger),
             Arc::clone(ask),
             self.clock.trusted().now,
         );
         // The registry blocks on the disk.
         tokio::task::spawn_blocking(move || {
-            let peer = permitted_peer(&registry, &ask)?;
+            let peer = permitted_peer(&ledger, &ask)?;
             let subject = ask.operator.to_string();
-            let grant = registry
+            let grant = ledger
                 .held_grant_for(peer.id, &ask.service, &subject, now)
                 .map_err(RegistryError::Store)?;
             Ok(Found { peer, grant })
@@ -350,13 +352,13 @@ impl Access {
 
 /// The peer that is asked for, if the operator may reach the service there. Who may not is told so
 /// whether there is such a peer or not, and near names are those that the operator sees.
-fn permitted_peer(registry: &Registry, ask: &Ask) -> Result<PeerRecord, AccessError> {
+fn permitted_peer(ledger: &Ledger, ask: &Ask) -> Result<PeerRecord, AccessError> {
     let identity = ask.operator.identity();
     let may = |peer| {
         let allowed = identity.may_reach(peer, &ask.service);
         allowed.map_err(|why| AccessError::NotPermitted(why.to_string()))
     };
-    match names::find_peer(registry, &ask.peer) {
+    match names::find_peer(ledger, &ask.peer) {
         Ok(peer) => {
             may((&peer).into())?;
             Ok(peer)

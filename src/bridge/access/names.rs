@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::super::registry::record::PeerRecord;
-use super::super::registry::{Registry, RegistryError};
+use super::super::registry::{Ledger, RegistryError};
 use crate::wire::SERVICE_NAME_MAX_BYTES;
 
 /// A service of a peer, as a host name says it.
@@ -42,15 +42,15 @@ pub fn is_service_name(text: &str) -> bool {
 
 /// A peer by id or name; a name in another letter case too, where no other peer has that: browsers
 /// write all host names small.
-pub(super) fn find_peer(registry: &Registry, asked: &str) -> Result<PeerRecord, RegistryError> {
-    match registry.peer(asked) {
+pub(super) fn find_peer(ledger: &Ledger, asked: &str) -> Result<PeerRecord, RegistryError> {
+    match ledger.peer(asked) {
         Ok(peer) => Ok(peer),
         Err(unknown @ RegistryError::UnknownPeer { .. }) => {
             let alike = |peer: &PeerRecord| {
                 let name = peer.name.as_deref();
                 name.is_some_and(|name| name.eq_ignore_ascii_case(asked.trim()))
             };
-            let peers = registry.peers().map_err(RegistryError::Store)?;
+            let peers = ledger.peers().map_err(RegistryError::Store)?;
             let mut alike = peers.into_iter().filter(alike);
             match (alike.next(), alike.next()) {
                 (Some(peer), None) => Ok(peer),

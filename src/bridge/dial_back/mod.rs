@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore, watch};
 use tracing::debug;
 
+use super::direct::Redial;
 use super::federation_api::{CallerCertificate, is_enrolled};
 use super::registry::record::PeerRecord;
 use super::reply::Reply;
@@ -79,12 +80,10 @@ pub enum NotReached {
 pub struct Reached {
     /// The connection, its handshake done by both sides.
     pub transport: Arc<dyn Transport>,
-    /// Where.
-    pub endpoint: SocketAddr,
-    /// What it knows this side's call by.
+    /// Whom, where, and by which name it knows this side.
+    pub redial: Redial,
+    /// By what it knows this call.
     pub call: DirectCall,
-    /// What it calls this side.
-    pub bridge: String,
 }
 
 impl DialBack {
@@ -175,12 +174,33 @@ impl DialBack {
         {
             Ok(transport) => Ok(Reached {
                 transport,
-                endpoint: request.endpoint,
+                redial: Redial {
+                    peer: peer.id,
+                    endpoint: request.endpoint,
+                    bridge: request.bridge,
+                },
                 call,
-                bridge: request.bridge,
             }),
             Err(NotReached::Unreachable(why)) => Err(reply(request.endpoint, Some(&why))),
             Err(NotReached::Unable(why)) => Err(unavailable(&why)),
+        }
+    }
+
+    /// Dials a satellite again where it was reached.
+    pub async fn redial(
+        &self,
+        peer: &PeerRecord,
+        allow_private: bool,
+        endpoint: SocketAddr,
+    ) -> Result<Arc<dyn Transport>, String> {
+        let connect =
+            |endpoint| async move { self.connect(self.shared_socket().await?, peer, endpoint).await };
+        // It was there, so that is where it comes from.
+        let source = endpoint.ip().to_canonical();
+        match self.dial(peer, source, allow_private, endpoint, connect).await {
+            Ok(Ok(transport)) => Ok(transport),
+            Ok(Err(NotReached::Unreachable(why) | NotReached::Unable(why))) => Err(why),
+            Err(_) => Err("the rule for dials does not allow it now".to_owned()),
         }
     }
 

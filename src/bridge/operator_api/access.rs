@@ -19,7 +19,7 @@ impl OperatorApi {
             ([], &Method::GET) => {
                 let now = self.now();
                 let grants = self
-                    .registry
+                    .own()?
                     .grants()
                     .map_err(|error| stored_badly("the grants", &error))?;
                 let seen = self.visible_ids(call.operator)?;
@@ -42,11 +42,11 @@ impl OperatorApi {
             ([], _) => Ok(Reply::wrong_method("GET, POST")),
             ([grant, "revoke"], &Method::POST) => {
                 let reason = fields::<ReasonFields>(call.body)?.reason;
-                let found = self.registry.grant(grant).map_err(|error| refused(&error))?;
+                let registry = self.own()?;
+                let found = registry.grant(grant).map_err(|error| refused(&error))?;
                 self.check_grants_of(found.federation_peer_id, call.operator)
                     .map_err(|why| forbidden(&why))?;
-                let grant = self
-                    .registry
+                let grant = registry
                     .revoke_grant(grant, &reason, self.now())
                     .map_err(|error| refused(&error))?;
                 self.note_grant(call.operator, AuditAction::GrantRevoked, &grant);
@@ -63,7 +63,7 @@ impl OperatorApi {
         peer: PeerId,
         operator: &Operator,
     ) -> Result<(), NotPermitted> {
-        let known = self.registry.peer_by_id(peer).ok().flatten();
+        let known = self.ledger().peer_by_id(peer).ok().flatten();
         let called = peer.to_string();
         // One that is not there is refused to who could not see it, and else by the registry.
         let peer = known.as_ref().map_or(PeerRef::Called(&called), PeerRef::from);
@@ -77,7 +77,7 @@ impl OperatorApi {
         operator: &Operator,
     ) -> Result<Value, RegistryError> {
         let now = self.now();
-        let (grant, token) = self.registry.create_grant(NewGrant::check(asked)?, now)?;
+        let (grant, token) = self.registry()?.create_grant(NewGrant::check(asked)?, now)?;
         self.note_grant(operator, AuditAction::GrantIssued, &grant);
         Ok(json!({
             "grant": grant.view(now),

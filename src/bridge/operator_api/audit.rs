@@ -19,7 +19,7 @@ impl OperatorApi {
             NameLimit::Any => None,
             NameLimit::Only(_) => Some(self.visible_ids(operator)?),
         };
-        let answered = reading::answer(self.registry.database(), what, query, |entry| {
+        let answered = reading::answer(self.ledger().database(), what, query, |entry| {
             match (entry.federation_peer_id, &seen) {
                 (None, _) => whole,
                 (Some(_), None) => true,

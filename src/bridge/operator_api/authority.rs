@@ -41,10 +41,10 @@ impl OperatorApi {
     }
 
     fn authority_view(&self) -> Result<Value, Reply> {
-        let authorities = self.registry.authorities();
+        let registry = self.own()?;
+        let authorities = registry.authorities();
         let current = authorities.current();
-        let depending = self
-            .registry
+        let depending = registry
             .depending_on_predecessor(self.now())
             .map_err(|error| stored_badly("the authority", &error))?;
         let predecessor = authorities.predecessor().map(|before| {
@@ -63,14 +63,15 @@ impl OperatorApi {
     }
 
     fn rotate_authority(&self, call: &Call<'_>) -> Result<Reply, Reply> {
+        let registry = self.own()?;
         self.permit(call.operator, &Action::ManageAuthority)?;
         let overlap = fields::<RotateFields>(call.body)?.overlap_seconds.map_or_else(
             || self.settings.borrow().config.rotation_overlap,
             Duration::from_secs,
         );
-        match self.registry.rotate_authority(overlap, self.now()) {
+        match registry.rotate_authority(overlap, self.now()) {
             Ok(()) => {
-                let new = self.registry.authority().fingerprint().to_string();
+                let new = registry.authority().fingerprint().to_string();
                 self.note(call.operator, AuditAction::AuthorityRotated, None, &new);
                 Ok(Reply::data(&self.authority_view()?))
             }
@@ -83,17 +84,18 @@ impl OperatorApi {
     }
 
     fn retire_authority(&self, call: &Call<'_>) -> Result<Reply, Reply> {
+        let registry = self.own()?;
         self.permit(call.operator, &Action::ManageAuthority)?;
         let retirement = if fields::<RetireFields>(call.body)?.force {
             Retirement::Forced
         } else {
             Retirement::InTime
         };
-        let before = self.registry.authorities();
+        let before = registry.authorities();
         let before = before
             .predecessor()
             .map(|before| before.fingerprint().to_string());
-        match self.registry.retire_authority(retirement, self.now()) {
+        match registry.retire_authority(retirement, self.now()) {
             Ok(()) => {
                 let old = before.unwrap_or_default();
                 self.note(call.operator, AuditAction::AuthorityRetired, None, &old);

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 pub(super) use self::peers::ProposalFields;
+pub(super) use self::relay::{PASSED_BACK, PASSED_ON, copy_headers, no_answer};
 use super::access::Access;
 use super::federation_api::{internal_error, read_body, stored_badly};
 use super::forwarded::strip_forwarded_identity;
@@ -32,7 +33,7 @@ use super::mcp;
 use super::peer_view::PeerView;
 use super::permission::{Action, NotPermitted, OperatorIdentity, PeerAction, PeerRef};
 use super::registry::record::PeerRecord;
-use super::registry::{Recognised, Registry, RegistryError, visible};
+use super::registry::{Books, Ledger, Recognised, Registry, RegistryError, visible};
 use super::reply::{Reply, ReplyBody};
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
@@ -96,7 +97,7 @@ pub struct RequestSource(pub IpAddr);
 /// The interface.
 #[derive(Debug)]
 pub struct OperatorApi {
-    pub(super) registry: Arc<Registry>,
+    pub(super) books: Books,
     /// None in a command line's own process: nobody is connected there.
     links: Option<Arc<Links>>,
     /// None where `links` is.
@@ -116,16 +117,16 @@ struct Call<'a> {
 }
 
 impl OperatorApi {
-    /// On a registry; with the live tunnels in a daemon.
+    /// On what the host-bridge keeps; with the live tunnels in a daemon.
     pub const fn new(
-        registry: Arc<Registry>,
+        books: Books,
         links: Option<Arc<Links>>,
         clock: Clock,
         settings: watch::Receiver<BridgeSettings>,
         audit: AuditLog,
     ) -> Self {
         Self {
-            registry,
+            books,
             links,
             access: None,
             clock,
@@ -161,8 +162,8 @@ impl OperatorApi {
                 "an operator token is required: Authorization: Bearer <token>",
             ));
         };
-        let (registry, now) = (Arc::clone(&self.registry), self.now());
-        match tokio::task::spawn_blocking(move || registry.recognise(token.expose(), now)).await {
+        let (ledger, now) = (Arc::clone(self.ledger()), self.now());
+        match tokio::task::spawn_blocking(move || ledger.recognise(token.expose(), now)).await {
             Ok(Ok(Recognised::Known(identity))) => Ok(Operator::Named(identity)),
             Ok(Ok(Recognised::Expired { name, at })) => Err(Reply::unauthorized(&format!(
                 "the account of {name} has ended at {at}; an admin can extend it: operators set {name} --expires 90d"
@@ -256,6 +257,21 @@ impl OperatorApi {
         reply.unwrap_or_else(|refused| refused)
     }
 
+    /// What is kept, whoever the parent is.
+    fn ledger(&self) -> &Arc<Ledger> {
+        self.books.ledger()
+    }
+
+    /// The registry, where this host-bridge is the parent.
+    pub(in crate::bridge) fn registry(&self) -> Result<&Arc<Registry>, RegistryError> {
+        self.books.registry()
+    }
+
+    /// The same with the refusal as the answer.
+    fn own(&self) -> Result<&Arc<Registry>, Reply> {
+        self.registry().map_err(|error| refused(&error))
+    }
+
     /// Every peer, its status and the freshness of its heartbeat at a glance.
     fn health(&self, operator: &Operator) -> Result<Reply, Reply> {
         self.permit(operator, &Action::SeeHealth)?;
@@ -290,6 +306,14 @@ impl OperatorApi {
             })
             .collect();
         let degraded = peers.iter().any(|peer| peer.status == PeerStatus::Degraded);
+        let registry = self.books.registry().ok();
+        let authority = registry.map(|registry| registry.authority().fingerprint().to_string());
+        let platform = self.settings.borrow().config.parent.platform().map(|platform| {
+            json!({
+                "url": platform.url.to_string(),
+                "found": self.ledger().roll().and_then(|roll| roll.platform()),
+            })
+        });
         Ok(Reply::data(&json!({
             "status": if degraded { "degraded" } else { "ok" },
             "version": env!("CARGO_PKG_VERSION"),
@@ -299,9 +323,10 @@ impl OperatorApi {
             "joining": self.links.as_ref().map_or(0, |links| links.bootstrap_len()),
             "peer_count": total,
             "peers_by_status": by_status,
-            "ca_fingerprint": self.registry.authority().fingerprint().to_string(),
-            "store_sealed": self.registry.is_sealed(),
-            "store_bytes": self.registry.size_bytes(),
+            "ca_fingerprint": authority,
+            "platform": platform,
+            "store_sealed": self.ledger().is_sealed(),
+            "store_bytes": self.ledger().size_bytes(),
             "peers": rows,
         })))
     }
@@ -335,7 +360,7 @@ impl OperatorApi {
     /// A peer that an operator names and may do this with. Who may not is told so whether there is such
     /// a peer or not, and near names are those that the operator sees.
     fn peer_for(&self, operator: &Operator, asked: &str, action: PeerAction) -> Result<PeerRecord, Reply> {
-        match self.registry.peer(asked) {
+        match self.ledger().peer(asked) {
             Ok(peer) => {
                 self.permit(operator, &Action::OnPeer(action, (&peer).into()))?;
                 Ok(peer)
@@ -355,7 +380,7 @@ impl OperatorApi {
     /// The peers within an operator's limit.
     fn visible_peers(&self, operator: &Operator) -> Result<Vec<PeerRecord>, Reply> {
         let mut peers = self
-            .registry
+            .ledger()
             .peers()
             .map_err(|error| stored_badly("the peers", &error))?;
         peers.retain(|peer| operator.identity().sees(peer.into()));
@@ -365,7 +390,7 @@ impl OperatorApi {
     /// Their ids.
     fn visible_ids(&self, operator: &Operator) -> Result<BTreeSet<PeerId>, Reply> {
         let peers = self
-            .registry
+            .ledger()
             .peers()
             .map_err(|error| stored_badly("the peers", &error))?;
         Ok(visible(operator.identity(), &peers))
@@ -373,7 +398,8 @@ impl OperatorApi {
 
     fn view(&self, peer: PeerRecord) -> PeerView {
         let tunnel = self.links.as_ref().and_then(|links| links.view(peer.id));
-        PeerView::new(peer, tunnel, self.now())
+        let standing = self.ledger().roll().and_then(|roll| roll.standing(peer.id));
+        PeerView::new(peer, tunnel, standing, self.now())
     }
 
     /// Notes a change that an operator made, in the program's log and in the audit log.

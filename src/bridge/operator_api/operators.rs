@@ -58,7 +58,7 @@ impl OperatorApi {
         match (call.rest.as_slice(), call.method) {
             ([], &Method::GET) => {
                 let operators = self
-                    .registry
+                    .ledger()
                     .operators()
                     .map_err(|error| stored_badly("the operators", &error))?;
                 let views: Vec<_> = operators
@@ -70,14 +70,14 @@ impl OperatorApi {
             ([], &Method::POST) => self.add_operator(call),
             ([], _) => Ok(Reply::wrong_method("GET, POST")),
             ([asked], &Method::GET) => {
-                let (id, operator) = self.registry.operator(asked).map_err(|error| refused(&error))?;
+                let (id, operator) = self.ledger().operator(asked).map_err(|error| refused(&error))?;
                 Ok(Reply::data(&view(id, &operator, self.now())))
             }
             ([_], _) => Ok(Reply::wrong_method("GET")),
             ([asked, "change"], &Method::POST) => self.change_operator(call, asked),
             ([asked, "rotate"], &Method::POST) => {
                 let minted = self
-                    .registry
+                    .ledger()
                     .rotate_operator(asked, self.now())
                     .map_err(|error| refused(&error))?;
                 self.note(
@@ -90,7 +90,7 @@ impl OperatorApi {
             }
             ([asked, "revoke"], &Method::POST) => {
                 let (id, operator) = self
-                    .registry
+                    .ledger()
                     .remove_operator(asked)
                     .map_err(|error| refused(&error))?;
                 self.note(call.operator, AuditAction::OperatorRemoved, None, &operator.name);
@@ -112,7 +112,7 @@ impl OperatorApi {
             life: asked.ttl_seconds.map(Duration::from_secs),
         };
         let minted = self
-            .registry
+            .ledger()
             .add_operator(&new, self.now())
             .map_err(|error| refused(&error))?;
         let what = described(&minted.operator);
@@ -134,7 +134,7 @@ impl OperatorApi {
             },
         };
         let (id, operator) = self
-            .registry
+            .ledger()
             .change_operator(asked, &change, self.now())
             .map_err(|error| refused(&error))?;
         let what = described(&operator);

@@ -11,7 +11,7 @@ use super::super::acceptance::AcceptCall;
 use super::super::links::REPLACED_KEY;
 use super::super::permission::{Action, NotPermitted, PeerAction, PeerRef};
 use super::super::registry::record::PeerRecord;
-use super::super::registry::{AcceptError, MintedToken, Proposal, RegistryError, Resumption};
+use super::super::registry::{AcceptError, MintedToken, Proposal, Registry, RegistryError, Resumption};
 use super::super::reply::Reply;
 use super::{Call, Operator, OperatorApi, fields, forbidden, refused};
 use crate::audit::AuditAction;
@@ -77,13 +77,13 @@ impl OperatorApi {
                 Ok(Reply::data(&views))
             }
             ([], &Method::POST) => {
+                let registry = self.own()?;
                 let proposal = fields::<ProposalFields>(call.body)?
                     .proposal()
                     .map_err(|error| unprocessable(&error))?;
                 self.check_invitation(&proposal, call.operator)
                     .map_err(|why| forbidden(&why))?;
-                let peer = self
-                    .registry
+                let peer = registry
                     .propose(&proposal, self.now())
                     .map_err(|error| refused(&error))?;
                 self.note_peer(call.operator, AuditAction::PeerProposed, &peer);
@@ -106,6 +106,7 @@ impl OperatorApi {
     }
 
     fn invite(&self, call: &Call<'_>) -> Result<Reply, Reply> {
+        let registry = self.own()?;
         let mut asked: ProposalFields = fields(call.body)?;
         let ttl = self.ttl(asked.ttl_seconds.take());
         let proposal = asked.proposal().map_err(|error| unprocessable(&error))?;
@@ -117,23 +118,22 @@ impl OperatorApi {
                 "a join code names this parent's URL: set public.url in the configuration first",
             ));
         }
-        let minted = self
-            .registry
+        let minted = registry
             .invite(&proposal, ttl, self.now())
             .map_err(|error| refused(&error))?;
         self.note_peer(call.operator, AuditAction::PeerInvited, &minted.peer);
-        Ok(Reply::created(&self.minted(minted)))
+        Ok(Reply::created(&self.minted(registry, minted)))
     }
 
     fn mint(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let registry = self.own()?;
         let ttl = self.ttl(fields::<TokenFields>(call.body)?.ttl_seconds);
         let peer = self.peer_for(call.operator, peer, PeerAction::Invite)?;
-        let minted = self
-            .registry
+        let minted = registry
             .mint_token(&peer.id.to_string(), ttl, self.now())
             .map_err(|error| refused(&error))?;
         self.note_peer(call.operator, AuditAction::TokenMinted, &minted.peer);
-        Ok(Reply::created(&self.minted(minted)))
+        Ok(Reply::created(&self.minted(registry, minted)))
     }
 
     fn ttl(&self, asked: Option<u64>) -> Duration {
@@ -144,7 +144,7 @@ impl OperatorApi {
     }
 
     /// The one time that a token is shown.
-    fn minted(&self, minted: MintedToken) -> Value {
+    fn minted(&self, registry: &Registry, minted: MintedToken) -> Value {
         let public = self.settings.borrow().public.clone();
         let caution = minted.caution();
         let join_code = public.url.clone().map(|parent_url| {
@@ -152,7 +152,7 @@ impl OperatorApi {
                 parent_url,
                 bridges: public.bridges,
                 token: minted.token.clone(),
-                ca: self.registry.authority().fingerprint(),
+                ca: registry.authority().fingerprint(),
                 minted_at: self.now(),
             };
             code.encode().to_string()
@@ -162,17 +162,17 @@ impl OperatorApi {
             "expires_at": minted.expires_at.to_string(),
             "join_code": join_code,
             "parent_url": public.url,
-            "ca_fingerprint": self.registry.authority().fingerprint().to_string(),
+            "ca_fingerprint": registry.authority().fingerprint().to_string(),
             "caution": caution,
             "peer": self.view(minted.peer),
         })
     }
 
     fn suspend(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let registry = self.own()?;
         let reason = fields::<ReasonFields>(call.body)?.reason;
         let peer = self.peer_for(call.operator, peer, PeerAction::Pause)?;
-        let peer = self
-            .registry
+        let peer = registry
             .suspend(&peer.id.to_string(), &reason, self.now())
             .map_err(|error| refused(&error))?;
         self.note_peer(call.operator, AuditAction::PeerSuspended, &peer);
@@ -183,9 +183,9 @@ impl OperatorApi {
     }
 
     fn resume(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let registry = self.own()?;
         let peer = self.peer_for(call.operator, peer, PeerAction::Pause)?;
-        let (peer, awaits) = self
-            .registry
+        let (peer, awaits) = registry
             .resume(&peer.id.to_string(), self.now())
             .map_err(|error| refused(&error))?;
         self.note_peer(call.operator, AuditAction::PeerResumed, &peer);
@@ -203,10 +203,10 @@ impl OperatorApi {
     }
 
     fn revoke(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let registry = self.own()?;
         let reason = fields::<ReasonFields>(call.body)?.reason;
         let peer = self.peer_for(call.operator, peer, PeerAction::Revoke)?;
-        let peer = self
-            .registry
+        let peer = registry
             .revoke(&peer.id.to_string(), &reason, self.now())
             .map_err(|error| refused(&error))?;
         self.note_peer(call.operator, AuditAction::PeerRevoked, &peer);
@@ -237,11 +237,12 @@ impl OperatorApi {
     /// Carries an accept out for the tools.
     pub(in crate::bridge) fn accept(
         &self,
+        registry: &Registry,
         call: &AcceptCall,
         operator: &Operator,
     ) -> Result<Value, AcceptError> {
         let grace = self.settings.borrow().config.accept_grace;
-        let accepted = self.registry.accept(call, grace, self.now())?;
+        let accepted = registry.accept(call, grace, self.now())?;
         if !accepted.repeated {
             let name = accepted.peer.to_string();
             self.note(operator, AuditAction::Joined, Some(accepted.peer), &name);
@@ -260,7 +261,7 @@ impl OperatorApi {
         proposal: &Proposal,
         operator: &Operator,
     ) -> Result<Value, RegistryError> {
-        let peer = self.registry.propose(proposal, self.now())?;
+        let peer = self.registry()?.propose(proposal, self.now())?;
         self.note_peer(operator, AuditAction::PeerProposed, &peer);
         Ok(serde_json::to_value(self.view(peer)).unwrap_or_default())
     }

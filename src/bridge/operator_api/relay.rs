@@ -17,15 +17,16 @@ use super::super::registry::record::PeerRecord;
 use super::super::reply::{Reply, ReplyBody};
 use super::{Operator, OperatorApi, PEER_PREFIX, RequestSource, internal_error, refused};
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::TraceId;
+use crate::base::id::{PeerId, TraceId};
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
 use crate::contract::{API_BASE, GRANT_HEADER, RESOURCES_PATH, SUBJECT_HEADER};
 use crate::process::entropy;
+use crate::tunnel::connection::Tunnel;
 use crate::tunnel::http::{HttpLimits, HttpOverTunnelError, request_streaming};
 
 /// What goes along of a request's head. Everything else stays here.
-const PASSED_ON: &[HeaderName] = &[
+pub(in crate::bridge) const PASSED_ON: &[HeaderName] = &[
     header::ACCEPT,
     header::CONTENT_TYPE,
     header::IF_NONE_MATCH,
@@ -37,7 +38,7 @@ const PASSED_ON: &[HeaderName] = &[
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// What comes back of an answer's head.
-const PASSED_BACK: &[HeaderName] = &[
+pub(in crate::bridge) const PASSED_BACK: &[HeaderName] = &[
     header::ALLOW,
     header::CACHE_CONTROL,
     header::CONTENT_LENGTH,
@@ -79,14 +80,14 @@ impl OperatorApi {
                 let peer = api.peer_for(&operator, &asked, action)?;
                 let (subject, now) = (operator.to_string(), api.now());
                 let kept = api
-                    .registry
+                    .ledger()
                     .held_grant_for(peer.id, &wanted, &subject, now)
                     .map_err(|error| refused(&RegistryError::Store(error)))?;
                 Ok((peer, kept.map(|kept| kept.token)))
             });
             found.await.map_err(|_| internal_error())??
         };
-        let Some(tunnel) = self.links.as_ref().and_then(|links| links.get(peer.id)) else {
+        let Some(tunnel) = self.live_tunnel(peer.id) else {
             return Err(offline(&peer, self.links.is_some()));
         };
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
@@ -122,9 +123,16 @@ impl OperatorApi {
                 warn!(peer = %peer.id, %trace, %error, "a request to a peer failed");
                 noted.outcome = AuditOutcome::Failed(error.to_string());
                 self.audit.record(&noted);
-                Err(failed(&peer, &error))
+                Err(no_answer(&peer, &error))
             }
         }
+    }
+}
+
+impl OperatorApi {
+    fn live_tunnel(&self, peer: PeerId) -> Option<Tunnel> {
+        let links = self.links.as_ref()?;
+        links.get(peer).filter(|_| self.ledger().may_be_reached(peer))
     }
 }
 
@@ -177,7 +185,7 @@ fn vouch(head: &request::Parts, operator: &Operator, kept: Option<&Secret>, to: 
     }
 }
 
-fn copy_headers(from: &HeaderMap, to: &mut HeaderMap, names: &[HeaderName]) {
+pub(in crate::bridge) fn copy_headers(from: &HeaderMap, to: &mut HeaderMap, names: &[HeaderName]) {
     for name in names {
         for value in from.get_all(name) {
             to.append(name.clone(), value.clone());
@@ -201,7 +209,8 @@ fn offline(peer: &PeerRecord, daemon: bool) -> Reply {
     )
 }
 
-fn failed(peer: &PeerRecord, error: &HttpOverTunnelError) -> Reply {
+/// What is told of a satellite that gave no answer.
+pub(in crate::bridge) fn no_answer(peer: &PeerRecord, error: &HttpOverTunnelError) -> Reply {
     let status = match error {
         HttpOverTunnelError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,

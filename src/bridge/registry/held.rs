@@ -3,7 +3,7 @@
 //! fitting one is picked.
 
 use super::record::{HELD_GRANTS, HeldGrant, HeldGrantsRecord, PEERS};
-use super::{Registry, RegistryError};
+use super::{Ledger, RegistryError};
 use crate::base::id::{GrantId, PeerId};
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
@@ -31,7 +31,7 @@ impl HeldGrant {
     }
 }
 
-impl Registry {
+impl Ledger {
     /// The grant to present to a peer when an operator reaches for one of its services: one to the
     /// service for that very operator, else the one under which this side operates the peer; of
     /// several the one that lasts longest.

@@ -1,12 +1,14 @@
 //! The standalone host-bridge's registry: peers, acceptance tokens, grants, operators, and the
 //! certificate authority, in one store. Every change is one transaction. Times are given; the
-//! registry reads no clock. All calls block on the disk: async callers use `spawn_blocking`.
+//! registry reads no clock. All calls block on the disk: async callers use `spawn_blocking`. What a
+//! host-bridge beside a platform keeps, too, is the [`ledger`].
 
 mod accepting;
 mod access;
 mod authority;
 mod certificates;
 mod held;
+mod ledger;
 mod operators;
 mod peers;
 mod presence;
@@ -16,14 +18,16 @@ pub mod record;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use tokio::sync::watch;
 
+use self::ledger::PresenceBook;
 use self::presence::Presence;
-use self::record::{AUTHORITY, AuthorityRecord, PUBLIC, PublicRecord, SCHEMA};
+use self::record::{AUTHORITY, AuthorityRecord, SCHEMA};
 use super::authorities::Authorities;
 use super::certificate_authority::{
     CertificateAuthority, CreateAuthorityError, RestoreAuthorityError, ServerCertificateError,
@@ -42,6 +46,7 @@ pub use self::accepting::{AcceptError, Accepted};
 pub use self::authority::{RetireError, Retirement, RotateError};
 pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::held::HELD_GRANTS_MAX;
+pub use self::ledger::{Books, LEDGER_FILE, Ledger, Opening};
 pub use self::operators::{
     LIFE_MAX, MintedOperator, NewOperator, OPERATORS_MAX, OperatorChange, Recognised, visible,
 };
@@ -54,11 +59,19 @@ pub const REGISTRY_FILE: &str = "registry.redb";
 /// The registry. Shared between tasks behind an `Arc`.
 #[derive(Debug)]
 pub struct Registry {
-    db: Database,
+    ledger: Arc<Ledger>,
     authorities: watch::Sender<Arc<Authorities>>,
     anchors: watch::Sender<Arc<Anchors>>,
     grant_key: GrantKey,
-    presence: Mutex<BTreeMap<PeerId, Presence>>,
+    presence: Arc<PresenceBook>,
+}
+
+impl Deref for Registry {
+    type Target = Ledger;
+
+    fn deref(&self) -> &Ledger {
+        &self.ledger
+    }
 }
 
 /// Why a registry was not made.
@@ -95,6 +108,9 @@ pub enum OpenRegistryError {
     /// No store, or one without an authority: `init` was not run or was interrupted.
     #[error("there is no registry in the state directory; run `powernode-host-bridge init` first")]
     NotInitialised,
+    /// A host-bridge beside a platform that has not run yet.
+    #[error("there is no ledger in the state directory yet: the host-bridge makes it when it first runs")]
+    NoLedger,
     /// The authority is damaged.
     #[error("the registry's certificate authority cannot be used")]
     Authority(#[source] RestoreAuthorityError),
@@ -162,6 +178,11 @@ pub enum RegistryError {
     /// The server's certificate.
     #[error("the server's certificate could not be issued")]
     ServerCertificate(#[from] ServerCertificateError),
+    /// This host-bridge is no parent of its own.
+    #[error(
+        "this host-bridge runs beside a platform, which decides about peers, invitations, their grants and certificates: do that there"
+    )]
+    PlatformDecides,
     /// The disk.
     #[error("the registry could not be read or written")]
     Store(#[from] StoreError),
@@ -180,7 +201,10 @@ impl RegistryError {
     pub const fn http_status(&self) -> u16 {
         match self {
             Self::UnknownPeer { .. } | Self::UnknownGrant(_) | Self::UnknownOperator(_) => 404,
-            Self::NameTaken(_) | Self::OperatorNameTaken(_) | Self::LastOperator(_) => 409,
+            Self::NameTaken(_)
+            | Self::OperatorNameTaken(_)
+            | Self::LastOperator(_)
+            | Self::PlatformDecides => 409,
             Self::InvalidName(_)
             | Self::InvalidField(_)
             | Self::Transition(_)
@@ -279,41 +303,22 @@ impl Registry {
     }
 
     fn assemble(db: Database, authorities: Authorities, grant_key: GrantKey) -> Self {
+        let presence = Arc::new(PresenceBook::default());
         Self {
-            db,
+            ledger: Arc::new(Ledger::of_rows(db, Arc::clone(&presence))),
             anchors: watch::Sender::new(Arc::clone(authorities.anchors())),
             authorities: watch::Sender::new(Arc::new(authorities)),
             grant_key,
-            presence: Mutex::new(BTreeMap::new()),
+            presence,
         }
     }
 
-    /// How this bridge is found from outside, as `init` was told.
-    pub fn public(&self) -> Result<PublicRecord, StoreError> {
-        self.db.read(|r| Ok(r.get(&PUBLIC, &Only)?.unwrap_or_default()))
+    /// What a host-bridge keeps that is no parent, too.
+    pub const fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
-    /// Keeps how this bridge is found from outside.
-    pub fn set_public(&self, public: &PublicRecord) -> Result<(), StoreError> {
-        self.db.write(|w| w.put(&PUBLIC, &Only, public))
-    }
-
-    /// The store itself, which the audit log shares.
-    pub const fn database(&self) -> &Database {
-        &self.db
-    }
-
-    /// Whether the private keys in the store are sealed with a state key.
-    pub fn is_sealed(&self) -> bool {
-        self.db.is_sealed()
-    }
-
-    /// Size of the store on disk.
-    pub fn size_bytes(&self) -> u64 {
-        self.db.size_bytes()
-    }
-
-    fn presence(&self) -> std::sync::MutexGuard<'_, BTreeMap<PeerId, Presence>> {
+    fn presence(&self) -> MutexGuard<'_, BTreeMap<PeerId, Presence>> {
         // Each change of the map is one insert or remove: a panic elsewhere leaves it whole.
         self.presence.lock().unwrap_or_else(PoisonError::into_inner)
     }

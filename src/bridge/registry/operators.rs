@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::peers::check_name;
 use super::record::{OPERATORS, OperatorRecord};
-use super::{Registry, RegistryError};
+use super::{Ledger, RegistryError};
 use crate::base::id::{OperatorId, PeerId};
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
@@ -128,7 +128,7 @@ impl<'a> From<&'a PeerRecord> for PeerRef<'a> {
     }
 }
 
-impl Registry {
+impl Ledger {
     /// Adds an operator with a new bearer token.
     pub fn add_operator(&self, new: &NewOperator, now: UnixTime) -> Result<MintedOperator, RegistryError> {
         check_name(&new.name)?;

@@ -17,7 +17,7 @@ use crate::bridge::heartbeat::Declaration;
 use crate::contract::peer::{PeerEvent, PeerKind, PeerStatus, SpawnMode, SpawnRole};
 use crate::contract::token::{AcceptanceToken, TOKEN_ENTROPY_BYTES};
 use crate::process::entropy;
-use crate::store::database::{Reader, StoreError, Writer};
+use crate::store::database::{Reader, Writer};
 
 /// Most peers that are kept, revoked ones included. At about 2 KiB each this is 20 MiB of store
 /// and a listing of 10 MiB, which is what one process and one table are good for.
@@ -141,39 +141,6 @@ impl Registry {
             peer,
             expires_at,
         })
-    }
-
-    /// All peers, oldest first, with their latest heartbeats.
-    pub fn peers(&self) -> Result<Vec<PeerRecord>, StoreError> {
-        let mut peers: Vec<PeerRecord> = self
-            .db
-            .read(|r| Ok::<_, StoreError>(r.list(&PEERS)?.into_iter().map(|(_, peer)| peer).collect()))?;
-        let presence = self.presence();
-        for peer in &mut peers {
-            if let Some(seen) = presence.get(&peer.id) {
-                peer.last_heartbeat_at = peer.last_heartbeat_at.max(Some(seen.last_heartbeat_at));
-            }
-        }
-        Ok(peers)
-    }
-
-    /// One peer by id or name.
-    pub fn peer(&self, asked: &str) -> Result<PeerRecord, RegistryError> {
-        let peer = self.db.read(|r| find(r, asked))?;
-        Ok(self.with_presence(peer))
-    }
-
-    /// One peer by id.
-    pub fn peer_by_id(&self, id: PeerId) -> Result<Option<PeerRecord>, StoreError> {
-        let peer = self.db.read(|r| r.get(&PEERS, &id))?;
-        Ok(peer.map(|peer| self.with_presence(peer)))
-    }
-
-    fn with_presence(&self, mut peer: PeerRecord) -> PeerRecord {
-        if let Some(seen) = self.presence().get(&peer.id) {
-            peer.last_heartbeat_at = peer.last_heartbeat_at.max(Some(seen.last_heartbeat_at));
-        }
-        peer
     }
 
     /// Pauses a peering: its calls are refused until it is resumed.
@@ -355,7 +322,7 @@ fn replace_token(
 }
 
 /// By id, by name, or the newest revoked peer that had the name.
-fn find(r: &Reader, asked: &str) -> Result<PeerRecord, RegistryError> {
+pub(super) fn find(r: &Reader, asked: &str) -> Result<PeerRecord, RegistryError> {
     let asked = asked.trim();
     let id = match asked.parse::<PeerId>() {
         Ok(id) => Some(id),

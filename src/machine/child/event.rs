@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::base::secret::Secret;
 use crate::contract::delivery::NodeEnrollment;
 use crate::contract::invitation::HostPort;
 use crate::contract::peer::PeerStatus;
@@ -70,6 +71,8 @@ pub enum ChildEvent {
     NetworkChanged,
     /// Whether host-bridges could dial this box, from now on.
     WayIn(WayIn),
+    /// This host-bridge has dialled by itself, and waits to be greeted.
+    Called(HostPort),
     /// The endpoint at which a host-bridge's dial came in is not proven any more.
     WayInWithdrawn(TunnelId),
     /// The parent told, over an authenticated tunnel, that the peering was suspended or revoked.
@@ -152,12 +155,14 @@ impl ChildEvent {
 /// What the machine wants done.
 #[derive(Debug)]
 pub enum ChildAction {
-    /// Make a key and its CSR for this common name; report `KeyGenerated`.
+    /// Make a key and its CSR for this common name, or the CSR of the key that is kept; report `KeyGenerated`.
     GenerateKey {
         /// For which identity.
         purpose: KeyUse,
         /// The CN of the request.
         common_name: String,
+        /// The key, where it is not to be a new one.
+        kept: Option<Secret>,
     },
     /// Make this state durable; report `Persisted` or `PersistFailed` with the number.
     Persist(u64, Box<JoinState>),
@@ -218,6 +223,32 @@ pub enum InvitationRefused {
          with `powernode-satellite leave`"
     )]
     AlreadyJoined {
+        /// Of whom.
+        parent: String,
+        /// As whom.
+        peer_id: String,
+    },
+    /// There is nothing to join anew.
+    #[error("this box has joined no parent yet; run `powernode-satellite join -` with a join code")]
+    NothingToRejoin,
+    /// The invitation is of somebody else.
+    #[error(
+        "this box belongs to {parent}, and the invitation is of {invited_by}; to join another parent, leave this one \
+         first with `powernode-satellite leave`"
+    )]
+    OtherParent {
+        /// Whose it is.
+        parent: String,
+        /// Who has invited it.
+        invited_by: String,
+    },
+    /// The membership works.
+    #[error(
+        "this box is a member of {parent} as peer {peer_id}, its certificate is good and its heartbeats are \
+         acknowledged: there is nothing to join anew. With `--force` it does so all the same, and may be another peer \
+         from then on"
+    )]
+    WorkingMembership {
         /// Of whom.
         parent: String,
         /// As whom.

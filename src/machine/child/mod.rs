@@ -8,11 +8,13 @@
 mod event;
 mod link;
 mod node;
+mod rejoin;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use event::{ChildAction, ChildEvent, ChildPolicy, EventKind, InvitationRefused, KeyUse, LinkPurpose};
+pub use rejoin::{Rejoin, WorkingMembership};
 
 use super::backoff::BackoffPolicy;
 use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};
@@ -182,19 +184,6 @@ impl ChildMachine {
         watchdog::judge(&facts, now)
     }
 
-    /// Whether an invitation could be taken now.
-    pub fn may_invite(&self) -> Result<(), InvitationRefused> {
-        match self.membership() {
-            Some(membership) if membership.status != PeerStatus::Revoked => {
-                Err(InvitationRefused::AlreadyJoined {
-                    parent: membership.parent.url.to_string(),
-                    peer_id: membership.peer_id.to_string(),
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// One event. Reports that do not fit the state change nothing.
     pub fn handle_event(&mut self, event: ChildEvent, now: Moment, wall: UnixTime) {
         let link_before = self.uplinks.state();
@@ -228,6 +217,7 @@ impl ChildMachine {
             ChildEvent::TunnelDrained(id) => self.uplinks.handle_event(id, LadderEvent::Drained(id), now),
             ChildEvent::NetworkChanged => self.uplinks.tell_all(&LadderEvent::NetworkChanged, now),
             ChildEvent::WayIn(way_in) => self.uplinks.set_way_in(way_in, now),
+            ChildEvent::Called(bridge) => self.uplinks.called(&bridge, now),
             ChildEvent::WayInWithdrawn(id) => {
                 self.uplinks.handle_event(id, LadderEvent::Withdrawn(id), now);
             }
@@ -333,7 +323,7 @@ impl ChildMachine {
     }
 
     fn invited(&mut self, invitation: StoredInvitation, now: Moment, wall: UnixTime) {
-        if self.may_invite().is_err() {
+        if invitation.past.membership.is_none() && self.may_invite().is_err() {
             return;
         }
         if self.state().is_some_and(|state| state.is_under_way(&invitation)) {
@@ -537,7 +527,8 @@ impl ChildMachine {
         };
         while let Some(action) = machine.poll_action() {
             self.actions.push_back(match action {
-                JoinAction::GenerateKey => ChildAction::GenerateKey {
+                JoinAction::GenerateKey { kept } => ChildAction::GenerateKey {
+                    kept,
                     purpose: KeyUse::Federation,
                     common_name: "powernode-satellite".to_owned(),
                 },
@@ -573,6 +564,7 @@ impl ChildMachine {
                     self.actions.push_back(ChildAction::GenerateKey {
                         purpose: KeyUse::Federation,
                         common_name,
+                        kept: None,
                     });
                 }
                 RenewalAction::SendRefresh { .. } => {

@@ -24,6 +24,7 @@ impl ChildMachine {
                     self.actions.push_back(ChildAction::GenerateKey {
                         purpose: KeyUse::Node,
                         common_name,
+                        kept: None,
                     });
                 }
                 NodeAction::Store(standing) => self.store_node(*standing),

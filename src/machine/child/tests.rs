@@ -13,10 +13,12 @@ use crate::contract::peer::{PeerKind, SpawnMode};
 use crate::contract::token::TokenDigest;
 use crate::machine::ladder::{DialFailure, LadderPolicy, Loss, Rung, Setback};
 use crate::machine::membership::{JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity};
+use crate::machine::past::Past;
 use crate::machine::uplinks::UplinksPolicy;
 
 mod expired;
 mod refused;
+mod rejoin;
 
 const START: UnixTime = UnixTime::from_seconds(1_800_000_000);
 const LIFETIME: Duration = Duration::from_secs(90 * 86_400);
@@ -39,6 +41,7 @@ fn invitation(token: &str) -> StoredInvitation {
         parent_peer_id: None,
         contract_version: ContractVersion::CURRENT,
         minted_at: None,
+        past: Past::default(),
     }
 }
 
@@ -266,9 +269,12 @@ impl World {
     fn carry_out(&mut self, action: ChildAction, done: bool, answer_lost: bool) -> ChildEvent {
         let wall = self.wall();
         match action {
-            ChildAction::GenerateKey { purpose, .. } => {
-                self.keys_made += 1;
-                let name = format!("key {}", self.keys_made);
+            ChildAction::GenerateKey { purpose, kept, .. } => {
+                let kept = kept.map(|kept| kept.expose_text().unwrap().to_owned());
+                let name = kept.unwrap_or_else(|| {
+                    self.keys_made += 1;
+                    format!("key {}", self.keys_made)
+                });
                 let key = KeyMaterial {
                     pkcs8: Secret::from_text(name.clone()),
                     csr_pem: name,

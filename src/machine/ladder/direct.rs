@@ -1,6 +1,8 @@
 //! The rung `Direct`: it is there while a way in from outside is open.
 
-use super::{LadderMachine, Loss, Rung, Setback, TunnelId, WayIn};
+use std::collections::VecDeque;
+
+use super::{LadderAction, LadderMachine, Loss, Race, Rung, Setback, TunnelId, WayIn};
 use crate::base::time::Moment;
 
 /// Whether a rung can be dialled at all.
@@ -49,5 +51,27 @@ impl LadderMachine {
             self.note_loss(carrier.rung, carrier.up_since, &closed, now);
             self.start_race(now);
         }
+    }
+
+    /// The host-bridge sees no tunnel any more and has dialled: that is as good as a dial of this side's.
+    pub(super) fn called(&mut self, now: Moment) {
+        let racing = self.race.as_ref().is_some_and(|race| race.has(Rung::Direct));
+        if !self.on || racing || !self.policy.rungs.contains(&Rung::Direct) {
+            return;
+        }
+        if let Some(carrier) = self.carrier {
+            // It has broken, and this side has not noticed yet.
+            self.actions.push_back(LadderAction::Probe(carrier.id));
+            return;
+        }
+        let id = self.dial(Rung::Direct, None);
+        self.waiting = None;
+        let race = self.race.get_or_insert_with(|| Race {
+            under_way: Vec::new(),
+            queue: VecDeque::new(),
+            next_at: now,
+            worst: None,
+        });
+        race.under_way.push((id, Rung::Direct));
     }
 }

@@ -94,6 +94,8 @@ pub enum LadderEvent {
     NetworkChanged,
     /// Whether the host-bridge could dial this box.
     WayIn(WayIn),
+    /// The host-bridge has dialled by itself, and waits to be greeted.
+    Called,
     /// The endpoint at which this tunnel has come in is not proven any more.
     Withdrawn(TunnelId),
     /// Try at once whatever may be tried: a reload.

@@ -8,7 +8,8 @@
 //! not make the ladder oscillate. Where nothing else works, a barred rung is tried all the same.
 //!
 //! The best rung, `Direct`, is the host-bridge's dial, which is asked for over the present carrier: it takes part
-//! in no race, is climbed to while a way in is open, and left for the others when that closes or it breaks.
+//! in no race, is climbed to while a way in is open, and left for the others when that closes or it breaks. Only
+//! where the host-bridge has lost all tunnels and dials by itself, it takes part in the race for the next one.
 //!
 //! It never gives up and never spins: while a tunnel is wanted there is a carrier, a dial, or a time.
 
@@ -199,6 +200,7 @@ impl LadderMachine {
                 self.look_again(event == LadderEvent::NetworkChanged, now);
             }
             LadderEvent::WayIn(way_in) => self.way_in(way_in, now),
+            LadderEvent::Called => self.called(now),
             LadderEvent::Withdrawn(id) => self.withdrawn(id, now),
             LadderEvent::Timeout => {}
         }

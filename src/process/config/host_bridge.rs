@@ -2,26 +2,24 @@
 
 mod limits;
 
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use limits::{
     ACCEPTS_PER_SOURCE, ACCESS_SESSIONS, BOOTSTRAP_CONNECTIONS, BOOTSTRAP_PER_SOURCE, HTTPS_CONNECTIONS,
     SESSIONS, STREAMS_PER_SESSION, STREAMS_TO_SATELLITE, UNKNOWN_TOKENS_PER_SOURCE,
 };
-use thiserror::Error;
 
 use super::audit::{self, HOST_BRIDGE_MAX_ROWS, RETENTION_DAYS};
 use super::authority::{self, RENEW_EXPIRED_FOR, ROTATION_OVERLAP};
 use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, Key, ListOf, Parsed, YesNo};
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::metrics::{self, METRICS_LISTEN};
+use super::platform::{self, CallersConfig, ParentConfig};
+pub use super::server_name::ServerName;
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::audit::retention::Retention;
-use crate::base::limit::foreign_text;
 use crate::contract::invitation::{BRIDGES_MAX, HostPort, ParentUrl};
 use crate::machine::liveness::{MAX_KEEPALIVE, MIN_KEEPALIVE};
 use crate::process::environment::Environment;
@@ -36,9 +34,6 @@ const LISTEN_MAX: usize = 8;
 
 /// Most names in the server certificate; a certificate with more no longer fits well in a handshake.
 const NAMES_MAX: usize = 32;
-
-/// Longest DNS name, in characters.
-const NAME_MAX_CHARS: usize = 253;
 
 /// Longest time that a drain may be given. The unit's `TimeoutStopSec=` is above it.
 pub const DRAIN_MAX: Duration = Duration::from_secs(60);
@@ -58,6 +53,10 @@ pub struct HostBridgeConfig {
     pub listen_quic: Vec<SocketAddr>,
     /// The way to services by names.
     pub proxy: ProxyConfig,
+    /// Who the satellites' parent is.
+    pub parent: ParentConfig,
+    /// By what the parent's programs are known that reach satellites.
+    pub callers: CallersConfig,
     /// How satellites and operators reach this host-bridge.
     pub public: PublicConfig,
     /// How long an acceptance token is good for, unless `--ttl` says otherwise.
@@ -129,19 +128,6 @@ pub struct LimitsConfig {
     pub unknown_tokens_per_source_per_minute: u32,
 }
 
-/// A DNS name or an address, as a server certificate names it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ServerName(String);
-
-/// A text that is no server name.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error(
-    "`{text}` is neither a DNS name nor an address; write it without scheme and port: bridge.example.com"
-)]
-pub struct InvalidServerName {
-    text: String,
-}
-
 impl HostBridgeConfig {
     /// Reads all layers. Blocks on files.
     pub fn load(
@@ -155,12 +141,18 @@ impl HostBridgeConfig {
 
     fn from_settings(settings: &Settings) -> Result<Self, ConfigError> {
         let state_dir = settings.required(&STATE_DIR)?;
+        let (listen_https, listen_quic) = (
+            settings.required(&LISTEN_HTTPS)?,
+            settings.required(&LISTEN_QUIC)?,
+        );
         let config = Self {
             state_key: state_key_file(settings, &STATE_KEY_FILE, STATE_KEY_USUAL, &state_dir)?,
             state_dir,
             admin_socket: settings.required(&ADMIN_SOCKET)?,
-            listen_https: settings.required(&LISTEN_HTTPS)?,
-            listen_quic: settings.required(&LISTEN_QUIC)?,
+            parent: platform::parent(settings, &[listen_https.as_slice(), &listen_quic].concat())?,
+            callers: platform::callers(settings)?,
+            listen_https,
+            listen_quic,
             proxy: ProxyConfig {
                 listen: settings.required(&PROXY_LISTEN)?,
                 suffix: settings.required(&PROXY_SUFFIX)?.to_string(),
@@ -200,6 +192,13 @@ impl HostBridgeConfig {
         Ok(config)
     }
 
+    /// Whether files that others renew are part of it.
+    pub const fn reads_files(&self) -> bool {
+        self.parent.platform().is_some()
+            || self.callers.ca_file.is_some()
+            || self.callers.credential_file.is_some()
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let limits = &self.limits;
         if limits.bootstrap_connections_per_source > limits.bootstrap_connections {
@@ -210,42 +209,6 @@ impl HostBridgeConfig {
             });
         }
         Ok(())
-    }
-}
-
-impl ServerName {
-    /// The name, in lower case.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for ServerName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for ServerName {
-    type Err = InvalidServerName;
-
-    fn from_str(text: &str) -> Result<Self, InvalidServerName> {
-        let invalid = || InvalidServerName {
-            text: foreign_text(text),
-        };
-        let name = text.trim();
-        if let Ok(address) = name.parse::<IpAddr>() {
-            return Ok(Self(address.to_string()));
-        }
-        if name.chars().count() > NAME_MAX_CHARS {
-            return Err(invalid());
-        }
-        // A name with a port of its own would be one label too many for this.
-        let address = HostPort::parse(name, 1).map_err(|_| invalid())?;
-        if address.host().len() != name.len() {
-            return Err(invalid());
-        }
-        Ok(Self(address.host().to_owned()))
     }
 }
 
@@ -284,6 +247,9 @@ pub static PROGRAM: Program = Program {
             "public",
             "How they find it from outside: what invitations and the server certificate name.",
         ),
+        platform::PLATFORM_SECTION,
+        platform::SERVER_SECTION,
+        platform::CALLERS_SECTION,
         ("tokens", "Acceptance tokens."),
         authority::SECTION,
         (
@@ -316,6 +282,17 @@ static KEYS: &[&dyn AnyKey] = &[
     &PUBLIC_URL,
     &PUBLIC_BRIDGES,
     &PUBLIC_NAMES,
+    &platform::URL,
+    &platform::SERVER_CA_FILE,
+    &platform::CA_FILE,
+    &platform::NETWORKS,
+    &platform::TIMEOUT,
+    &platform::CERTIFICATE_FILE,
+    &platform::KEY_FILE,
+    &platform::CALLER_SUBJECTS,
+    &platform::CALLER_CA_FILE,
+    &platform::CALLER_CREDENTIAL_FILE,
+    &platform::CALLER_DOMAIN,
     &ACCEPTANCE_TTL,
     &ACCEPT_GRACE,
     &RENEW_EXPIRED_FOR,
@@ -540,15 +517,5 @@ mod tests {
             ("limits.bootstrap_connections_per_source", "5"),
         ]);
         assert!(matches!(refused, Err(ConfigError::Conflict { .. })));
-    }
-
-    #[test]
-    fn server_names_have_neither_scheme_nor_port() {
-        let name = |text: &str| text.parse::<ServerName>().ok().map(|name| name.to_string());
-        assert_eq!(name("Bridge.Example.com").as_deref(), Some("bridge.example.com"));
-        assert_eq!(name("2001:DB8::1").as_deref(), Some("2001:db8::1"));
-        for bad in ["", "https://bridge", "bridge:8443", "[::1]", "*", "a b"] {
-            assert_eq!(name(bad), None, "{bad}");
-        }
     }
 }

@@ -15,9 +15,11 @@ pub mod key;
 pub mod loader;
 mod metrics;
 pub mod node;
+pub mod platform;
 pub mod proxy;
 pub mod rate;
 pub mod satellite;
+pub mod server_name;
 pub mod services;
 pub mod ways;
 

@@ -4,10 +4,11 @@
 use std::net::IpAddr;
 
 use super::Check;
+use crate::machine::ladder::Rung;
 use crate::machine::mapping_lease::Gateway;
 use crate::reach::default_route::{Family, gateways};
 use crate::reach::port_mapping::{NatKind, ProtocolAnswer, nat_kind, probe};
-use crate::satellite::status::ReachReport;
+use crate::satellite::status::{LinkReport, ReachReport};
 
 /// Asks them, without changing anything on them.
 pub async fn examine(seen: Option<IpAddr>) -> Vec<Check> {
@@ -79,6 +80,25 @@ pub fn ways_in(reach: &ReachReport) -> Vec<Check> {
             )),
             (None, Some(reason)) => Some(Check::ok(NAME, format!("none over {}: {reason}", mapping.family))),
             (None, None) => None,
+        })
+        .collect()
+}
+
+/// Whether the host-bridges use it.
+pub fn direct(link: &LinkReport) -> Vec<Check> {
+    let bridges = link.bridges.iter();
+    bridges
+        .filter_map(|bridge| {
+            let name = format!("direct tunnel of {}", bridge.bridge);
+            if bridge.rung.as_deref() == Some(Rung::Direct.name()) {
+                return Some(Check::ok(name, "the host-bridge has dialled this satellite"));
+            }
+            let direct = bridge
+                .better
+                .iter()
+                .find(|better| better.rung == Rung::Direct.name())?;
+            // Another way carries: nothing is wrong.
+            Some(Check::ok(name, format!("none: {}", direct.why)))
         })
         .collect()
 }

@@ -124,7 +124,10 @@ pub async fn examine(config: &SatelliteConfig, running: Option<&StatusReport>) -
     checks.extend(gateways::examine(seen.address).await);
     checks.extend(host::interfaces());
     match running {
-        Some(report) => checks.extend(report.reach.iter().flat_map(gateways::ways_in)),
+        Some(report) => {
+            checks.extend(report.reach.iter().flat_map(gateways::ways_in));
+            checks.extend(gateways::direct(&report.link));
+        }
         None => checks.push(Check::ok("daemon", "does not run; its ways in cannot be told")),
     }
     checks

@@ -52,6 +52,7 @@ impl Driver {
             return;
         };
         let managed = membership.spawn_mode == SpawnMode::ManagedChild;
+        let former = membership.former.clone();
         let audit = surroundings.audit.clone();
         let courier = Courier {
             tunnel,
@@ -62,6 +63,10 @@ impl Driver {
             trouble: Arc::clone(&surroundings.handover_trouble),
         };
         self.grants_over.1.spawn_until_cancelled("grants", async move {
+            if let Err(error) = courier.book.succeed(former, courier.peer).await {
+                tracing::error!(error = %error_chain(&error), "the grants of before could not be taken over; the next tunnel tries again");
+                return;
+            }
             if managed {
                 match courier.book.mirror(courier.peer).await {
                     Ok(Some(issued)) if !issued.reused => {
@@ -88,6 +93,7 @@ impl Driver {
     pub(super) async fn leave(&mut self, reason: String) -> Result<Departure, LeaveError> {
         let membership = self.machine.membership().ok_or(LeaveError::NotJoined)?;
         let (peer_id, parent) = (membership.peer_id, membership.parent.clone());
+        let former = membership.former.clone();
         let not_told = match self.primary_tunnel() {
             Some((_, tunnel, _)) => last_notice(&tunnel, &parent, &reason).await.err(),
             None => Some("there is no tunnel to it at this moment".to_owned()),
@@ -99,6 +105,7 @@ impl Driver {
             at: self.clock.trusted().now,
             told: not_told.is_none(),
             erased: false,
+            former,
         };
         let saved = self.store.save_farewell(farewell.clone()).await;
         self.store_error = saved.as_ref().err().map(|error| error_chain(error));

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::id::PeerId;
 use crate::base::time::{Moment, UnixTime};
-use crate::machine::child::{ChildPolicy, InvitationRefused};
+use crate::machine::child::{ChildPolicy, InvitationRefused, Rejoin};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{Membership, Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
@@ -41,9 +41,10 @@ pub struct DriverSettings {
 /// What others ask of the loop.
 #[derive(Debug)]
 pub enum Command {
-    /// Join with this invitation.
+    /// Join with this invitation, or join anew.
     Join(
         Box<StoredInvitation>,
+        Option<Rejoin>,
         oneshot::Sender<Result<(), JoinCommandError>>,
     ),
     /// Take new settings and try to connect at once.
@@ -165,9 +166,18 @@ impl DriverHandle {
 
     /// Hands an invitation over; returns when it is stored.
     pub async fn join(&self, invitation: StoredInvitation) -> Result<Result<(), JoinCommandError>, Stopping> {
+        self.join_as(invitation, None).await
+    }
+
+    /// The same, or for a membership that is to be replaced.
+    pub async fn join_as(
+        &self,
+        invitation: StoredInvitation,
+        rejoin: Option<Rejoin>,
+    ) -> Result<Result<(), JoinCommandError>, Stopping> {
         let (reply, answer) = oneshot::channel();
         self.commands
-            .send(Command::Join(Box::new(invitation), reply))
+            .send(Command::Join(Box::new(invitation), rejoin, reply))
             .await
             .map_err(|_| Stopping)?;
         answer.await.map_err(|_| Stopping)

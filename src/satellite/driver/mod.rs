@@ -37,20 +37,22 @@ use super::{exchange, parent_client};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::error_chain;
+use crate::base::secret::Secret;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::invitation::HostPort;
-use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, KeyUse};
+use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, InvitationRefused, KeyUse, Rejoin};
 use crate::machine::join::{JoinEvent, JoinState};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredInvitation};
+use crate::machine::past::Past;
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::reach::interfaces::{LOOK_EVERY, WayWatch};
-use crate::reach::listen::Listener;
+use crate::reach::listen::{Listener, Unasked};
 use crate::store::audit_log::AuditLog;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Greeted, Tunnel};
 
 /// Reports of tasks that may wait for the loop. There are never more than a handful of tasks; a full
 /// queue makes them wait.
@@ -85,6 +87,9 @@ pub struct Driver {
     bundle: anchors::BundleWatch,
     /// Where host-bridges can call; `None` where this box listens for none.
     listener: Option<Listener>,
+    /// Calls that host-bridges make by themselves, and the one that is looked at.
+    unasked: Option<mpsc::Receiver<Unasked>>,
+    call: Option<(HostPort, Greeted)>,
     /// What the parent may reach of this box; `None` in a short run that only joins.
     services: Option<ServiceServer>,
     /// Dials under way and tunnels that are up.
@@ -156,6 +161,8 @@ impl Driver {
             certificate: CertificateWatch::default(),
             bundle: anchors::BundleWatch::new(clock.now()),
             listener: None,
+            unasked: None,
+            call: None,
             services: None,
             links: BTreeMap::new(),
             run: entropy::seed(),
@@ -194,6 +201,7 @@ impl Driver {
     /// Has host-bridges dial this box where they can.
     #[must_use]
     pub fn with_listener(mut self, listener: Option<Listener>) -> Self {
+        self.unasked = listener.as_ref().map(Listener::unasked);
         self.listener = listener;
         self
     }
@@ -236,6 +244,7 @@ impl Driver {
                     }
                 }
                 () = grants::changed(self.grant_changes.as_mut()) => {}
+                call = reach::unasked(self.unasked.as_mut()) => self.called(call),
                 () = self.clock.sleep_until(wake.min(pulse)) => {
                     let now = self.clock.now();
                     if self.machine.poll_timeout().is_some_and(|due| due <= now) {
@@ -288,8 +297,8 @@ impl Driver {
 
     async fn take_command(&mut self, command: Command) {
         match command {
-            Command::Join(invitation, reply) => {
-                let outcome = self.join(invitation).await;
+            Command::Join(invitation, rejoin, reply) => {
+                let outcome = self.join(invitation, rejoin).await;
                 // The caller looks at the status next: it must not find the join before this one.
                 self.publish();
                 // A caller that went away does not hear it.
@@ -322,8 +331,25 @@ impl Driver {
         }
     }
 
-    async fn join(&mut self, invitation: Box<StoredInvitation>) -> Result<(), JoinCommandError> {
-        self.machine.may_invite()?;
+    async fn join(
+        &mut self,
+        mut invitation: Box<StoredInvitation>,
+        rejoin: Option<Rejoin>,
+    ) -> Result<(), JoinCommandError> {
+        let (state, wall) = (self.machine.state(), self.clock.trusted().now);
+        invitation.past = match (rejoin, state) {
+            (Some(rejoin), Some(state)) => {
+                let heard = self.facts.last_acknowledged_at;
+                self.machine
+                    .may_rejoin(&invitation.parent.url, rejoin, heard, wall)?;
+                Past::rejoining(state, rejoin.grants)
+            }
+            (Some(_), None) => return Err(InvitationRefused::NothingToRejoin.into()),
+            (None, state) => {
+                self.machine.may_invite()?;
+                Past::of(state, wall)
+            }
+        };
         if self
             .machine
             .state()
@@ -348,7 +374,11 @@ impl Driver {
     async fn carry_out(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             match action {
-                ChildAction::GenerateKey { purpose, common_name } => self.generate_key(purpose, &common_name),
+                ChildAction::GenerateKey {
+                    purpose,
+                    common_name,
+                    kept,
+                } => self.generate_key(purpose, &common_name, kept),
                 ChildAction::Persist(sequence, state) => self.persist(sequence, &state).await,
                 ChildAction::Dial(dial, purpose) => self.dial(dial, purpose),
                 ChildAction::Hangup(id) => self.hang_up(id),
@@ -363,6 +393,7 @@ impl Driver {
                 ChildAction::RefreshNode { node, key } => self.refresh_node(*node, *key),
             }
         }
+        self.refuse_call();
         self.follow_bundle().await;
         self.keep_node().await;
         self.hand_over_grants();
@@ -370,8 +401,8 @@ impl Driver {
         self.publish();
     }
 
-    fn generate_key(&mut self, purpose: KeyUse, common_name: &str) {
-        match exchange::generate_key(common_name) {
+    fn generate_key(&mut self, purpose: KeyUse, common_name: &str, kept: Option<Secret>) {
+        match exchange::key_and_request(common_name, kept) {
             Ok(key) => self.tell(ChildEvent::KeyGenerated(purpose, key)),
             // Without randomness the process cannot go on; the entropy check at start has passed,
             // so this is the crypto library refusing its own key.
@@ -407,8 +438,16 @@ impl Driver {
         match self.save(state).await {
             Ok(()) => {
                 tracing::info!(state = state.name(), "state stored");
-                if let JoinState::Refused { refusal, .. } = state {
-                    tracing::error!(reason = %refusal, "the join was refused");
+                match state {
+                    JoinState::Refused { refusal, .. } => {
+                        tracing::error!(reason = %refusal, "the join was refused");
+                    }
+                    JoinState::Joined(membership) if self.machine.membership().is_none() => {
+                        let reason = membership.rejoin_refused.as_ref().map(|refused| &refused.refusal);
+                        let reason = reason.map(tracing::field::display);
+                        tracing::error!(reason, "the rejoin was refused; the membership of before goes on");
+                    }
+                    _ => {}
                 }
                 self.note_join(state);
                 self.tell(ChildEvent::Persisted(sequence));

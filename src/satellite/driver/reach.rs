@@ -3,18 +3,20 @@
 
 use std::net::SocketAddr;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::{Driver, Member, Standing};
+use crate::base::limit::foreign_text;
 use crate::contract::message::Endpoint;
 use crate::machine::child::{ChildEvent, LinkPurpose};
 use crate::machine::ladder::{TunnelId, WayIn};
 use crate::machine::membership::Membership;
 use crate::machine::renewal::IdentityChoice;
 use crate::machine::uplinks::UplinkDial;
-use crate::satellite::called::{self, DirectError};
+use crate::reach::listen::Unasked;
+use crate::satellite::called::{self, DirectError, UnaskedCall};
 use crate::satellite::status::{HttpsReport, ReachReport};
-use crate::wire::DIRECT_FEATURE;
+use crate::wire::{DIRECT_FEATURE, RefusalCode, Refused};
 
 /// Where a host-bridge relays requests to a peer, below its URL.
 const RELAY_PATH: &str = "/peers/";
@@ -83,6 +85,18 @@ impl Reach {
     }
 }
 
+/// The next call that a host-bridge makes by itself; never, where none is taken.
+pub(super) async fn unasked(calls: Option<&mut mpsc::Receiver<Unasked>>) -> Unasked {
+    let next = match calls {
+        Some(calls) => calls.recv().await,
+        None => None,
+    };
+    match next {
+        Some(call) => call,
+        None => std::future::pending().await,
+    }
+}
+
 impl Driver {
     /// Where the parent is told that this satellite can be reached. Never empty: an empty list
     /// changes nothing at the parent, and what has been withdrawn would stay.
@@ -93,11 +107,20 @@ impl Driver {
             .first()
             .map(|endpoint| endpoint.url.as_str());
         let bridge = told.unwrap_or_else(|| membership.parent.url.as_str());
+        // A bridge beside a platform is elsewhere than its parent, and says where.
+        let reached_at = self
+            .primary_tunnel()
+            .and_then(|(number, ..)| self.links.get(&number)?.reached_at());
         let relayed = Endpoint {
-            url: format!(
-                "{}{RELAY_PATH}{}",
-                bridge.strip_suffix('/').unwrap_or(bridge),
-                membership.peer_id
+            url: reached_at.map_or_else(
+                || {
+                    format!(
+                        "{}{RELAY_PATH}{}",
+                        bridge.strip_suffix('/').unwrap_or(bridge),
+                        membership.peer_id
+                    )
+                },
+                ToString::to_string,
             ),
             scope: "sdwan".to_owned(),
             priority: RELAYED_PRIORITY,
@@ -135,6 +158,55 @@ impl Driver {
         for id in lost {
             self.tell(ChildEvent::WayInWithdrawn(id));
         }
+    }
+
+    /// A host-bridge has called by itself. What the machine does not want is refused.
+    pub(super) fn called(&mut self, call: Unasked) {
+        let ladders = self.machine.uplinks().ladders();
+        let mut bridges = ladders.iter().map(|uplink| &uplink.bridge);
+        let Some(bridge) = bridges.find(|bridge| bridge.to_string() == call.bridge).cloned() else {
+            tracing::debug!(bridge = %foreign_text(&call.bridge), "called by a host-bridge that is not looked for");
+            return;
+        };
+        self.call = Some((bridge.clone(), call.greeted));
+        self.tell(ChildEvent::Called(bridge));
+    }
+
+    /// The call that nothing was made of.
+    pub(super) fn refuse_call(&mut self) {
+        let Some((bridge, greeted)) = self.call.take() else {
+            return;
+        };
+        tracing::debug!(%bridge, "a host-bridge has called by itself, and is not needed");
+        let refused = Refused {
+            code: RefusalCode::Busy,
+            message: "this satellite needs no call: it has a tunnel, or none is wanted".to_owned(),
+            retry_after_millis: 0,
+        };
+        let refusing = greeted.refuse(refused);
+        self.scope.spawn_until_cancelled("call refused", refusing);
+    }
+
+    /// How a call that a host-bridge has made by itself is answered.
+    pub(super) fn unasked_call(
+        &mut self,
+        dial: &UplinkDial,
+        purpose: LinkPurpose,
+        mut features: Vec<String>,
+    ) -> Result<UnaskedCall, DirectError> {
+        if purpose != LinkPurpose::Member(IdentityChoice::Current) {
+            return Err(DirectError::Renewing);
+        }
+        features.push(DIRECT_FEATURE.to_owned());
+        let call = self.call.take_if(|(bridge, _)| *bridge == dial.bridge);
+        let (bridge, greeted) = call.ok_or(DirectError::NoCarrier)?;
+        Ok(UnaskedCall {
+            bridge,
+            greeted,
+            features,
+            settings: self.settings.tunnel,
+            clock: self.clock.clone(),
+        })
     }
 
     /// How the host-bridge is to be asked for a dial of its own.

@@ -9,7 +9,7 @@ use super::{Driver, EstablishedLink, News, Reporter};
 use crate::base::id::SessionId;
 use crate::base::limit::foreign_text;
 use crate::base::time::UnixTime;
-use crate::contract::invitation::HostPort;
+use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::machine::child::{ChildEvent, LinkPurpose};
 use crate::machine::join::JoinState;
 use crate::machine::ladder::{DialTarget, OVERLAP, Rung, TunnelId};
@@ -20,11 +20,13 @@ use crate::process::clock::ParentTimeNote;
 use crate::process::supervisor::TaskScope;
 use crate::reach::connect::{Approach, connect};
 use crate::reach::dial::{Credentials, Established, Introduction};
-use crate::satellite::called::{self, DirectError};
+use crate::satellite::called::{self, DirectError, UnaskedCall};
 use crate::satellite::federation_api::FederationApi;
 use crate::satellite::serve::{self, Served};
 use crate::tunnel::Tunnel;
-use crate::wire::{DIRECT_FEATURE, Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, REPLACES_MAX, SessionClaim};
+use crate::wire::{
+    DIRECT_FEATURE, Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, REPLACES_MAX, SessionClaim, reached_at,
+};
 
 /// A dial, or the tunnel that it gave.
 pub(super) struct Link {
@@ -40,6 +42,8 @@ pub(super) struct LiveLink {
     tunnel: Tunnel,
     session: SessionId,
     pub(super) address: SocketAddr,
+    /// Where the bridge says that this satellite is reached over it, if it says so.
+    reached_at: Option<ParentUrl>,
     pub(super) since: UnixTime,
     /// Where the bridge has dialled this box, if it has.
     pub(super) endpoint: Option<SocketAddr>,
@@ -50,6 +54,11 @@ pub(super) struct LiveLink {
 }
 
 impl Link {
+    /// Where this satellite is reached over the link.
+    pub(super) fn reached_at(&self) -> Option<&ParentUrl> {
+        self.up.as_ref()?.reached_at.as_ref()
+    }
+
     pub(super) const fn bridge(&self) -> &HostPort {
         &self.bridge
     }
@@ -71,6 +80,8 @@ enum Dial {
     Out(Approach),
     /// By the bridge, which is asked, or not even that.
     In(Result<called::Approach, DirectError>),
+    /// By the bridge, which was not asked.
+    Unasked(Result<UnaskedCall, DirectError>),
 }
 
 impl Dial {
@@ -88,6 +99,16 @@ impl Dial {
                 match called {
                     Ok(called) => return up(called.target, Some(called.endpoint), called.established),
                     Err(error) => (approach.err().unwrap_or(error).for_ladder(), false),
+                }
+            }
+            Self::Unasked(call) => {
+                let answered = match call {
+                    Ok(call) => called::answer(call).await,
+                    Err(error) => Err(error),
+                };
+                match answered {
+                    Ok((target, established)) => return up(target, None, established),
+                    Err(error) => (error.for_ladder(), false),
                 }
             }
         };
@@ -174,10 +195,13 @@ impl Driver {
             trial: dial.trial,
             replaces: lost.map(|(_, session)| *session).collect(),
         };
-        let way = if dial.rung == Rung::Direct {
-            Dial::In(self.direct_approach(&dial, purpose, claim.features()))
-        } else {
-            Dial::Out(self.approach(&dial, credentials, claim.features()))
+        let way = match (dial.rung, dial.trial) {
+            (Rung::Direct, Some(_)) => Dial::In(self.direct_approach(&dial, purpose, claim.features())),
+            // Beside no carrier nobody can be asked.
+            (Rung::Direct, None) => Dial::Unasked(self.unasked_call(&dial, purpose, claim.features())),
+            (Rung::Quic | Rung::Tls | Rung::Proxy, _) => {
+                Dial::Out(self.approach(&dial, credentials, claim.features()))
+            }
         };
         let UplinkDial { id, bridge, rung, .. } = dial;
         tracing::debug!(%bridge, %rung, link = %id, "dialling");
@@ -282,14 +306,15 @@ impl Driver {
             tunnel,
             session: welcome.session,
             address: target.address,
+            reached_at: reached_at(&welcome.features).and_then(|url| url.parse().ok()),
             since,
             endpoint,
             dials_satellites: welcome.features.iter().any(|feature| feature == DIRECT_FEATURE),
             span,
         });
-        let bridge = link.bridge.clone();
+        let (bridge, rung) = (link.bridge.clone(), link.rung);
         self.lost_sessions.retain(|(of, _)| *of != bridge);
-        if endpoint.is_none() {
+        if rung != Rung::Direct {
             self.remember(&target);
         }
         self.failures.link_is_up();

@@ -8,13 +8,14 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::gate::{Gate, Shared};
-use super::record::{BOOK, GRANT_KEY, GRANTS, GrantKeyRecord, Handover, KeptGrant};
+use super::record::{BOOK, GRANT_KEY, GRANTS, GrantKeyRecord, Handover, KeptGrant, withhold};
 use crate::base::id::{GrantId, PeerId};
 use crate::base::time::UnixTime;
 use crate::grant::{
     ARCHIVE_AFTER, BearerToken, Grant, GrantKey, GrantState, MANAGED_CHILD_OPERATOR_KIND, NewGrant,
     RevokeError,
 };
+use crate::machine::past::{FormerGrants, FormerPeer};
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::store::database::{Database, StoreError, Writer};
@@ -166,6 +167,17 @@ impl GrantBook {
     /// none to be had.
     pub async fn mirror(&self, peer: PeerId) -> Result<Option<Issued>, GrantBookError> {
         self.change(move |book, now| book.mirror_blocking(peer, now))
+            .await
+    }
+
+    /// Carries on for a peer what the owner has decided about those that this box was before, the latest first:
+    /// grants that are to be the new one's become it and are told to the parent anew, and an emancipated box
+    /// stays so. The operator grant names its peer and is never carried over. Once done, it changes nothing more.
+    pub async fn succeed(&self, former: Vec<FormerPeer>, peer: PeerId) -> Result<(), GrantBookError> {
+        if former.is_empty() {
+            return Ok(());
+        }
+        self.change(move |book, now| book.succeed_blocking(&former, peer, now))
             .await
     }
 
@@ -342,6 +354,46 @@ impl GrantBook {
         }
         let issue = Issue::of(NewGrant::managed_child_operator(peer), Handover::Due);
         self.issue_blocking(issue, now).map(Some)
+    }
+
+    fn succeed_blocking(
+        &self,
+        former: &[FormerPeer],
+        peer: PeerId,
+        now: UnixTime,
+    ) -> Result<(), GrantBookError> {
+        let all = self.all();
+        let withheld = self.database.read(|reader| reader.get(&BOOK, &Only))?;
+        let withheld = withheld.and_then(|book| book.withheld_from);
+        let emancipated = former.first().is_some_and(|latest| {
+            withheld == Some(latest.peer_id) || is_emancipated(all.iter(), latest.peer_id, now)
+        });
+        let has_own = all.iter().any(|kept| is_operator_grant(&kept.grant, peer));
+        if emancipated && !has_own && withheld != Some(peer) {
+            self.database.write(|w| withhold(w, peer))?;
+        }
+        let rebound = |id| {
+            let mut former = former.iter().filter(|peer| peer.grants == FormerGrants::Rebound);
+            former.any(|peer| peer.peer_id == id)
+        };
+        let mut moved: Vec<KeptGrant> = all;
+        moved.retain(|kept| {
+            rebound(kept.grant.federation_peer_id)
+                && kept.grant.resource_kind != MANAGED_CHILD_OPERATOR_KIND
+                && kept.grant.state(now) == GrantState::Active
+        });
+        for kept in &mut moved {
+            kept.grant.federation_peer_id = peer;
+            kept.handover = match kept.handover {
+                Handover::ByHand => Handover::ByHand,
+                _ => Handover::Due,
+            };
+        }
+        if moved.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(grants = moved.len(), %peer, "grants of an earlier peering are this one's now");
+        self.put_all(&moved)
     }
 
     fn emancipate_blocking(

@@ -14,6 +14,9 @@ use crate::grant::GrantState;
 pub struct GrantsReport {
     /// How many let something through now.
     pub active: usize,
+    /// How many are of earlier peerings, so that nobody can use them.
+    #[serde(default)]
+    pub of_former_peers: usize,
     /// Whether the owner has taken the parent's operator rights back.
     pub emancipated: bool,
     /// How many the parent has yet to be told of, or of whose end.
@@ -28,7 +31,8 @@ pub struct GrantsReport {
 impl GrantsReport {
     /// What the kept grants tell.
     pub fn of(grants: &[KeptGrant], peer: Option<PeerId>, now: UnixTime) -> Self {
-        let active = |kept: &&KeptGrant| kept.grant.state(now) == GrantState::Active;
+        let live = |kept: &&KeptGrant| kept.grant.state(now) == GrantState::Active;
+        let is_present = |kept: &&KeptGrant| peer.is_none_or(|peer| kept.grant.federation_peer_id == peer);
         let undelivered = |kept: &&KeptGrant| {
             Some(kept.grant.federation_peer_id) == peer
                 && match kept.handover {
@@ -38,7 +42,12 @@ impl GrantsReport {
                 }
         };
         Self {
-            active: grants.iter().filter(active).count(),
+            active: grants.iter().filter(live).filter(is_present).count(),
+            of_former_peers: grants
+                .iter()
+                .filter(live)
+                .filter(|kept| !is_present(kept))
+                .count(),
             emancipated: peer.is_some_and(|peer| is_emancipated(grants.iter(), peer, now)),
             undelivered: grants.iter().filter(undelivered).count(),
             trouble: None,

@@ -16,6 +16,7 @@ use crate::machine::membership::{
     StoredIdentity, StoredInvitation,
 };
 use crate::machine::node_identity::NodeStanding;
+use crate::machine::past::Past;
 
 const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
 
@@ -65,6 +66,7 @@ fn states_with(node: Option<&NodeStanding>, delivered: &Delivered) -> Vec<JoinSt
         parent_peer_id: Some(PeerId::new_v7(NOW, [1; 10])),
         contract_version: ContractVersion::CURRENT,
         minted_at: Some(NOW),
+        past: Past::default(),
     };
     let key = KeyMaterial {
         pkcs8: Secret::new(vec![1, 2, 3]),
@@ -102,6 +104,8 @@ fn states_with(node: Option<&NodeStanding>, delivered: &Delivered) -> Vec<JoinSt
         status: PeerStatus::Active,
         node: node.cloned(),
         delivered: delivered.clone(),
+        former: Vec::new(),
+        rejoin_refused: None,
     };
     let refused = |key| JoinState::Refused {
         parent: parent.clone(),
@@ -111,6 +115,7 @@ fn states_with(node: Option<&NodeStanding>, delivered: &Delivered) -> Vec<JoinSt
         },
         at: NOW,
         token: TokenDigest::of(b"token"),
+        former: Vec::new(),
     };
     vec![
         JoinState::Invited(StoredInvitation {

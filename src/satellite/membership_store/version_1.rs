@@ -14,6 +14,7 @@ use crate::machine::join::{Farewell, JoinState};
 use crate::machine::membership::{
     self as current, Candidate, Delivered, JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity,
 };
+use crate::machine::past::Past;
 use crate::store::record::{RecordError, decode_content};
 
 /// The state of a record's content.
@@ -47,7 +48,17 @@ enum State {
         at: UnixTime,
         token: TokenDigest,
     },
-    Left(Farewell),
+    Left(Left),
+}
+
+#[derive(Deserialize)]
+struct Left {
+    parent: Parent,
+    peer_id: PeerId,
+    reason: String,
+    at: UnixTime,
+    told: bool,
+    erased: bool,
 }
 
 #[derive(Deserialize)]
@@ -125,8 +136,23 @@ impl From<State> for JoinState {
                 refusal,
                 at,
                 token,
+                former: Vec::new(),
             },
-            State::Left(farewell) => Self::Left(farewell),
+            State::Left(farewell) => Self::Left(farewell.into()),
+        }
+    }
+}
+
+impl From<Left> for Farewell {
+    fn from(left: Left) -> Self {
+        Self {
+            parent: left.parent,
+            peer_id: left.peer_id,
+            reason: left.reason,
+            at: left.at,
+            told: left.told,
+            erased: left.erased,
+            former: Vec::new(),
         }
     }
 }
@@ -142,6 +168,7 @@ impl From<Invitation> for current::StoredInvitation {
             parent_peer_id: invitation.parent_peer_id,
             contract_version: invitation.contract_version,
             minted_at: invitation.minted_at,
+            past: Past::default(),
         }
     }
 }
@@ -174,6 +201,8 @@ impl From<Membership> for current::Membership {
             status: membership.status,
             node: None,
             delivered: Delivered::default(),
+            former: Vec::new(),
+            rejoin_refused: None,
         }
     }
 }

@@ -43,7 +43,7 @@ impl TestBridge {
             certificate: serde_json::from_value(certificate).unwrap(),
             not_before: UnixTime::EPOCH,
         };
-        let trust = ParentTrust::Pinned(self.running.registry.authority().fingerprint());
+        let trust = ParentTrust::Pinned(self.running.registry().authority().fingerprint());
         let listener =
             Listener::bind(0, QuicSettings::default(), self.running.clock.clone(), "test/1").unwrap();
         listener

@@ -19,7 +19,7 @@ fn joined_before(bridge: &TestBridge, name: &str, ago: Duration) -> (PeerId, Arc
         "csr_pem": key.csr_pem("powernode-satellite").unwrap(),
     });
     let call = AcceptCall::read(body.to_string().as_bytes()).unwrap();
-    let registry = &bridge.running.registry;
+    let registry = bridge.running.registry();
     let accepted = registry.accept(&call, DAY, bridge.now().minus(ago)).unwrap();
     let answer = serde_json::from_slice(&accepted.answer).unwrap();
     (peer, identity(&answer, &key))
@@ -86,7 +86,7 @@ async fn it_is_renewed_over_either_transport_and_then_its_peer_is_back() {
         assert_eq!(status, 200, "{answer}");
         let new = renewed(&answer, &key);
         assert_eq!(bridge.https(Some(new), heartbeat()).await.unwrap().0, 200);
-        let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
+        let row = bridge.running.registry().peer_by_id(peer).unwrap().unwrap();
         assert_eq!(row.status, PeerStatus::Active);
         wait_until("its place is free", || bridge.running.links.bootstrap_len() == 0).await;
     }
@@ -113,7 +113,7 @@ async fn too_old_or_unwanted_or_of_another_key_it_is_not() {
     assert!(bridge.dial(Some(Arc::clone(&ancient))).await.is_err());
     assert!(bridge.https(Some(ancient), heartbeat()).await.is_err());
 
-    let registry = &bridge.running.registry;
+    let registry = bridge.running.registry();
     let (revoked, old) = joined_before(&bridge, "revoked", 100 * DAY);
     registry
         .revoke(&revoked.to_string(), "sold", bridge.now())
@@ -155,7 +155,7 @@ async fn where_the_operator_forbids_it_it_is_refused_in_the_handshake() {
 async fn a_peer_that_was_resumed_meanwhile_renews_before_it_can_beat() {
     let bridge = TestBridge::start().await;
     let (peer, old) = joined_before(&bridge, "shop-17", 100 * DAY);
-    let registry = &bridge.running.registry;
+    let registry = bridge.running.registry();
     registry.suspend(&peer.to_string(), "away", bridge.now()).unwrap();
     let key = PrivateKey::generate().unwrap();
     assert_eq!(

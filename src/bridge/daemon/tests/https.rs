@@ -44,7 +44,7 @@ async fn a_child_accepts_beats_and_renews() {
         (200, first),
         "a lost answer is given again after a restart"
     );
-    let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
+    let row = bridge.running.registry().peer_by_id(peer).unwrap().unwrap();
     assert_eq!(row.status.as_str(), "active");
 }
 
@@ -92,7 +92,7 @@ async fn who_calls_is_what_the_handshake_verified() {
         "a foreign certificate ends in the handshake"
     );
 
-    let own = bridge.running.registry.authority();
+    let own = bridge.running.registry().authority();
     let issued = own.issue_peer_certificate(&csr, peer, now, [3; 16]).unwrap();
     let chain = CertificateChain::from_pem(&issued.cert_pem).unwrap();
     let unknown_key = Arc::new(TlsIdentity::new(&chain, &key).unwrap());
@@ -148,13 +148,13 @@ async fn heartbeats_that_are_too_much_are_recorded_and_told() {
     let beat = request(Method::POST, HEARTBEAT_PATH, &body);
     let (status, answer) = bridge.https(Some(Arc::clone(&identity)), beat).await.unwrap();
     assert_eq!((status, &answer["code"]), (422, &json!("VALIDATION_ERROR")));
-    let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
+    let row = bridge.running.registry().peer_by_id(peer).unwrap().unwrap();
     assert_eq!(row.status.as_str(), "active");
     let beat = request(Method::POST, HEARTBEAT_PATH, &json!({}));
     let (status, answer) = bridge.https(Some(identity), beat).await.unwrap();
     assert_eq!(status, 200);
     assert_eq!(answer["data"]["schema_compatibility"]["status"], "incompatible");
-    let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
+    let row = bridge.running.registry().peer_by_id(peer).unwrap().unwrap();
     assert_eq!(
         row.declared.capabilities["a"], 1,
         "an empty heartbeat changes nothing"

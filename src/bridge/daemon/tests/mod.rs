@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod callers;
 mod dial_back;
 mod direct;
 mod expired;
@@ -34,7 +35,7 @@ use crate::contract::peer::{PeerKind, SpawnMode, SpawnRole};
 use crate::contract::{ACCEPT_PATH, HEARTBEAT_PATH};
 use crate::identity::certificate::CertificateChain;
 use crate::identity::key::PrivateKey;
-use crate::identity::tls::{ClientTls, client_config};
+use crate::identity::tls::{ClientTls, TlsIdentity, client_config};
 use crate::identity::tls_failure::FailureRecord;
 use crate::process::clock::BUILD_TIME;
 use crate::process::config::host_bridge::HostBridgeConfig;
@@ -100,7 +101,7 @@ impl TestBridge {
         };
         let minted = self
             .running
-            .registry
+            .registry()
             .invite(&proposal, Duration::from_secs(3_600), self.now())
             .unwrap();
         let token = minted.token.expose().expose_text().unwrap().to_owned();
@@ -115,7 +116,7 @@ impl TestBridge {
         let clock = self.running.clock.clone();
         let identity = identity.map(|identity| watch::channel(identity).1);
         client_config(ClientTls {
-            trust: &ParentTrust::Pinned(self.running.registry.authority().fingerprint()),
+            trust: &ParentTrust::Pinned(self.running.registry().authority().fingerprint()),
             learned: None,
             identity,
             alpn: &[],
@@ -251,6 +252,12 @@ impl TestBridge {
     }
 }
 
+impl Running {
+    fn registry(&self) -> &Arc<Registry> {
+        self.books.registry().unwrap()
+    }
+}
+
 struct Dialled {
     tunnel: Tunnel,
     welcome: Welcome,
@@ -277,7 +284,8 @@ async fn run_registry(registry: Registry, dir: &tempfile::TempDir, more: &[(&'st
     let (config, _) = HostBridgeConfig::load(&file, &flags, &Environment::default()).unwrap();
     let settings = BridgeSettings::new(config, PublicRecord::default());
     let clock = Clock::start(BUILD_TIME);
-    Running::start(Arc::new(registry), settings, clock, &ServiceManager::default())
+    let books = Books::Own(Arc::new(registry));
+    Running::start(books, settings, clock, &ServiceManager::default())
         .await
         .unwrap()
 }

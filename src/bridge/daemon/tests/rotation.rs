@@ -30,7 +30,13 @@ impl TestBridge {
     }
 
     fn shown_fingerprint(&self) -> String {
-        self.running.shown.borrow().facts().serial_hex.clone()
+        self.running
+            .material
+            .identity()
+            .borrow()
+            .facts()
+            .serial_hex
+            .clone()
     }
 }
 
@@ -42,7 +48,7 @@ fn text(value: &Value) -> &str {
 async fn nobody_notices_but_through_the_bundle() {
     let bridge = TestBridge::start().await;
     let (_, old_identity) = bridge.joined("shop-17").await;
-    let old = bridge.running.registry.authority();
+    let old = bridge.running.registry().authority();
     let (old_pin, old_anchors) = (old.fingerprint(), old.anchors().clone());
     let dialled = bridge.dial(Some(Arc::clone(&old_identity))).await.unwrap();
     let shown = bridge.shown_fingerprint();
@@ -85,7 +91,7 @@ async fn nobody_notices_but_through_the_bundle() {
     let (status, accepted) = accepted.unwrap();
     assert_eq!(status, 200, "{accepted}");
     let new_identity = identity(&accepted, &key);
-    let new_pin = bridge.running.registry.authority().fingerprint();
+    let new_pin = bridge.running.registry().authority().fingerprint();
     let beat = bridge
         .knows(new_pin, None, Some(&new_identity), heartbeat())
         .await;
@@ -105,7 +111,7 @@ async fn nobody_notices_but_through_the_bundle() {
     let followed = follow(&old_anchors, served, bridge.now()).unwrap();
     assert_eq!(
         followed.anchors,
-        **bridge.running.registry.authorities().anchors()
+        **bridge.running.registry().authorities().anchors()
     );
 
     // It is renewed by the new authority, and the old one goes.
@@ -155,7 +161,7 @@ async fn only_an_admin_without_limits_rotates() {
         let (status, refused) = bridge.with_token(&token, Method::POST, &path, json!({})).await;
         assert_eq!(status, 403, "{refused}");
     }
-    assert!(bridge.running.registry.authorities().predecessor().is_none());
+    assert!(bridge.running.registry().authorities().predecessor().is_none());
     let (status, _) = bridge
         .operator(Method::POST, &format!("{CA_PATH}/retire"), json!({}))
         .await;

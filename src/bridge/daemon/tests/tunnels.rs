@@ -48,7 +48,7 @@ async fn a_satellite_joins_and_beats_through_tunnels_alone() {
         let ask =
             |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
         assert_eq!(ask(heartbeat()).await.unwrap().status(), 200);
-        let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
+        let row = bridge.running.registry().peer_by_id(peer).unwrap().unwrap();
         assert_eq!(row.status.as_str(), "active");
         assert!(bridge.running.links.get(peer).is_some());
     })
@@ -235,7 +235,7 @@ async fn a_satellite_joins_and_beats_over_tcp_alone() {
         let ask =
             |request| tunnel_http::request(&tunnel, TraceId(1), request, tunnel_http::HttpLimits::default());
         assert_eq!(ask(heartbeat()).await.unwrap().status(), 200);
-        let row = bridge.running.registry.peer_by_id(peer).unwrap().unwrap();
+        let row = bridge.running.registry().peer_by_id(peer).unwrap().unwrap();
         assert_eq!(row.status.as_str(), "active");
         // Tunnels hold no place of the listener's: HTTPS is answered beside as many as it has.
         let mut tunnels = Vec::new();

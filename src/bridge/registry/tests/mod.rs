@@ -9,7 +9,7 @@ mod operators;
 mod rows;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redb::StorageBackend;

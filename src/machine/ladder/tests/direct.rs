@@ -173,12 +173,39 @@ fn a_way_in_that_comes_and_goes_is_left_alone_for_a_while() {
     assert!(again.since(now) > Duration::from_secs(300), "{again:?}");
 }
 
+#[test]
+fn a_host_bridge_that_calls_by_itself_is_taken_where_nothing_else_is_up() {
+    let (mut machine, quic) = on_quic();
+    machine.handle_event(LadderEvent::Called, at(1_000));
+    assert_eq!(actions(&mut machine), [LadderAction::Probe(quic)], "is it dead?");
+    machine.handle_event(LadderEvent::Lost(quic, broken()), at(2_000));
+    assert!(matches!(machine.state(), LadderState::Waiting(_)));
+    machine.handle_event(LadderEvent::Called, at(2_010));
+    let called = dials(&mut machine);
+    assert_eq!((called[0].1, called[0].2), (Rung::Direct, None));
+    machine.handle_event(LadderEvent::Called, at(2_020));
+    assert_eq!(dials(&mut machine), [], "one at a time");
+    machine.handle_event(LadderEvent::Connected(called[0].0), at(2_100));
+    assert_eq!(machine.carrier().unwrap().rung, Rung::Direct);
+}
+
+#[test]
+fn a_call_that_comes_to_nothing_costs_no_dial_of_this_side() {
+    let (mut machine, quic) = on_quic();
+    machine.handle_event(LadderEvent::Lost(quic, broken()), at(2_000));
+    machine.handle_event(LadderEvent::Called, at(2_010));
+    let (called, ..) = dials(&mut machine)[0];
+    machine.handle_event(LadderEvent::DialFailed(called, failure("cut")), at(2_100));
+    let (_, rung, _) = next_dial(&mut machine, at(2_100));
+    assert_eq!(rung, Rung::Quic);
+}
+
 proptest! {
     /// Whatever happens in whatever order: a direct tunnel is dialled beside a carrier alone, and there is
     /// always a carrier, a dial, or a time.
     #[test]
     fn it_neither_hangs_nor_spins_and_asks_only_where_it_can(
-        events in proptest::collection::vec((0_u8..9, any::<prop::sample::Index>(), 0_u64..40_000), 1..80),
+        events in proptest::collection::vec((0_u8..10, any::<prop::sample::Index>(), 0_u64..40_000), 1..80),
     ) {
         let mut machine = enabled(&ALL);
         let (mut now, mut dialled, mut up) = (at(0), Vec::new(), Vec::new());
@@ -187,7 +214,7 @@ proptest! {
                 match action {
                     LadderAction::Dial { id, rung, trial } => {
                         let carried = machine.carrier().is_some();
-                        prop_assert!(rung != Rung::Direct || (trial.is_some() && carried));
+                        prop_assert!(rung != Rung::Direct || trial.is_some() == carried);
                         dialled.push(id);
                     }
                     LadderAction::Hangup(id) => {
@@ -223,6 +250,7 @@ proptest! {
                     machine.handle_event(LadderEvent::Withdrawn(id), now);
                 }
                 7 => machine.handle_event(LadderEvent::Renew, now),
+                8 => machine.handle_event(LadderEvent::Called, now),
                 _ => {
                     now = machine.poll_timeout().unwrap_or(now).max(now);
                     machine.handle_event(LadderEvent::Timeout, now);

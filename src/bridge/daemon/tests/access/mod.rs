@@ -313,7 +313,7 @@ impl TestBridge {
     /// Real curl, unless it is not there.
     async fn curl(&self, arguments: &[&str]) -> Option<Output> {
         let ca = self.dir.path().join("ca.pem");
-        std::fs::write(&ca, self.running.registry.authority().certificate_pem()).unwrap();
+        std::fs::write(&ca, self.running.registry().authority().certificate_pem()).unwrap();
         let mut curl = Command::new("curl");
         curl.args([
             "--silent",

@@ -1,0 +1,354 @@
+//! A platform as the published ones are, as far as satellites meet it: plain HTTP behind a proxy whose
+//! headers it trusts, its own authority, bare and wrapped answers. No line of it is the library's.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "it is another program, with a clock of its own"
+)]
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519,
+    SanType,
+};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+pub const PEER: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
+pub const TOKEN: &str = "61qtu9mI5goi86W0l4Nd7cFGfENZhwk0O8sFnmGfkMk";
+
+const API: &str = "/api/v1/system/federation_api";
+
+/// A certificate authority.
+pub struct Authority {
+    params: CertificateParams,
+    key: KeyPair,
+    pub pem: String,
+}
+
+/// A certificate and its key, as PEM.
+#[derive(Clone)]
+pub struct Identity {
+    pub certificate: String,
+    pub key: String,
+}
+
+impl Authority {
+    pub fn new(name: &str) -> Self {
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named(name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { params, key, pem }
+    }
+
+    fn issuer(&self) -> Issuer<'_, &KeyPair> {
+        Issuer::from_params(&self.params, &self.key)
+    }
+
+    /// A client's certificate as the platform issues them: a common name and no other.
+    pub fn client(&self, name: &str) -> Identity {
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let certificate = client_params(name).signed_by(&key, &self.issuer()).unwrap();
+        Identity {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    /// A server's, with an ECDSA key.
+    pub fn server(&self, names: &[&str]) -> Identity {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = named("bridge");
+        params.subject_alt_names = names
+            .iter()
+            .map(|name| match name.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName((*name).try_into().unwrap()),
+            })
+            .collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, &self.issuer()).unwrap();
+        Identity {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    fn sign(&self, csr: &str) -> String {
+        let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
+        request.params = client_params(&format!("fed:{PEER}"));
+        request.signed_by(&self.issuer()).unwrap().pem()
+    }
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut names = DistinguishedName::new();
+    names.push(DnType::CommonName, name);
+    names
+}
+
+fn client_params(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named(name);
+    params.not_before = time::OffsetDateTime::now_utc() - time::Duration::hours(1);
+    params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(90);
+    params.serial_number = Some(vec![0x0a].into());
+    params.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyEncipherment,
+    ];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ClientAuth,
+        ExtendedKeyUsagePurpose::ServerAuth,
+    ];
+    params
+}
+
+/// A request as it arrived.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub target: String,
+    pub headers: BTreeMap<String, Vec<String>>,
+    pub body: Vec<u8>,
+}
+
+impl Seen {
+    /// The only value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        match self.headers.get(name).map(Vec::as_slice) {
+            None => None,
+            Some([only]) => Some(only),
+            Some(several) => panic!("{name} came {} times", several.len()),
+        }
+    }
+}
+
+/// What the platform knows and has met.
+pub struct Book {
+    pub suspended: bool,
+    pub token: Option<String>,
+    pub seen: Vec<Seen>,
+}
+
+struct Shared {
+    book: Mutex<Book>,
+    authority: Authority,
+}
+
+/// See the module's text.
+pub struct Platform {
+    runtime: Runtime,
+    shared: Arc<Shared>,
+    pub address: SocketAddr,
+    serving: Option<JoinHandle<()>>,
+}
+
+impl Platform {
+    pub fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let shared = Arc::new(Shared {
+            authority: Authority::new("Federation CA"),
+            book: Mutex::new(Book {
+                suspended: false,
+                token: Some(TOKEN.to_owned()),
+                seen: Vec::new(),
+            }),
+        });
+        let mut platform = Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            runtime,
+            shared,
+            serving: None,
+        };
+        platform.come_back();
+        platform
+    }
+
+    /// Listens again, where it listened before.
+    pub fn come_back(&mut self) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(self.address).unwrap();
+        let _runtime = self.runtime.enter();
+        let listener = socket.listen(64).unwrap();
+        self.address = listener.local_addr().unwrap();
+        let serving = serve(listener, Arc::clone(&self.shared));
+        self.serving = Some(self.runtime.spawn(serving));
+    }
+
+    /// Is gone, with all of its connections.
+    pub fn go_away(&mut self) {
+        if let Some(serving) = self.serving.take() {
+            serving.abort();
+            let _ = self.runtime.block_on(serving);
+        }
+    }
+
+    pub fn book(&self) -> MutexGuard<'_, Book> {
+        self.shared.book.lock().unwrap()
+    }
+
+    pub fn authority(&self) -> &Authority {
+        &self.shared.authority
+    }
+
+    /// The last request to a path below the federation's interface.
+    pub fn last(&self, path: &str) -> Option<Seen> {
+        let whole = format!("{API}/{path}");
+        let book = self.book();
+        book.seen.iter().rev().find(|seen| seen.target == whole).cloned()
+    }
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    // Connections end with this future.
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let shared = Arc::clone(&shared);
+        connections.spawn(async move {
+            let service = service_fn(|request| {
+                let shared = Arc::clone(&shared);
+                async move { Ok::<_, Infallible>(answer(request, &shared).await) }
+            });
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let _ = connection.await;
+        });
+    }
+}
+
+async fn answer(request: Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    let mut headers: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, value) in &head.headers {
+        let values = headers.entry(name.as_str().replace('_', "-")).or_default();
+        values.push(String::from_utf8_lossy(value.as_bytes()).into_owned());
+    }
+    let body = body
+        .collect()
+        .await
+        .map(|body| body.to_bytes().to_vec())
+        .unwrap_or_default();
+    let seen = Seen {
+        target: head.uri.to_string(),
+        headers,
+        body,
+    };
+    if seen.target.ends_with("/resources/silence/1") {
+        std::future::pending::<()>().await;
+    }
+    let (status, answer) = {
+        let mut book = shared.book.lock().unwrap();
+        book.seen.push(seen.clone());
+        decide(&seen, &mut book, &shared.authority)
+    };
+    Response::builder()
+        .status(status)
+        .header("content-type", "application/json")
+        .header("x-request-id", "of-the-platform")
+        .body(Full::new(Bytes::from(answer)))
+        .unwrap()
+}
+
+fn decide(seen: &Seen, book: &mut Book, authority: &Authority) -> (u16, Vec<u8>) {
+    let said = |status: u16, value: Value| (status, value.to_string().into_bytes());
+    match seen.target.strip_prefix(API).unwrap_or("") {
+        "/accept" => {
+            let body: Value = serde_json::from_slice(&seen.body).unwrap_or_default();
+            if book.token.is_none() || body["acceptance_token"].as_str() != book.token.as_deref() {
+                return said(
+                    401,
+                    json!({ "error": "acceptance_token not recognized or expired" }),
+                );
+            }
+            // Once, as published.
+            book.token = None;
+            let certificate = authority.sign(body["csr_pem"].as_str().unwrap());
+            said(
+                200,
+                json!({ "data": {
+                    "peer_id": PEER, "status": "enrolled", "peer_kind": "platform", "contract_version_agreed": 1,
+                    "accepted_at": now(), "handshake_at": now(),
+                    "federation_certificate": {
+                        "cert_pem": certificate, "ca_chain_pem": authority.pem, "serial": "0A",
+                        "not_after": later(90),
+                    },
+                    "governance": { "anything": true },
+                } }),
+            )
+        }
+        "/heartbeat" => match caller(seen) {
+            None => said(
+                401,
+                json!({ "success": false, "error": "mTLS client certificate required", "code": "UNAUTHORIZED" }),
+            ),
+            Some(peer) if peer != PEER || book.suspended => said(
+                401,
+                json!({ "success": false, "error": "No reachable FederationPeer for mTLS subject", "code": "UNAUTHORIZED" }),
+            ),
+            Some(_) => said(
+                200,
+                json!({ "success": true, "data": {
+                    "status": "active", "last_heartbeat_at": now(),
+                    "our_endpoints": [{ "url": "https://platform.example.com", "scope": "wan" }],
+                } }),
+            ),
+        },
+        "/resources/echo/1" => (201, seen.body.clone()),
+        "/service_catalog" => said(422, json!({ "error": "unknown kind" })),
+        _ => said(404, json!({ "error": "not found" })),
+    }
+}
+
+/// Whom the platform's own pattern finds in the header of its proxy.
+fn caller(seen: &Seen) -> Option<String> {
+    let info = decoded(seen.header("x-forwarded-tls-client-cert-info")?);
+    let name = info.split("CN=").nth(1)?;
+    let name: String = name.chars().take_while(|c| !matches!(c, '"' | ',')).collect();
+    name.strip_prefix("fed:").map(str::to_owned)
+}
+
+pub fn decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        if *first == b'%' {
+            bytes.push(u8::from_str_radix(std::str::from_utf8(&tail[..2]).unwrap(), 16).unwrap());
+            rest = &tail[2..];
+        } else {
+            bytes.push(*first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+fn now() -> String {
+    later(0)
+}
+
+fn later(days: i64) -> String {
+    let at = time::OffsetDateTime::now_utc() + time::Duration::days(days);
+    let at = at.replace_nanosecond(0).unwrap();
+    at.format(&time::format_description::well_known::Rfc3339).unwrap()
+}
