@@ -253,11 +253,11 @@ impl Running {
         let unknown_tokens = Arc::new(UnknownTokens::new(settings.unknown_tokens()));
         let (settings, _) = watch::channel(settings);
         let running = Self {
-            unknown_tokens,
             supervisor,
             books,
             links,
             accesses,
+            unknown_tokens,
             clock,
             material,
             settings,

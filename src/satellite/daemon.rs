@@ -36,6 +36,7 @@ use crate::process::observation::{self, Observed};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
+use crate::reach::listen::Listener;
 use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::{Database, StoreError};
 use crate::store::state_key::{StateKey, StateKeyError};
@@ -154,16 +155,8 @@ async fn run_to_the_end(
         settings(&config),
         audit,
     );
-    listen_for_parent(&config, &store, &clock, &handle, &surroundings, &work).await;
-    let ways_in = Direct {
-        config: config.reach,
-        max_streams: config.limits.streams_per_session,
-        store,
-        clock,
-        driver: handle.clone(),
-    };
     let driver = driver
-        .with_listener(ways_in.spawn(&work).await)
+        .with_listener(open_ways_in(&config, (store, clock), &handle, &surroundings, &work).await)
         .with_services(server)
         .with_surroundings(surroundings);
     work.spawn_until_cancelled("service news", tell_of(services.clone(), handle.clone()));
@@ -390,14 +383,14 @@ fn configured_operator(config: &SatelliteConfig) -> Option<Operator> {
     super::invite::operator(&config.disclosure).ok()
 }
 
-async fn listen_for_parent(
+/// Starts what can be called and dialled from outside. The second's listener, where there is one.
+async fn open_ways_in(
     config: &SatelliteConfig,
-    store: &MembershipStore,
-    clock: &Clock,
+    (store, clock): (MembershipStore, Clock),
     driver: &DriverHandle,
     surroundings: &Arc<Surroundings>,
     scope: &TaskScope,
-) {
+) -> Option<Listener> {
     let https = HttpsListener {
         config: config.reach,
         store: store.clone(),
@@ -406,6 +399,14 @@ async fn listen_for_parent(
         surroundings: Arc::clone(surroundings),
     };
     https.spawn(scope).await;
+    let dialled = Direct {
+        config: config.reach,
+        max_streams: config.limits.streams_per_session,
+        store,
+        clock,
+        driver: driver.clone(),
+    };
+    dialled.spawn(scope).await
 }
 
 /// The grants, as the store has them.

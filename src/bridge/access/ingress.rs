@@ -130,20 +130,18 @@ impl Access {
                 });
             }
         }
-        match (by_authorization, authorization) {
-            (Some(operator), Some(presented)) => Ok(Visitor {
+        if let (Some(operator), Some(presented)) = (by_authorization, authorization) {
+            return Ok(Visitor {
                 operator,
                 cookie: presented
                     .basic
                     .then(|| self.logins.seal(&presented.token, prefix, now))
                     .flatten()
                     .and_then(|sealed| login_cookie(&sealed, prefix)),
-            }),
-            _ => {
-                let too_many = any.then(|| self.unknown_token(source.ip())).flatten();
-                Err(too_many.map_or_else(challenge, Reply::into_response))
-            }
+            });
         }
+        let too_many = any.then(|| self.unknown_token(source.ip())).flatten();
+        Err(too_many.map_or_else(challenge, Reply::into_response))
     }
 }
 

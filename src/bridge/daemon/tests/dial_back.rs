@@ -75,7 +75,7 @@ impl TestBridge {
 
 /// A satellite's HTTPS listener that knows of one nonce; its address.
 async fn https_of(bridge: &TestBridge, stored: &StoredIdentity, scope: &TaskScope) -> SocketAddr {
-    let authority = bridge.running.registry.authority();
+    let authority = bridge.running.registry().authority();
     let trust = BridgeTrust {
         trust: ParentTrust::Pinned(authority.fingerprint()),
         learned: Some(authority.anchors().clone()),
