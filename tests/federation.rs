@@ -4,8 +4,10 @@
 
 mod support;
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Stdio};
 
+use powernode_satellite::satellite::membership_store::MembershipStore;
 use serde_json::{Value, json};
 use support::{BridgeSite, SatelliteSite, fail, run_with_input, succeed, wait_for};
 
@@ -62,6 +64,34 @@ fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {
     // Nobody else on this machine needed the token, and it works no second time.
     assert!(running.stop().success());
     assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_join_waits_for_a_daemon_that_has_just_been_started() {
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    // What a daemon does before it answers at its socket: it holds the state.
+    let held = MembershipStore::open(&satellite.state_dir(), None).unwrap();
+    let mut join = satellite
+        .join_command(&["-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let code = bridge.join_code("shop-17");
+    join.stdin.take().unwrap().write_all(code.as_bytes()).unwrap();
+    let mut told = BufReader::new(join.stderr.take().unwrap()).lines();
+    let waits = told.find(|line| line.as_ref().unwrap().contains("waiting for up to"));
+    assert!(waits.is_some(), "it did not say that it waits");
+    drop(held);
+    let running = satellite.run_unwatched();
+    // Its log must be read, or it could not write on.
+    let rest: Vec<_> = told.map(Result::unwrap).collect();
+    assert!(join.wait().unwrap().success(), "{rest:?}");
+    bridge.wait_status("shop-17", "active");
+    assert!(running.stop().success());
 }
 
 #[test]
@@ -336,5 +366,49 @@ fn a_rotated_authority_is_followed_by_the_word_of_the_one_before() {
     let ca = bridge.json(&["ca", "show"]);
     assert_eq!(ca["predecessor"], Value::Null);
     assert_eq!(ca["fingerprint"], rotated["fingerprint"]);
+    drop(running);
+}
+
+#[test]
+fn equals_certify_themselves_and_give_no_operator_grant() {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    let invited = bridge.json(&["invite", "--name", "equal", "--mode", "autonomous-peer"]);
+    let code = invited["join_code"].as_str().unwrap().to_owned();
+    assert!(code.starts_with("pnjoin2"), "{code}");
+    succeed(&satellite.join(&code));
+    let running = satellite.run();
+    bridge.wait_status("equal", "active");
+    let status = wait_for("connected", || {
+        let status = satellite.status();
+        (status["link"]["state"] == "connected").then_some(status)
+    });
+    assert_eq!(status["peer"]["spawn_mode"], "autonomous_peer");
+    assert_eq!(status["certificate"]["self_issued"], true);
+    assert_eq!(status["grants"]["active"], 0);
+
+    // Its own authority is what the bridge knows it by, also after either side was killed.
+    let bundle = "/api/v1/system/federation_api/trust_bundle";
+    let served: Value =
+        serde_json::from_str(&succeed(&bridge.output(&["request", "equal", bundle]))).unwrap();
+    assert!(
+        served["data"]["ca_bundle_pem"]
+            .as_str()
+            .unwrap()
+            .contains("BEGIN CERTIFICATE")
+    );
+    daemon.kill();
+    running.kill();
+    let _daemon = bridge.run();
+    let running = satellite.run();
+    bridge.wait_status("equal", "active");
+    wait_for("connected again", || {
+        (satellite.status()["link"]["state"] == "connected").then_some(())
+    });
+    succeed(&bridge.output(&["peers", "suspend", "equal", "--reason", "a look"]));
+    wait_for("its tunnel is closed", || {
+        (satellite.status()["link"]["state"] != "connected").then_some(())
+    });
     drop(running);
 }

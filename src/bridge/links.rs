@@ -1,6 +1,5 @@
 //! The live tunnels: the session table with its tunnels, and the goodbyes to those that leave it.
 
-use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::peer_view::LinkView;
@@ -24,8 +23,8 @@ pub struct Link {
     pub tunnel: Tunnel,
     /// Since when.
     pub since: UnixTime,
-    /// The satellite's address as it arrives here.
-    pub address: SocketAddr,
+    /// Whether this side has dialled.
+    pub direct: bool,
     /// Program and version at the other end.
     pub agent: String,
 }
@@ -161,9 +160,11 @@ impl Links {
     pub fn view(&self, peer: PeerId) -> Option<LinkView> {
         self.table().get(peer).map(|live| LinkView {
             session: live.id,
-            address: live.link.address.to_string(),
+            // It moves with a satellite that does.
+            address: live.link.tunnel.remote_address().to_string(),
             agent: live.link.agent.clone(),
             since: live.link.since,
+            direct: live.link.direct,
             transport: live.link.tunnel.protocol().word().to_owned(),
             open_streams: live.link.tunnel.stats().open_streams,
         })

@@ -5,6 +5,10 @@
 //! ping each keepalive interval holds NAT mappings open and costs a metered link little, and a
 //! ping that stays unanswered for [`DEAD_AFTER_IDLE_PING`] ends it.
 //!
+//! How long an idle tunnel may be silent, the dialing side may find out ([`BindingTime`]): it wishes to be
+//! asked after a silence, so that what asks it comes in unasked through the routers on the way, and asks by
+//! itself only when nothing has come for [`ASKED_TOO_LATE`] more.
+//!
 //! A transport knows that something has arrived, but not when: the driver looks at its counter
 //! before each event and reports growth as [`LivenessEvent::Traffic`], which may be up to one
 //! [`BUSY_SAMPLE`] old. A message on the control stream is reported at once, as
@@ -14,6 +18,7 @@
 
 use std::time::Duration;
 
+use super::binding_time::BindingTime;
 use crate::base::time::Moment;
 
 /// Time from the last arrival to the verdict while streams are open. Short enough that a person
@@ -35,9 +40,13 @@ pub const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(20);
 /// Shortest keepalive that is obeyed: another side's zero must not become a busy loop.
 pub const MIN_KEEPALIVE: Duration = Duration::from_secs(1);
 
-/// Longest keepalive that is obeyed: below the transport's own idle limit of 30 s by enough for
-/// the answer to arrive.
-pub const MAX_KEEPALIVE: Duration = Duration::from_secs(25);
+/// Longest keepalive that is obeyed. With [`ASKED_TOO_LATE`] and [`DEAD_AFTER_IDLE_PING`] an idle tunnel whose other
+/// side has died is found out within a minute; the transport's own idle limit is above that.
+pub const MAX_KEEPALIVE: Duration = Duration::from_secs(45);
+
+/// How much later than wished the other side's question may come before this side asks: both sides count
+/// from what they have seen last, and a lost packet is sent again in this time.
+pub const ASKED_TOO_LATE: Duration = Duration::from_secs(4);
 
 /// Pause between two looks at the transport's counter while streams are open.
 pub const BUSY_SAMPLE: Duration = Duration::from_millis(500);
@@ -86,6 +95,12 @@ pub enum LivenessEvent {
     Doubt,
     /// The other side has asked for a sign of life.
     Asked,
+    /// The other side wishes to be asked after so much silence.
+    Wished(Duration),
+    /// The other side's host has answered a knock: nobody is there any more.
+    Gone,
+    /// This box is in another network: what was found out of the routers' memory holds no more.
+    Moved,
     /// The time of `poll_timeout` has come.
     Timer,
 }
@@ -95,6 +110,12 @@ pub enum LivenessEvent {
 pub enum LivenessAction {
     /// Send a ping of this number.
     Ping(u64),
+    /// Tell the other side to ask after so much silence.
+    Wish(Duration),
+    /// Ask the other side's host whether anybody is there, where the transport can: after a crash it says
+    /// so at once. Asked for beside the first ping; it is believed when the second would be due, so that nobody's
+    /// word ends a tunnel whose other side answers.
+    Knock,
     /// Leave from another local port, where the transport can: what a router or a firewall has done to
     /// the present one does not hold for it. Asked for once in each silence, well before the verdict.
     ChangePort,
@@ -124,23 +145,41 @@ struct Unanswered {
     last: Moment,
     /// The answer is wanted soon.
     doubted: bool,
+    /// The other side's host says that nobody is there.
+    gone: bool,
+    /// The silence that the first of them ended, where the other side should have asked before.
+    unasked: Option<Duration>,
+}
+
+/// How long an idle tunnel is silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// So long, then this side asks.
+    Fixed(Duration),
+    /// As long as was found out; the other side asks.
+    Learned { binding: BindingTime, longest: Duration },
 }
 
 /// The machine of one side of one tunnel.
 #[derive(Debug)]
 pub struct Liveness {
-    keepalive: Duration,
+    pace: Pace,
     rhythm: Rhythm,
     /// The last sign of life.
     alive_at: Moment,
-    /// The last message on the control stream: what the idle keepalive counts from.
-    message_at: Moment,
+    /// The last message on the control stream, or begin or end of streams: what the idle keepalive counts
+    /// from. Of other traffic it is not known when it came.
+    quiet_since: Moment,
+    /// The silence that the last message has ended.
+    silence: Duration,
     unanswered: Option<Unanswered>,
     /// A verdict was already put off, and nothing has arrived since.
     put_off: bool,
     next_number: u64,
     ping_due: Option<u64>,
+    wish_due: Option<Duration>,
     change_port_due: bool,
+    knock_due: bool,
     /// When the other side asked last.
     asked_at: Option<Moment>,
     /// When its questions last made this side leave its port.
@@ -159,18 +198,39 @@ impl Liveness {
     /// between [`MIN_KEEPALIVE`] and [`MAX_KEEPALIVE`].
     pub fn new(keepalive: Duration, now: Moment) -> Self {
         Self {
-            keepalive: keepalive.clamp(MIN_KEEPALIVE, MAX_KEEPALIVE),
+            pace: Pace::Fixed(keepalive.clamp(MIN_KEEPALIVE, MAX_KEEPALIVE)),
             rhythm: Rhythm::Idle,
             alive_at: now,
-            message_at: now,
+            quiet_since: now,
+            silence: Duration::ZERO,
             unanswered: None,
             put_off: false,
             next_number: 1,
             ping_due: None,
+            wish_due: None,
             change_port_due: false,
+            knock_due: false,
             asked_at: None,
             unheard_at: None,
             verdict: Verdict::Alive,
+        }
+    }
+
+    /// A tunnel of the dialing side, whose other side obeys wishes: it goes on from what is known of the
+    /// routers on the way, up to `longest`.
+    pub fn learning(binding: BindingTime, longest: Duration, now: Moment) -> Self {
+        let longest = longest.clamp(MIN_KEEPALIVE, MAX_KEEPALIVE);
+        let mut machine = Self::new(longest, now);
+        machine.pace = Pace::Learned { binding, longest };
+        machine.wish_due = Some(machine.wished_silence());
+        machine
+    }
+
+    /// What was found out, where anything is to be.
+    pub const fn binding(&self) -> Option<BindingTime> {
+        match self.pace {
+            Pace::Fixed(_) => None,
+            Pace::Learned { binding, .. } => Some(binding),
         }
     }
 
@@ -182,13 +242,33 @@ impl Liveness {
         }
         match event {
             LivenessEvent::Message => {
-                self.message_at = now;
+                self.silence = now.since(self.quiet_since);
+                self.quiet_since = now;
+                if let Some(unasked) = self.unanswered.and_then(|pings| pings.unasked) {
+                    self.learn(|binding, _| binding.not_survived(unasked));
+                }
                 self.sign_of_life(now);
             }
+            // On an idle tunnel it may be as old as the last look: only what was asked for is news.
+            LivenessEvent::Traffic if self.rhythm == Rhythm::Idle && self.unanswered.is_none() => {}
             LivenessEvent::Traffic => self.sign_of_life(now),
             LivenessEvent::StreamsOpen(open) => self.set_rhythm(open, now),
             LivenessEvent::Doubt => self.doubt(now),
             LivenessEvent::Asked => self.asked(now),
+            LivenessEvent::Wished(silence) => {
+                if let Pace::Fixed(keepalive) = &mut self.pace {
+                    *keepalive = silence.clamp(MIN_KEEPALIVE, MAX_KEEPALIVE);
+                }
+            }
+            LivenessEvent::Gone => {
+                if let Some(pings) = &mut self.unanswered {
+                    pings.gone = true;
+                }
+            }
+            LivenessEvent::Moved => {
+                self.learn(|binding, _| *binding = BindingTime::UNKNOWN);
+                self.doubt(now);
+            }
             LivenessEvent::Timer => {}
         }
         self.advance(now);
@@ -207,7 +287,9 @@ impl Liveness {
         if std::mem::take(&mut self.change_port_due) {
             return Some(LivenessAction::ChangePort);
         }
-        self.ping_due.take().map(LivenessAction::Ping)
+        let wish = self.wish_due.take().map(LivenessAction::Wish);
+        let ping = wish.or_else(|| self.ping_due.take().map(LivenessAction::Ping));
+        ping.or_else(|| std::mem::take(&mut self.knock_due).then_some(LivenessAction::Knock))
     }
 
     /// When to come back with [`LivenessEvent::Timer`]: always later than the last event; `None`
@@ -228,12 +310,43 @@ impl Liveness {
 
     fn sign_of_life(&mut self, now: Moment) {
         self.change_port_due = false;
+        self.knock_due = false;
         self.alive_at = now;
         self.unanswered = None;
         self.put_off = false;
     }
 
+    /// What is known changes, and the other side is told what follows from it.
+    fn learn(&mut self, change: impl FnOnce(&mut BindingTime, Duration)) {
+        let before = self.wished_silence();
+        if let Pace::Learned { binding, longest } = &mut self.pace {
+            change(binding, *longest);
+            let wished = self.wished_silence();
+            if wished != before {
+                self.wish_due = Some(wished);
+            }
+        }
+    }
+
+    fn wished_silence(&self) -> Duration {
+        match self.pace {
+            Pace::Fixed(keepalive) => keepalive,
+            Pace::Learned { binding, longest } => binding.silence().min(longest),
+        }
+    }
+
+    /// Silence after which this side asks.
+    fn keepalive(&self) -> Duration {
+        match self.pace {
+            Pace::Fixed(keepalive) => keepalive,
+            Pace::Learned { .. } => self.wished_silence().saturating_add(ASKED_TOO_LATE),
+        }
+    }
+
     fn set_rhythm(&mut self, open: bool, now: Moment) {
+        if open != matches!(self.rhythm, Rhythm::Busy { .. }) {
+            self.quiet_since = now;
+        }
         self.rhythm = match (self.rhythm, open) {
             (_, false) => Rhythm::Idle,
             (Rhythm::Idle, true) => Rhythm::Busy {
@@ -250,12 +363,7 @@ impl Liveness {
             && dead_at <= now
         {
             if self.put_off || now.since(dead_at) < SLEPT_THROUGH {
-                self.ping_due = None;
-                self.change_port_due = false;
-                self.verdict = Verdict::Dead {
-                    silent_for: now.since(self.alive_at),
-                    told: false,
-                };
+                self.give_up(now);
                 return;
             }
             self.put_off = true;
@@ -271,8 +379,22 @@ impl Liveness {
             *sample_at = now.plus(BUSY_SAMPLE);
         }
         if self.ping_at() <= now {
-            self.ping(now);
+            if self.unanswered.is_some_and(|pings| pings.gone) {
+                self.give_up(now);
+            } else {
+                self.ping(now);
+            }
         }
+    }
+
+    fn give_up(&mut self, now: Moment) {
+        self.ping_due = None;
+        self.change_port_due = false;
+        self.knock_due = false;
+        self.verdict = Verdict::Dead {
+            silent_for: now.since(self.alive_at),
+            told: false,
+        };
     }
 
     /// One that is being asked already is not given more time.
@@ -290,6 +412,10 @@ impl Liveness {
     }
 
     fn asked(&mut self, now: Moment) {
+        if self.rhythm == Rhythm::Idle {
+            let silence = std::mem::take(&mut self.silence);
+            self.learn(|binding, longest| binding.survived(silence, longest));
+        }
         let again = self
             .asked_at
             .is_some_and(|at| now.since(at) <= ASKED_AGAIN_WITHIN);
@@ -304,12 +430,22 @@ impl Liveness {
     }
 
     fn ping(&mut self, now: Moment) {
-        let before = self.unanswered;
+        let (before, due) = (self.unanswered, self.quiet_since.plus(self.keepalive()));
+        let unasked = match (self.rhythm, self.pace) {
+            // Slept through, the other side's question may lie unread.
+            (Rhythm::Idle, Pace::Learned { .. }) if now >= due && now.since(due) < SLEPT_THROUGH => {
+                Some(self.wished_silence())
+            }
+            _ => None,
+        };
         self.change_port_due |= before.is_some_and(|pings| pings.first == pings.last);
+        self.knock_due |= before.is_none();
         self.unanswered = Some(Unanswered {
             first: before.map_or(now, |pings| pings.first),
             last: now,
             doubted: before.is_some_and(|pings| pings.doubted),
+            gone: before.is_some_and(|pings| pings.gone),
+            unasked: before.map_or(unasked, |pings| pings.unasked),
         });
         self.ping_due = Some(self.next_number);
         self.next_number += 1;
@@ -317,8 +453,8 @@ impl Liveness {
 
     fn ping_at(&self) -> Moment {
         match (self.rhythm, self.unanswered) {
-            (_, Some(pings)) if pings.doubted => pings.last.plus(BUSY_PING_REPEAT),
-            (Rhythm::Idle, None) => self.message_at.plus(self.keepalive),
+            (_, Some(pings)) if pings.doubted || pings.gone => pings.last.plus(BUSY_PING_REPEAT),
+            (Rhythm::Idle, None) => self.quiet_since.plus(self.keepalive()),
             (Rhythm::Idle, Some(pings)) => pings.last.plus(IDLE_PING_REPEAT),
             (Rhythm::Busy { .. }, None) => self.alive_at.plus(BUSY_PING_AFTER),
             (Rhythm::Busy { .. }, Some(pings)) => pings.last.plus(BUSY_PING_REPEAT),
@@ -344,235 +480,5 @@ impl Liveness {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn at(millis: u64) -> Moment {
-        Moment::after_start(Duration::from_millis(millis))
-    }
-
-    fn started() -> Liveness {
-        Liveness::new(DEFAULT_KEEPALIVE, at(0))
-    }
-
-    fn actions(machine: &mut Liveness) -> Vec<LivenessAction> {
-        std::iter::from_fn(|| machine.poll_action()).collect()
-    }
-
-    /// Fires every timer up to `end` and returns what was to be done, with its time.
-    fn run_silently(machine: &mut Liveness, end: Moment) -> Vec<(Moment, LivenessAction)> {
-        let mut done = Vec::new();
-        while let Some(next) = machine.poll_timeout().filter(|next| *next <= end) {
-            machine.handle_event(LivenessEvent::Timer, next);
-            done.extend(actions(machine).into_iter().map(|action| (next, action)));
-        }
-        done
-    }
-
-    #[test]
-    fn an_idle_tunnel_is_pinged_once_per_keepalive_while_answers_come() {
-        let mut machine = started();
-        for round in 1..=3_u64 {
-            let ping_at = at(round * 20_000 + (round - 1) * 100);
-            let done = run_silently(&mut machine, ping_at.plus(Duration::from_millis(100)));
-            assert_eq!(done, [(ping_at, LivenessAction::Ping(round))]);
-            machine.handle_event(LivenessEvent::Message, ping_at.plus(Duration::from_millis(100)));
-            assert_eq!(actions(&mut machine), []);
-        }
-    }
-
-    #[test]
-    fn a_path_in_doubt_is_asked_at_once_and_given_up_in_five_seconds() {
-        let mut machine = started();
-        machine.handle_event(LivenessEvent::Doubt, at(7_000));
-        assert_eq!(actions(&mut machine), [LivenessAction::Ping(1)]);
-        machine.handle_event(LivenessEvent::Doubt, at(7_100));
-        assert_eq!(actions(&mut machine), [], "it is being asked");
-        let done = run_silently(&mut machine, at(60_000));
-        assert_eq!(done[0], (at(8_000), LivenessAction::ChangePort));
-        assert_eq!(done[1], (at(8_000), LivenessAction::Ping(2)));
-        let (dead_at, verdict) = *done.last().unwrap();
-        assert_eq!(dead_at, at(12_000));
-        assert!(matches!(verdict, LivenessAction::Dead { .. }));
-        let changes = done
-            .iter()
-            .filter(|(_, action)| *action == LivenessAction::ChangePort);
-        assert_eq!(changes.count(), 1);
-    }
-
-    #[test]
-    fn asked_twice_in_a_row_it_leaves_a_port_from_which_nothing_arrives_there() {
-        let mut machine = started();
-        for (millis, changes) in [
-            (2_000, 0),
-            (30_000, 0),
-            (31_000, 1),
-            (32_000, 0),
-            (33_000, 0),
-            (42_000, 0),
-            (43_000, 1),
-        ] {
-            machine.handle_event(LivenessEvent::Message, at(millis));
-            machine.handle_event(LivenessEvent::Asked, at(millis));
-            assert_eq!(
-                actions(&mut machine),
-                vec![LivenessAction::ChangePort; changes],
-                "{millis}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_answer_ends_the_doubt() {
-        let mut machine = started();
-        machine.handle_event(LivenessEvent::Doubt, at(7_000));
-        actions(&mut machine);
-        machine.handle_event(LivenessEvent::Message, at(7_050));
-        assert_eq!(machine.poll_timeout(), Some(at(27_050)), "the next keepalive");
-        assert_eq!(actions(&mut machine), []);
-    }
-
-    #[test]
-    fn an_idle_ping_without_answer_ends_the_tunnel_after_ten_seconds() {
-        let mut machine = started();
-        let done = run_silently(&mut machine, at(60_000));
-        assert_eq!(
-            done.last(),
-            Some(&(
-                at(30_000),
-                LivenessAction::Dead {
-                    silent_for: Duration::from_secs(30)
-                }
-            ))
-        );
-        assert_eq!(machine.poll_timeout(), None);
-    }
-
-    #[test]
-    fn a_stream_that_opens_after_long_quiet_is_given_its_time() {
-        let mut machine = started();
-        machine.handle_event(LivenessEvent::StreamsOpen(true), at(19_000));
-        assert_eq!(
-            actions(&mut machine),
-            [LivenessAction::Ping(1)],
-            "the peer is asked at once"
-        );
-        let done = run_silently(&mut machine, at(60_000));
-        assert!(
-            matches!(done.last(), Some((when, LivenessAction::Dead { .. })) if *when == at(19_000).plus(BUSY_SILENCE))
-        );
-    }
-
-    #[test]
-    fn traffic_alone_keeps_a_busy_tunnel() {
-        let mut machine = started();
-        machine.handle_event(LivenessEvent::StreamsOpen(true), at(0));
-        for second in 1..100 {
-            machine.handle_event(LivenessEvent::Traffic, at(second * 1_000));
-            assert_eq!(actions(&mut machine), []);
-        }
-    }
-
-    #[test]
-    fn traffic_does_not_postpone_the_idle_keepalive() {
-        let mut machine = started();
-        machine.handle_event(LivenessEvent::Traffic, at(19_000));
-        assert_eq!(machine.poll_timeout(), Some(at(20_000)));
-    }
-
-    #[test]
-    fn a_verdict_that_was_slept_through_is_put_off_once() {
-        let mut machine = started();
-        machine.handle_event(LivenessEvent::StreamsOpen(true), at(0));
-        machine.handle_event(LivenessEvent::Timer, at(60_000));
-        assert_eq!(actions(&mut machine), [LivenessAction::Ping(1)]);
-        machine.handle_event(LivenessEvent::Timer, at(120_000));
-        assert!(matches!(actions(&mut machine)[..], [LivenessAction::Dead { .. }]));
-    }
-
-    #[test]
-    fn another_sides_keepalive_is_kept_within_reason() {
-        let machine = Liveness::new(Duration::ZERO, at(0));
-        assert_eq!(machine.poll_timeout(), Some(at(0).plus(MIN_KEEPALIVE)));
-        let machine = Liveness::new(Duration::MAX, at(0));
-        assert_eq!(machine.poll_timeout(), Some(at(0).plus(MAX_KEEPALIVE)));
-    }
-
-    proptest! {
-        /// The other side answers each ping in time while streams come and go: never dead.
-        #[test]
-        fn a_peer_that_answers_lives(
-            keepalive in 0_u64..60_000,
-            steps in proptest::collection::vec((0_u64..900, 0_u64..1_900, any::<bool>()), 1..200),
-        ) {
-            let mut machine = Liveness::new(Duration::from_millis(keepalive), at(0));
-            let mut now = at(0);
-            for (late, answer_after, open) in steps {
-                let Some(next) = machine.poll_timeout() else { panic!("given up") };
-                prop_assert!(next > now);
-                now = next.plus(Duration::from_millis(late));
-                machine.handle_event(LivenessEvent::Timer, now);
-                let done = actions(&mut machine);
-                prop_assert!(done.iter().all(|action| matches!(action, LivenessAction::Ping(_))), "{done:?}");
-                machine.handle_event(LivenessEvent::StreamsOpen(open), now);
-                let asked = !done.is_empty() || !actions(&mut machine).is_empty();
-                if asked {
-                    now = now.plus(Duration::from_millis(answer_after));
-                    machine.handle_event(LivenessEvent::Message, now);
-                    prop_assert_eq!(actions(&mut machine), []);
-                }
-            }
-        }
-
-        /// After any history, silence is found out in time, by finitely many wake-ups, each later
-        /// than the one before.
-        #[test]
-        fn a_silent_peer_is_found_out(
-            keepalive in 0_u64..60_000,
-            history in proptest::collection::vec((0_u64..1_500, 0_u8..4), 0..100),
-            busy in any::<bool>(),
-            late in 0_u64..250,
-        ) {
-            let mut machine = Liveness::new(Duration::from_millis(keepalive), at(0));
-            let mut now = at(0);
-            let mut alive_at = now;
-            for (pause, event) in history {
-                now = now.plus(Duration::from_millis(pause));
-                let event = match event {
-                    0 => LivenessEvent::Traffic,
-                    1 => LivenessEvent::Message,
-                    2 => LivenessEvent::StreamsOpen(true),
-                    _ => LivenessEvent::Timer,
-                };
-                if matches!(event, LivenessEvent::Traffic | LivenessEvent::Message) {
-                    alive_at = now;
-                }
-                machine.handle_event(event, now);
-                actions(&mut machine);
-            }
-            machine.handle_event(LivenessEvent::StreamsOpen(busy), now);
-            let silent_from = now;
-            let bound = if busy {
-                silent_from.plus(DEAD_AFTER_BUSY.saturating_sub(BUSY_SAMPLE))
-            } else {
-                silent_from
-                    .plus(machine.keepalive)
-                    .plus(DEAD_AFTER_IDLE_PING)
-                    .plus(Duration::from_millis(2 * late))
-            };
-            actions(&mut machine);
-            let mut wakeups = 0;
-            while let Some(next) = machine.poll_timeout() {
-                prop_assert!(next > now, "a wake-up that is no later");
-                now = next.plus(Duration::from_millis(late));
-                machine.handle_event(LivenessEvent::Timer, now);
-                actions(&mut machine);
-                wakeups += 1;
-                prop_assert!(wakeups < 100);
-            }
-            prop_assert!(now <= bound.max(alive_at), "{now:?} is after {bound:?}");
-        }
-    }
-}
+#[allow(clippy::unwrap_used)]
+mod tests;

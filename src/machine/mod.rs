@@ -13,13 +13,15 @@
 //! | [`child`] | a whole satellite: those above, and what one tells the other |
 //! | [`mapping_lease`] | whether a port on the router leads here, and for how long |
 //! | [`liveness`] | when a quiet tunnel is pinged, and when it is given up |
+//! | [`network`] | when this box's network counts as changed |
 //! | [`service_health`] | whether a published service's program is there |
 //! | [`watchdog`] | whether the service manager should still believe in this process |
 //!
-//! [`bandwidth`] is a limit that relays charge and wait for.
+//! [`bandwidth`] is a limit that relays charge and wait for; [`binding_time`] what [`liveness`] knows of routers.
 
 pub mod backoff;
 pub mod bandwidth;
+pub mod binding_time;
 pub mod child;
 pub mod heartbeat;
 pub mod join;
@@ -27,6 +29,7 @@ pub mod ladder;
 pub mod liveness;
 pub mod mapping_lease;
 pub mod membership;
+pub mod network;
 pub mod node_identity;
 pub mod past;
 pub mod renewal;

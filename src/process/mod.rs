@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod entropy;
 pub mod environment;
+pub mod hook;
 pub mod http_server;
 pub mod observation;
 pub mod open_files;

@@ -16,7 +16,7 @@ use crate::contract::invitation::HostPort;
 use crate::machine::ladder::{
     AddressEvent, AddressRace, AddressVerdict, DialFailure, DialTarget, Rung, Setback,
 };
-use crate::process::config::proxy::Proxy;
+use crate::process::config::proxy::{Proxy, ProxyUrl};
 
 /// Time for the resolver; its own default of several servers and tries is about this.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,6 +48,16 @@ pub enum ConnectError {
     /// What the most telling of its addresses said.
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// TCP goes there through a proxy.
+    #[error(
+        "{bridge} is not dialled directly over TCP, because the proxy {proxy} is for it; NO_PROXY makes exceptions"
+    )]
+    Proxied {
+        /// Whom.
+        bridge: HostPort,
+        /// Which.
+        proxy: ProxyUrl,
+    },
     /// Nothing leads there that way.
     #[error("the way `{rung}` does not lead to {bridge} from here")]
     Unusable {
@@ -89,7 +99,17 @@ type Dial = Pin<Box<dyn Future<Output = (SocketAddr, Result<Established, DialErr
 pub async fn connect(approach: Approach) -> Result<(DialTarget, Established), ConnectFailure> {
     let way = match (approach.rung, &approach.proxy) {
         (Rung::Quic, _) => Way::Quic,
-        (Rung::Tls, _) => Way::Tls,
+        (Rung::Tls, None) => Way::Tls,
+        // Whoever names a proxy for a host means that TCP goes there by no other way.
+        (Rung::Tls, Some(proxy)) => {
+            return Err(ConnectFailure {
+                error: ConnectError::Proxied {
+                    bridge: approach.bridge,
+                    proxy: proxy.url.clone(),
+                },
+                setback: Setback::Persistent,
+            });
+        }
         (Rung::Proxy, Some(proxy)) => {
             let way = Way::Proxy(proxy.clone());
             return through_proxy(approach, way).await;

@@ -1,41 +1,98 @@
-//! Notices when this box's way to the host-bridges has changed: another interface, another address,
-//! a route that came or went. It asks the system from which address it would send to each of them,
-//! which costs a socket and no packet, and needs neither privileges nor another address family.
+//! Notices when this box's way to the host-bridges has changed: another interface, gateway or address,
+//! a route that came or went, a cable that was pulled. It hears the kernel's news where it may, and
+//! looks regularly where not; what counts is `machine::network`'s to say.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
-/// How often it looks. A change is noticed no later than this; each look is a handful of system calls.
-pub const LOOK_EVERY: Duration = Duration::from_secs(2);
+use super::netlink::{RouteNews, hop_towards};
+use crate::base::time::Moment;
+use crate::machine::network::{NetworkAction, NetworkEvent, NetworkMachine, Notice, Way};
+use crate::process::clock::Clock;
 
-/// What was seen last.
-#[derive(Debug, Default)]
+/// Hears and looks.
+#[derive(Debug)]
 pub struct WayWatch {
-    seen: BTreeMap<SocketAddr, Option<IpAddr>>,
+    machine: NetworkMachine,
+    news: News,
+}
+
+#[derive(Debug)]
+enum News {
+    Unasked,
+    Heard(RouteNews),
+    Denied,
 }
 
 impl WayWatch {
-    /// Looks at the ways to these addresses; whether one that was known is another now.
-    pub fn look(&mut self, destinations: impl IntoIterator<Item = SocketAddr>) -> bool {
-        self.look_with(destinations, |destination| source_towards(destination).ok())
+    /// Nothing is known yet.
+    pub const fn new(now: Moment) -> Self {
+        Self {
+            machine: NetworkMachine::new(now),
+            news: News::Unasked,
+        }
     }
 
-    fn look_with(
-        &mut self,
-        destinations: impl IntoIterator<Item = SocketAddr>,
-        source: impl Fn(SocketAddr) -> Option<IpAddr>,
-    ) -> bool {
-        let now: BTreeMap<_, _> = destinations
-            .into_iter()
-            .map(|destination| (destination, source(destination)))
-            .collect();
-        let changed = now
-            .iter()
-            .any(|(destination, way)| self.seen.get(destination).is_some_and(|known| known != way));
-        self.seen = now;
-        changed
+    /// Waits until the ways should be looked at. Cancel safe.
+    pub async fn due(&mut self, clock: &Clock) {
+        loop {
+            let heard = tokio::select! {
+                () = clock.sleep_until(self.machine.poll_timeout()) => {
+                    self.machine.handle_event(NetworkEvent::Timeout, clock.now());
+                    if self.machine.poll_action() == Some(NetworkAction::Look) {
+                        return;
+                    }
+                    continue;
+                }
+                heard = self.news.next() => heard,
+            };
+            let now = clock.now();
+            match heard {
+                Ok(notices) => {
+                    self.machine.handle_event(NetworkEvent::Told(true), now);
+                    for notice in notices {
+                        self.machine.handle_event(NetworkEvent::Noticed(notice), now);
+                    }
+                }
+                Err(error) => {
+                    tracing::info!(%error, "the kernel does not tell of changes of the network; looking for them");
+                    self.news = News::Denied;
+                    self.machine.handle_event(NetworkEvent::Told(false), now);
+                }
+            }
+        }
     }
+
+    /// Looks at the ways to these addresses; whether one that was known is another now.
+    pub fn look(&mut self, destinations: impl IntoIterator<Item = SocketAddr>, now: Moment) -> bool {
+        let ways = destinations
+            .into_iter()
+            .map(|destination| (destination, way_towards(destination)))
+            .collect();
+        self.machine.handle_event(NetworkEvent::Looked(ways), now);
+        self.machine.poll_action() == Some(NetworkAction::Changed)
+    }
+}
+
+impl News {
+    async fn next(&mut self) -> std::io::Result<Vec<Notice>> {
+        match self {
+            Self::Unasked => {
+                *self = Self::Heard(RouteNews::open()?);
+                Ok(Vec::new())
+            }
+            Self::Heard(news) => news.next().await,
+            Self::Denied => std::future::pending().await,
+        }
+    }
+}
+
+fn way_towards(destination: SocketAddr) -> Option<Way> {
+    let source = source_towards(destination).ok()?;
+    let hop = hop_towards(destination.ip()).unwrap_or_else(|error| {
+        tracing::debug!(%destination, %error, "the kernel does not say over what it sends there");
+        None
+    });
+    Some(Way { source, hop })
 }
 
 /// The address from which the system would send there. Connecting a UDP socket sends nothing.
@@ -64,18 +121,11 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_one_of_a_way_that_was_known() {
-        let bridge = |n: u8| SocketAddr::from(([192, 0, 2, n], 8443));
-        let from = |n: u8| move |_| Some(IpAddr::from([10, 0, 0, n]));
-        let mut watch = WayWatch::default();
-        assert!(!watch.look_with([bridge(1)], from(1)), "the first look");
-        assert!(
-            !watch.look_with([bridge(1), bridge(2)], from(1)),
-            "a new bridge is no change"
-        );
-        assert!(watch.look_with([bridge(1), bridge(2)], from(2)));
-        assert!(watch.look_with([bridge(1)], |_| None), "the cable is out");
-        assert!(!watch.look_with([bridge(1)], |_| None));
-        assert!(watch.look_with([bridge(1)], from(2)), "and in again");
+    fn looking_twice_at_the_same_network_shows_no_change() {
+        let itself = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        let mut watch = WayWatch::new(Moment::START);
+        assert!(!watch.look([itself], Moment::START));
+        assert!(!watch.look([itself], Moment::START));
+        assert!(way_towards(itself).unwrap().hop.is_some());
     }
 }

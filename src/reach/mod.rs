@@ -7,6 +7,7 @@ pub mod dial;
 pub mod https;
 pub mod interfaces;
 pub mod listen;
+mod netlink;
 pub mod port_mapping;
 pub mod proxy;
 pub mod tcp;

@@ -38,7 +38,7 @@ use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
 use crate::reach::listen::Listener;
 use crate::store::audit_log::{AuditLog, AuditWriter};
-use crate::store::database::{Database, StoreError};
+use crate::store::database::{Database, OpenError, StoreError};
 use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
 
@@ -90,6 +90,19 @@ pub enum RunError {
     /// A part that the daemon cannot do without.
     #[error("the satellite cannot go on")]
     Task(#[source] crate::process::supervisor::TaskFailure),
+}
+
+impl RunError {
+    /// Whether another process has the state: a daemon that runs, or one that starts or stops just now.
+    pub const fn is_held(&self) -> bool {
+        matches!(
+            self,
+            Self::State(OpenStateError::Open {
+                source: OpenError::Held { .. },
+                ..
+            })
+        )
+    }
 }
 
 /// Gives the configuration anew, for a reload.
@@ -343,7 +356,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         child: ChildPolicy {
             uplinks: UplinksPolicy {
                 ladder: LadderPolicy {
-                    rungs: rungs(&config.ways, config.reach.port_mapping),
+                    rungs: rungs(&config.ways, config.reach.wants_ways_in()),
                     backoff: BackoffPolicy {
                         initial: config.reconnect_initial,
                         max: config.reconnect_max,
@@ -357,6 +370,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
             },
             bridges: config.parent.bridges.clone(),
         },
+        cluster_hook: config.cluster_hook.clone(),
         tunnel: TunnelSettings {
             keepalive_ceiling: config.tunnel_keepalive,
             max_streams: config.limits.streams_per_session,

@@ -16,7 +16,7 @@ use super::port_keeper::{PortKeeper, Prove, ask_bridge};
 use super::status::{MappingReport, ReachReport};
 use crate::base::address::is_public;
 use crate::base::limit::error_chain;
-use crate::contract::message::{DialBackOver, DialBackRequest};
+use crate::contract::message::{DialBackOver, DialBackRequest, FederationCertificate};
 use crate::machine::mapping_lease::ProofOutcome;
 use crate::process::clock::Clock;
 use crate::process::config::satellite::ReachConfig;
@@ -85,7 +85,7 @@ impl Direct {
     }
 
     fn listener(&self) -> Option<Listener> {
-        if !self.config.port_mapping {
+        if !self.config.wants_ways_in() {
             return None;
         }
         let settings = QuicSettings {
@@ -126,6 +126,7 @@ async fn follow(
             }
         }
         let report = report(
+            &config,
             listener.as_ref(),
             &[&v4.borrow_and_update(), &v6.borrow_and_update()],
         );
@@ -158,9 +159,13 @@ fn log_change(before: Option<&(ReachReport, Vec<SocketAddr>)>, proven: &[SocketA
 }
 
 /// Makes the listener show the present certificate and know the present parent.
-async fn serve(listener: &Listener, standing: &Standing, served: &mut Option<(String, Vec<String>)>) {
+async fn serve(
+    listener: &Listener,
+    standing: &Standing,
+    served: &mut Option<(FederationCertificate, Vec<String>)>,
+) {
     let identity = standing.membership.identity.clone();
-    let wanted = (identity.certificate.cert_pem.clone(), standing.names.clone());
+    let wanted = (identity.certificate.clone(), standing.names.clone());
     if served.as_ref() == Some(&wanted) {
         return;
     }
@@ -183,14 +188,14 @@ fn proven(views: &[&watch::Receiver<MappingView>]) -> Vec<SocketAddr> {
     views.iter().filter_map(|view| view.borrow().endpoint).collect()
 }
 
-fn report(listener: Option<&Listener>, views: &[&MappingView; 2]) -> ReachReport {
+fn report(config: &ReachConfig, listener: Option<&Listener>, views: &[&MappingView; 2]) -> ReachReport {
     ReachReport {
         listening: listener
             .and_then(|listener| listener.local_address().ok())
             .map(|address| address.port()),
         mappings: vec![
-            MappingReport::of("ipv4", views[0]),
-            MappingReport::of("ipv6", views[1]),
+            MappingReport::of("ipv4", views[0], config.endpoint),
+            MappingReport::of("ipv6", views[1], config.endpoint),
         ],
     }
 }

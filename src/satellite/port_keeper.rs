@@ -55,7 +55,8 @@ impl PortKeeper {
     ) -> watch::Receiver<MappingView> {
         let kept = self.kept(family);
         let stored = self.stored(kept).await;
-        let enabled = self.config.port_mapping && self.port != 0;
+        let forwarded = self.forwarded(family);
+        let enabled = (self.config.port_mapping || forwarded.is_some()) && self.port != 0;
         let (view, shown) = watch::channel(MappingView {
             endpoint: None,
             lease: None,
@@ -73,6 +74,7 @@ impl PortKeeper {
             port: self.port,
             description: description(&self.driver),
             nonce: entropy::bytes(),
+            forwarded,
             allow_private: self.config.allow_private,
             seed: entropy::seed(),
         };
@@ -93,6 +95,18 @@ impl PortKeeper {
         };
         scope.spawn("port mapping", keeper.run(scope.clone()));
         shown
+    }
+
+    /// What leads here by its owner's doing, if that is of this family.
+    fn forwarded(&self, family: Family) -> Option<SocketAddr> {
+        let is_of_family = |endpoint: &SocketAddr| match family {
+            Family::V4 => endpoint.is_ipv4(),
+            Family::V6 => endpoint.is_ipv6(),
+        };
+        match self.carries {
+            Carries::Udp => self.config.endpoint.filter(is_of_family),
+            Carries::Tcp => None,
+        }
     }
 
     const fn kept(&self, family: Family) -> MappingFamily {

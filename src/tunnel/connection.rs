@@ -23,6 +23,7 @@ use super::flow::{FlowStats, Flows};
 use super::frame::{FrameError, PartialFrame};
 use super::stream::{CountedStream, IncomingStream, StreamCount, TunnelStream, refuse};
 use super::transport::{BoxFuture, ByteStream, Transport, TransportClosed, TunnelProtocol, Urgency};
+use crate::machine::binding_time::BindingTime;
 use crate::process::clock::Clock;
 use crate::wire::{DecodeError, Goodbye, RefusalCode, StreamHeader, StreamRefusal, message_text};
 
@@ -54,8 +55,11 @@ pub struct TunnelSettings {
     pub greeting_timeout: Duration,
     /// Time for a stream's header and for its reply.
     pub header_timeout: Duration,
-    /// Longest pause between two pings of an idle tunnel, whatever the accepting side wishes.
+    /// Longest silence of an idle tunnel, whatever the accepting side wishes.
     pub keepalive_ceiling: Duration,
+    /// What the dialing side knows of the routers on the way, where it is to find out how long they
+    /// remember a silent flow.
+    pub binding: Option<BindingTime>,
 }
 
 impl Default for TunnelSettings {
@@ -65,6 +69,7 @@ impl Default for TunnelSettings {
             greeting_timeout: GREETING_TIMEOUT,
             header_timeout: HEADER_TIMEOUT,
             keepalive_ceiling: Duration::MAX,
+            binding: None,
         }
     }
 }
@@ -105,6 +110,9 @@ pub(super) struct Shared {
     pub(super) streams: Arc<StreamCount>,
     pub(super) flows: Arc<Flows>,
     pub(super) doubt: Notify,
+    pub(super) moved: Notify,
+    /// What was found out of the routers on the way.
+    binding: watch::Sender<Option<BindingTime>>,
     close: watch::Sender<Option<CloseReason>>,
     goodbye: watch::Sender<Option<Goodbye>>,
     may_open: Arc<Semaphore>,
@@ -134,6 +142,8 @@ impl Tunnel {
             streams: Arc::new(StreamCount::new()),
             flows,
             doubt: Notify::new(),
+            moved: Notify::new(),
+            binding: watch::Sender::new(None),
             close: watch::Sender::new(None),
             goodbye: watch::Sender::new(None),
             may_open: Arc::new(Semaphore::new(permits(limits.ours))),
@@ -213,6 +223,17 @@ impl Tunnel {
         self.shared.doubt.notify_one();
     }
 
+    /// Says that this box is in another network: the other side is asked as by [`probe`](Self::probe), and
+    /// what was found out of the routers on the way holds no more.
+    pub fn network_changed(&self) {
+        self.shared.moved.notify_one();
+    }
+
+    /// How long the routers on the way remember a silent flow, as far as this tunnel has found out.
+    pub fn binding(&self) -> Option<BindingTime> {
+        *self.shared.binding.borrow()
+    }
+
     /// Waits until no stream is open.
     pub async fn idle(&self) {
         let mut streams = self.shared.streams.subscribe();
@@ -238,6 +259,12 @@ impl Tunnel {
     /// When the other side asked to come back, if it did as the tunnel ended.
     pub fn retry_after(&self) -> Option<Duration> {
         self.close_reason().as_ref().and_then(CloseReason::retry_after)
+    }
+
+    /// The largest packet that the path is known to take so far, without IP and UDP headers; `None` over
+    /// a transport that does not find it out.
+    pub fn path_mtu(&self) -> Option<u16> {
+        self.shared.transport.path_mtu()
     }
 
     /// What it runs over.
@@ -291,6 +318,10 @@ impl Shared {
             Err(_) => None,
         };
         reason.unwrap_or(CloseReason::Abandoned)
+    }
+
+    pub(super) fn learned(&self, binding: Option<BindingTime>) {
+        self.binding.send_replace(binding);
     }
 
     /// Tells the driver of a goodbye to be said.

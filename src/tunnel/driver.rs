@@ -14,8 +14,9 @@ use tokio::sync::watch;
 use super::close::{CloseReason, Violation};
 use super::connection::{GOODBYE_TIMEOUT, Shared};
 use super::frame::{FrameError, PartialFrame};
-use super::transport::{ByteStream, TransportClosed};
+use super::transport::{BoxFuture, ByteStream, TransportClosed};
 use crate::base::time::Moment;
+use crate::machine::binding_time::BindingTime;
 use crate::machine::liveness::{Liveness, LivenessAction, LivenessEvent};
 use crate::wire::{ControlMessage, Goodbye};
 
@@ -31,13 +32,23 @@ pub struct TunnelDriver {
     streams: watch::Receiver<usize>,
     goodbye: watch::Receiver<Option<Goodbye>>,
     leaving: Option<Leaving>,
+    /// The other side's host is being asked whether anybody is there.
+    knocking: Option<BoxFuture<'static, bool>>,
 }
 
 /// The control stream after the greeting.
 pub(super) struct ControlStream {
     pub(super) io: ByteStream,
-    /// Pause between two pings of this side's while the tunnel is idle.
-    pub(super) keepalive: Duration,
+    /// When this side asks while the tunnel is idle.
+    pub(super) keepalive: Keepalive,
+}
+
+/// See [`Liveness`].
+pub(super) enum Keepalive {
+    /// After so long.
+    Fixed(Duration),
+    /// As long as the routers on the way are found to remember, up to this.
+    Learned(BindingTime, Duration),
 }
 
 /// This side has taken its leave.
@@ -53,6 +64,8 @@ enum Step {
     Received(Result<Vec<u8>, FrameError>),
     Streams,
     Doubted,
+    Moved,
+    Knocked { gone: bool },
     TransportClosed(TransportClosed),
     Timer,
 }
@@ -64,11 +77,15 @@ impl TunnelDriver {
             io: control.io,
             incoming: PartialFrame::new(),
             outgoing: Outgoing::default(),
-            liveness: Liveness::new(control.keepalive, now),
+            liveness: match control.keepalive {
+                Keepalive::Fixed(keepalive) => Liveness::new(keepalive, now),
+                Keepalive::Learned(binding, longest) => Liveness::learning(binding, longest, now),
+            },
             arrivals: shared.transport.arrivals(),
             streams: shared.streams.subscribe(),
             goodbye: shared.goodbye(),
             leaving: None,
+            knocking: None,
             shared,
         }
     }
@@ -92,6 +109,20 @@ impl TunnelDriver {
             while let Some(action) = self.liveness.poll_action() {
                 match action {
                     LivenessAction::Ping(number) => self.outgoing.ping = Some(number),
+                    LivenessAction::Wish(silence) => {
+                        let millis = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
+                        self.outgoing.quiet = Some(millis);
+                        let learned = self.liveness.binding();
+                        if let Some(lost) = learned.and_then(|binding| binding.lost()) {
+                            tracing::info!(
+                                lost_after_seconds = lost.as_secs(),
+                                silence_seconds = silence.as_secs(),
+                                "the routers on the way forget a silent tunnel; it is silent for less from now on"
+                            );
+                        }
+                        self.shared.learned(learned);
+                    }
+                    LivenessAction::Knock => self.knocking = self.shared.transport.knock(),
                     LivenessAction::ChangePort => self.shared.transport.change_port(),
                     LivenessAction::Dead { silent_for } => {
                         return self.ended_by(CloseReason::Silent { silent_for });
@@ -111,6 +142,17 @@ impl TunnelDriver {
                 }
                 Step::Doubted => {
                     self.look(LivenessEvent::Doubt);
+                    None
+                }
+                Step::Knocked { gone } => {
+                    self.knocking = None;
+                    if gone {
+                        self.look(LivenessEvent::Gone);
+                    }
+                    None
+                }
+                Step::Moved => {
+                    self.look(LivenessEvent::Moved);
                     None
                 }
                 Step::TransportClosed(closed) => Some(CloseReason::Transport(closed)),
@@ -144,6 +186,8 @@ impl TunnelDriver {
             received = self.incoming.read(&mut *self.io.read) => Step::Received(received),
             Ok(()) = self.streams.changed() => Step::Streams,
             () = self.shared.doubt.notified() => Step::Doubted,
+            () = self.shared.moved.notified() => Step::Moved,
+            gone = knocked(self.knocking.as_mut()) => Step::Knocked { gone },
             closed = self.shared.transport.closed() => Step::TransportClosed(closed),
             () = timer => Step::Timer,
         }
@@ -169,6 +213,12 @@ impl TunnelDriver {
                 self.outgoing.pong = Some(number);
                 let now = self.shared.clock.now();
                 self.liveness.handle_event(LivenessEvent::Asked, now);
+                return None;
+            }
+            Ok(Some(ControlMessage::Quiet(millis))) => {
+                let silence = Duration::from_millis(u64::from(millis));
+                let now = self.shared.clock.now();
+                self.liveness.handle_event(LivenessEvent::Wished(silence), now);
                 return None;
             }
             Ok(Some(ControlMessage::Goodbye(goodbye))) => return Some(CloseReason::Goodbye(goodbye)),
@@ -217,6 +267,14 @@ impl TunnelDriver {
     }
 }
 
+/// Never, where nobody knocks. Cancel safe.
+async fn knocked(knocking: Option<&mut BoxFuture<'static, bool>>) -> bool {
+    match knocking {
+        Some(knocking) => knocking.await,
+        None => pending().await,
+    }
+}
+
 impl Drop for TunnelDriver {
     fn drop(&mut self) {
         // Without effect after a regular end.
@@ -239,6 +297,7 @@ struct Outgoing {
     unflushed: bool,
     ping: Option<u64>,
     pong: Option<u64>,
+    quiet: Option<u32>,
     goodbye: Option<Goodbye>,
 }
 
@@ -269,6 +328,7 @@ impl Outgoing {
         let goodbye = self.goodbye.take().map(ControlMessage::Goodbye);
         goodbye
             .or_else(|| self.pong.take().map(ControlMessage::Pong))
+            .or_else(|| self.quiet.take().map(ControlMessage::Quiet))
             .or_else(|| self.ping.take().map(ControlMessage::Ping))
     }
 }

@@ -11,15 +11,16 @@ use tokio::io::AsyncWriteExt;
 
 use super::close::retry_after;
 use super::connection::{StreamLimits, Tunnel, TunnelSettings};
-use super::driver::{ControlStream, TunnelDriver};
+use super::driver::{ControlStream, Keepalive, TunnelDriver};
 use super::flow::Flows;
 use super::frame::{FrameError, PartialFrame};
 use super::transport::{ByteStream, CloseCode, Outlook, Transport, TransportClosed, Urgency};
+use crate::machine::binding_time::FIRST_SILENCE;
 use crate::machine::liveness::DEFAULT_KEEPALIVE;
 use crate::process::clock::Clock;
 use crate::wire::{
-    ControlMessage, DATAGRAMS_FEATURE, DecodeError, End, Hello, RefusalCode, Refused, TUNNEL_VERSION,
-    Welcome, message_text,
+    ControlMessage, DATAGRAMS_FEATURE, DecodeError, End, Hello, KEEPALIVE_FEATURE, RefusalCode, Refused,
+    TUNNEL_VERSION, Welcome, message_text,
 };
 
 /// How much longer than the dialer the accepting side waits before it pings an idle tunnel: the
@@ -190,11 +191,15 @@ impl Greeted {
             hello,
         } = self;
         let decided = check_version(&hello).and_then(|()| decide(&hello));
-        let datagrams = transport.has_datagrams() && names_datagrams(&hello.features);
+        let datagrams = transport.has_datagrams() && names(DATAGRAMS_FEATURE, &hello.features);
+        let wishes = names(KEEPALIVE_FEATURE, &hello.features);
         let welcome = match decided {
             Ok(mut welcome) => {
                 if datagrams {
                     welcome.features.push(DATAGRAMS_FEATURE.to_owned());
+                }
+                if wishes {
+                    welcome.features.push(KEEPALIVE_FEATURE.to_owned());
                 }
                 welcome
             }
@@ -204,13 +209,19 @@ impl Greeted {
             ours: settings.max_streams,
             theirs: welcome.max_streams,
         };
-        let keepalive = keepalive(&welcome).saturating_add(ACCEPTOR_PATIENCE);
+        // A dialer that does not say how long it is silent is silent no longer than that.
+        let keepalive = keepalive(&welcome)
+            .min(FIRST_SILENCE)
+            .saturating_add(ACCEPTOR_PATIENCE);
         let sent = within(
             &settings,
             send(&*transport, &mut io, ControlMessage::Welcome(welcome)),
         );
         sent.await.map_err(|error| give_up(&*transport, error))?;
-        let control = ControlStream { io, keepalive };
+        let control = ControlStream {
+            io,
+            keepalive: Keepalive::Fixed(keepalive),
+        };
         let flows = Flows::new(Arc::clone(&transport), End::Acceptor, datagrams, clock.clone());
         let (tunnel, driver) = Tunnel::new(transport, clock, limits, settings.header_timeout, flows, control);
         Ok((tunnel, hello, driver))
@@ -251,6 +262,9 @@ async fn greet(
     if transport.has_datagrams() {
         hello.features.push(DATAGRAMS_FEATURE.to_owned());
     }
+    if settings.binding.is_some() {
+        hello.features.push(KEEPALIVE_FEATURE.to_owned());
+    }
     let greeted = within(&settings, await_welcome(&*transport, &mut io, hello)).await;
     let welcome = greeted.map_err(|error| give_up(&*transport, error))?;
     let limits = StreamLimits {
@@ -259,9 +273,9 @@ async fn greet(
     };
     let control = ControlStream {
         io,
-        keepalive: keepalive(&welcome).min(settings.keepalive_ceiling),
+        keepalive: dialers_keepalive(&welcome, &settings),
     };
-    let datagrams = transport.has_datagrams() && names_datagrams(&welcome.features);
+    let datagrams = transport.has_datagrams() && names(DATAGRAMS_FEATURE, &welcome.features);
     let flows = Flows::new(Arc::clone(&transport), End::Dialer, datagrams, clock.clone());
     let (tunnel, driver) = Tunnel::new(transport, clock, limits, settings.header_timeout, flows, control);
     Ok((tunnel, welcome, driver))
@@ -294,7 +308,8 @@ async fn await_welcome(
         ControlMessage::Hello(_)
         | ControlMessage::Ping(_)
         | ControlMessage::Pong(_)
-        | ControlMessage::Goodbye(_) => Err(GreetingError::OutOfPlace),
+        | ControlMessage::Goodbye(_)
+        | ControlMessage::Quiet(_) => Err(GreetingError::OutOfPlace),
     }
 }
 
@@ -311,7 +326,8 @@ async fn call(transport: &dyn Transport, hello: Hello) -> Result<(ByteStream, He
         ControlMessage::Welcome(_)
         | ControlMessage::Ping(_)
         | ControlMessage::Pong(_)
-        | ControlMessage::Goodbye(_) => Err(GreetingError::OutOfPlace),
+        | ControlMessage::Goodbye(_)
+        | ControlMessage::Quiet(_) => Err(GreetingError::OutOfPlace),
     }
 }
 
@@ -326,7 +342,8 @@ async fn await_hello(transport: &dyn Transport) -> Result<(ByteStream, Hello), G
         | ControlMessage::Refused(_)
         | ControlMessage::Ping(_)
         | ControlMessage::Pong(_)
-        | ControlMessage::Goodbye(_) => Err(GreetingError::OutOfPlace),
+        | ControlMessage::Goodbye(_)
+        | ControlMessage::Quiet(_) => Err(GreetingError::OutOfPlace),
     }
 }
 
@@ -388,8 +405,19 @@ fn stream_failed(transport: &dyn Transport, error: FrameError) -> GreetingError 
     }
 }
 
-fn names_datagrams(features: &[String]) -> bool {
-    features.iter().any(|feature| feature == DATAGRAMS_FEATURE)
+fn names(wanted: &str, features: &[String]) -> bool {
+    features.iter().any(|feature| feature == wanted)
+}
+
+/// It is found out where both sides can and more than the first silence is allowed.
+fn dialers_keepalive(welcome: &Welcome, settings: &TunnelSettings) -> Keepalive {
+    let longest = keepalive(welcome).min(settings.keepalive_ceiling);
+    match settings.binding {
+        Some(binding) if longest > FIRST_SILENCE && names(KEEPALIVE_FEATURE, &welcome.features) => {
+            Keepalive::Learned(binding, longest)
+        }
+        _ => Keepalive::Fixed(longest.min(FIRST_SILENCE)),
+    }
 }
 
 fn keepalive(welcome: &Welcome) -> Duration {

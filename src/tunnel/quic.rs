@@ -3,6 +3,7 @@
 //! One endpoint per socket dials and listens. Connections without a client certificate may hold
 //! few streams; the limit is raised once the handshake has shown a certificate.
 
+mod closed;
 mod send_window;
 mod stream;
 
@@ -13,27 +14,28 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, IdleTimeout, MtuDiscoveryConfig, SendDatagramError, VarInt};
-use rustls::AlertDescription;
+use quinn::{IdleTimeout, MtuDiscoveryConfig, SendDatagramError, VarInt};
 use rustls::pki_types::CertificateDer;
 use send_window::SendWindow;
 use stream::byte_stream;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use self::closed::{closed, dial_failed};
 use super::connection::DEFAULT_MAX_STREAMS;
 use super::transport::{
-    BoxFuture, ByteStream, CloseCode, DatagramRefused, Outlook, Side, Transport, TransportCause,
-    TransportClosed, TunnelProtocol, Urgency,
+    BoxFuture, ByteStream, CloseCode, DatagramRefused, Outlook, Transport, TransportCause, TransportClosed,
+    TunnelProtocol, Urgency,
 };
-use super::udp_socket::udp_socket;
+use super::udp_socket::{self, udp_socket};
 use crate::base::limit::foreign_text;
-use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
+use crate::identity::tls_failure::FailureRecord;
 use crate::wire::TUNNEL_ALPN;
 
 /// Silence that ends a connection by itself. Liveness decides earlier where it runs; this bounds
-/// what nobody watches any more. QUIC takes the shorter of both sides' values.
-const IDLE_TIMEOUT_MILLIS: u32 = 30_000;
+/// what nobody watches any more. QUIC takes the shorter of both sides' values; earlier builds say 30 s, and
+/// are not silent for longer than 25 s.
+const IDLE_TIMEOUT_MILLIS: u32 = 75_000;
 
 /// Time in which a handshake must be done, on either side: some round trips of a satellite link
 /// with losses. A bridge that does not answer costs the dialer this long.
@@ -80,10 +82,10 @@ const WAITING_BYTES_TOTAL: u64 = 2 * 1024 * 1024;
 
 /// Datagram size that every network carries (RFC 9000, section 14). The path's own is found by probing, and
 /// a black hole that opens later brings it back to this.
-const MIN_MTU_BYTES: u16 = 1_200;
+pub const MIN_MTU_BYTES: u16 = 1_200;
 
-/// A TLS alert within a QUIC error code (RFC 9001, section 4.8).
-const CRYPTO_ERROR_BASE: u64 = 0x100;
+/// The largest that is looked for: Ethernet's 1,500 without the headers of IPv6 and UDP.
+pub const MAX_MTU_BYTES: u16 = 1_452;
 
 /// Why no socket can be used.
 #[derive(Debug, Error)]
@@ -432,6 +434,21 @@ impl Transport for QuicTransport {
         }
     }
 
+    fn path_mtu(&self) -> Option<u16> {
+        Some(self.connection.stats().path.current_mtu)
+    }
+
+    fn knock(&self) -> Option<BoxFuture<'static, bool>> {
+        self.dialled_from.as_ref()?;
+        let address = self.remote_address();
+        Some(Box::pin(async move {
+            udp_socket::is_shut(address).await.unwrap_or_else(|error| {
+                tracing::debug!(%address, %error, "the host-bridge's host cannot be asked");
+                false
+            })
+        }))
+    }
+
     fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
         let identity = self.connection.peer_identity()?;
         let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
@@ -500,13 +517,19 @@ fn transport_config(max_streams: u32) -> quinn::TransportConfig {
         .receive_window(receive_window(max_streams))
         .min_mtu(MIN_MTU_BYTES)
         .initial_mtu(MIN_MTU_BYTES)
-        .mtu_discovery_config(Some(MtuDiscoveryConfig::default()))
+        .mtu_discovery_config(Some(mtu_discovery()))
         .send_window(send_window::INITIAL_BYTES)
         // Loss is no sign of congestion on the links of edge boxes: radio, DSL. What the path delivers is.
         .congestion_controller_factory(Arc::new(quinn::congestion::BbrConfig::default()))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES);
     config
+}
+
+fn mtu_discovery() -> MtuDiscoveryConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(MAX_MTU_BYTES);
+    discovery
 }
 
 fn stream_limit(max_streams: u32) -> VarInt {
@@ -522,59 +545,4 @@ fn receive_window(max_streams: u32) -> VarInt {
 
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-fn closed(error: ConnectionError) -> TransportClosed {
-    let (found_by, code) = match &error {
-        ConnectionError::TimedOut => return TransportClosed::TimedOut,
-        ConnectionError::Reset => return TransportClosed::Reset,
-        ConnectionError::LocallyClosed => return TransportClosed::ByUs,
-        ConnectionError::VersionMismatch => return TransportClosed::UnsupportedVersion,
-        ConnectionError::ApplicationClosed(close) => {
-            return TransportClosed::ByPeer {
-                code: close.error_code.into_inner(),
-                reason: foreign_text(&String::from_utf8_lossy(&close.reason)),
-            };
-        }
-        ConnectionError::ConnectionClosed(close) => (Side::Theirs, close.error_code),
-        ConnectionError::TransportError(own) => (Side::Ours, own.code),
-        ConnectionError::CidsExhausted => (Side::Ours, quinn::TransportErrorCode::INTERNAL_ERROR),
-    };
-    if code == quinn::TransportErrorCode::CONNECTION_REFUSED {
-        return TransportClosed::Busy;
-    }
-    let alert = u64::from(code)
-        .checked_sub(CRYPTO_ERROR_BASE)
-        .and_then(|alert| u8::try_from(alert).ok());
-    match alert {
-        Some(alert) => TransportClosed::Tls {
-            found_by,
-            failure: match found_by {
-                Side::Theirs => explain_alert(AlertDescription::from(alert)),
-                Side::Ours => TlsFailure::Other {
-                    detail: foreign_text(&error.to_string()),
-                },
-            },
-        },
-        None => TransportClosed::Protocol {
-            found_by,
-            cause: Arc::new(error),
-        },
-    }
-}
-
-/// QUIC keeps only the alert of what our verifier found; the record has the whole verdict.
-fn dial_failed(error: ConnectionError, failures: &FailureRecord) -> TransportClosed {
-    match (closed(error), failures.take()) {
-        (
-            TransportClosed::Tls {
-                found_by: Side::Ours, ..
-            },
-            Some(failure),
-        ) => TransportClosed::Tls {
-            found_by: Side::Ours,
-            failure,
-        },
-        (reason, _) => reason,
-    }
 }

@@ -94,6 +94,18 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
         Box::pin(std::future::pending())
     }
 
+    /// The largest packet that the path is known to take, without IP and UDP headers, where the transport
+    /// finds that out.
+    fn path_mtu(&self) -> Option<u16> {
+        None
+    }
+
+    /// Asks the other side's host whether anybody is there; the answer is whether it says that nobody is.
+    /// `None` where the transport would have been told, or cannot ask.
+    fn knock(&self) -> Option<BoxFuture<'static, bool>> {
+        None
+    }
+
     /// Goes on from another local port, where the transport can and this side has dialled: a router that
     /// swallows what comes from the present one may let the other through. Streams live on.
     fn change_port(&self) {}

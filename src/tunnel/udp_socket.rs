@@ -1,14 +1,23 @@
 //! The UDP sockets of QUIC: for IPv6 and IPv4 at once, with buffers as large as the system grants.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// UDP socket buffers that are asked for, in bytes; the system may grant less (packaging/sysctl raises its
 /// limit). The usual default of 208 KiB loses packets in a burst of 17 ms at 100 Mbit/s.
 const SOCKET_BUFFER_BYTES: usize = 2 * 1024 * 1024;
+
+/// Times that a host is asked whether anybody listens at a port, and time for each answer. Systems say
+/// so to one asker about once a second, and what QUIC sends to the same port asks, too.
+const KNOCKS: u32 = 3;
+const KNOCK_ANSWERED_WITHIN: Duration = Duration::from_millis(600);
+
+/// What is sent to ask: no packet of QUIC, so that nobody answers who listens.
+const KNOCK: [u8; 1] = [0];
 
 /// Whether it has been said that the system grants less.
 static SMALL_BUFFERS_TOLD: AtomicBool = AtomicBool::new(false);
@@ -37,6 +46,32 @@ pub(super) fn udp_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket>
     Ok(socket.into())
 }
 
+/// Whether a host says that nobody listens at a UDP port (ICMP "port unreachable"). The system tells that to
+/// connected sockets alone, which those of QUIC are not.
+pub(super) async fn is_shut(address: SocketAddr) -> io::Result<bool> {
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = tokio::net::UdpSocket::bind((any, 0)).await?;
+    socket.connect(address).await?;
+    let shut = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    for _ in 0..KNOCKS {
+        let asked = async {
+            socket.send(&KNOCK).await?;
+            socket.recv(&mut [0; 1]).await
+        };
+        match tokio::time::timeout(KNOCK_ANSWERED_WITHIN, asked).await {
+            Ok(Err(error)) if shut(&error) => return Ok(true),
+            Ok(Err(error)) => return Err(error),
+            // Whoever answers is there.
+            Ok(Ok(_)) => return Ok(false),
+            Err(_) => {}
+        }
+    }
+    Ok(false)
+}
+
 /// Asks for large buffers, and says once what the system grants.
 fn grow_buffers(socket: &Socket) {
     let asked = socket
@@ -53,5 +88,23 @@ fn grow_buffers(socket: &Socket) {
             wanted_kib = SOCKET_BUFFER_BYTES / 1_024,
             "UDP receive buffers are small, and bursts will be lost; raise net.core.rmem_max and net.core.wmem_max"
         );
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_is_shut_when_its_host_says_so_and_not_when_nobody_answers() {
+        let listening = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listening.local_addr().unwrap();
+        assert!(
+            !is_shut(address).await.unwrap(),
+            "it listens, and does not answer"
+        );
+        drop(listening);
+        assert!(is_shut(address).await.unwrap());
     }
 }

@@ -62,6 +62,9 @@ fn is_nonce(nonce: &str) -> bool {
 /// How that feature begins.
 pub const DIAL_BACK_FEATURE: &str = "dial-back:";
 
+/// The feature of an accepting side that obeys [`ControlMessage::Quiet`]; a dialer names it, too.
+pub const KEEPALIVE_FEATURE: &str = "keepalive";
+
 /// How the feature of a welcome begins that tells a satellite under which URL it is reached from outside.
 const REACHED_AT_FEATURE: &str = "reached-at:";
 
@@ -89,7 +92,7 @@ pub struct Hello {
     pub version: u16,
     /// Program and version, for logs.
     pub agent: String,
-    /// Names of optional features that the dialer has: [`DATAGRAMS_FEATURE`],
+    /// Names of optional features that the dialer has: [`DATAGRAMS_FEATURE`], [`KEEPALIVE_FEATURE`],
     /// [`DIRECT_FEATURE`] and those of [`SessionClaim`].
     pub features: Vec<String>,
 }
@@ -230,10 +233,13 @@ pub enum ControlMessage {
     Pong(u64),
     /// The last message.
     Goodbye(Goodbye),
+    /// The dialer's wish: while nothing is sent, ask me after so many milliseconds. Where the welcome has
+    /// named [`KEEPALIVE_FEATURE`].
+    Quiet(u32),
 }
 
 /// Number of variants of [`ControlMessage`] in this build.
-const CONTROL_KINDS: u8 = 6;
+const CONTROL_KINDS: u8 = 7;
 
 /// Bytes that are no message of this protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -371,6 +377,7 @@ mod tests {
                 }),
                 "000405010000",
             ),
+            (ControlMessage::Quiet(20_000), "000406a09c01"),
         ]
     }
 

@@ -282,37 +282,35 @@ fn a_download_that_is_cut_is_no_whole_one() {
         }
     });
     site.publish("endless", &endless, &[]);
-    let mut forward =
-        spawn(
-            &mut site
-                .bridge
-                .command(&["forward", "shop-17", "endless", "--listen", "127.0.0.1:0"]),
-        );
-    let mut line = String::new();
-    BufReader::new(forward.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let address = line.split([' ', ',']).nth(2).unwrap().to_owned();
-    let stream = TcpStream::connect(&address).unwrap();
-    let reader = thread::spawn(move || received(stream));
-    let id = wait_for("the download is under way", || {
-        let list = site.bridge.json(&["sessions", "list"]);
-        let row = &list["data"][0];
-        (row["bytes_from_service"].as_u64() > Some(4)).then(|| row["id"].as_str().unwrap().to_owned())
-    });
-    succeed(
-        &site
-            .bridge
-            .output(&["sessions", "cut", &id, "--reason", "maintenance"]),
-    );
-    assert_eq!(reader.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
-    let mut said = String::new();
-    BufReader::new(forward.stderr.take().unwrap())
-        .read_line(&mut said)
-        .unwrap();
-    assert!(said.contains("local cut the session: maintenance"), "{said}");
-    forward.kill().unwrap();
-    forward.wait().unwrap();
+    let forward = ["forward", "shop-17", "endless", "--listen", "127.0.0.1:0"];
+    for mut forward in [
+        site.bridge.command(&forward),
+        site.elsewhere(&forward, &site.bridge.operator_token),
+    ] {
+        let mut forward = spawn(&mut forward);
+        let mut line = String::new();
+        BufReader::new(forward.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let address = line.split([' ', ',']).nth(2).unwrap().to_owned();
+        let stream = TcpStream::connect(&address).unwrap();
+        let reader = thread::spawn(move || received(stream));
+        let id = wait_for("the download is under way", || {
+            let list = site.bridge.json(&["sessions", "list"]);
+            let row = &list["data"][0];
+            (row["bytes_from_service"].as_u64() > Some(4)).then(|| row["id"].as_str().unwrap().to_owned())
+        });
+        let cut = ["sessions", "cut", &id, "--reason", "maintenance"];
+        succeed(&site.bridge.output(&cut));
+        assert_eq!(reader.join().unwrap(), Err(std::io::ErrorKind::ConnectionReset));
+        let mut said = String::new();
+        BufReader::new(forward.stderr.take().unwrap())
+            .read_line(&mut said)
+            .unwrap();
+        assert!(said.contains("local cut the session: maintenance"), "{said}");
+        forward.kill().unwrap();
+        forward.wait().unwrap();
+    }
 }
 
 #[test]

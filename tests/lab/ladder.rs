@@ -26,8 +26,9 @@ const BACK_UP_WITHIN: Duration = Duration::from_secs(10 + 3 + 10 + 7);
 /// Silence with streams open, and what is left of it for a new dial.
 const LOST_AND_FOUND_WITHIN: Duration = Duration::from_secs(5 + 5);
 
-/// Five seconds between two heartbeats, five of silence, and room.
-const LOSS_NOTICED_WITHIN: Duration = Duration::from_secs(15);
+/// Five seconds between two heartbeats; then a ping, another a second later, and the word of the bridge's
+/// host that nobody is there any more.
+const LOSS_NOTICED_WITHIN: Duration = Duration::from_secs(5 + 2);
 
 /// A pause that the network itself makes in a stream: a ping after two seconds of silence, and a round
 /// trip or two over the new path.
@@ -145,6 +146,37 @@ fn where_only_a_proxy_leads_out_the_tunnel_goes_through_it() {
     assert!(proxy.opened() >= 2, "the join and the daemon");
     publish_counter(&federation);
     Reader::start(&federation).goes_on_within(SOON);
+    federation.assert_nothing_told(&[&bridge, &satellite]);
+}
+
+#[test]
+fn where_a_proxy_is_named_tcp_goes_through_it_alone() {
+    let Some(mut federation) = Federation::open("ladder_proxied") else {
+        return;
+    };
+    let _proxy = Proxy::start(federation.lab.router.namespace(), ROUTER_LAN_V4);
+    federation.lab.router.add_rule("meta l4proto udp drop");
+    // It would get through.
+    federation
+        .lab
+        .router
+        .add_rule(&format!("tcp dport {PORT} counter"));
+    federation.set_satellite("TUNNEL_PROXY", format!("http://{ROUTER_LAN_V4}:{PROXY_PORT}"));
+    let (bridge, satellite) = federation.run_joined();
+    wait_rung(&federation, "proxy", OTHER_WAY_WITHIN);
+    assert_eq!(
+        federation.lab.router.counted_packets(),
+        0,
+        "somebody went around it"
+    );
+    let better = federation.status()["link"]["bridges"][0]["better"].clone();
+    let tls = better
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|better| better["rung"] == "tls");
+    let why = tls.unwrap()["why"].as_str().unwrap().to_owned();
+    assert!(why.contains("the proxy"), "{why}");
     federation.assert_nothing_told(&[&bridge, &satellite]);
 }
 

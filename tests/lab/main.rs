@@ -22,6 +22,7 @@ mod prerequisites;
 mod process;
 mod programs;
 mod proxy;
+mod roaming;
 mod secrets;
 mod self_test;
 mod staying;

@@ -26,6 +26,10 @@ const SHORT_KEEPALIVE: &str = "2s";
 /// be connected again.
 const FOUND_OUT_WITHIN: Duration = Duration::from_secs(20);
 
+/// Two first silences: the join's own traffic may fall into the one; what the other side's question is late,
+/// and room.
+const FOUND_OUT_SILENT_WITHIN: Duration = Duration::from_secs(2 * 20 + 4 + 10);
+
 /// `shutdown.drain` of the host-bridge, and room to start and end.
 const DRAINED_WITHIN: Duration = Duration::from_secs(11);
 
@@ -197,5 +201,45 @@ fn a_long_absence_degrades_and_a_heartbeat_recovers() {
 
     federation.lab.router.set_parent_link(Link::Up);
     federation.wait_active(BACK_WITHIN);
+    federation.assert_nothing_told(&[&bridge, &satellite]);
+}
+
+#[test]
+fn a_router_that_forgets_soon_is_found_out_and_outpaced() {
+    let Some(federation) = Federation::open("short_memory") else {
+        return;
+    };
+    // Shorter than the first silence.
+    let router = federation.lab.router.namespace();
+    for kind in ["udp_timeout", "udp_timeout_stream"] {
+        router.set_parameter(&format!("netfilter/nf_conntrack_{kind}"), "18");
+    }
+    let (bridge, satellite) = federation.run_joined();
+    let before = session(&federation);
+    let learned = wait_timed("it is found out", FOUND_OUT_SILENT_WITHIN, || {
+        let learned = "the routers on the way forget a silent tunnel; it is silent for less from now on";
+        logged(&satellite, learned).pop()
+    });
+    assert!(learned.0["silence_seconds"].as_u64() < Some(18), "{}", learned.0);
+
+    // From now on the way in is open at every moment: two questions of the bridge's come through, and the
+    // router has known the flow all the time.
+    federation.lab.router.add_rule(&format!(
+        "iifname \"wan0\" udp sport {} counter",
+        crate::federation::PORT
+    ));
+    let known = || {
+        let flows = federation.lab.router.flows();
+        flows
+            .lines()
+            .any(|flow| flow.starts_with("udp") && flow.contains("dport=8443"))
+    };
+    wait_timed("two silences have passed", Duration::from_secs(45), || {
+        assert!(known(), "the way in is shut");
+        (federation.lab.router.counted_packets() >= 3).then_some(())
+    });
+    federation.wait_answered(SOON);
+    assert_eq!(session(&federation), before);
+    assert!(logged(&satellite, "tunnel lost").is_empty());
     federation.assert_nothing_told(&[&bridge, &satellite]);
 }

@@ -271,6 +271,45 @@ impl Router {
     }
 }
 
+/// Another router beside the first, which leads the satellite to the same parent over another line:
+/// `up1` of the box, and a line of its own into the parent's site.
+pub struct SecondRouter {
+    namespace: Namespace,
+}
+
+impl SecondRouter {
+    /// Its side towards the satellite.
+    pub const LAN_V4: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 1);
+    /// The satellite's side.
+    pub const SATELLITE_V4: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 2);
+    /// What the parent sees of who comes through it.
+    pub const WAN_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+
+    /// Lays its cables. The satellite goes on using the first router.
+    pub fn attach(lab: &Lab) -> Self {
+        let namespace = Namespace::create("second").unwrap();
+        let pair = |v4: &str, v6: &str| [v4.to_owned(), v6.to_owned()];
+        connect(
+            (&lab.satellite, "up1", &pair("10.78.0.2", "fd78::2")),
+            (&namespace, "lan0", &pair("10.78.0.1", "fd78::1")),
+        );
+        connect(
+            (&namespace, "wan0", &pair("203.0.113.2", "2001:db8:71::2")),
+            (&lab.parent, "wan1", &pair("203.0.113.10", "2001:db8:71::10")),
+        );
+        namespace.ip(&format!("route add {PARENT_V4}/32 via 203.0.113.10"));
+        namespace.ip(&format!("route add {SATELLITE_V4}/32 via {}", Self::SATELLITE_V4));
+        namespace.set_parameter("ipv4/ip_forward", "1");
+        namespace.nft(ROUTER_RULES);
+        Self { namespace }
+    }
+
+    /// The namespace, for what is not said here.
+    pub const fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+}
+
 /// A JSON file, such as a program under test has written.
 pub fn json_file(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

@@ -64,6 +64,7 @@ impl Called {
                 https_listen: Some(([127, 0, 0, 1], 0).into()),
                 port_mapping: true,
                 listen_port: 0,
+                endpoint: None,
                 allow_private: false,
             },
             store: running.store.clone(),

@@ -31,6 +31,9 @@ const INPUT_MAX_BYTES: u64 = 8 * 1024;
 /// Pause between two looks at the daemon's status.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
+/// Looks for a daemon that holds the state and does not answer yet: ten seconds, for a slow card.
+const LOOKS_MAX: u32 = 50;
+
 #[derive(Debug, Error)]
 enum InputError {
     #[error("cannot read {what}")]
@@ -87,13 +90,7 @@ fn join_as(
     rejoin: Option<Rejoin>,
 ) -> Result<ExitCode, Failure> {
     let invitation = invitation(config, arguments)?;
-    let (keeper, outcome) = block_on(async {
-        if let Some(outcome) = ask_daemon(config, &invitation, rejoin, arguments.timeout.0).await {
-            return (Keeper::Daemon, outcome);
-        }
-        let outcome = daemon::join_once(config, invitation, rejoin, arguments.timeout.0).await;
-        (Keeper::Nobody, outcome.map_err(not_run))
-    })?;
+    let (keeper, outcome) = block_on(join_either_way(config, &invitation, rejoin, arguments.timeout.0))?;
     let outcome = outcome?;
     match outcome {
         JoinOutcome::Joined(report) => {
@@ -110,6 +107,38 @@ fn join_as(
                 last.map_or_else(String::new, |last| format!("; the last try: {last}")),
             ),
         )),
+    }
+}
+
+/// By the daemon, or without one. A daemon that has just been started holds the state before it answers at
+/// its socket: that is waited for.
+async fn join_either_way(
+    config: &SatelliteConfig,
+    invitation: &StoredInvitation,
+    rejoin: Option<Rejoin>,
+    timeout: Duration,
+) -> (Keeper, Result<JoinOutcome, Failure>) {
+    let mut looks = 0;
+    loop {
+        if let Some(outcome) = ask_daemon(config, invitation, rejoin, timeout).await {
+            return (Keeper::Daemon, outcome);
+        }
+        match daemon::join_once(config, invitation.clone(), rejoin, timeout).await {
+            Err(error) if error.is_held() && looks < LOOKS_MAX => {
+                if looks == 0 {
+                    // A closed standard error cannot be told.
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "another process holds the state, but no daemon answers at {} yet; waiting for up to {} s",
+                        config.admin_socket.display(),
+                        (LOOK_AGAIN * LOOKS_MAX).as_secs()
+                    );
+                }
+                looks += 1;
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            outcome => return (Keeper::Nobody, outcome.map_err(not_run)),
+        }
     }
 }
 

@@ -56,6 +56,18 @@ fn waiting_for_restart(running: &SatelliteConfig, read: &SatelliteConfig) -> Vec
         ("state_dir", running.state_dir != read.state_dir),
         ("admin_socket", running.admin_socket != read.admin_socket),
         ("log.format", running.log.format != read.log.format),
+        (
+            "reach.port_mapping",
+            running.reach.port_mapping != read.reach.port_mapping,
+        ),
+        (
+            "reach.listen_port",
+            running.reach.listen_port != read.reach.listen_port,
+        ),
+        (
+            "reach.allow_private",
+            running.reach.allow_private != read.reach.allow_private,
+        ),
     ]
     .into_iter()
     .filter_map(|(key, changed)| changed.then_some(key))

@@ -31,7 +31,7 @@ impl DialBack {
         endpoint: SocketAddr,
         nonce: &str,
     ) -> Result<(), NotReached> {
-        let config = self.tls(ALPN, &FailureRecord::default())?;
+        let config = self.tls(peer, ALPN, &FailureRecord::default())?;
         let connected = async {
             let stream = TcpStream::connect(endpoint).await?;
             let name = ServerName::from(endpoint.ip());

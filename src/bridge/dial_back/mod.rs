@@ -17,6 +17,7 @@ use tracing::debug;
 
 use super::direct::Redial;
 use super::federation_api::{CallerCertificate, is_enrolled};
+use super::peer_anchors::PeerAnchors;
 use super::registry::record::PeerRecord;
 use super::reply::Reply;
 use crate::base::limit::error_chain;
@@ -57,6 +58,7 @@ pub struct DialBack {
     tunnels: QuicSettings,
     identity: IdentityWatch,
     anchors: watch::Receiver<Arc<Anchors>>,
+    equals: Arc<PeerAnchors>,
     clock: Clock,
 }
 
@@ -87,10 +89,11 @@ pub struct Reached {
 }
 
 impl DialBack {
-    /// Shows the server's identity and knows satellites by the authority.
+    /// Shows the server's identity and knows satellites by the authority, or by their own.
     pub fn new(
         identity: IdentityWatch,
         anchors: watch::Receiver<Arc<Anchors>>,
+        equals: Arc<PeerAnchors>,
         clock: Clock,
         tunnels: QuicSettings,
     ) -> Self {
@@ -101,6 +104,7 @@ impl DialBack {
             tunnels,
             identity,
             anchors,
+            equals,
             clock,
         }
     }
@@ -266,7 +270,7 @@ impl DialBack {
         endpoint: SocketAddr,
     ) -> Result<Arc<dyn Transport>, NotReached> {
         let failures = FailureRecord::default();
-        let config = self.tls(&[TUNNEL_ALPN], &failures)?;
+        let config = self.tls(peer, &[TUNNEL_ALPN], &failures)?;
         let transport = socket
             .dial(endpoint, &endpoint.ip().to_string(), config, &failures)
             .await
@@ -275,12 +279,18 @@ impl DialBack {
         Ok(transport)
     }
 
-    fn tls(&self, alpn: &[&[u8]], failures: &FailureRecord) -> Result<ClientConfig, NotReached> {
+    fn tls(
+        &self,
+        peer: &PeerRecord,
+        alpn: &[&[u8]],
+        failures: &FailureRecord,
+    ) -> Result<ClientConfig, NotReached> {
         let clock = self.clock.clone();
         let time: TimeSource = Arc::new(move || clock.trusted().now);
+        let own = self.equals.get(peer.id);
         bridge_client_config(
             self.identity.clone(),
-            self.anchors.clone(),
+            own.map_or_else(|| self.anchors.clone(), |own| watch::channel(own).1),
             alpn,
             time,
             failures.clone(),
@@ -292,8 +302,10 @@ impl DialBack {
     fn check_peer(&self, peer: &PeerRecord, shown: Option<&CertificateDer<'_>>) -> Result<(), NotReached> {
         let now = self.clock.trusted().now;
         let shown = shown.and_then(|der| CallerCertificate::read(der, now));
-        let is_this_peer =
-            shown.is_some_and(|shown| shown.peer == Some(peer.id) && is_enrolled(peer, shown.key));
+        let certifies_itself = self.equals.get(peer.id).is_some();
+        let is_this_peer = shown.is_some_and(|shown| {
+            shown.peer == Some(peer.id) && (certifies_itself || is_enrolled(peer, shown.key))
+        });
         if is_this_peer {
             Ok(())
         } else {

@@ -450,8 +450,8 @@ static STALE_AFTER: Key<Duration> = Key {
 static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     path: "tunnel.keepalive",
     form: &DurationBetween(MIN_KEEPALIVE, MAX_KEEPALIVE),
-    default: Fallback::Value("20s"),
-    doc: "Longest silence on an idle tunnel. Routers forget idle UDP flows after 30 s and more.",
+    default: Fallback::Value("45s"),
+    doc: "Longest silence on an idle tunnel. Satellites begin with 20 s and find out how long the routers on the way\nremember it.",
     discreet: false,
 };
 

@@ -14,11 +14,19 @@ use crate::process::clock::Clock;
 use crate::process::config::satellite::{TunnelTransport, Ways};
 use crate::reach::connect::{Approach, RESOLVE_TIMEOUT, connect};
 use crate::reach::dial::{Credentials, Established, Introduction};
-use crate::tunnel::TunnelSettings;
+use crate::tunnel::{TunnelSettings, quic};
 use crate::wire::{Goodbye, GoodbyeReason, Welcome};
 
 /// Difference between this box's clock and a bridge's that is worth a word.
 const CLOCK_DIFFERENCE_WARN: Duration = Duration::from_secs(120);
+
+/// Pause between two looks at what the path takes, and how many there are: the search takes some ten round
+/// trips, and each packet that vanishes is tried three times.
+const MTU_LOOK_AGAIN: Duration = Duration::from_millis(100);
+const MTU_LOOKS_MAX: u32 = 30;
+
+/// IPv4 and UDP headers of each packet.
+const HEADERS_BYTES: u16 = 28;
 
 /// What the bridges showed besides the verdicts.
 #[derive(Debug, Default)]
@@ -60,14 +68,15 @@ pub async fn examine(
         };
         async move {
             match Box::pin(connect(approach)).await {
-                Ok((_, established)) => Ok(take_leave(established).await),
+                Ok((_, established)) => Ok(look_around(established).await),
                 Err(failure) => Err(error_chain(&failure.error)),
             }
         }
     };
     let wanted = |rung: Rung| match rung {
         Rung::Quic => ways.transport != TunnelTransport::Tls,
-        Rung::Tls => ways.transport != TunnelTransport::Quic,
+        // Nor does the daemon go around a proxy.
+        Rung::Tls => proxy.is_none() && ways.transport != TunnelTransport::Quic,
         Rung::Proxy => proxy.is_some() && ways.transport != TunnelTransport::Quic,
         Rung::Direct => false,
     };
@@ -84,7 +93,9 @@ pub async fn examine(
     let outcomes: Vec<_> = [quic, tls, via].into_iter().flatten().collect();
     let any = outcomes.iter().any(|(_, outcome)| outcome.is_ok());
     for (rung, outcome) in outcomes {
-        if let Ok(welcome) = &outcome {
+        let mut mtu = None;
+        if let Ok(Greeted { welcome, path_mtu }) = &outcome {
+            mtu = path_mtu.map(|bytes| judge_path_mtu(bridge, bytes));
             let observed: Option<SocketAddr> = welcome.observed_address.parse().ok();
             seen.address = seen
                 .address
@@ -95,12 +106,20 @@ pub async fn examine(
                 UnixTime::from_seconds(welcome.unix_seconds),
             ));
         }
-        checks.push(judge(bridge, rung, outcome, any));
+        checks.push(judge(bridge, rung, outcome.map(|greeted| greeted.welcome), any));
+        checks.extend(mtu);
     }
     checks
 }
 
-async fn take_leave(established: Established) -> Welcome {
+/// What a bridge and the way to it showed.
+struct Greeted {
+    welcome: Welcome,
+    path_mtu: Option<u16>,
+}
+
+/// Stays until the path's largest packet is known, where that is found out at all, and takes its leave.
+async fn look_around(established: Established) -> Greeted {
     let Established {
         tunnel,
         driver,
@@ -111,8 +130,44 @@ async fn take_leave(established: Established) -> Welcome {
         message: "a look by doctor".to_owned(),
         retry_after_millis: 0,
     };
-    tokio::join!(driver.run(), tunnel.close(goodbye));
-    welcome
+    let looking = async {
+        let known = || tunnel.path_mtu().is_none_or(|bytes| bytes >= quic::MAX_MTU_BYTES);
+        for _ in 0..MTU_LOOKS_MAX {
+            if known() {
+                break;
+            }
+            tokio::time::sleep(MTU_LOOK_AGAIN).await;
+        }
+        let path_mtu = tunnel.path_mtu();
+        tunnel.close(goodbye).await;
+        path_mtu
+    };
+    let (_, path_mtu) = tokio::join!(driver.run(), looking);
+    Greeted { welcome, path_mtu }
+}
+
+fn judge_path_mtu(bridge: &HostPort, bytes: u16) -> Check {
+    let name = format!("path MTU to {bridge}");
+    let found = format!(
+        "packets of {bytes} bytes get through (with their headers, {} or more)",
+        bytes + HEADERS_BYTES
+    );
+    if bytes >= quic::MAX_MTU_BYTES {
+        Check::ok(name, found)
+    } else if bytes > quic::MIN_MTU_BYTES {
+        Check::ok(
+            name,
+            format!("{found}; something on the way, PPPoE or a VPN, takes no larger ones"),
+        )
+    } else {
+        Check::warn(
+            name,
+            format!("{found}, and no larger ones were seen to"),
+            "QUIC works with that, and packets of UDP services that are larger go over a stream; if other connections \
+             of this box hang, a device on the way drops large packets without a word: have ICMP \"fragmentation \
+             needed\" allowed, or lower the MTU of this box's interface",
+        )
+    }
 }
 
 async fn dns(bridge: &HostPort) -> Check {
@@ -219,6 +274,14 @@ mod tests {
                 (told.verdict, told.finding.as_str()),
                 (Verdict::Warn, "10000 s away from this box's")
             );
+        }
+    }
+
+    #[test]
+    fn a_path_that_takes_the_least_alone_is_worth_a_word() {
+        for (bytes, verdict) in [(1_200, Verdict::Warn), (1_224, Verdict::Ok), (1_452, Verdict::Ok)] {
+            let told = judge_path_mtu(&bridge(), bytes);
+            assert_eq!(told.verdict, verdict, "{}", told.finding);
         }
     }
 

@@ -10,6 +10,7 @@ use crate::base::id::SessionId;
 use crate::base::limit::foreign_text;
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{HostPort, ParentUrl};
+use crate::machine::binding_time::BindingTime;
 use crate::machine::child::{ChildEvent, LinkPurpose};
 use crate::machine::join::JoinState;
 use crate::machine::ladder::{DialTarget, OVERLAP, Rung, TunnelId};
@@ -23,7 +24,7 @@ use crate::reach::dial::{Credentials, Established, Introduction};
 use crate::satellite::called::{self, DirectError, UnaskedCall};
 use crate::satellite::federation_api::FederationApi;
 use crate::satellite::serve::{self, Served};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Tunnel, TunnelSettings};
 use crate::wire::{
     DIRECT_FEATURE, Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, REPLACES_MAX, SessionClaim, reached_at,
 };
@@ -170,15 +171,18 @@ impl Driver {
 
     /// Whether the box's way to its bridges is another one than before, of which the machine is told.
     pub(super) fn look_at_ways(&mut self) -> bool {
-        self.looked_at = self.clock.now();
         let up = self
             .links
             .values()
             .filter_map(|link| Some(link.up.as_ref()?.address));
         let remembered = self.facts.good_addresses.iter().map(|(_, address)| *address);
-        let changed = self.ways.look(up.chain(remembered));
+        let changed = self.ways.look(up.chain(remembered), self.clock.now());
         if changed {
             tracing::info!("the network of this box has changed; looking at all tunnels");
+            self.binding = BindingTime::UNKNOWN;
+            for live in self.links.values().filter_map(|link| link.up.as_ref()) {
+                live.tunnel.network_changed();
+            }
             self.tell(ChildEvent::NetworkChanged);
         }
         changed
@@ -239,7 +243,11 @@ impl Driver {
             introduction: Introduction {
                 credentials,
                 features,
-                settings: self.settings.tunnel,
+                settings: TunnelSettings {
+                    // Routers remember TCP connections for minutes, and what they forget cannot be mended.
+                    binding: (dial.rung == Rung::Quic).then_some(self.binding),
+                    ..self.settings.tunnel
+                },
                 clock: self.clock.clone(),
             },
         }
@@ -333,7 +341,11 @@ impl Driver {
     fn ca_bundle(&self) -> String {
         self.machine
             .membership()
-            .map_or_else(String::new, |m| m.identity.certificate.ca_chain_pem.clone())
+            .map_or_else(String::new, |m| match &m.own_authority {
+                // What an equal is verified by.
+                Some(own) => own.certificate_pem.clone(),
+                None => m.identity.certificate.ca_chain_pem.clone(),
+            })
     }
 
     /// Its tasks end by themselves, and first say what became of what they asked.
@@ -357,6 +369,9 @@ impl Driver {
         let Some(live) = link.up else {
             return Some((link.scope, None));
         };
+        if let Some(binding) = live.tunnel.binding() {
+            self.binding = binding;
+        }
         self.lost_sessions.push((link.bridge, live.session));
         if self.lost_sessions.len() > REPLACES_MAX {
             self.lost_sessions.remove(0);

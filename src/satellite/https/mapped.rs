@@ -108,8 +108,8 @@ async fn follow(
                 listening: Some(listening),
                 error: None,
                 mappings: vec![
-                    MappingReport::of("ipv4", &views[0]),
-                    MappingReport::of("ipv6", &views[1]),
+                    MappingReport::of("ipv4", &views[0], None),
+                    MappingReport::of("ipv6", &views[1], None),
                 ],
             };
             let proven: Vec<_> = views.iter().filter_map(|view| view.endpoint).collect();

@@ -20,9 +20,11 @@ const PORT: u16 = 8081;
 const WEBSOCKET_PORT: u16 = 8082;
 const EVENT_PORT: u16 = 8083;
 
-/// Sizes of the files that are loaded down and up, by the version of HTTP at the parent's: a GiB each way, and
-/// more than all buffers of the way hold.
-const MEBIBYTES: [(&str, u32, u32); 2] = [("http2", 1024, 128), ("http1.1", 128, 1024)];
+/// The files that are loaded, with their sizes in MiB. The small one is larger than all buffers of the way.
+const FILES: [(&str, u32); 2] = [("large", 1024), ("small", 128)];
+
+/// What is loaded down and what up, by the version of HTTP at the parent's: a GiB each way.
+const LOADS: [(&str, &str, &str); 2] = [("http2", "large", "small"), ("http1.1", "small", "large")];
 
 /// What neither daemon may hold while it passes, however fast one side is: a body is not kept.
 const RESIDENT_MAX_MEBIBYTES: u64 = 256;
@@ -193,9 +195,9 @@ fn a_gibibyte_goes_down_and_up_while_events_arrive_one_by_one() {
     events.args(EVENTS);
     let mut events = site.federation.lab.spawn("events", events);
 
-    for (version, down, up) in MEBIBYTES {
-        let large = shop.files.join("large");
-        let sum = random_file(&large, down);
+    let sums = FILES.map(|(name, mebibytes)| random_file(&shop.files.join(name), mebibytes));
+    let sum_of = |file: &str| &sums[FILES.iter().position(|(name, _)| *name == file).unwrap()];
+    for (version, down, up) in LOADS {
         let curl = || {
             let mut curl = site.annas_curl();
             curl.arg(format!("--{version}"));
@@ -203,7 +205,7 @@ fn a_gibibyte_goes_down_and_up_while_events_arrive_one_by_one() {
         };
         let download = || {
             let mut curl = curl()
-                .arg(site.url("web", "large"))
+                .arg(site.url("web", down))
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
@@ -213,19 +215,18 @@ fn a_gibibyte_goes_down_and_up_while_events_arrive_one_by_one() {
             assert!(curl.wait().unwrap().success());
             Some(String::from_utf8(output.stdout).unwrap())
         };
-        let (got, _) = wait_timed(&format!("{down} MiB are down by {version}"), LONG, download);
-        assert!(got.starts_with(&sum), "{got}");
-        let sum = random_file(&large, up);
+        let (got, _) = wait_timed(&format!("the {down} file is down by {version}"), LONG, download);
+        assert!(got.starts_with(sum_of(down)), "{got}");
         let uploaded = shop.files.join("upload").join(version);
         let upload = || {
             let mut curl = curl();
-            curl.arg("--upload-file").arg(&large);
+            curl.arg("--upload-file").arg(shop.files.join(up));
             let to = site.url("web", &format!("upload/{version}"));
             assert_eq!(told(curl, "%{http_code}", &[&to]), "201");
             Some(())
         };
-        wait_timed(&format!("{up} MiB are up by {version}"), LONG, upload);
-        assert_eq!(checksum(&uploaded), sum);
+        wait_timed(&format!("the {up} file is up by {version}"), LONG, upload);
+        assert_eq!(checksum(&uploaded), *sum_of(up));
         std::fs::remove_file(uploaded).unwrap();
     }
     for process in [&site.bridge, &site.satellite] {

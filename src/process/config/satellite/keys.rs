@@ -3,10 +3,10 @@
 
 use super::{
     AbsolutePath, AnyKey, BRIDGES_MAX, CaFingerprint, CountBetween, DATA_RESIDENCY_MAX_CHARS,
-    DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HostPort, Key, Line, ListOf, LogFilter,
-    LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, NodeFilesPlace, ParentUrl, Parsed, PathBuf,
-    PlatformCa, ProxyChoice, RETENTION_DAYS, SATELLITE_MAX_ROWS, SocketAddr, TunnelTransport, YesNo,
-    services,
+    DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HOOK, HOOK_TIMEOUT, HostPort, Key, Line,
+    ListOf, LogFilter, LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, NodeFilesPlace, ParentUrl,
+    Parsed, PathBuf, PlatformCa, ProxyChoice, RETENTION_DAYS, SATELLITE_MAX_ROWS, SocketAddr,
+    TunnelTransport, YesNo, services,
 };
 
 pub(super) static KEYS: &[&dyn AnyKey] = &[
@@ -41,9 +41,12 @@ pub(super) static KEYS: &[&dyn AnyKey] = &[
     &SATELLITE_MAX_ROWS,
     &NODE_WRITE_TO,
     &NODE_PLATFORM_CA,
+    &HOOK,
+    &HOOK_TIMEOUT,
     &PORT_MAPPING,
     &LISTEN_PORT,
     &HTTPS_LISTEN,
+    &REACH_ENDPOINT,
     &ALLOW_PRIVATE,
     &METRICS_LISTEN,
     &LOG_LEVEL,
@@ -181,8 +184,8 @@ pub(super) static PAYLOAD_FILE: Key<PathBuf> = Key {
 pub(super) static TUNNEL_KEEPALIVE: Key<Duration> = Key {
     path: "tunnel.keepalive",
     form: &DurationBetween(MIN_KEEPALIVE, MAX_KEEPALIVE),
-    default: Fallback::Value("20s"),
-    doc: "Longest silence on an idle tunnel; the smaller of this and the host-bridge's wish holds. Routers forget\nidle UDP flows after 30 s and more.",
+    default: Fallback::Value("45s"),
+    doc: "Longest silence on an idle tunnel; the smaller of this and the host-bridge's wish holds. QUIC begins with 20 s\nand finds out how long the routers on the way remember it; TLS over TCP stays at 20 s.",
     discreet: false,
 };
 
@@ -222,7 +225,7 @@ pub(super) static TUNNEL_PROXY: Key<ProxyChoice> = Key {
     default: Fallback::Unset {
         example: "http://proxy.example.com:3128",
     },
-    doc: "HTTP CONNECT proxy for TLS over TCP; it resolves the host-bridge's name. Unset: what HTTPS_PROXY says in the\nenvironment. none: no proxy, whatever the environment says. NO_PROXY names hosts that are reached without it:\nnames with all below them, addresses, networks, each with or without a port.",
+    doc: "HTTP CONNECT proxy for TLS over TCP; it resolves the host-bridge's name. TCP goes to host-bridges by no other way\nthen; QUIC (UDP) is still tried unless tunnel.transport says tls. Unset: what HTTPS_PROXY says in the\nenvironment. none: no proxy, whatever the environment says. NO_PROXY names hosts that are reached without it:\nnames with all below them, addresses, networks, each with or without a port.",
     discreet: true,
 };
 
@@ -301,6 +304,16 @@ pub(super) static HTTPS_LISTEN: Key<SocketAddr> = Key {
     form: &Parsed::<SocketAddr>::new("an address and a port, such as [::]:8443"),
     default: Fallback::Unset { example: "[::]:8443" },
     doc: "Where the satellite listens for its parent's HTTPS calls, by the parent's certificate alone: for parents that\ncall the box itself. Unset: it does not, and the parent calls through its host-bridge.",
+    discreet: false,
+};
+
+pub(super) static REACH_ENDPOINT: Key<SocketAddr> = Key {
+    path: "reach.endpoint",
+    form: &Parsed::<SocketAddr>::new("address:port, as it is seen from outside"),
+    default: Fallback::Unset {
+        example: "203.0.113.7:41234",
+    },
+    doc: "What leads to `listen_port` from outside because the router's owner has set it up by hand, or because it is this\nbox's own. It is proven like any other; routers are not asked for a port of its family.",
     discreet: false,
 };
 
