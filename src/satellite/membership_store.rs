@@ -29,10 +29,8 @@ pub use examination::{CopyStanding, Examination};
 
 /// The store file in the state directory.
 pub const STORE_FILE: &str = "satellite.redb";
-
 /// The second copy in the state directory.
 pub const COPY_FILE: &str = "membership.copy";
-
 /// Schema of the store file.
 pub static SCHEMA: Schema = Schema {
     name: "powernode-satellite",
@@ -48,7 +46,6 @@ const MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("mappings_v4");
 const MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("mappings_v6");
 const HTTPS_MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("https_mappings_v4");
 const HTTPS_MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("https_mappings_v6");
-
 /// Which addresses a mapping is for, and what it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MappingFamily {
