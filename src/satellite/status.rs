@@ -129,7 +129,7 @@ pub struct ReachReport {
 pub struct MappingReport {
     /// `ipv4` or `ipv6`.
     pub family: String,
-    /// `PCP`, `NAT-PMP`, `UPnP`, or `none needed` for a public address of the box's own.
+    /// `PCP`, `NAT-PMP`, `UPnP`, `none needed` for a public address of the box's own, or `configured`.
     pub protocol: Option<String>,
     /// The router that gave it.
     pub gateway: Option<std::net::IpAddr>,
