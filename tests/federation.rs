@@ -368,3 +368,47 @@ fn a_rotated_authority_is_followed_by_the_word_of_the_one_before() {
     assert_eq!(ca["fingerprint"], rotated["fingerprint"]);
     drop(running);
 }
+
+#[test]
+fn equals_certify_themselves_and_give_no_operator_grant() {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    let invited = bridge.json(&["invite", "--name", "equal", "--mode", "autonomous-peer"]);
+    let code = invited["join_code"].as_str().unwrap().to_owned();
+    assert!(code.starts_with("pnjoin2"), "{code}");
+    succeed(&satellite.join(&code));
+    let running = satellite.run();
+    bridge.wait_status("equal", "active");
+    let status = wait_for("connected", || {
+        let status = satellite.status();
+        (status["link"]["state"] == "connected").then_some(status)
+    });
+    assert_eq!(status["peer"]["spawn_mode"], "autonomous_peer");
+    assert_eq!(status["certificate"]["self_issued"], true);
+    assert_eq!(status["grants"]["active"], 0);
+
+    // Its own authority is what the bridge knows it by, also after either side was killed.
+    let bundle = "/api/v1/system/federation_api/trust_bundle";
+    let served: Value =
+        serde_json::from_str(&succeed(&bridge.output(&["request", "equal", bundle]))).unwrap();
+    assert!(
+        served["data"]["ca_bundle_pem"]
+            .as_str()
+            .unwrap()
+            .contains("BEGIN CERTIFICATE")
+    );
+    daemon.kill();
+    running.kill();
+    let _daemon = bridge.run();
+    let running = satellite.run();
+    bridge.wait_status("equal", "active");
+    wait_for("connected again", || {
+        (satellite.status()["link"]["state"] == "connected").then_some(())
+    });
+    succeed(&bridge.output(&["peers", "suspend", "equal", "--reason", "a look"]));
+    wait_for("its tunnel is closed", || {
+        (satellite.status()["link"]["state"] != "connected").then_some(())
+    });
+    drop(running);
+}

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER, HEXUPPER};
 use powernode_satellite::contract::ACCEPT_PATH;
 use powernode_satellite::contract::join_code::JoinCode;
+use powernode_satellite::contract::peer::SpawnMode;
 use powernode_satellite::contract::token::AcceptanceToken;
 use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::machine::membership::StoredInvitation;
@@ -109,6 +110,7 @@ async fn no_secret_of_a_satellites_life_is_in_its_log() {
         token: AcceptanceToken::parse(SECOND_TOKEN.to_owned()).unwrap(),
         ca: parent.fingerprint,
         minted_at: NOW,
+        spawn_mode: SpawnMode::ManagedChild,
     };
     let text = code.encode().as_str().to_owned();
     let joined = StoredInvitation::new(

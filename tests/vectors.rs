@@ -363,7 +363,9 @@ fn accept_request_is_written_as_the_contract_has_it() {
         extension_slugs: &[],
         capabilities: &json!({ "disclosure": disclosure }),
         endpoints: &endpoints,
-        csr_pem: expected["csr_pem"].as_str().unwrap(),
+        csr_pem: expected["csr_pem"].as_str(),
+        peer_ca_bundle_pem: None,
+        caller_inbound_subject: None,
     })
     .unwrap();
     assert_eq!(written, expected);

@@ -14,12 +14,14 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::base::id::PublicKeyDigest;
-use crate::base::limit::foreign_text;
+use crate::base::limit::{error_chain, foreign_text};
 use crate::base::time::UnixTime;
 use crate::contract::CONTRACT_VERSION;
 use crate::contract::message::Endpoint;
-use crate::contract::peer::{PeerEvent, PeerKind, PeerStatus, TransitionDenied};
+use crate::contract::peer::{PeerEvent, PeerKind, PeerStatus, SpawnMode, TransitionDenied};
 use crate::contract::token::TokenDigest;
+use crate::identity::anchors::Anchors;
+use crate::identity::succession::AUTHORITIES_MAX;
 
 /// An accept as it was asked, checked as far as that goes without the registry.
 #[derive(Debug, Clone)]
@@ -34,6 +36,18 @@ pub struct AcceptCall {
     pub endpoints: Vec<Endpoint>,
     /// What is to be signed. The published agent sends none.
     pub csr_pem: Option<String>,
+    /// By what the child certifies itself, where it sends nothing to be signed: where both come, the CSR
+    /// wins (contract section 11).
+    pub own_authority: Option<OfferedAuthority>,
+}
+
+/// The child's half of symmetric trust (contract section 3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfferedAuthority {
+    /// Its authorities.
+    pub anchors: Anchors,
+    /// The common name with which this side is to show itself to the child.
+    pub caller_subject: Option<String>,
 }
 
 /// Why an accept is refused. None of these consumes the token.
@@ -54,11 +68,16 @@ pub enum AcceptRefusal {
     /// The token is good, the peer's status is not.
     #[error("accept transition failed: {0}")]
     TransitionDenied(TransitionDenied),
-    /// A bundle without a request: trust between equals needs a whole platform.
+    /// A bundle that holds no authorities.
     #[error(
-        "peer_ca_bundle_pem is not taken by this host-bridge; send csr_pem, and the certificate is issued here. The token was not consumed"
+        "peer_ca_bundle_pem cannot be used: {0}. The token was not consumed; correct the bundle and send it again"
     )]
-    SymmetricTrust,
+    Bundle(String),
+    /// A bundle of a child that is no equal.
+    #[error(
+        "peer_ca_bundle_pem is taken from an autonomous_peer or out_of_band alone, and this peer is a {0}; send csr_pem, and the certificate is issued here. The token was not consumed"
+    )]
+    SymmetricTrust(SpawnMode),
     /// The request cannot be signed.
     #[error(
         "csr_pem cannot be signed: {0}. The token was not consumed; correct the request and send it again"
@@ -75,7 +94,8 @@ impl AcceptRefusal {
             Self::TokenRequired
             | Self::UnsupportedVersion(_)
             | Self::TransitionDenied(_)
-            | Self::SymmetricTrust
+            | Self::Bundle(_)
+            | Self::SymmetricTrust(_)
             | Self::Csr(_) => 422,
         }
     }
@@ -134,6 +154,8 @@ struct AcceptBody {
     csr_pem: Option<String>,
     #[serde(default)]
     peer_ca_bundle_pem: Option<String>,
+    #[serde(default)]
+    caller_inbound_subject: Option<String>,
 }
 
 impl AcceptCall {
@@ -151,16 +173,32 @@ impl AcceptCall {
         }
         let present = |text: Option<String>| text.filter(|text| !text.trim().is_empty());
         let csr_pem = present(body.csr_pem);
-        if csr_pem.is_none() && present(body.peer_ca_bundle_pem).is_some() {
-            return Err(AcceptRefusal::SymmetricTrust);
-        }
+        let own_authority = match present(body.peer_ca_bundle_pem) {
+            Some(bundle) if csr_pem.is_none() => Some(OfferedAuthority {
+                anchors: read_bundle(&bundle)?,
+                caller_subject: present(body.caller_inbound_subject).map(|subject| foreign_text(&subject)),
+            }),
+            _ => None,
+        };
         Ok(Self {
             token: TokenDigest::of(token.trim().as_bytes()),
             extension_slugs: body.extension_slugs.unwrap_or_default(),
             capabilities: body.capabilities.unwrap_or_default(),
             endpoints: body.endpoints.unwrap_or_default(),
             csr_pem,
+            own_authority,
         })
+    }
+}
+
+/// The authorities of a bundle, few as those of one peer are.
+fn read_bundle(pem: &str) -> Result<Anchors, AcceptRefusal> {
+    let anchors = Anchors::from_pem(pem).map_err(|error| AcceptRefusal::Bundle(error_chain(&error)))?;
+    match anchors.certificates().len() {
+        0..=AUTHORITIES_MAX => Ok(anchors),
+        more => Err(AcceptRefusal::Bundle(format!(
+            "it holds {more} authorities where at most {AUTHORITIES_MAX} are kept"
+        ))),
     }
 }
 
@@ -313,12 +351,16 @@ mod tests {
     }
 
     #[test]
-    fn a_csr_wins_over_a_bundle_and_a_bundle_alone_is_refused() {
+    fn a_csr_wins_over_a_bundle_and_a_bundle_must_be_one() {
         let both =
             json!({"acceptance_token":"x","contract_version":1,"csr_pem":"c","peer_ca_bundle_pem":"b"});
-        assert_eq!(read(&both).unwrap().csr_pem.as_deref(), Some("c"));
+        let read_both = read(&both).unwrap();
+        assert_eq!(read_both.csr_pem.as_deref(), Some("c"));
+        assert_eq!(read_both.own_authority, None);
         let bundle = json!({"acceptance_token":"x","contract_version":1,"peer_ca_bundle_pem":"b"});
-        assert_eq!(read(&bundle).unwrap_err(), AcceptRefusal::SymmetricTrust);
+        let refused = read(&bundle).unwrap_err();
+        assert!(matches!(refused, AcceptRefusal::Bundle(_)), "{refused}");
+        assert_eq!(refused.http_status(), 422);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use super::settings::BridgeSettings;
 use super::upkeep::{Upkeep, blocking, keep, ticks};
 use crate::audit::retention::Retention;
 use crate::identity::anchors::Anchors;
-use crate::identity::tls::{ClientAuth, TimeSource, TlsConfigError, server_config};
+use crate::identity::tls::{ClientAuth, OwnAnchors, TimeSource, TlsConfigError, server_config};
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::Clock;
 use crate::process::observation::{self, Observed};
@@ -201,9 +201,10 @@ impl Running {
         let (renew_expired_for, grace) = watch::channel(settings.config.renew_expired_for);
         let tls = |alpn: &[&[u8]], trust: watch::Receiver<Arc<Anchors>>| {
             let clients = match &books {
-                Books::Own(_) => ClientAuth::OptionalOrExpired {
+                Books::Own(registry) => ClientAuth::OptionalOrExpired {
                     anchors: trust,
                     grace: grace.clone(),
+                    own: Arc::clone(registry.peer_anchors()) as Arc<dyn OwnAnchors>,
                 },
                 // A platform renews no certificate that has ended.
                 Books::Platform { .. } => ClientAuth::Optional(trust),
@@ -354,9 +355,15 @@ impl Running {
 
     /// Who answers satellites.
     fn parent(&self, work: &TaskScope) -> Parent {
+        let equals = match &self.books {
+            Books::Own(registry) => Arc::clone(registry.peer_anchors()),
+            // Whose certificates count beside a platform, its files say.
+            Books::Platform { .. } => Arc::default(),
+        };
         let dial_back = DialBack::new(
             self.material.identity(),
             self.material.satellites(),
+            equals,
             self.clock.clone(),
             QuicSettings {
                 max_streams: self.settings.borrow().config.limits.streams_per_session,
@@ -450,6 +457,7 @@ impl Running {
         };
         intake.spawn_until_cancelled("sweep", upkeep.clone().sweep_for_ever());
         intake.spawn_until_cancelled("files", upkeep.clone().read_files_for_ever());
+        intake.spawn_until_cancelled("equals", upkeep.clone().follow_equals_for_ever());
         intake.spawn_until_cancelled("upkeep", upkeep.for_ever());
         if let Some(period) = service.watchdog_period() {
             let service = service.clone();

@@ -437,7 +437,7 @@ impl FederationApi {
         if !peer.status.heartbeat_allowed() {
             return Err(unreachable_peer());
         }
-        if !is_enrolled(&peer, certificate.key) {
+        if !self.registry.is_enrolled(&peer, certificate.key) {
             return Err(Reply::unauthorized(&format!(
                 "Client certificate not issued by this peer's CA (expected anchor {}; the certificate's key is none that this peer has enrolled)",
                 self.registry.authority().fingerprint()
@@ -516,7 +516,7 @@ impl FederationApi {
                 Reply::data(&certificate)
             }
             Err(RefreshError::UnknownPeer) => unreachable_peer(),
-            Err(error @ RefreshError::Csr(_)) => {
+            Err(error @ (RefreshError::Csr(_) | RefreshError::CertifiesItself)) => {
                 Reply::failure(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())
             }
             Err(RefreshError::Store(error)) => stored_badly("a renewal", &error),

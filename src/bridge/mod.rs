@@ -22,6 +22,8 @@ mod metrics;
 pub mod operator_api;
 pub mod parent;
 pub mod parent_calls;
+pub mod peer_anchors;
+pub mod peer_trust;
 pub mod peer_view;
 pub mod permission;
 mod plain_path;

@@ -10,9 +10,7 @@ use tracing::error;
 
 use super::dial_back::Reached;
 use super::direct::Redial;
-use super::federation_api::{
-    Caller, CallerCertificate, FederationApi, RedialFailed, is_enrolled, may_connect,
-};
+use super::federation_api::{Caller, CallerCertificate, FederationApi, RedialFailed, may_connect};
 use super::held_grants;
 use super::metrics::RequestCounts;
 use super::platform::PlatformParent;
@@ -91,6 +89,7 @@ impl Parent {
             }
             Self::Own { registry, .. } => Arc::clone(registry),
         };
+        let own = Arc::clone(&registry);
         let row = tokio::task::spawn_blocking(move || registry.peer_by_id(peer)).await;
         let Ok(Ok(row)) = row else {
             error!(%peer, "the registry could not be read; a peer had to be turned away");
@@ -105,7 +104,7 @@ impl Parent {
                 };
                 Some((reason, format!("the peer is {}", row.status)))
             }
-            Some(row) if !is_enrolled(&row, certificate.key) => {
+            Some(row) if !own.is_enrolled(&row, certificate.key) => {
                 let why = "another key has taken this peer's place; join again";
                 Some((GoodbyeReason::Superseded, why.to_owned()))
             }

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use super::links::Links;
 use super::material::Material;
+use super::peer_trust::follow_equals;
 use super::registry::{Books, Registry, RetireError, Retirement};
 use super::settings::BridgeSettings;
 use crate::base::limit::error_chain;
@@ -87,6 +88,18 @@ impl Upkeep {
                 error!(error, "{STILL_SHOWN}");
             }
             told = failed;
+        }
+    }
+
+    /// Follows for ever the trust bundles of peers that certify themselves.
+    pub(super) async fn follow_equals_for_ever(self) {
+        let Books::Own(registry) = &self.books else {
+            return;
+        };
+        let mut hourly = ticks(UPKEEP_INTERVAL);
+        loop {
+            hourly.tick().await;
+            follow_equals(registry, &self.links, &self.clock).await;
         }
     }
 

@@ -4,7 +4,6 @@
 
 use std::fmt;
 
-use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -14,13 +13,18 @@ use super::invitation::{
     BRIDGES_MAX, CaFingerprint, ContractVersion, HostPort, InvalidHostPort, InvalidParentUrl, Invitation,
     ParentTrust, ParentUrl,
 };
-use super::peer::SpawnMode;
+use super::peer::{SpawnMode, UnknownName};
 use super::token::{AcceptanceToken, TOKEN_ENTROPY_BYTES};
+use crate::base::radix::{BASE32_NOPAD, BASE64URL_NOPAD};
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 
-/// What every join code of this version begins with.
+/// What the join code of a managed child begins with.
 pub const JOIN_CODE_PREFIX: &str = "pnjoin1";
+
+/// What a join code begins with that names another spawn mode: a program that does not know of it would make
+/// its box a managed child.
+const MODE_PREFIX: &str = "pnjoin2";
 
 /// What every join code begins with, whatever its version.
 const ANY_PREFIX: &str = "pnjoin";
@@ -45,6 +49,8 @@ pub struct JoinCode {
     /// When the code was made, by the parent's clock: a box without a clock of its own learns from
     /// it that it is not 1970.
     pub minted_at: UnixTime,
+    /// How the parent means to treat the child.
+    pub spawn_mode: SpawnMode,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -76,6 +82,9 @@ pub enum InvalidJoinCode {
     /// Whole, but its content is not usable.
     #[error("the join code arrived whole but names a bridge address that cannot be used")]
     Bridge(#[from] InvalidHostPort),
+    /// Whole, but its content is not usable.
+    #[error("the join code arrived whole but names a spawn mode that this program does not know; update it")]
+    SpawnMode(#[from] UnknownName),
 }
 
 impl JoinCode {
@@ -102,12 +111,19 @@ impl JoinCode {
             minted_at: self.minted_at.as_seconds(),
         };
         let mut bytes = Zeroizing::new(postcard::to_allocvec(&content).unwrap_or_default());
+        let prefix = match self.spawn_mode {
+            SpawnMode::ManagedChild => JOIN_CODE_PREFIX,
+            other => {
+                bytes.extend(postcard::to_allocvec(other.as_str()).unwrap_or_default());
+                MODE_PREFIX
+            }
+        };
         content.token.zeroize();
         token.zeroize();
         let checksum = checksum(&bytes);
         bytes.extend_from_slice(&checksum);
         let encoded = Zeroizing::new(BASE32_NOPAD.encode(&bytes));
-        Zeroizing::new(format!("{JOIN_CODE_PREFIX}{}", encoded.to_ascii_lowercase()))
+        Zeroizing::new(format!("{prefix}{}", encoded.to_ascii_lowercase()))
     }
 
     /// Reads a code as a person pasted it: white space anywhere and any letter case. The given
@@ -121,10 +137,11 @@ impl JoinCode {
                 .take(CODE_MAX_CHARS + 1)
                 .collect(),
         );
-        let Some(body) = compact.strip_prefix(JOIN_CODE_PREFIX) else {
+        let managed = compact.strip_prefix(JOIN_CODE_PREFIX);
+        let Some(body) = managed.or_else(|| compact.strip_prefix(MODE_PREFIX)) else {
             let newer = compact
                 .strip_prefix(ANY_PREFIX)
-                .is_some_and(|rest| rest.starts_with(|c: char| ('2'..='9').contains(&c)));
+                .is_some_and(|rest| rest.starts_with(|c: char| ('3'..='9').contains(&c)));
             return Err(if newer {
                 InvalidJoinCode::NewerVersion
             } else {
@@ -151,10 +168,14 @@ impl JoinCode {
         if checksum(content) != sum {
             return Err(InvalidJoinCode::Mangled("its checksum does not match"));
         }
-        let mut content: Content = postcard::from_bytes(content)
-            .map_err(|_| InvalidJoinCode::Mangled("its checksum matches but its content does not"))?;
+        let unusable = |_| InvalidJoinCode::Mangled("its checksum matches but its content does not");
+        let (mut content, rest) = postcard::take_from_bytes::<Content>(content).map_err(unusable)?;
         let token = AcceptanceToken::from_secret(Secret::from_text(BASE64URL_NOPAD.encode(&content.token)));
         content.token.zeroize();
+        let spawn_mode = match managed {
+            Some(_) => SpawnMode::ManagedChild,
+            None => postcard::from_bytes::<&str>(rest).map_err(unusable)?.parse()?,
+        };
         let bridges = content
             .bridges
             .iter()
@@ -167,6 +188,7 @@ impl JoinCode {
             token,
             ca: CaFingerprint::from_bytes(content.ca_sha256),
             minted_at: UnixTime::from_seconds(content.minted_at),
+            spawn_mode,
         })
     }
 
@@ -177,7 +199,7 @@ impl JoinCode {
             bridges: self.bridges,
             token: self.token,
             trust: ParentTrust::Pinned(self.ca),
-            spawn_mode: SpawnMode::ManagedChild,
+            spawn_mode: self.spawn_mode,
             parent_peer_id: None,
             contract_version: ContractVersion::CURRENT,
             minted_at: Some(self.minted_at),
@@ -216,6 +238,26 @@ mod tests {
             token: AcceptanceToken::mint(&Zeroizing::new([7; 32])),
             ca: CaFingerprint::from_bytes([9; 32]),
             minted_at: UnixTime::from_seconds(1_800_000_000),
+            spawn_mode: SpawnMode::ManagedChild,
+        }
+    }
+
+    #[test]
+    fn every_mode_arrives_and_a_managed_childs_code_is_what_it_always_was() {
+        for &spawn_mode in SpawnMode::ALL {
+            let text = JoinCode { spawn_mode, ..code() }.encode();
+            let managed = spawn_mode == SpawnMode::ManagedChild;
+            assert_eq!(text.starts_with(JOIN_CODE_PREFIX), managed, "{spawn_mode}");
+            let read = JoinCode::parse(text.to_string()).unwrap();
+            assert_eq!(read.spawn_mode, spawn_mode);
+            assert_eq!(read.into_invitation().spawn_mode, spawn_mode);
+            // Under the other prefix it is not a code that says something else.
+            let digit = if managed { "2" } else { "1" };
+            let other = format!("pnjoin{digit}{}", &text[JOIN_CODE_PREFIX.len()..]);
+            match JoinCode::parse(other) {
+                Ok(read) => assert_eq!(read.spawn_mode, SpawnMode::ManagedChild),
+                Err(error) => assert!(matches!(error, InvalidJoinCode::Mangled(_)), "{error}"),
+            }
         }
     }
 
@@ -249,7 +291,7 @@ mod tests {
             InvalidJoinCode::NotAJoinCode
         );
         assert_eq!(
-            JoinCode::parse("pnjoin2abc".into()).unwrap_err(),
+            JoinCode::parse("pnjoin3abc".into()).unwrap_err(),
             InvalidJoinCode::NewerVersion
         );
         assert!(matches!(

@@ -64,8 +64,15 @@ pub struct AcceptRequest<'a> {
     pub capabilities: &'a Value,
     /// Where this side can be reached.
     pub endpoints: &'a [Endpoint],
-    /// PKCS#10.
-    pub csr_pem: &'a str,
+    /// PKCS#10, for the parent to sign.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub csr_pem: Option<&'a str>,
+    /// The box's own authority, where it is an equal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_ca_bundle_pem: Option<&'a str>,
+    /// The common name with which the parent is to show itself to an equal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caller_inbound_subject: Option<&'a str>,
 }
 
 /// The certificate of an accept or a refresh (contract section 3).

@@ -118,6 +118,13 @@ contract_names!(
     }
 );
 
+impl SpawnMode {
+    /// Whether the two sides are equals, each of which certifies itself (contract section 3, symmetric trust).
+    pub const fn between_equals(self) -> bool {
+        matches!(self, Self::AutonomousPeer | Self::OutOfBand)
+    }
+}
+
 /// Something that may move a peering from one status to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PeerEvent {

@@ -23,6 +23,10 @@ pub(super) mod tag {
     pub(crate) const fn context(number: u8) -> u8 {
         0xa0 | number
     }
+    /// `[n]` in place of a primitive element's own tag.
+    pub(crate) const fn implicit(number: u8) -> u8 {
+        0x80 | number
+    }
 }
 
 /// Bytes that are not the DER which is due there.
@@ -192,6 +196,24 @@ pub(super) fn write(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
         element.extend_from_slice(part);
     }
     element
+}
+
+/// A time as certificates have it (RFC 5280, section 4.1.2.5): `UTCTime` through 2049, then `GeneralizedTime`.
+pub(super) fn write_time(seconds: i64) -> Result<Vec<u8>, NotDer> {
+    let at = time::UtcDateTime::from_unix_timestamp(seconds).map_err(|_| NotDer)?;
+    let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
+    let rest = format!(
+        "{month:02}{day:02}{:02}{:02}{:02}Z",
+        at.hour(),
+        at.minute(),
+        at.second()
+    );
+    let (tag, year) = match year {
+        1950..=2049 => (tag::UTC_TIME, format!("{:02}", year % 100)),
+        0..=9999 => (tag::GENERALIZED_TIME, format!("{year:04}")),
+        _ => return Err(NotDer),
+    };
+    Ok(write(tag, &[year.as_bytes(), rest.as_bytes()]))
 }
 
 #[cfg(test)]

@@ -109,33 +109,51 @@ impl PrivateKey {
     /// A PKCS#10 request for `common_name` as PEM: a function of the key and the name, so a
     /// retry sends the same bytes.
     pub fn csr_pem(&self, common_name: &str) -> Result<String, CsrError> {
-        if common_name.is_empty() || common_name.chars().nth(COMMON_NAME_MAX_CHARS).is_some() {
-            return Err(CsrError::CommonName {
-                name: common_name.chars().take(COMMON_NAME_MAX_CHARS).collect(),
-            });
-        }
         // RFC 2986: version 0, the name, the key, no attributes; then how it is signed, and the signature.
-        let name = der::write(tag::UTF8_STRING, &[common_name.as_bytes()]);
-        let kind = der::write(tag::OBJECT_IDENTIFIER, &[COMMON_NAME]);
-        let attribute = der::write(tag::SEQUENCE, &[&kind, &name]);
-        let subject = der::write(tag::SEQUENCE, &[&der::write(tag::SET, &[&attribute])]);
+        let subject = self::common_name(common_name)?;
         let version = der::write(tag::INTEGER, &[&[0]]);
         let attributes = der::write(tag::context(0), &[]);
         let info = der::write(
             tag::SEQUENCE,
             &[&version, &subject, &self.public_key_info(), &attributes],
         );
-        let signature = self.pair.try_sign(&info).map_err(|_| CsrError::Sign)?;
-        let signature = der::write(tag::BIT_STRING, &[&[0], signature.as_ref()]);
+        let signature = self.sign(&info)?;
+        let signature = der::write(tag::BIT_STRING, &[&[0], &signature]);
         let request = der::write(tag::SEQUENCE, &[&info, &ED25519_ALGORITHM, &signature]);
         Ok(pem_section("CERTIFICATE REQUEST", &request))
     }
 
+    /// `AlgorithmIdentifier` of the key and of its signatures.
+    pub(super) const ALGORITHM: &'static [u8] = &ED25519_ALGORITHM;
+
     /// The public key as certificates and requests hold it.
-    fn public_key_info(&self) -> Vec<u8> {
-        let key = der::write(tag::BIT_STRING, &[&[0], self.pair.public_key().as_ref()]);
+    pub(super) fn public_key_info(&self) -> Vec<u8> {
+        let key = der::write(tag::BIT_STRING, &[&[0], self.public_key_bytes()]);
         der::write(tag::SEQUENCE, &[&ED25519_ALGORITHM, &key])
     }
+
+    /// The public key itself.
+    pub(super) fn public_key_bytes(&self) -> &[u8] {
+        self.pair.public_key().as_ref()
+    }
+
+    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, CsrError> {
+        let signature = self.pair.try_sign(message).map_err(|_| CsrError::Sign)?;
+        Ok(signature.as_ref().to_vec())
+    }
+}
+
+/// A name of one common name, as certificates and requests hold it.
+pub(super) fn common_name(text: &str) -> Result<Vec<u8>, CsrError> {
+    if text.is_empty() || text.chars().nth(COMMON_NAME_MAX_CHARS).is_some() {
+        return Err(CsrError::CommonName {
+            name: text.chars().take(COMMON_NAME_MAX_CHARS).collect(),
+        });
+    }
+    let name = der::write(tag::UTF8_STRING, &[text.as_bytes()]);
+    let kind = der::write(tag::OBJECT_IDENTIFIER, &[COMMON_NAME]);
+    let attribute = der::write(tag::SEQUENCE, &[&kind, &name]);
+    Ok(der::write(tag::SEQUENCE, &[&der::write(tag::SET, &[&attribute])]))
 }
 
 /// Whether the Ed25519 key of a certificate has signed the message. Algorithm, key and signature (a bit string's
@@ -221,7 +239,7 @@ mod tests {
     #[test]
     fn a_seed_makes_the_key_that_the_standard_says() {
         // RFC 8032, section 7.1, test 1.
-        let hex = |text: &str| data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap();
+        let hex = |text: &str| crate::base::radix::HEXLOWER.decode(text.as_bytes()).unwrap();
         let seed = hex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60");
         let key = PrivateKey::from_seed(&Zeroizing::new(seed.try_into().unwrap())).unwrap();
         let public = hex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");

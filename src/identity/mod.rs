@@ -7,6 +7,7 @@ mod der;
 pub mod issued;
 pub mod key;
 pub mod operator_files;
+pub mod own_authority;
 pub mod reversed;
 pub mod succession;
 pub mod tls;

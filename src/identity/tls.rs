@@ -123,9 +123,19 @@ pub enum ClientAuth {
         anchors: watch::Receiver<Arc<Anchors>>,
         /// For how long after its end; zero for never.
         grace: watch::Receiver<Duration>,
+        /// Whose are taken in their place from those who certify themselves, who get no grace: they need
+        /// nobody for their renewal.
+        own: Arc<dyn OwnAnchors>,
     },
     /// Never asks.
     None,
+}
+
+/// Knows who certifies themselves.
+pub trait OwnAnchors: Send + Sync + fmt::Debug {
+    /// The authorities that count for certificates of this name, and no others; `None` where the
+    /// listener's own do.
+    fn of(&self, certificate: &CertificateDer<'_>) -> Option<Arc<Anchors>>;
 }
 
 /// Why no configuration could be made.
@@ -174,17 +184,17 @@ pub fn server_config(
     let builder = ServerConfig::builder_with_details(provider(), Arc::new(CertificateTime(time)))
         .with_protocol_versions(&[&version::TLS13])
         .map_err(TlsConfigError::Library)?;
-    let verified = |anchors, grace| {
+    let verified = |anchors, lenience| {
         Arc::new(PeerVerifier {
             anchors,
-            grace,
+            lenience,
             provider: provider(),
         })
     };
     let builder = match client_auth {
         ClientAuth::Optional(anchors) => builder.with_client_cert_verifier(verified(anchors, None)),
-        ClientAuth::OptionalOrExpired { anchors, grace } => {
-            builder.with_client_cert_verifier(verified(anchors, Some(grace)))
+        ClientAuth::OptionalOrExpired { anchors, grace, own } => {
+            builder.with_client_cert_verifier(verified(anchors, Some(Lenience { grace, own })))
         }
         ClientAuth::None => builder.with_no_client_auth(),
     };
@@ -365,9 +375,16 @@ impl ServerVerifier {
 #[derive(Debug)]
 struct PeerVerifier {
     anchors: watch::Receiver<Arc<Anchors>>,
-    /// How long after its end a certificate is let through; never, where there is none.
-    grace: Option<watch::Receiver<Duration>>,
+    /// What else is let through than valid certificates of the anchors.
+    lenience: Option<Lenience>,
     provider: Arc<CryptoProvider>,
+}
+
+/// See [`ClientAuth::OptionalOrExpired`].
+#[derive(Debug)]
+struct Lenience {
+    grace: watch::Receiver<Duration>,
+    own: Arc<dyn OwnAnchors>,
 }
 
 impl PeerVerifier {
@@ -388,7 +405,7 @@ impl PeerVerifier {
                 CertificateError::Expired | CertificateError::ExpiredContext { .. }
             )
         );
-        let grace = *self.grace.as_ref().filter(|_| expired)?.borrow();
+        let grace = *self.lenience.as_ref().filter(|_| expired)?.grace.borrow();
         let ended = to_pki(CertificateFacts::of_der(end_entity).ok()?.not_after)?;
         let age = now.as_secs().checked_sub(ended.as_secs())?;
         (age <= grace.as_secs()).then_some(ended)
@@ -445,6 +462,13 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: pki_types::UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
+        if let Some(own) = self
+            .lenience
+            .as_ref()
+            .and_then(|lenience| lenience.own.of(end_entity))
+        {
+            return verify_client_certificate(end_entity, intermediates, own.roots(), &self.provider, now);
+        }
         let roots = self.anchors.borrow().roots();
         let verify =
             |at| verify_client_certificate(end_entity, intermediates, Arc::clone(&roots), &self.provider, at);

@@ -14,7 +14,8 @@ pub use state::{Farewell, JoinState};
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::membership::{
-    AcceptedAnswer, Delivered, JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
+    AcceptedAnswer, Delivered, JoinRefusal, KeyMaterial, Membership, Parent, StoredIdentity,
+    StoredInvitation, issued_by_itself,
 };
 use super::node_identity::NodeStanding;
 use super::past::{FormerPeer, RejoinRefused, with_former};
@@ -337,10 +338,16 @@ impl JoinMachine {
         let trust = response.trust();
         let delivery = response.delivery;
         let warnings = shown_warnings(response.warnings.iter().chain(&delivery.unusable));
-        // An exchange of CAs was not asked for: without a certificate this side cannot show itself.
-        let Some(AcceptedTrust::Hierarchical(certificate)) = trust else {
-            self.refuse(JoinRefusal::NoCertificate { warnings }, wall);
-            return;
+        let certificate = match trust {
+            Some(AcceptedTrust::Hierarchical(certificate)) => certificate,
+            Some(AcceptedTrust::Symmetric(exchange)) if invitation.own_authority.is_some() => {
+                issued_by_itself(exchange.ca_bundle_pem, wall)
+            }
+            // An exchange of CAs that was not asked for: without a certificate this side cannot show itself.
+            Some(AcceptedTrust::Symmetric(_)) | None => {
+                self.refuse(JoinRefusal::NoCertificate { warnings }, wall);
+                return;
+            }
         };
         let answer = AcceptedAnswer {
             peer_id: response.peer_id,
@@ -425,6 +432,7 @@ impl JoinMachine {
             status: answer.status,
             node,
             delivered: answer.delivered.clone(),
+            own_authority: answer.own_authority_of(invitation),
             former,
             rejoin_refused: None,
         };

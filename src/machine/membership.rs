@@ -79,8 +79,20 @@ pub struct StoredInvitation {
     pub contract_version: ContractVersion,
     /// The parent's time when it invited, where the invitation told it.
     pub minted_at: Option<UnixTime>,
+    /// By what this box certifies itself, among equals.
+    pub own_authority: Option<KeptAuthority>,
     /// What this box was before.
     pub past: Past,
+}
+
+/// The box's own certificate authority.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeptAuthority {
+    /// PKCS#8 DER.
+    #[serde(with = "secret::stored")]
+    pub pkcs8: Secret,
+    /// Its certificate.
+    pub certificate_pem: String,
 }
 
 impl StoredInvitation {
@@ -99,6 +111,7 @@ impl StoredInvitation {
             parent_peer_id: invitation.parent_peer_id,
             contract_version: invitation.contract_version,
             minted_at: invitation.minted_at,
+            own_authority: None,
             past: Past::default(),
         }
     }
@@ -145,6 +158,29 @@ pub struct AcceptedAnswer {
     pub node: Option<NodeStanding>,
     /// What else came beside the certificate.
     pub delivered: Delivered,
+}
+
+impl AcceptedAnswer {
+    /// Whether the parent has left the certificate to this box.
+    pub const fn certifies_itself(&self) -> bool {
+        self.certificate.cert_pem.is_empty() && self.delivered.trust_exchange.is_some()
+    }
+
+    /// By what it does, then.
+    pub(super) fn own_authority_of(&self, invitation: &StoredInvitation) -> Option<KeptAuthority> {
+        let own = invitation.own_authority.as_ref();
+        own.filter(|_| self.certifies_itself()).cloned()
+    }
+}
+
+/// In place of the certificate that an equal issues for itself when the answer is checked.
+pub(super) const fn issued_by_itself(ca_bundle_pem: String, wall: UnixTime) -> FederationCertificate {
+    FederationCertificate {
+        cert_pem: String::new(),
+        ca_chain_pem: ca_bundle_pem,
+        serial: String::new(),
+        not_after: wall,
+    }
 }
 
 /// What an accept's answer held beyond the certificate, for whatever needs it later.
@@ -206,6 +242,8 @@ pub struct Membership {
     pub node: Option<NodeStanding>,
     /// What else came with the accept beside the certificate.
     pub delivered: Delivered,
+    /// By what this box certifies itself, where the parent does not.
+    pub own_authority: Option<KeptAuthority>,
     /// Which peers this box was before, the latest first.
     pub former: Vec<FormerPeer>,
     /// The last rejoin, where the parent did not grant it.
@@ -222,6 +260,12 @@ pub struct FollowedAnchors {
 }
 
 impl Membership {
+    /// What the accept delivered for the cluster, as one JSON object; `None` for what is no member of one.
+    pub fn cluster_delivery(&self) -> Option<&Secret> {
+        let member = self.spawn_mode == SpawnMode::ClusterMember;
+        Some(&self.delivered.rest).filter(|rest| member && !rest.is_empty())
+    }
+
     /// Trusts these authorities from now on. A pin of one that is not among them moves to the latest, for the
     /// next join of this box.
     pub fn follow(&mut self, followed: &FollowedAnchors) {

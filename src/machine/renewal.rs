@@ -161,6 +161,8 @@ pub struct RenewalMachine {
     waits_for_link: bool,
     /// The parent waits for the renewal, whatever this box's clock says.
     demanded: bool,
+    /// The box certifies itself: no tunnel is needed.
+    unaided: bool,
     wake: Option<Moment>,
     backoff: Backoff,
     actions: VecDeque<RenewalAction>,
@@ -184,10 +186,17 @@ impl RenewalMachine {
             link: None,
             waits_for_link: false,
             demanded: false,
+            unaided: false,
             wake: Some(Moment::START),
             backoff: Backoff::new(RETRY, seed),
             actions: VecDeque::new(),
         }
+    }
+
+    /// The same for a box that certifies itself.
+    #[must_use]
+    pub fn unaided(self, unaided: bool) -> Self {
+        Self { unaided, ..self }
     }
 
     /// Which identity the next tunnel should present.
@@ -337,7 +346,7 @@ impl RenewalMachine {
                 }
             }
             State::Ready(key) => {
-                if self.link == Some(IdentityChoice::Current) {
+                if self.unaided || self.link == Some(IdentityChoice::Current) {
                     self.wake = None;
                     let csr_pem = key.csr_pem.clone();
                     self.state = State::Requesting(key.clone());
@@ -470,6 +479,27 @@ mod tests {
         assert!(again > at(1));
         machine.handle_event(RenewalEvent::Timeout, again, wall(76));
         assert!(matches!(machine.poll_action(), Some(RenewalAction::GenerateKey)));
+    }
+
+    #[test]
+    fn a_box_that_certifies_itself_needs_no_tunnel_however_late_it_is() {
+        let mut machine = RenewalMachine::new(&identity("old", 0, 100), None, 1).unaided(true);
+        machine.handle_event(RenewalEvent::Timeout, at(0), wall(400));
+        assert!(matches!(machine.poll_action(), Some(RenewalAction::GenerateKey)));
+        machine.handle_event(RenewalEvent::KeyGenerated(key()), at(0), wall(400));
+        assert!(matches!(
+            machine.poll_action(),
+            Some(RenewalAction::Store(Some(_)))
+        ));
+        machine.handle_event(RenewalEvent::Stored, at(0), wall(400));
+        assert!(matches!(
+            machine.poll_action(),
+            Some(RenewalAction::SendRefresh { .. })
+        ));
+        machine.handle_event(RenewalEvent::Issued(identity("new", 400, 490)), at(0), wall(400));
+        machine.poll_action();
+        machine.handle_event(RenewalEvent::Stored, at(0), wall(400));
+        assert_eq!(machine.identity_choice(), IdentityChoice::Candidate);
     }
 
     #[test]

@@ -61,6 +61,9 @@ pub struct JoinRequest {
     pub token: Zeroizing<String>,
     /// The parent's time when it invited, seconds since 1970.
     pub minted_at: Option<UnixTime>,
+    /// How the parent means to treat this child.
+    #[serde(default = "managed_child")]
+    pub spawn_mode: SpawnMode,
     /// Set where a membership is to be replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rejoin: Option<RejoinRequest>,
@@ -99,6 +102,10 @@ impl From<RejoinRequest> for Rejoin {
     }
 }
 
+const fn managed_child() -> SpawnMode {
+    SpawnMode::ManagedChild
+}
+
 impl JoinRequest {
     /// What the command line sends.
     pub fn of(invitation: &StoredInvitation, rejoin: Option<Rejoin>) -> Option<Self> {
@@ -109,6 +116,7 @@ impl JoinRequest {
             operator: invitation.operator.clone(),
             token: Zeroizing::new(invitation.token.expose_text()?.to_owned()),
             minted_at: invitation.minted_at,
+            spawn_mode: invitation.spawn_mode,
             rejoin: rejoin.map(RejoinRequest::from),
         })
     }
@@ -119,7 +127,7 @@ impl JoinRequest {
             bridges: self.bridges,
             token: AcceptanceToken::parse(self.token.to_string())?,
             trust: self.trust,
-            spawn_mode: SpawnMode::ManagedChild,
+            spawn_mode: self.spawn_mode,
             parent_peer_id: None,
             contract_version: ContractVersion::CURRENT,
             minted_at: self.minted_at,

@@ -356,7 +356,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         child: ChildPolicy {
             uplinks: UplinksPolicy {
                 ladder: LadderPolicy {
-                    rungs: rungs(&config.ways, config.reach.port_mapping),
+                    rungs: rungs(&config.ways, config.reach.wants_ways_in()),
                     backoff: BackoffPolicy {
                         initial: config.reconnect_initial,
                         max: config.reconnect_max,
@@ -370,6 +370,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
             },
             bridges: config.parent.bridges.clone(),
         },
+        cluster_hook: config.cluster_hook.clone(),
         tunnel: TunnelSettings {
             keepalive_ceiling: config.tunnel_keepalive,
             max_streams: config.limits.streams_per_session,

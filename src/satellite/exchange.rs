@@ -4,22 +4,28 @@
 use crate::base::limit::error_chain;
 use crate::base::secret::Secret;
 use crate::base::time::{TrustedTime, UnixTime};
-use crate::contract::delivery::shown_warnings;
+use crate::contract::delivery::{TrustExchange, shown_warnings};
+use crate::contract::invitation::{CaFingerprint, ParentTrust};
 use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest};
 use crate::identity::anchors::Anchors;
 use crate::identity::certificate::{CertificateFacts, peer_subject};
 use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
 use crate::identity::key::PrivateKey;
+use crate::identity::own_authority::{OwnAuthority, OwnAuthorityError};
 use crate::machine::child::ChildEvent;
 use crate::machine::join::JoinEvent;
 use crate::machine::membership::{
-    AcceptedAnswer, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
+    AcceptedAnswer, KeptAuthority, KeyMaterial, Membership, Parent, StoredIdentity, StoredInvitation,
 };
+use crate::process::entropy;
 use crate::tunnel::Tunnel;
 use crate::tunnel::http::HttpOverTunnelError;
 
 use super::driver::{News, Reporter};
 use super::parent_client::{self, ExchangeError};
+
+/// The name of a box's own authority; nobody is known by it.
+const OWN_AUTHORITY_NAME: &str = "powernode-satellite";
 
 /// Who answers over a tunnel, in messages.
 const PARENT: &str = "the parent";
@@ -133,21 +139,100 @@ pub(super) async fn trust_bundle(tunnel: Tunnel, reporter: Reporter, parent: Par
     }
 }
 
-/// Checks the certificate of an accept.
+/// A new authority for a box among equals.
+pub(super) fn make_own_authority(now: UnixTime) -> Result<KeptAuthority, OwnAuthorityError> {
+    let authority = OwnAuthority::create(OWN_AUTHORITY_NAME, now, entropy::bytes())?;
+    Ok(KeptAuthority {
+        pkcs8: authority.expose_key().clone(),
+        certificate_pem: authority.certificate_pem(),
+    })
+}
+
+/// A certificate of the box's own authority for its key, under the name that the other side has assigned, and
+/// with that side's authorities to know it by.
+pub(super) fn issue_own(
+    own: &KeptAuthority,
+    exchange: &TrustExchange,
+    anchors: &Anchors,
+    key: &KeyMaterial,
+    now: UnixTime,
+) -> Result<StoredIdentity, String> {
+    let issued = || {
+        let authority = OwnAuthority::restore(own.pkcs8.clone(), &own.certificate_pem)?;
+        let private = PrivateKey::from_pkcs8(key.pkcs8.clone())?;
+        authority.issue(
+            &exchange.assigned_inbound_subject,
+            &private,
+            now,
+            entropy::bytes(),
+        )
+    };
+    let chain = issued().map_err(|error| error_chain(&error))?;
+    let facts = chain.facts();
+    Ok(StoredIdentity {
+        pkcs8: key.pkcs8.clone(),
+        not_before: facts.not_before,
+        certificate: FederationCertificate {
+            cert_pem: chain.to_pem(),
+            ca_chain_pem: anchors.to_pem(),
+            serial: facts.serial_hex.clone(),
+            not_after: facts.not_after,
+        },
+    })
+}
+
+/// Renews the certificate of a box that certifies itself.
+pub(super) fn renew_own(
+    membership: &Membership,
+    own: &KeptAuthority,
+    key: &KeyMaterial,
+    now: UnixTime,
+) -> Result<StoredIdentity, String> {
+    let exchange = membership.delivered.trust_exchange.as_ref();
+    let exchange = exchange.ok_or("the name that the parent has assigned is not stored; join again")?;
+    let known =
+        Anchors::from_pem(&membership.identity.certificate.ca_chain_pem).map_err(|e| error_chain(&e))?;
+    issue_own(own, exchange, &known, key, now)
+}
+
+/// The other side's authorities, as far as the way to it vouches for them: the pinned one alone, or all that a
+/// verified connection has delivered.
+fn exchanged_anchors(parent: &Parent, bundle_pem: &str) -> Result<Anchors, String> {
+    let bundle = Anchors::from_pem(bundle_pem).map_err(|error| error_chain(&error))?;
+    let ParentTrust::Pinned(pin) = &parent.trust else {
+        return Ok(bundle);
+    };
+    let pinned = bundle
+        .certificates()
+        .iter()
+        .find(|der| CaFingerprint::of_der(der) == *pin);
+    let pinned =
+        pinned.ok_or_else(|| format!("the authorities that the parent sent lack the expected CA {pin}"))?;
+    Anchors::from_der(vec![pinned.clone()]).map_err(|error| error_chain(&error))
+}
+
+/// Checks the certificate of an accept, or issues it where the parent has left that to this box.
 pub(super) fn verify_accept(
     parent: &Parent,
     answer: &AcceptedAnswer,
     key: &KeyMaterial,
+    own: Option<&KeptAuthority>,
     time: TrustedTime,
 ) -> JoinEvent {
     let subject_cn = peer_subject(answer.peer_id);
-    let outcome = verify(
-        &answer.certificate,
-        &subject_cn,
-        key,
-        IssuerTrust::from(&parent.trust),
-        time,
-    );
+    let outcome = match (own, &answer.delivered.trust_exchange) {
+        (Some(own), Some(exchange)) if answer.certifies_itself() => {
+            exchanged_anchors(parent, &answer.certificate.ca_chain_pem)
+                .and_then(|anchors| issue_own(own, exchange, &anchors, key, time.now))
+        }
+        _ => verify(
+            &answer.certificate,
+            &subject_cn,
+            key,
+            IssuerTrust::from(&parent.trust),
+            time,
+        ),
+    };
     match outcome {
         Ok(StoredIdentity {
             certificate,

@@ -43,6 +43,7 @@ pub static SCHEMA: Schema = Schema {
 
 const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
 const FACTS: Table<Only, Facts> = Table::new("facts");
+const HANDED_OVER: Table<Only, HandedOver> = Table::new("cluster_handed_over");
 const MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("mappings_v4");
 const MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("mappings_v6");
 
@@ -108,6 +109,19 @@ impl Record for Facts {
     const VERSION: u8 = 1;
 }
 
+/// The cluster's part of an accept that the hook has taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedOver {
+    /// By what the hook knows it again.
+    pub key: String,
+    /// When.
+    pub at: UnixTime,
+}
+
+impl Record for HandedOver {
+    const VERSION: u8 = 1;
+}
+
 /// What was found at the start.
 #[derive(Debug, Default)]
 pub struct Loaded {
@@ -119,6 +133,8 @@ pub struct Loaded {
     pub grants: Vec<grants::KeptGrant>,
     /// Whether the store's secrets are sealed with a state key.
     pub sealed: bool,
+    /// What the cluster's hook has taken.
+    pub handed_over: Option<HandedOver>,
     /// Set when the store was damaged and the second copy was used: what happened, in words.
     pub recovered: Option<String>,
 }
@@ -147,6 +163,7 @@ impl Loaded {
             },
             grants: Vec::new(),
             sealed,
+            handed_over: None,
             recovered: None,
         }
     }
@@ -376,6 +393,7 @@ impl MembershipStore {
         self.database
             .write(|writer| {
                 writer.remove(&grants::GRANT_KEY, &Only)?;
+                writer.remove(&HANDED_OVER, &Only)?;
                 writer.put(&MEMBERSHIP, &Only, &stored)
             })
             .map_err(SaveStateError::Store)?;
@@ -418,6 +436,14 @@ impl MembershipStore {
         let facts = facts.clone();
         self.database
             .write_async(move |writer| writer.put(&FACTS, &Only, &facts))
+            .await
+    }
+
+    /// Makes the mark of a handover durable.
+    pub async fn save_handed_over(&self, handed: &HandedOver) -> Result<(), StoreError> {
+        let handed = handed.clone();
+        self.database
+            .write_async(move |writer| writer.put(&HANDED_OVER, &Only, &handed))
             .await
     }
 
@@ -586,10 +612,16 @@ fn read(database: &Database, directory: &Path) -> Result<Loaded, OpenStateError>
         directory: directory.to_owned(),
         source,
     };
-    let (state, facts, kept) = database
+    let (state, facts, kept, handed_over) = database
         .read(|reader| -> Result<_, StoreError> {
             let kept = reader.list(&grants::GRANTS)?;
-            Ok((reader.get(&MEMBERSHIP, &Only)?, reader.get(&FACTS, &Only)?, kept))
+            let handed_over = reader.get(&HANDED_OVER, &Only)?;
+            Ok((
+                reader.get(&MEMBERSHIP, &Only)?,
+                reader.get(&FACTS, &Only)?,
+                kept,
+                handed_over,
+            ))
         })
         .map_err(failed)?;
     Ok(Loaded {
@@ -597,6 +629,7 @@ fn read(database: &Database, directory: &Path) -> Result<Loaded, OpenStateError>
         facts: facts.unwrap_or_default(),
         grants: kept.into_iter().map(|(_, kept)| kept).collect(),
         sealed: database.is_sealed(),
+        handed_over,
         recovered: None,
     })
 }

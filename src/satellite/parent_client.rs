@@ -25,6 +25,7 @@ use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TRUST_BUNDLE_PATH, TUNNEL_DIAL_BACK_PATH,
     TUNNEL_DIRECT_PATH,
 };
+use crate::identity::certificate::CertificateFacts;
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
 use crate::process::entropy;
 use crate::reach::dial::AGENT;
@@ -62,13 +63,20 @@ pub async fn accept(
         .token
         .expose_text()
         .ok_or(ExchangeError::Request("the stored token is not text"))?;
+    let own = invitation.own_authority.as_ref();
+    // A function of what is stored, as all of it.
+    let caller = own
+        .and_then(|own| CertificateFacts::of_pem(&own.certificate_pem).ok())
+        .map(|facts| format!("parent-for:{}", facts.serial_hex));
     let body = AcceptRequest {
         acceptance_token: token,
         contract_version: invitation.contract_version.number(),
         extension_slugs: &[],
         capabilities: &Value::Object(capabilities(&invitation.operator)),
         endpoints: &[],
-        csr_pem,
+        csr_pem: own.is_none().then_some(csr_pem),
+        peer_ca_bundle_pem: own.map(|own| own.certificate_pem.as_str()),
+        caller_inbound_subject: caller.as_deref(),
     };
     post(tunnel, &invitation.parent, ACCEPT_PATH, &body).await
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::base::id::PeerId;
 use crate::base::limit::foreign_text;
@@ -41,6 +42,9 @@ pub struct StatusReport {
     pub parent_url: Option<String>,
     /// The membership.
     pub peer: Option<PeerReport>,
+    /// The peer that a rejoin under way is to replace, and that goes on if the parent refuses.
+    #[serde(default)]
+    pub replaces: Option<PeerId>,
     /// Which peers this box was before, the latest first.
     #[serde(default)]
     pub former_peers: Vec<FormerPeerReport>,
@@ -53,6 +57,9 @@ pub struct StatusReport {
     /// The node's identity, where the box is to be a node of its platform.
     #[serde(default)]
     pub node: Option<NodeReport>,
+    /// What the parent delivered for its cluster, to a member of it.
+    #[serde(default)]
+    pub cluster: Option<ClusterReport>,
     /// The time in use.
     pub clock: ClockReport,
     /// Where the state is kept.
@@ -122,7 +129,7 @@ pub struct ReachReport {
 pub struct MappingReport {
     /// `ipv4` or `ipv6`.
     pub family: String,
-    /// `PCP`, `NAT-PMP`, `UPnP`, or `none needed` for a public address of the box's own.
+    /// `PCP`, `NAT-PMP`, `UPnP`, `none needed` for a public address of the box's own, or `configured`.
     pub protocol: Option<String>,
     /// The router that gave it.
     pub gateway: Option<std::net::IpAddr>,
@@ -298,12 +305,43 @@ pub struct CertificateReport {
     /// Whether it has expired and the parent, when it was reached, did not renew it.
     #[serde(default)]
     pub needs_rejoin: bool,
+    /// Whether it was issued by this box's own authority, as among equals.
+    #[serde(default)]
+    pub self_issued: bool,
     /// The parent's authorities that are trusted, the oldest first.
     #[serde(default)]
     pub anchors: Vec<AnchorReport>,
     /// Why the parent's trust bundle is not followed, in words.
     #[serde(default)]
     pub bundle_error: Option<String>,
+}
+
+/// What was delivered for the cluster, without what it says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterReport {
+    /// Its parts and their sizes in bytes.
+    pub parts: BTreeMap<String, usize>,
+    /// The executable that takes it.
+    pub hook: Option<String>,
+    /// When that has taken it.
+    #[serde(default, with = "rfc3339::option")]
+    pub handed_over_at: Option<UnixTime>,
+    /// Why it has not, in words.
+    pub trouble: Option<String>,
+}
+
+impl ClusterReport {
+    fn of(membership: &Membership) -> Option<Self> {
+        let delivered = membership.cluster_delivery()?;
+        let parts: BTreeMap<String, Value> = serde_json::from_slice(delivered.expose()).ok()?;
+        Some(Self {
+            parts: parts
+                .into_iter()
+                .map(|(name, part)| (foreign_text(&name), part.to_string().len()))
+                .collect(),
+            ..Self::default()
+        })
+    }
 }
 
 /// An authority that is trusted.
@@ -395,6 +433,10 @@ impl StatusReport {
             },
             parent_url: state.map(|state| state.parent().url.to_string()),
             peer: membership.map(PeerReport::of),
+            replaces: state
+                .and_then(JoinState::invitation)
+                .and_then(|invitation| invitation.past.membership.as_ref())
+                .map(|membership| membership.peer_id),
             former_peers: state
                 .map_or(&[][..], JoinState::former)
                 .iter()
@@ -402,6 +444,7 @@ impl StatusReport {
                 .collect(),
             link,
             heartbeat,
+            cluster: membership.and_then(ClusterReport::of),
             certificate: membership.map(|membership| CertificateReport::of(membership, clock.trusted)),
             node: membership
                 .and_then(|membership| membership.node.as_ref())
@@ -511,7 +554,10 @@ impl CertificateReport {
             Candidate::Requested(_) => "requested",
             Candidate::Issued(_) => "proving",
         });
-        Self::of_identity(&membership.identity, renewal, now)
+        Self {
+            self_issued: membership.own_authority.is_some(),
+            ..Self::of_identity(&membership.identity, renewal, now)
+        }
     }
 
     /// How an identity stands, and what is done to renew it.
@@ -526,6 +572,7 @@ impl CertificateReport {
             renewal: renewal.map(str::to_owned),
             renewal_error: None,
             needs_rejoin: false,
+            self_issued: false,
             anchors: AnchorReport::all_of(identity),
             bundle_error: None,
         }

@@ -9,6 +9,7 @@
 
 mod anchors;
 mod clock;
+mod cluster;
 mod daemon;
 mod grants;
 mod join;

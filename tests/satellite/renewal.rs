@@ -280,3 +280,56 @@ async fn a_certificate_that_runs_out_is_shown_as_such() {
         running.vanish().await;
     }
 }
+
+#[tokio::test]
+async fn a_box_from_the_drawer_renews_first_and_is_back() {
+    let parent = ScriptedParent::start();
+    // Its certificate ends before the parent's own does.
+    parent.book().now = NOW.minus(DAY * 60);
+    let site = Site::joined(&parent).await;
+    let old = membership(&site).await;
+    let late = NOW.plus(DAY * 40);
+    site.wall.set(late);
+    parent.set_time(late);
+    let beats = parent.book().heartbeats().len();
+
+    // Not allowed: it says what it takes.
+    let running = site.run().await;
+    let report = running
+        .wait("it says that it needs a new token", |report| {
+            report.certificate.as_ref().is_some_and(|c| c.needs_rejoin)
+        })
+        .await;
+    assert_eq!(report.certificate.as_ref().unwrap().standing, "expired");
+    assert!(report.headline().contains("rejoin"), "{}", report.headline());
+
+    // Allowed after all.
+    parent.grace.send_replace(DAY * 60);
+    let report = running
+        .wait("renewed", |report| {
+            report
+                .certificate
+                .as_ref()
+                .is_some_and(|c| c.not_after > late && c.renewal.is_none())
+        })
+        .await;
+    assert!(!report.certificate.as_ref().unwrap().needs_rejoin);
+    running.wait("active", StatusReport::is_active).await;
+    running.stop().await;
+    let book = parent.book();
+    let asked: Vec<_> = book
+        .seen
+        .iter()
+        .skip_while(|seen| seen.path != CERTIFICATE_REFRESH_PATH)
+        .collect();
+    assert_eq!(asked[0].serial.as_ref(), Some(&old.identity.certificate.serial));
+    let later = book.heartbeats();
+    assert!(later.len() > beats);
+    for beat in &later[beats..] {
+        assert_ne!(
+            beat.serial.as_ref(),
+            Some(&old.identity.certificate.serial),
+            "nothing but the renewal is asked with the ended one"
+        );
+    }
+}

@@ -26,14 +26,18 @@ use powernode_satellite::bridge::certificate_authority::CertificateAuthority;
 use powernode_satellite::contract::invitation::{CaFingerprint, HostPort};
 use powernode_satellite::contract::message::{failure_body, success_body};
 use powernode_satellite::contract::{ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH};
+use powernode_satellite::identity::anchors::Anchors;
 use powernode_satellite::identity::certificate::{CertificateFacts, peer_subject};
-use powernode_satellite::identity::tls::{ClientAuth, TlsIdentity, server_config};
+use powernode_satellite::identity::tls::{ClientAuth, OwnAnchors, TlsIdentity, server_config};
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
 use powernode_satellite::process::supervisor::{Stage, Supervisor, TaskScope};
 use powernode_satellite::tunnel::quic::{IncomingConnection, QuicEndpoint, QuicSettings};
 use powernode_satellite::tunnel::transport::Transport;
 use powernode_satellite::tunnel::{CloseReason, IncomingStream, Tunnel, TunnelSettings, http as tunnel_http};
-use powernode_satellite::wire::{Goodbye, GoodbyeReason, Refused, TUNNEL_ALPN, Welcome};
+use powernode_satellite::wire::{
+    Goodbye, GoodbyeReason, RENEWAL_ONLY_FEATURE, Refused, TUNNEL_ALPN, Welcome,
+};
+use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -249,7 +253,19 @@ pub struct ScriptedParent {
     wall: ManualWallClock,
     pub address: SocketAddr,
     pub fingerprint: CaFingerprint,
+    /// How long after its end a certificate is let in to be renewed.
+    pub grace: watch::Sender<Duration>,
     endpoint: QuicEndpoint,
+}
+
+/// Nobody certifies themselves here.
+#[derive(Debug)]
+struct NoEquals;
+
+impl OwnAnchors for NoEquals {
+    fn of(&self, _certificate: &CertificateDer<'_>) -> Option<Arc<Anchors>> {
+        None
+    }
 }
 
 impl ScriptedParent {
@@ -271,13 +287,18 @@ impl ScriptedParent {
             .unwrap();
         let identity = TlsIdentity::new(&server.chain, &server.key).unwrap();
         let anchors = watch::channel(Arc::new(authority.anchors().clone())).1;
+        let grace = watch::Sender::new(Duration::ZERO);
         let time = {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
         };
         let tls = server_config(
             watch::channel(Arc::new(identity)).1,
-            ClientAuth::Optional(anchors),
+            ClientAuth::OptionalOrExpired {
+                anchors,
+                grace: grace.subscribe(),
+                own: Arc::new(NoEquals),
+            },
             &[TUNNEL_ALPN],
             time,
         )
@@ -309,6 +330,7 @@ impl ScriptedParent {
             wall,
             address: endpoint.local_address().unwrap(),
             fingerprint: authority.fingerprint(),
+            grace,
             endpoint: endpoint.clone(),
             shared: Arc::clone(&shared),
         };
@@ -434,6 +456,8 @@ async fn connection(incoming: IncomingConnection, shared: Arc<Shared>, scope: Ta
         return;
     };
     let serial = serial_of(&*transport);
+    let shown = transport.peer_certificate();
+    let ended = shown.map(|der| CertificateFacts::of_der(&der).unwrap().not_after);
     let decide = |_: &_| {
         let mut book = shared.book.lock().unwrap();
         book.greeted.push(serial.clone());
@@ -444,7 +468,7 @@ async fn connection(incoming: IncomingConnection, shared: Arc<Shared>, scope: Ta
             .map(|(_, refused)| refused.clone());
         match by_serial.or_else(|| book.refusals.pop_front()) {
             Some(refused) => Err(refused),
-            None => Ok(welcome(&shared.clock, address)),
+            None => Ok(welcome(&shared.clock, address, ended)),
         }
     };
     let accepted = Tunnel::accept(
@@ -471,7 +495,9 @@ async fn connection(incoming: IncomingConnection, shared: Arc<Shared>, scope: Ta
     }
 }
 
-fn welcome(clock: &Clock, address: SocketAddr) -> Welcome {
+fn welcome(clock: &Clock, address: SocketAddr, ended: Option<UnixTime>) -> Welcome {
+    let now = clock.trusted().now;
+    let renewal_only = ended.is_some_and(|ended| now > ended);
     Welcome {
         session: SessionId::new_v7(NOW, [7; 10]),
         agent: "scripted/1".to_owned(),
@@ -479,7 +505,10 @@ fn welcome(clock: &Clock, address: SocketAddr) -> Welcome {
         max_streams: 8,
         observed_address: address.to_string(),
         unix_seconds: clock.trusted().now.as_seconds(),
-        features: Vec::new(),
+        features: renewal_only
+            .then(|| RENEWAL_ONLY_FEATURE.to_owned())
+            .into_iter()
+            .collect(),
     }
 }
 

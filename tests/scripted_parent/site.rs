@@ -131,6 +131,7 @@ pub fn settings() -> DriverSettings {
             },
             bridges: Vec::new(),
         },
+        cluster_hook: None,
         tunnel: TunnelSettings::default(),
         ways: Ways::default(),
         node: NodeIdentityConfig::default(),

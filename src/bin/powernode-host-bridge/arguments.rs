@@ -231,6 +231,10 @@ pub enum Mode {
     ManagedChild,
     /// An equal; no operator grant
     AutonomousPeer,
+    /// A member of the parent's cluster; no operator grant
+    ClusterMember,
+    /// Agreed elsewhere; nothing follows from it
+    OutOfBand,
 }
 
 /// Whom to invite.
@@ -249,7 +253,12 @@ pub struct InviteArguments {
     pub description: Option<String>,
 
     /// How the child is treated
-    #[arg(long, value_enum, default_value = "managed-child")]
+    #[arg(
+        long = "mode",
+        alias = "spawn-mode",
+        value_enum,
+        default_value = "managed-child"
+    )]
     pub spawn_mode: Mode,
 
     /// Print JSON

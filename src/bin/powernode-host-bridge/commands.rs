@@ -76,6 +76,8 @@ impl Shell<'_> {
         let mode = match invite.spawn_mode {
             Mode::ManagedChild => "managed_child",
             Mode::AutonomousPeer => "autonomous_peer",
+            Mode::ClusterMember => "cluster_member",
+            Mode::OutOfBand => "out_of_band",
         };
         let body = json!({
             "name": invite.name,

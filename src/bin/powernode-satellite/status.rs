@@ -15,8 +15,8 @@ use powernode_satellite::satellite::grants::GrantsReport;
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
-    BetterReport, BridgeReport, CertificateReport, ClockReport, HeartbeatReport, LinkReport, NEEDS_REJOIN,
-    StatusReport, StoreReport,
+    BetterReport, BridgeReport, CertificateReport, ClockReport, ClusterReport, HeartbeatReport, LinkReport,
+    NEEDS_REJOIN, StatusReport, StoreReport,
 };
 use powernode_satellite::store::state_key::StateKey;
 
@@ -112,11 +112,21 @@ fn render(report: &StatusReport, style: Style) -> String {
     let mut lines = vec![
         ("satellite", Some(state(report))),
         ("parent", report.parent_url.as_ref().map(Cell::from)),
+        (
+            "replaces",
+            report
+                .replaces
+                .map(|peer| format!("peer {peer}, which goes on if the parent refuses").into()),
+        ),
     ];
     lines.extend(membership(report));
     lines.extend(connection(report));
     lines.push(("services", services(report)));
     lines.extend(node(report));
+    if let Some(cluster) = &report.cluster {
+        lines.push(("cluster", Some(handed_over(cluster, report))));
+        lines.push(("cluster's hook", toned(cluster.trouble.as_ref(), Tone::Warn)));
+    }
     lines.extend(upkeep(report));
     output::render_pairs(&lines, style)
 }
@@ -168,7 +178,7 @@ fn grants(report: &StatusReport) -> Cell {
     let former = match grants.of_former_peers {
         0 => String::new(),
         former => {
-            format!("; {former} of an earlier peering, of no use (`rejoin --rebind-grants` takes them over)")
+            format!("; {former} of an earlier peering, of no use: `grants issue` makes new ones")
         }
     };
     match grants.undelivered {
@@ -427,6 +437,28 @@ fn tunnel(report: &StatusReport) -> Cell {
     }
 }
 
+/// What the parent delivered for its cluster, masked, and whether it has been taken.
+fn handed_over(cluster: &ClusterReport, report: &StatusReport) -> Cell {
+    let parts: Vec<_> = cluster
+        .parts
+        .iter()
+        .map(|(name, size)| format!("{name} (*** {size} bytes)"))
+        .collect();
+    let parts = parts.join(", ");
+    match (cluster.handed_over_at, &cluster.hook) {
+        (Some(at), _) => {
+            let when = relative_time(at, report.clock.trusted);
+            format!("{parts}; handed over {when}").into()
+        }
+        (None, Some(hook)) => Cell::toned(format!("{parts}; {hook} has not taken it yet"), Tone::Warn),
+        (None, None) if report.daemon_running => Cell::toned(
+            format!("{parts}; cluster.hook is not set, so it is kept"),
+            Tone::Warn,
+        ),
+        (None, None) => parts.into(),
+    }
+}
+
 /// The parent's, where there are several: a rotation is under way.
 fn authorities(certificate: &CertificateReport, report: &StatusReport) -> Option<Cell> {
     let [_, _, ..] = certificate.anchors.as_slice() else {
@@ -446,8 +478,13 @@ fn certificate(certificate: &CertificateReport, report: &StatusReport) -> (Strin
         || format!("renewal {}", relative_time(certificate.renew_at, now)),
         |renewal| format!("renewal {renewal}"),
     );
+    let issuer = if certificate.self_issued {
+        ", issued by this box itself"
+    } else {
+        ""
+    };
     let text = format!(
-        "{}, ends {}, {renewal}",
+        "{}, ends {}, {renewal}{issuer}",
         certificate.standing,
         relative_time(certificate.not_after, now)
     );

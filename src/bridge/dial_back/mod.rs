@@ -14,6 +14,7 @@ use tracing::debug;
 
 use super::direct::Redial;
 use super::federation_api::{CallerCertificate, is_enrolled};
+use super::peer_anchors::PeerAnchors;
 use super::registry::record::PeerRecord;
 use super::reply::Reply;
 use crate::base::limit::error_chain;
@@ -54,6 +55,7 @@ pub struct DialBack {
     tunnels: QuicSettings,
     identity: IdentityWatch,
     anchors: watch::Receiver<Arc<Anchors>>,
+    equals: Arc<PeerAnchors>,
     clock: Clock,
 }
 
@@ -84,10 +86,11 @@ pub struct Reached {
 }
 
 impl DialBack {
-    /// Shows the server's identity and knows satellites by the authority.
+    /// Shows the server's identity and knows satellites by the authority, or by their own.
     pub fn new(
         identity: IdentityWatch,
         anchors: watch::Receiver<Arc<Anchors>>,
+        equals: Arc<PeerAnchors>,
         clock: Clock,
         tunnels: QuicSettings,
     ) -> Self {
@@ -98,6 +101,7 @@ impl DialBack {
             tunnels,
             identity,
             anchors,
+            equals,
             clock,
         }
     }
@@ -259,9 +263,11 @@ impl DialBack {
             let clock = self.clock.clone();
             Arc::new(move || clock.trusted().now)
         };
+        let own = self.equals.get(peer.id);
+        let certifies_itself = own.is_some();
         let config = bridge_client_config(
             self.identity.clone(),
-            self.anchors.clone(),
+            own.map_or_else(|| self.anchors.clone(), |own| watch::channel(own).1),
             &[TUNNEL_ALPN],
             time,
             failures.clone(),
@@ -274,8 +280,9 @@ impl DialBack {
         let shown = transport
             .peer_certificate()
             .and_then(|der| CallerCertificate::read(&der, self.clock.trusted().now));
-        let is_this_peer =
-            shown.is_some_and(|shown| shown.peer == Some(peer.id) && is_enrolled(peer, shown.key));
+        let is_this_peer = shown.is_some_and(|shown| {
+            shown.peer == Some(peer.id) && (certifies_itself || is_enrolled(peer, shown.key))
+        });
         if is_this_peer {
             Ok(transport)
         } else {

@@ -154,6 +154,7 @@ impl OperatorApi {
                 token: minted.token.clone(),
                 ca: registry.authority().fingerprint(),
                 minted_at: self.now(),
+                spawn_mode: minted.peer.mode,
             };
             code.encode().to_string()
         });

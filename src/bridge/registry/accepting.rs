@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use thiserror::Error;
 
-use super::Registry;
 use super::access::managed_child_grant;
 use super::record::{PEERS, PeerCertificate, PeerRecord, StoredTokenState, TOKENS, TokenRecord};
+use super::{Registry, equals};
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::time::UnixTime;
 use crate::bridge::acceptance::{self, AcceptCall, AcceptDecision, AcceptRefusal, TokenOwner, TokenState};
@@ -17,7 +18,8 @@ use crate::contract::CONTRACT_VERSION;
 use crate::contract::delivery::Delivery;
 use crate::contract::message::{AcceptResponse, FederationCertificate, success_body};
 use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode};
-use crate::identity::certificate::peer_subject;
+use crate::identity::anchors::Anchors;
+use crate::identity::certificate::{CertificateFacts, peer_subject};
 use crate::process::entropy;
 use crate::store::database::{Reader, StoreError, Writer};
 
@@ -30,6 +32,8 @@ pub struct Accepted {
     pub answer: Vec<u8>,
     /// Whether this is an earlier answer given again.
     pub repeated: bool,
+    /// By what the peer certifies itself from now on, if it does.
+    pub own_authority: Option<Anchors>,
 }
 
 /// Why an accept was not carried out.
@@ -47,18 +51,22 @@ impl Registry {
     /// Carries an accept out, exactly once per token: a used token gives its own key the same
     /// answer again for the grace time, and is unknown to everyone else.
     pub fn accept(&self, call: &AcceptCall, grace: Duration, now: UnixTime) -> Result<Accepted, AcceptError> {
-        let key = call
-            .csr_pem
-            .as_deref()
-            .and_then(|csr| csr_public_key_digest(csr).ok());
+        let key = enrolled_key(call);
         // A guess or a repeat costs no write transaction.
         if let Verdict::Repeat(repeated) = self.db.read(|r| look_up(r, call, key, grace, now))? {
             return Ok(repeated);
         }
-        self.db.write(|w| match look_up(w, call, key, grace, now)? {
-            Verdict::Repeat(repeated) => Ok(repeated),
-            Verdict::Enroll(mut peer, status) => self.enroll(w, call, &mut peer, status, now),
-        })
+        self.db
+            .write(|w| match look_up(w, call, key, grace, now)? {
+                Verdict::Repeat(repeated) => Ok(repeated),
+                Verdict::Enroll(mut peer, status) => self.enroll(w, call, &mut peer, status, now),
+            })
+            .inspect(|accepted| {
+                if !accepted.repeated {
+                    self.peer_anchors
+                        .set(accepted.peer, accepted.own_authority.clone());
+                }
+            })
     }
 
     fn enroll(
@@ -78,13 +86,21 @@ impl Registry {
             ),
             Some(_) | None => None,
         };
+        let equal = call.own_authority.as_ref().filter(|_| platform);
+        if equal.is_some() && !peer.mode.between_equals() {
+            return Err(AcceptRefusal::SymmetricTrust(peer.mode).into());
+        }
+        equals::keep(w, peer.id, equal)?;
         // The peer's earlier tokens let nobody in any more: their keys are not this one.
         let live = peer.live_token.take().map(|live| live.digest);
         for earlier in [live, peer.used_token].into_iter().flatten() {
             w.remove(&TOKENS, &earlier)?;
         }
         let warnings = accepted_row(peer, call, issued.as_ref(), status, now);
-        let key = issued.as_ref().map(|issued| issued.public_key_digest);
+        let key = match equal {
+            Some(_) => enrolled_key(call),
+            None => issued.as_ref().map(|issued| issued.public_key_digest),
+        };
         let response = AcceptResponse {
             peer_id: peer.id,
             status,
@@ -101,7 +117,14 @@ impl Registry {
             warnings,
             delivery: Delivery::default(),
         };
-        let answer = success_body(&response).to_string().into_bytes();
+        let mut answer = success_body(&response);
+        if equal.is_some() {
+            answer["data"]["trust_exchange"] = json!({
+                "ca_bundle_pem": self.authorities().anchors().to_pem(),
+                "assigned_inbound_subject": peer_subject(peer.id),
+            });
+        }
+        let answer = answer.to_string().into_bytes();
         let used = TokenRecord {
             peer: peer.id,
             state: StoredTokenState::Used {
@@ -119,6 +142,7 @@ impl Registry {
             peer: peer.id,
             answer,
             repeated: false,
+            own_authority: equal.map(|equal| equal.anchors.clone()),
         })
     }
 
@@ -165,7 +189,9 @@ fn accepted_row(
     peer.contract_version_agreed = Some(CONTRACT_VERSION);
     peer.signed_at = Some(now);
     peer.last_handshake_at = (peer.kind == PeerKind::Platform).then_some(now);
-    peer.inbound_subject = issued.is_some().then(|| peer_subject(peer.id));
+    let equal = peer.kind == PeerKind::Platform && call.own_authority.is_some();
+    let known_by_name = issued.is_some() || equal;
+    peer.inbound_subject = known_by_name.then(|| peer_subject(peer.id));
     peer.certificates = issued
         .into_iter()
         .map(|issued| PeerCertificate {
@@ -181,6 +207,18 @@ fn accepted_row(
         extension_slugs: call.extension_slugs.clone(),
         ..Declaration::default()
     })
+}
+
+/// By what a repeated accept is known to be the same child's: the key to be signed, or the one that it signs
+/// its own with.
+fn enrolled_key(call: &AcceptCall) -> Option<PublicKeyDigest> {
+    if let Some(csr) = &call.csr_pem {
+        return csr_public_key_digest(csr).ok();
+    }
+    let authority = call.own_authority.as_ref()?.anchors.certificates().first()?;
+    CertificateFacts::of_der(authority)
+        .ok()
+        .map(|facts| facts.public_key_digest)
 }
 
 enum Verdict {
@@ -223,6 +261,7 @@ fn look_up(
             peer: peer.id,
             answer: answer.to_vec(),
             repeated: true,
+            own_authority: None,
         }),
     })
 }

@@ -33,8 +33,8 @@ const NAMED_MAX: usize = 5;
 pub enum RotateError {
     /// The one before is still served.
     #[error(
-        "a rotation is under way since {since}: retire the authority before it first (ca retire), which its overlap ends \
-         at {overlap_ends}"
+        "a rotation is under way since {since}, and its overlap ends at {overlap_ends}: the old authority has to be retired \
+         (ca retire) before the next rotation"
     )]
     UnderWay {
         /// When it began.

@@ -37,6 +37,9 @@ pub enum RefreshError {
     /// The request cannot be signed.
     #[error("csr_pem cannot be signed: {0}")]
     Csr(CsrRefused),
+    /// Nothing is signed for this peer.
+    #[error("this peer certifies itself; it renews its certificate by its own authority")]
+    CertifiesItself,
     /// The disk.
     #[error("the new certificate could not be recorded; the old one stays valid")]
     Store(#[from] StoreError),
@@ -52,6 +55,9 @@ impl Registry {
         csr_pem: &str,
         now: UnixTime,
     ) -> Result<FederationCertificate, RefreshError> {
+        if self.peer_anchors.get(peer).is_some() {
+            return Err(RefreshError::CertifiesItself);
+        }
         self.db.write(|w| {
             let mut record = w.get(&PEERS, &peer)?.ok_or(RefreshError::UnknownPeer)?;
             if !record.status.heartbeat_allowed() {

@@ -7,6 +7,7 @@ mod accepting;
 mod access;
 mod authority;
 mod certificates;
+mod equals;
 mod held;
 mod ledger;
 mod operators;
@@ -32,6 +33,7 @@ use super::authorities::Authorities;
 use super::certificate_authority::{
     CertificateAuthority, CreateAuthorityError, RestoreAuthorityError, ServerCertificateError,
 };
+use super::peer_anchors::PeerAnchors;
 use crate::base::id::PeerId;
 use crate::base::time::UnixTime;
 use crate::contract::peer::TransitionDenied;
@@ -45,6 +47,7 @@ use crate::store::state_key::StateKey;
 pub use self::accepting::{AcceptError, Accepted};
 pub use self::authority::{RetireError, Retirement, RotateError};
 pub use self::certificates::{RefreshError, ServerMaterial};
+pub use self::equals::FollowError;
 pub use self::held::HELD_GRANTS_MAX;
 pub use self::ledger::{Books, LEDGER_FILE, Ledger, Opening};
 pub use self::operators::{
@@ -61,6 +64,7 @@ pub const REGISTRY_FILE: &str = "registry.redb";
 pub struct Registry {
     ledger: Arc<Ledger>,
     authorities: watch::Sender<Arc<Authorities>>,
+    peer_anchors: Arc<PeerAnchors>,
     anchors: watch::Sender<Arc<Anchors>>,
     grant_key: GrantKey,
     presence: Arc<PresenceBook>,
@@ -259,7 +263,11 @@ impl Registry {
         let authorities = db
             .read(|r| authority::restore(r, authority))
             .map_err(CreateError::Unusable)?;
-        Ok(Self::assemble(db, authorities, grant_key))
+        Ok(Self::assemble(
+            db,
+            (authorities, PeerAnchors::default()),
+            grant_key,
+        ))
     }
 
     /// Opens a registry for reading and writing, under a state key where there is one.
@@ -296,16 +304,24 @@ impl Registry {
             .ok_or(OpenRegistryError::NotInitialised)?;
         let authority = CertificateAuthority::restore(record.key, &record.certificate_pem)
             .map_err(OpenRegistryError::Authority)?;
-        let authorities = db.read(|r| authority::restore(r, authority))?;
+        let (authorities, equals) = db.read(|r| {
+            let authorities = authority::restore(r, authority)?;
+            Ok::<_, OpenRegistryError>((authorities, equals::load(r)?))
+        })?;
         let grant_key =
             GrantKey::from_secret(&record.grant_secret).map_err(|_| OpenRegistryError::GrantKey)?;
-        Ok(Self::assemble(db, authorities, grant_key))
+        Ok(Self::assemble(db, (authorities, equals), grant_key))
     }
 
-    fn assemble(db: Database, authorities: Authorities, grant_key: GrantKey) -> Self {
+    fn assemble(
+        db: Database,
+        (authorities, equals): (Authorities, PeerAnchors),
+        grant_key: GrantKey,
+    ) -> Self {
         let presence = Arc::new(PresenceBook::default());
         Self {
             ledger: Arc::new(Ledger::of_rows(db, Arc::clone(&presence))),
+            peer_anchors: Arc::new(equals),
             anchors: watch::Sender::new(Arc::clone(authorities.anchors())),
             authorities: watch::Sender::new(Arc::new(authorities)),
             grant_key,

@@ -51,6 +51,9 @@ pub const SERVER: Table<Only, ServerRecord> = Table::new("server");
 /// The authority before the present one, while its certificates are out.
 pub const PREDECESSOR: Table<Only, PredecessorRecord> = Table::new("predecessor");
 
+/// By what peers certify themselves that do.
+pub const PEER_AUTHORITIES: Table<PeerId, PeerAuthorityRecord> = Table::new("peer_authorities");
+
 /// How this bridge is found from outside, as `init` was told.
 pub const PUBLIC: Table<Only, PublicRecord> = Table::new("public");
 
@@ -63,8 +66,8 @@ pub fn add_held_grants(_writer: &mut Writer<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// The schema's step to rotated authorities. The table comes with its first row; the new version keeps a
-/// program away that would take the old authority's peers for strangers.
+/// The schema's step to rotated authorities, and to peers that certify themselves. The tables come with their
+/// first rows; the new version keeps a program away that would take such peers for strangers.
 pub fn add_predecessor(_writer: &mut Writer<'_>) -> Result<(), StoreError> {
     Ok(())
 }
@@ -297,6 +300,15 @@ pub struct PredecessorRecord {
     pub overlap_ends: UnixTime,
 }
 
+/// By what a peer certifies itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerAuthorityRecord {
+    /// Its authorities, the oldest first.
+    pub anchors_pem: String,
+    /// The common name with which this side is to show itself to it.
+    pub caller_subject: Option<String>,
+}
+
 /// The server's certificate.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ServerRecord {
@@ -338,6 +350,7 @@ first_version!(
     GrantRecord,
     AuthorityRecord,
     PredecessorRecord,
+    PeerAuthorityRecord,
     ServerRecord,
     PublicRecord,
     HeldGrantsRecord

@@ -308,6 +308,59 @@ fn an_expired_peer_and_a_server_in_a_peers_place_are_refused() {
     );
 }
 
+/// Who certify themselves: a name and an authority each.
+#[derive(Debug)]
+struct Equals(Vec<(&'static str, Anchors)>);
+
+impl OwnAnchors for Equals {
+    fn of(&self, certificate: &CertificateDer<'_>) -> Option<Arc<Anchors>> {
+        let name = CertificateFacts::of_der(certificate).ok()?.subject_cn?;
+        let found = self.0.iter().find(|(own, _)| *own == name);
+        found.map(|(_, anchors)| Arc::new(anchors.clone()))
+    }
+}
+
+#[test]
+fn who_certifies_themselves_is_known_by_their_own_authority_and_for_their_own_name_alone() {
+    const EQUAL: &str = "fed:0192f0c1-7c1e-7a53-9d0e-000000000001";
+    const OTHER_EQUAL: &str = "fed:0192f0c1-7c1e-7a53-9d0e-000000000002";
+    let names = ["parent", "equal", "other"];
+    let [parent, equal, other] = names.map(TestAuthority::new);
+    let dialled = |authority: &TestAuthority, leaf: Leaf<'_>| {
+        let mut dial = pinned(&parent);
+        dial.identity = Some(authority.watched(&leaf));
+        let own = vec![(EQUAL, equal.anchors()), (OTHER_EQUAL, other.anchors())];
+        let client_auth = ClientAuth::OptionalOrExpired {
+            anchors: fixed(parent.anchors()),
+            grace: watch::channel(DAY * 30).1,
+            own: Arc::new(Equals(own)),
+        };
+        let server = server_config(parent.watched(&Leaf::server()), client_auth, ALPN, at(NOW)).unwrap();
+        dial.to(server).map(|_| ()).map_err(|failed| failed.server)
+    };
+    let unknown = Err(Some(TlsFailure::UnknownIssuer));
+    assert_eq!(dialled(&equal, Leaf::peer(EQUAL)), Ok(()));
+    assert_eq!(dialled(&parent, Leaf::peer(PEER)), Ok(()));
+    for (authority, name) in [
+        (&equal, OTHER_EQUAL),
+        (&equal, PEER),
+        (&equal, "fed:0192F0C1-7C1E-7A53-9D0E-000000000001"),
+        // Not even the listener's own authority speaks for an equal.
+        (&parent, EQUAL),
+        (&other, EQUAL),
+    ] {
+        assert_eq!(dialled(authority, Leaf::peer(name)), unknown, "{name}");
+    }
+    let ended = Leaf {
+        not_after: NOW.minus(DAY),
+        ..Leaf::peer(EQUAL)
+    };
+    assert!(matches!(
+        dialled(&equal, ended),
+        Err(Some(TlsFailure::Expired { .. }))
+    ));
+}
+
 #[test]
 fn a_certificate_past_its_end_is_let_through_within_the_grace_alone() {
     let (ca, other) = (TestAuthority::new("ca"), TestAuthority::new("ca"));
@@ -323,6 +376,7 @@ fn a_certificate_past_its_end_is_let_through_within_the_grace_alone() {
         let client_auth = ClientAuth::OptionalOrExpired {
             anchors: fixed(ca.anchors()),
             grace: watch::channel(grace).1,
+            own: Arc::new(Equals(Vec::new())),
         };
         let server = server_config(ca.watched(&Leaf::server()), client_auth, ALPN, at(NOW)).unwrap();
         dial.to(server)

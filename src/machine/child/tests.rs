@@ -41,6 +41,7 @@ fn invitation(token: &str) -> StoredInvitation {
         parent_peer_id: None,
         contract_version: ContractVersion::CURRENT,
         minted_at: None,
+        own_authority: None,
         past: Past::default(),
     }
 }

@@ -8,6 +8,7 @@
 
 mod audit;
 mod authority;
+pub mod cluster;
 pub mod duration;
 pub mod family;
 pub mod host_bridge;

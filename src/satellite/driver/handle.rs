@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::base::id::PeerId;
 use crate::base::time::{Moment, UnixTime};
+use crate::identity::own_authority::OwnAuthorityError;
 use crate::machine::child::{ChildPolicy, InvitationRefused, Rejoin};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{Membership, Operator, StoredInvitation};
@@ -16,6 +17,7 @@ use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
 use crate::process::config::node::NodeIdentityConfig;
 use crate::process::config::satellite::Ways;
+use crate::process::hook::Hook;
 use crate::satellite::membership_store::SaveStateError;
 use crate::satellite::status::{ReachReport, StatusReport};
 use crate::tunnel::{Tunnel, TunnelSettings};
@@ -34,6 +36,8 @@ pub struct DriverSettings {
     pub ways: Ways,
     /// The node's identity.
     pub node: NodeIdentityConfig,
+    /// What takes the cluster's part of an accept.
+    pub cluster_hook: Option<Hook>,
     /// The operator from the config, which outranks the one that was given at join.
     pub operator: Option<Operator>,
 }
@@ -118,6 +122,9 @@ pub enum JoinCommandError {
     /// The invitation could not be stored.
     #[error("the invitation could not be stored; nothing was sent")]
     Save(#[source] SaveStateError),
+    /// The box has no authority to certify itself by.
+    #[error("this box could not make a certificate authority of its own; nothing was sent")]
+    Authority(#[source] OwnAuthorityError),
 }
 
 /// Talks to the loop.

@@ -4,6 +4,7 @@
 //! loop, so nothing that depends on one can overtake it.
 
 mod anchors;
+mod cluster;
 mod facts;
 mod grants;
 mod handle;
@@ -41,7 +42,9 @@ use crate::base::secret::Secret;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::invitation::HostPort;
 use crate::machine::binding_time::BindingTime;
-use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, InvitationRefused, KeyUse, Rejoin};
+use crate::machine::child::{
+    ChildAction, ChildEvent, ChildMachine, EventKind, InvitationRefused, KeyUse, Rejoin,
+};
 use crate::machine::join::{JoinEvent, JoinState};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredInvitation};
@@ -88,6 +91,7 @@ pub struct Driver {
     bundle: anchors::BundleWatch,
     /// Where host-bridges can call; `None` where this box listens for none.
     listener: Option<Listener>,
+    cluster: cluster::ClusterCare,
     /// Calls that host-bridges make by themselves, and the one that is looked at.
     unasked: Option<mpsc::Receiver<Unasked>>,
     call: Option<(HostPort, Greeted)>,
@@ -165,6 +169,7 @@ impl Driver {
             certificate: CertificateWatch::default(),
             bundle: anchors::BundleWatch::new(clock.now()),
             listener: None,
+            cluster: cluster::ClusterCare::new(loaded.handed_over),
             unasked: None,
             call: None,
             services: None,
@@ -241,6 +246,7 @@ impl Driver {
                 () = self.scope.cancelled() => break,
                 Some(report) = self.reports.1.recv() => self.take_report(report),
                 Some(outcome) = self.node.reports.1.recv() => self.take_node_report(outcome),
+                Some(ended) = self.cluster.ended.1.recv() => self.hook_ended(ended).await,
                 Some(command) = self.commands.recv() => self.take_command(command).await,
                 () = self.ways.due(&self.clock) => {
                     if !self.look_at_ways() {
@@ -331,6 +337,29 @@ impl Driver {
         }
     }
 
+    /// An equal brings an authority of its own, the same to the same parent.
+    fn certify_itself(&self, invitation: &mut StoredInvitation) -> Result<(), JoinCommandError> {
+        if !invitation.spawn_mode.between_equals() {
+            return Ok(());
+        }
+        let before = self
+            .machine
+            .state()
+            .filter(|state| state.parent().url == invitation.parent.url);
+        let kept = before.and_then(|state| match (state.invitation(), state.membership()) {
+            (Some(before), _) => before.own_authority.clone(),
+            (None, Some(membership)) => membership.own_authority.clone(),
+            (None, None) => None,
+        });
+        invitation.own_authority = Some(match kept {
+            Some(kept) => kept,
+            None => {
+                exchange::make_own_authority(self.clock.trusted().now).map_err(JoinCommandError::Authority)?
+            }
+        });
+        Ok(())
+    }
+
     async fn join(
         &mut self,
         mut invitation: Box<StoredInvitation>,
@@ -359,6 +388,7 @@ impl Driver {
             self.tell(ChildEvent::RetryNow);
             return Ok(());
         }
+        self.certify_itself(&mut invitation)?;
         let state = JoinState::invited((*invitation).clone(), self.machine.state());
         self.save(&state).await.map_err(JoinCommandError::Save)?;
         tracing::info!(parent = %invitation.parent.url, "invited");
@@ -396,6 +426,7 @@ impl Driver {
         self.refuse_call();
         self.follow_bundle().await;
         self.keep_node().await;
+        self.serve_cluster();
         self.hand_over_grants();
         self.write_due_facts().await;
         self.publish();
@@ -412,7 +443,9 @@ impl Driver {
 
     fn verify(&mut self, parent: &Parent, answer: &AcceptedAnswer, key: &KeyMaterial) {
         let trusted = self.clock.trusted();
-        let verdict = exchange::verify_accept(parent, answer, key, trusted);
+        let invitation = self.machine.state().and_then(JoinState::invitation);
+        let own = invitation.and_then(|invitation| invitation.own_authority.as_ref());
+        let verdict = exchange::verify_accept(parent, answer, key, own, trusted);
         if let JoinEvent::CertificateVerified { not_before, .. } = &verdict
             && trusted.doubt.is_some()
         {
@@ -509,6 +542,16 @@ impl Driver {
             return;
         };
         let trusted = self.clock.trusted();
+        if let Some(own) = &membership.own_authority {
+            let renewed = exchange::renew_own(&membership, own, &key, trusted.now);
+            return match renewed {
+                Ok(identity) => self.tell(ChildEvent::RefreshIssued(identity)),
+                Err(why) => {
+                    self.failures.note(EventKind::Renewal, why, true);
+                    self.tell(ChildEvent::RefreshFailed);
+                }
+            };
+        }
         self.with_tunnel(move |tunnel, reporter| {
             exchange::refresh(tunnel, reporter, membership, key, trusted)
         });

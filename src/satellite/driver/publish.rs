@@ -78,6 +78,9 @@ impl Driver {
                 .map(|directory| directory.display().to_string());
             node.files_error.clone_from(&self.node.files_error);
         }
+        if let Some(cluster) = &mut report.cluster {
+            self.tell_cluster(cluster);
+        }
         if let Some(certificate) = &mut report.certificate {
             certificate.renewal_error.clone_from(&self.failures.renewal);
             certificate.needs_rejoin = self.machine.needs_rejoin();

@@ -354,7 +354,11 @@ impl Driver {
     fn ca_bundle(&self) -> String {
         self.machine
             .membership()
-            .map_or_else(String::new, |m| m.identity.certificate.ca_chain_pem.clone())
+            .map_or_else(String::new, |m| match &m.own_authority {
+                // What an equal is verified by.
+                Some(own) => own.certificate_pem.clone(),
+                None => m.identity.certificate.ca_chain_pem.clone(),
+            })
     }
 
     /// Its tasks end by themselves, and first say what became of what they asked.

@@ -66,6 +66,7 @@ fn states_with(node: Option<&NodeStanding>, delivered: &Delivered) -> Vec<JoinSt
         parent_peer_id: Some(PeerId::new_v7(NOW, [1; 10])),
         contract_version: ContractVersion::CURRENT,
         minted_at: Some(NOW),
+        own_authority: None,
         past: Past::default(),
     };
     let key = KeyMaterial {
@@ -104,6 +105,7 @@ fn states_with(node: Option<&NodeStanding>, delivered: &Delivered) -> Vec<JoinSt
         status: PeerStatus::Active,
         node: node.cloned(),
         delivered: delivered.clone(),
+        own_authority: None,
         former: Vec::new(),
         rejoin_refused: None,
     };

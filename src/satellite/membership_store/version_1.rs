@@ -168,6 +168,7 @@ impl From<Invitation> for current::StoredInvitation {
             parent_peer_id: invitation.parent_peer_id,
             contract_version: invitation.contract_version,
             minted_at: invitation.minted_at,
+            own_authority: None,
             past: Past::default(),
         }
     }
@@ -201,6 +202,7 @@ impl From<Membership> for current::Membership {
             status: membership.status,
             node: None,
             delivered: Delivered::default(),
+            own_authority: None,
             former: Vec::new(),
             rejoin_refused: None,
         }

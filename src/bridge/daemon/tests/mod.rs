@@ -7,6 +7,7 @@ mod access;
 mod callers;
 mod dial_back;
 mod direct;
+mod equals;
 mod expired;
 mod https;
 mod operators;

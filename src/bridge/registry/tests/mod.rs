@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod authority;
+mod equals;
 mod exactly_once;
 mod held;
 mod operators;
