@@ -20,9 +20,12 @@ use clap_complete::Shell;
 #[allow(dead_code, reason = "the program's own uses of it are not here")]
 pub(crate) mod host_bridge;
 
-#[path = "../src/bin/powernode-satellite/arguments.rs"]
+#[path = "../src/bin/powernode-satellite/arguments/mod.rs"]
 #[allow(dead_code, reason = "the program's own uses of it are not here")]
 pub(crate) mod satellite;
+
+#[path = "translation/table.rs"]
+pub(crate) mod table;
 
 fn main() -> ExitCode {
     let Some(directory) = std::env::args_os().nth(1).map(PathBuf::from) else {
@@ -40,9 +43,12 @@ fn main() -> ExitCode {
 
 /// Writes all of it below a directory.
 pub fn generate(directory: &Path) -> io::Result<()> {
-    [satellite::Arguments::command(), host_bridge::Arguments::command()]
-        .into_iter()
-        .try_for_each(|command| write(directory, &command))
+    [
+        table::command_of(&satellite::PROGRAM),
+        host_bridge::Arguments::command(),
+    ]
+    .into_iter()
+    .try_for_each(|command| write(directory, &command))
 }
 
 /// Lets a script of the host-bridge ask the program itself (`complete`) for the names of peers and

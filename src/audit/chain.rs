@@ -8,10 +8,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use data_encoding::HEXLOWER_PERMISSIVE;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
+
+use crate::base::radix::HEXLOWER_PERMISSIVE;
 
 /// Begins what is hashed, so that a hash of this chain is no hash of anything else.
 const ROW_DOMAIN: &[u8] = b"powernode audit row v1\0";

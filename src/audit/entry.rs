@@ -214,7 +214,7 @@ impl ExportedEntry {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests {
-    use data_encoding::HEXLOWER;
+    use crate::base::radix::HEXLOWER;
     use proptest::prelude::*;
 
     use super::*;

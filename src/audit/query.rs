@@ -178,7 +178,7 @@ fn unescaped(text: &str) -> Result<String, InvalidQuery> {
             continue;
         }
         let (digits, after) = rest.split_at_checked(2).ok_or(InvalidQuery::Escape)?;
-        let decoded = data_encoding::HEXLOWER_PERMISSIVE
+        let decoded = crate::base::radix::HEXLOWER_PERMISSIVE
             .decode(digits)
             .map_err(|_| InvalidQuery::Escape)?;
         bytes.extend(decoded);

@@ -138,7 +138,7 @@ impl PublicKeyDigest {
 
 impl fmt::Display for PublicKeyDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", data_encoding::HEXLOWER.encode(&self.0))
+        write!(f, "sha256:{}", crate::base::radix::HEXLOWER.encode(&self.0))
     }
 }
 

@@ -6,5 +6,6 @@ pub mod counter;
 pub mod exposition;
 pub mod id;
 pub mod limit;
+pub mod radix;
 pub mod secret;
 pub mod time;

@@ -412,7 +412,7 @@ impl CertificateAuthority {
         Ok(IssuedCertificate {
             cert_pem: certificate.pem(),
             ca_chain_pem: self.certificate_pem(),
-            serial: data_encoding::HEXUPPER.encode(&positive(serial)),
+            serial: crate::base::radix::HEXUPPER.encode(&positive(serial)),
             not_after,
             public_key_digest: request.digest,
         })

@@ -296,6 +296,7 @@ impl Ingress {
         let link = Link {
             tunnel: tunnel.clone(),
             since: self.clock.trusted().now,
+            direct: matches!(reached, RedialEvent::Reached(_)),
             agent: foreign_text(&hello.agent),
         };
         let served = async {

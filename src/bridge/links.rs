@@ -22,6 +22,8 @@ pub struct Link {
     pub tunnel: Tunnel,
     /// Since when.
     pub since: UnixTime,
+    /// Whether this side has dialled.
+    pub direct: bool,
     /// Program and version at the other end.
     pub agent: String,
 }
@@ -161,6 +163,7 @@ impl Links {
             address: live.link.tunnel.remote_address().to_string(),
             agent: live.link.agent.clone(),
             since: live.link.since,
+            direct: live.link.direct,
             transport: live.link.tunnel.protocol().word().to_owned(),
             open_streams: live.link.tunnel.stats().open_streams,
         })

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use data_encoding::BASE64;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, request};
@@ -33,6 +32,7 @@ use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{NetworkId, PeerId, TraceId};
 use crate::base::limit::{HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES, foreign_text};
+use crate::base::radix::BASE64;
 use crate::contract::API_BASE;
 use crate::identity::anchors::Anchors;
 use crate::identity::certificate::CertificateFacts;

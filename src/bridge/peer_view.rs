@@ -25,6 +25,8 @@ pub struct LinkView {
     pub since: UnixTime,
     /// What it runs over: `quic` or `tls`.
     pub transport: String,
+    /// Whether this host-bridge has dialled the satellite.
+    pub direct: bool,
     /// Streams open now.
     pub open_streams: usize,
 }

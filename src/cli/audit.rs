@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::Value;
 use thiserror::Error;
 
+use super::command_line::{Argument, Definition, Given, UsageError};
 use super::failure::{Code, Failure};
 use super::output::{self, Cell, Style, Table, Tone, short_duration};
 use crate::audit::chain::RowPin;
@@ -69,6 +70,49 @@ pub struct AuditFilter {
     until: Option<When>,
 }
 
+const PEER: Argument = Argument::value("peer", "PEER", "Of this peer");
+const GRANT: Argument = Argument::value("grant", "ID", "Under this grant");
+const SUBJECT: Argument = Argument::value("subject", "SUBJECT", "Of this subject of the other side");
+const SINCE: Argument = Argument::value(
+    "since",
+    "WHEN",
+    "From then on: a time such as 2026-05-17T13:44:12Z, or how long ago, such as 72h",
+);
+const UNTIL: Argument = Argument::value("until", "WHEN", "Before then: a time, or how long ago");
+
+/// [`AuditCommand`] for a program that reads its command line by a table.
+pub const COMMANDS: &[Definition] = &[
+    Definition {
+        name: "show",
+        about: "Show the last entries, newest last",
+        arguments: &[
+            Argument::value("last", "N", "How many").or("50"),
+            PEER,
+            GRANT,
+            SUBJECT,
+            SINCE,
+            UNTIL,
+        ],
+        ..Definition::BARE
+    },
+    Definition {
+        name: "verify",
+        about: "Say whether the log is as it was written; ends with 1 when it is not",
+        arguments: &[Argument::value(
+            "noted",
+            "NUMBER:HASH",
+            "A row that was noted earlier, as `verify` printed it: finds out whether the whole log was written anew",
+        )],
+        ..Definition::BARE
+    },
+    Definition {
+        name: "export",
+        about: "Print entries as JSON, one object a line, oldest first",
+        arguments: &[PEER, GRANT, SUBJECT, SINCE, UNTIL],
+        ..Definition::BARE
+    },
+];
+
 /// A time, or how long ago.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
@@ -106,6 +150,16 @@ impl When {
 }
 
 impl AuditFilter {
+    fn of(given: &Given) -> Result<Self, UsageError> {
+        Ok(Self {
+            peer: given.text(PEER.name)?,
+            grant: given.value(GRANT.name)?,
+            subject: given.text(SUBJECT.name)?,
+            since: given.value(SINCE.name)?,
+            until: given.value(UNTIL.name)?,
+        })
+    }
+
     fn query(&self, peer: Option<PeerId>, order: Order, now: UnixTime) -> AuditQuery {
         AuditQuery {
             peer,
@@ -121,6 +175,22 @@ impl AuditFilter {
 }
 
 impl AuditCommand {
+    /// The one of [`COMMANDS`] that is called so, with what was given.
+    pub fn of(name: &str, given: &Given) -> Result<Self, UsageError> {
+        Ok(match name {
+            "verify" => Self::Verify {
+                noted: given.value("noted")?,
+            },
+            "export" => Self::Export {
+                filter: AuditFilter::of(given)?,
+            },
+            _ => Self::Show {
+                last: given.required("last")?,
+                filter: AuditFilter::of(given)?,
+            },
+        })
+    }
+
     /// The peer that is asked for, in the words of the command line.
     pub fn asked_peer(&self) -> Option<&str> {
         match self {

@@ -5,5 +5,6 @@ pub mod audit;
 pub mod bridge_client;
 pub mod check;
 pub mod client;
+pub mod command_line;
 pub mod failure;
 pub mod output;

@@ -258,6 +258,16 @@ pub fn render_json(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
+/// Characters in a line of help: the terminal's, but no longer than eyes find back from.
+pub fn width_of_stdout() -> usize {
+    const LONGEST: usize = 100;
+    let terminal = rustix::termios::tcgetwinsize(io::stdout());
+    match terminal.map(|size| usize::from(size.ws_col)) {
+        Ok(columns) if columns > 0 => columns.min(LONGEST),
+        _ => LONGEST,
+    }
+}
+
 /// Writes to standard output. A reader that has gone away, as `head` does, is no failure.
 pub fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();

@@ -294,7 +294,7 @@ impl CaFingerprint {
 
 impl fmt::Display for CaFingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", data_encoding::HEXLOWER.encode(&self.0))
+        write!(f, "sha256:{}", crate::base::radix::HEXLOWER.encode(&self.0))
     }
 }
 
@@ -316,7 +316,7 @@ impl FromStr for CaFingerprint {
             .chars()
             .filter(|c| *c != ':')
             .collect();
-        let bytes = data_encoding::HEXLOWER_PERMISSIVE
+        let bytes = crate::base::radix::HEXLOWER_PERMISSIVE
             .decode(hex.as_bytes())
             .map_err(|_| InvalidFingerprint)?;
         bytes.try_into().map(Self).map_err(|_| InvalidFingerprint)

@@ -4,7 +4,6 @@
 
 use std::fmt;
 
-use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -16,6 +15,7 @@ use super::invitation::{
 };
 use super::peer::{SpawnMode, UnknownName};
 use super::token::{AcceptanceToken, TOKEN_ENTROPY_BYTES};
+use crate::base::radix::{BASE32_NOPAD, BASE64URL_NOPAD};
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 

@@ -3,13 +3,13 @@
 
 use std::fmt;
 
-use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::base::radix::{BASE64URL_NOPAD, HEXLOWER};
 use crate::base::secret::Secret;
 
 /// Random bytes in a token that we mint.

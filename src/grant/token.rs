@@ -5,7 +5,6 @@
 
 use std::fmt;
 
-use data_encoding::HEXLOWER;
 use hmac::digest::array::Array;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -14,6 +13,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::Denial;
 use crate::base::id::GrantId;
+use crate::base::radix::HEXLOWER;
 use crate::base::secret::Secret;
 
 /// Length of the server's key, in bytes: as long as the signature, for full strength.
@@ -119,13 +119,13 @@ impl BearerToken {
     pub fn parse(text: &str) -> Result<Self, MalformedToken> {
         if let Some(rest) = text.strip_prefix(SIGNED_PREFIX) {
             let (grant, hex) = rest.split_once('.').ok_or(MalformedToken)?;
+            let decoded = HEXLOWER.decode(hex.as_bytes()).map(Zeroizing::new);
+            let decoded = decoded.map_err(|_| MalformedToken)?;
             let mut signature = Zeroizing::new([0; SIGNATURE_BYTES]);
-            if HEXLOWER.decode_len(hex.len()) != Ok(SIGNATURE_BYTES) {
+            if decoded.len() != SIGNATURE_BYTES {
                 return Err(MalformedToken);
             }
-            HEXLOWER
-                .decode_mut(hex.as_bytes(), signature.as_mut_slice())
-                .map_err(|_| MalformedToken)?;
+            signature.copy_from_slice(&decoded);
             return Ok(Self {
                 grant: canonical_id(grant)?,
                 proof: Proof::Signature(signature),

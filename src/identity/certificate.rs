@@ -123,7 +123,7 @@ pub(crate) fn write_pem<'a>(certificates: impl IntoIterator<Item = &'a Certifica
 pub(super) fn pem_section(label: &str, der: &[u8]) -> String {
     const LINE_CHARS: usize = 64;
     let mut text = format!("-----BEGIN {label}-----\n");
-    let body = data_encoding::BASE64.encode(der);
+    let body = crate::base::radix::BASE64.encode(der);
     let mut rest = body.as_str();
     while !rest.is_empty() {
         let (line, after) = rest.split_at(rest.len().min(LINE_CHARS));
@@ -315,7 +315,7 @@ fn only_common_name(name: &[u8]) -> Option<String> {
 fn upper_hex(serial: &[u8]) -> String {
     let zeros = serial.iter().take_while(|byte| **byte == 0).count();
     let start = zeros.min(serial.len().saturating_sub(1));
-    data_encoding::HEXUPPER.encode(serial.get(start..).unwrap_or_default())
+    crate::base::radix::HEXUPPER.encode(serial.get(start..).unwrap_or_default())
 }
 
 /// What a handshake shows: the certificate of the key, then those that lead to its anchor.

@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn a_seed_makes_the_key_that_the_standard_says() {
         // RFC 8032, section 7.1, test 1.
-        let hex = |text: &str| data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap();
+        let hex = |text: &str| crate::base::radix::HEXLOWER.decode(text.as_bytes()).unwrap();
         let seed = hex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60");
         let key = PrivateKey::from_seed(&Zeroizing::new(seed.try_into().unwrap())).unwrap();
         let public = hex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a");

@@ -217,6 +217,15 @@ fn read_monotonic() -> Instant {
     Instant::now()
 }
 
+/// The system clock for a log line: RFC 3339 with microseconds, by which lines of several programs are put in
+/// order.
+#[allow(clippy::disallowed_methods, reason = "this module is the reader")]
+pub(super) fn log_time() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = UnixTime::EPOCH.plus(since).to_string();
+    format!("{}.{:06}Z", seconds.trim_end_matches('Z'), since.subsec_micros())
+}
+
 #[allow(clippy::disallowed_methods, reason = "this module is the reader")]
 fn read_system() -> UnixTime {
     match SystemTime::now().duration_since(UNIX_EPOCH) {

@@ -9,6 +9,7 @@ pub mod entropy;
 pub mod environment;
 pub mod hook;
 pub mod http_server;
+mod log_lines;
 pub mod observation;
 pub mod open_files;
 pub mod service_notify;

@@ -24,9 +24,10 @@ use tracing::Level;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{Layer, Registry, fmt as lines, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use super::environment::Environment;
+use super::log_lines::{Form, Lines};
 use super::supervisor::panic_message;
 use crate::base::limit::foreign_text;
 
@@ -107,13 +108,14 @@ pub fn init(
     let (targets, handle) = reload::Layer::new(filter.targets.clone());
     let surroundings = Surroundings::look(environment);
     let output: Box<dyn Layer<_> + Send + Sync> = match surroundings.resolve(format) {
-        LogFormat::Human => human(surroundings.colours).boxed(),
+        LogFormat::Human if surroundings.colours => Lines(Form::Coloured).boxed(),
+        LogFormat::Human => Lines(Form::Plain).boxed(),
         LogFormat::Journald => match tracing_journald::layer() {
             Ok(layer) => layer.boxed(),
             Err(error) if format == LogFormat::Journald => return Err(TelemetryError::Journal(error)),
-            Err(_) => json().boxed(),
+            Err(_) => Lines(Form::Json).boxed(),
         },
-        LogFormat::Json | LogFormat::Auto => json().boxed(),
+        LogFormat::Json | LogFormat::Auto => Lines(Form::Json).boxed(),
     };
     tracing_subscriber::registry()
         .with(targets)
@@ -245,30 +247,6 @@ impl Surroundings {
 /// is inherited by children whose standard error may be something else.
 fn is_journal(variable: Option<&str>, (device, inode): (u64, u64)) -> bool {
     variable == Some(format!("{device}:{inode}").as_str())
-}
-
-fn human<S>(colours: bool) -> impl Layer<S> + Send + Sync
-where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-{
-    // A closed standard error must not take the daemon with it: nothing is said about failed writes.
-    lines::layer()
-        .with_writer(io::stderr)
-        .with_ansi(colours)
-        .with_target(false)
-        .log_internal_errors(false)
-}
-
-fn json<S>() -> impl Layer<S> + Send + Sync
-where
-    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
-{
-    lines::layer()
-        .json()
-        .flatten_event(true)
-        .with_current_span(false)
-        .with_writer(io::stderr)
-        .log_internal_errors(false)
 }
 
 fn level_of(text: &str) -> Option<LevelFilter> {

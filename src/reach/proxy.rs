@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use data_encoding::BASE64;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -21,6 +20,7 @@ use zeroize::Zeroizing;
 use self::answer::Answer;
 use super::tcp::{CONNECT_TIMEOUT, certificate_name};
 use crate::base::limit::foreign_text;
+use crate::base::radix::BASE64;
 use crate::base::secret::Secret;
 use crate::contract::invitation::{HostPort, ParentTrust};
 use crate::identity::tls::{ClientTls, TimeSource, TlsConfigError, client_config};

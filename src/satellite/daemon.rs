@@ -356,7 +356,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         child: ChildPolicy {
             uplinks: UplinksPolicy {
                 ladder: LadderPolicy {
-                    rungs: rungs(&config.ways, config.reach.port_mapping),
+                    rungs: rungs(&config.ways, config.reach.wants_ways_in()),
                     backoff: BackoffPolicy {
                         initial: config.reconnect_initial,
                         max: config.reconnect_max,

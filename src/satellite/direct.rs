@@ -16,9 +16,9 @@ use super::parent_client;
 use super::status::{MappingReport, ReachReport};
 use crate::base::address::is_public;
 use crate::base::limit::error_chain;
-use crate::contract::message::{ContractAnswer, DialBackRequest};
+use crate::contract::message::{ContractAnswer, DialBackRequest, FederationCertificate};
 use crate::machine::mapping_lease::{
-    Gateway, LeaseSettings, MappingLease, MappingRecord, ProofOutcome, Unmapped,
+    Gateway, LeaseSettings, LeaseView, MappingLease, MappingRecord, ProofOutcome, Unmapped,
 };
 use crate::process::clock::Clock;
 use crate::process::config::satellite::ReachConfig;
@@ -87,7 +87,7 @@ impl Direct {
     }
 
     fn listener(&self) -> Option<Listener> {
-        if !self.config.port_mapping {
+        if !self.config.wants_ways_in() {
             return None;
         }
         let settings = QuicSettings {
@@ -118,7 +118,8 @@ impl Direct {
         prover: &Arc<Prover>,
         provers: watch::Receiver<u64>,
     ) -> watch::Receiver<MappingView> {
-        let enabled = self.config.port_mapping && port != 0;
+        let forwarded = forwarded(&self.config, family);
+        let enabled = (self.config.port_mapping || forwarded.is_some()) && port != 0;
         let (view, shown) = watch::channel(MappingView {
             endpoint: None,
             lease: None,
@@ -136,6 +137,7 @@ impl Direct {
             port,
             description: description(&self.driver),
             nonce: entropy::bytes(),
+            forwarded,
             allow_private: self.config.allow_private,
             seed: entropy::seed(),
         };
@@ -157,6 +159,15 @@ impl Direct {
         scope.spawn("port mapping", keeper.run(scope.clone()));
         shown
     }
+}
+
+/// What leads here by its owner's doing, if that is of this family.
+fn forwarded(config: &ReachConfig, family: Family) -> Option<SocketAddr> {
+    let is_of_family = |endpoint: &SocketAddr| match family {
+        Family::V4 => endpoint.is_ipv4(),
+        Family::V6 => endpoint.is_ipv6(),
+    };
+    config.endpoint.filter(is_of_family)
 }
 
 /// By what this box knows its entries on a router again: the end of its own id, where it has one.
@@ -194,6 +205,7 @@ async fn follow(
             }
         }
         let report = report(
+            &config,
             listener.as_ref(),
             &[&v4.borrow_and_update(), &v6.borrow_and_update()],
         );
@@ -226,9 +238,13 @@ fn log_change(before: Option<&(ReachReport, Vec<SocketAddr>)>, proven: &[SocketA
 }
 
 /// Makes the listener show the present certificate and know the present parent.
-async fn serve(listener: &Listener, standing: &Standing, served: &mut Option<(String, Vec<String>)>) {
+async fn serve(
+    listener: &Listener,
+    standing: &Standing,
+    served: &mut Option<(FederationCertificate, Vec<String>)>,
+) {
     let identity = standing.membership.identity.clone();
-    let wanted = (identity.certificate.cert_pem.clone(), standing.names.clone());
+    let wanted = (identity.certificate.clone(), standing.names.clone());
     if served.as_ref() == Some(&wanted) {
         return;
     }
@@ -251,17 +267,28 @@ fn proven(views: &[&watch::Receiver<MappingView>]) -> Vec<SocketAddr> {
     views.iter().filter_map(|view| view.borrow().endpoint).collect()
 }
 
-fn report(listener: Option<&Listener>, views: &[&MappingView; 2]) -> ReachReport {
+fn report(config: &ReachConfig, listener: Option<&Listener>, views: &[&MappingView; 2]) -> ReachReport {
+    let by_whom = |lease: &LeaseView| {
+        if config.endpoint == Some(lease.endpoint) {
+            "configured"
+        } else {
+            "none needed"
+        }
+    };
     let mapping = |family: &str, view: &MappingView| MappingReport {
         family: family.to_owned(),
         protocol: view.lease.as_ref().map(|lease| {
             lease
                 .protocol
-                .map_or("none needed", |protocol| protocol.name())
+                .map_or_else(|| by_whom(lease), |protocol| protocol.name())
                 .to_owned()
         }),
         gateway: view.lease.as_ref().and_then(|lease| lease.gateway),
-        internal: view.lease.as_ref().map(|lease| lease.internal),
+        internal: view
+            .lease
+            .as_ref()
+            .filter(|lease| config.endpoint != Some(lease.endpoint))
+            .map(|lease| lease.internal),
         endpoint: view.lease.as_ref().map(|lease| lease.endpoint),
         lease_seconds: view.lease.as_ref().and_then(|lease| lease.lease_seconds),
         proven: view.endpoint.is_some(),

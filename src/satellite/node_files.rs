@@ -12,6 +12,7 @@ use serde_json::json;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::base::limit::error_chain;
 use crate::base::secret::Secret;
 use crate::identity::key::pkcs8_pem;
 use crate::machine::node_identity::NodeMembership;
@@ -112,6 +113,21 @@ pub fn remove(directory: &Path, node: &NodeMembership) -> Result<bool, NodeFiles
         }
     }
     Ok(true)
+}
+
+/// Takes the files of a node whose peering has ended away, where they were written. What fails is logged: the
+/// peering is over all the same.
+pub fn leave(place: &NodeFilesPlace, node: &NodeMembership) {
+    let Some(directory) = directory(place) else {
+        return;
+    };
+    match remove(&directory, node) {
+        Ok(true) => tracing::info!(directory = %directory.display(), "the node's identity is removed"),
+        Ok(false) => {}
+        Err(error) => {
+            tracing::error!(reason = %error_chain(&error), "the node's key is still there; remove it yourself");
+        }
+    }
 }
 
 /// Name, mode and content of each, in the order in which they take their places: whoever waits for the

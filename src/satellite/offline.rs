@@ -8,8 +8,10 @@ use super::driver::Departure;
 use super::grants::admin::GrantDesk;
 use super::grants::{GrantBook, OpenGrantsError};
 use super::membership_store::{MembershipStore, OpenStateError, SaveStateError};
+use super::node_files;
 use crate::audit::{AuditAction, AuditEvent};
 use crate::machine::join::{Farewell, JoinState};
+use crate::machine::node_identity::NodeStanding;
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::SatelliteConfig;
 use crate::store::audit_log::{AuditLog, AuditWriter};
@@ -122,6 +124,9 @@ impl OfflineState {
         self.store
             .save_farewell_blocking(farewell)
             .map_err(OfflineError::Save)?;
+        if let Some(node) = membership.node.as_ref().and_then(NodeStanding::membership) {
+            node_files::leave(&config.node_identity.write_to, node);
+        }
         let Self { store, writer, .. } = self;
         writer.finish().map_err(OfflineError::Audit)?;
         drop(store);

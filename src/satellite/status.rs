@@ -42,6 +42,9 @@ pub struct StatusReport {
     pub parent_url: Option<String>,
     /// The membership.
     pub peer: Option<PeerReport>,
+    /// The peer that a rejoin under way is to replace, and that goes on if the parent refuses.
+    #[serde(default)]
+    pub replaces: Option<PeerId>,
     /// Which peers this box was before, the latest first.
     #[serde(default)]
     pub former_peers: Vec<FormerPeerReport>,
@@ -126,7 +129,7 @@ pub struct ReachReport {
 pub struct MappingReport {
     /// `ipv4` or `ipv6`.
     pub family: String,
-    /// `PCP`, `NAT-PMP`, `UPnP`, or `none needed` for a public address of the box's own.
+    /// `PCP`, `NAT-PMP`, `UPnP`, `none needed` for a public address of the box's own, or `configured`.
     pub protocol: Option<String>,
     /// The router that gave it.
     pub gateway: Option<std::net::IpAddr>,
@@ -427,6 +430,10 @@ impl StatusReport {
             },
             parent_url: state.map(|state| state.parent().url.to_string()),
             peer: membership.map(PeerReport::of),
+            replaces: state
+                .and_then(JoinState::invitation)
+                .and_then(|invitation| invitation.past.membership.as_ref())
+                .map(|membership| membership.peer_id),
             former_peers: state
                 .map_or(&[][..], JoinState::former)
                 .iter()

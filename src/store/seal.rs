@@ -296,7 +296,7 @@ mod tests {
         .binding("test");
         let sealed = seal(&key(0), [9; NONCE_BYTES], &binding, b"\x01secret").unwrap();
         assert_eq!(
-            data_encoding::HEXLOWER.encode(&sealed),
+            crate::base::radix::HEXLOWER.encode(&sealed),
             "fffb994bdd090909090909090909090909b26b6d58f5fa37459627bab155540102fafa38253c8803"
         );
         assert_eq!(&*open(Some(&key(0)), &binding, &sealed).unwrap(), b"\x01secret");

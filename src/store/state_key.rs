@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
-use data_encoding::{BASE64, BASE64URL, Encoding, HEXLOWER, HEXLOWER_PERMISSIVE};
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::base::radix::{BASE64, BASE64URL, HEXLOWER, HEXLOWER_PERMISSIVE, Radix};
 use crate::process::config::StateKeyFile;
 
 /// Length of a key, in bytes: AES-256's.
@@ -249,18 +249,10 @@ impl fmt::Debug for KeyId {
 }
 
 /// Decodes into the key, by the first encoding that takes the text; nothing of it stays elsewhere.
-fn decode_text(
-    encodings: &[Encoding],
-    text: &[u8],
-    key: &mut [u8; KEY_BYTES],
-) -> Result<(), InvalidStateKey> {
+fn decode_text(encodings: &[Radix], text: &[u8], key: &mut [u8; KEY_BYTES]) -> Result<(), InvalidStateKey> {
     for encoding in encodings {
-        let Ok(room) = encoding.decode_len(text.len()) else {
-            continue;
-        };
-        let mut decoded = Zeroizing::new(vec![0; room]);
-        if encoding.decode_mut(text, &mut decoded) == Ok(KEY_BYTES)
-            && let Some(decoded) = decoded.first_chunk::<KEY_BYTES>()
+        if let Ok(decoded) = encoding.decode(text).map(Zeroizing::new)
+            && let Ok(decoded) = <&[u8; KEY_BYTES]>::try_from(decoded.as_slice())
         {
             key.copy_from_slice(decoded);
             return Ok(());
@@ -349,7 +341,7 @@ mod tests {
             let id = StateKey::parse(&bytes).unwrap().id();
             for text in [
                 HEXLOWER.encode(&bytes),
-                data_encoding::HEXUPPER.encode(&bytes),
+                crate::base::radix::HEXUPPER.encode(&bytes),
                 BASE64.encode(&bytes),
                 BASE64URL.encode(&bytes),
             ] {

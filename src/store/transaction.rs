@@ -76,7 +76,7 @@ fn shown<K: Key>(key: &[u8]) -> String {
 
 /// The beginning of a key's bytes.
 pub(super) fn excerpt(key: &[u8]) -> String {
-    data_encoding::HEXLOWER.encode(&key[..key.len().min(KEY_EXCERPT_BYTES)])
+    crate::base::radix::HEXLOWER.encode(&key[..key.len().min(KEY_EXCERPT_BYTES)])
 }
 
 /// In which direction rows are gone through.

@@ -326,7 +326,7 @@ impl DecodeError {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use data_encoding::HEXLOWER;
+    use crate::base::radix::HEXLOWER;
     use proptest::prelude::*;
 
     use super::*;

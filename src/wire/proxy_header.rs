@@ -65,7 +65,7 @@ const fn mapped(address: IpAddr) -> Ipv6Addr {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use data_encoding::HEXLOWER;
+    use crate::base::radix::HEXLOWER;
 
     use super::*;
 

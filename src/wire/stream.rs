@@ -174,7 +174,7 @@ impl StreamReply {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use data_encoding::HEXLOWER;
+    use crate::base::radix::HEXLOWER;
     use proptest::prelude::*;
 
     use super::*;

@@ -22,7 +22,9 @@ mod generate_docs;
 
 use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
 
-use generate_docs::{host_bridge, satellite};
+use generate_docs::{host_bridge, satellite, table};
+use powernode_satellite::cli::command_line::Fault;
+
 use manual::{Command, Span, commands, read, spans, words};
 use sandbox::Sandbox;
 
@@ -237,7 +239,7 @@ fn program_of(word: &str) -> Option<&'static str> {
 
 fn definition(program: &str) -> clap::Command {
     if program == SATELLITE {
-        satellite::Arguments::command()
+        table::command_of(&satellite::PROGRAM)
     } else {
         host_bridge::Arguments::command()
     }
@@ -245,23 +247,94 @@ fn definition(program: &str) -> clap::Command {
 
 /// By the program's own definition.
 fn understand(program: &str, arguments: &[String]) -> Result<(), String> {
+    if program == SATELLITE {
+        return match satellite::Asked::of(arguments.iter().map(Into::into)) {
+            Ok(_) => Ok(()),
+            // A sentence may name a command without its arguments.
+            Err(error) if matches!(error.fault(), Fault::Missing(_) | Fault::NoCommand(_)) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
+    }
     let all = std::iter::once(program).chain(arguments.iter().map(String::as_str));
-    let read = if program == SATELLITE {
-        satellite::Arguments::try_parse_from(all).map(drop)
-    } else {
-        host_bridge::Arguments::try_parse_from(all).map(drop)
-    };
+    let read = host_bridge::Arguments::try_parse_from(all).map(drop);
     match read {
         Ok(()) => Ok(()),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Ok(()),
-            // A sentence may name a command without its arguments.
             ErrorKind::MissingRequiredArgument | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
                 Ok(())
             }
             _ => Err(error.to_string()),
         },
     }
+}
+
+/// Manual pages and completions are made from the translation; it must not say what the program does not do.
+#[test]
+fn the_satellites_table_and_its_translation_read_the_same() {
+    definition(SATELLITE).debug_assert();
+    for (line, good) in [
+        ("run", true),
+        ("--state-dir /x status --json", true),
+        ("status --json --state-dir=/x", true),
+        ("join - --contact me --bridge a:1 --bridge b:2", true),
+        ("join CODE --token-stdin", false),
+        ("join --ca-file f --ca-sha256 00", false),
+        ("join --timeout", false),
+        ("join --timeout 5s --timeout 6s", false),
+        (
+            "services publish web localhost:80 --health-check /up --proxy-protocol",
+            true,
+        ),
+        ("services publish web", false),
+        ("services withdraw web other", false),
+        ("grants issue --subject anna --scopes read,write", true),
+        ("grants issue --operator --service web", false),
+        ("grants issue", false),
+        ("grants revoke 1", false),
+        ("audit show --last 3 --since 72h", true),
+        ("audit", false),
+        ("state-key unseal --json", false),
+        ("status --jsn", false),
+        ("frobnicate", false),
+        ("", false),
+    ] {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let read = satellite::Asked::of(words.iter().map(Into::into));
+        assert_eq!(read.is_ok(), good, "{line}: {:?}", read.err());
+        let all = std::iter::once(SATELLITE).chain(words);
+        let translated = definition(SATELLITE).try_get_matches_from(all);
+        assert_eq!(translated.is_ok(), good, "{line}: {:?}", translated.err());
+    }
+}
+
+/// Both programs have the commands of the audit log, each by its own definition.
+#[test]
+fn the_audit_log_is_asked_for_alike() {
+    let [ours, theirs] = [SATELLITE, BRIDGE].map(|program| {
+        let audit = definition(program).find_subcommand("audit").unwrap().clone();
+        let commands = audit.get_subcommands().map(|command| {
+            let told = |text: Option<&clap::builder::StyledStr>| text.map(ToString::to_string);
+            let arguments: Vec<_> = command
+                .get_arguments()
+                .map(|argument| {
+                    let default = argument.get_default_values().to_vec();
+                    (
+                        argument.get_long().map(str::to_owned),
+                        told(argument.get_help()),
+                        default,
+                    )
+                })
+                .collect();
+            (
+                command.get_name().to_owned(),
+                told(command.get_about()),
+                arguments,
+            )
+        });
+        commands.collect::<Vec<_>>()
+    });
+    assert_eq!(ours, theirs);
 }
 
 #[test]

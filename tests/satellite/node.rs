@@ -126,6 +126,8 @@ async fn the_box_becomes_a_node_and_says_so_and_leaves_the_files() {
         .await;
     running.wait("active", StatusReport::is_active).await;
     assert_eq!(platform.book().seen.len(), 1, "once is enough");
+    running.handle.leave("moved".to_owned()).await.unwrap().unwrap();
+    assert!(!pki.join("node.key").exists(), "no key stays behind");
 }
 
 #[tokio::test]

@@ -388,6 +388,21 @@ fn bodies_of_any_size_pass_and_answers_are_the_platforms() {
         (answer.status, answer.text().as_str()),
         (422, r#"{"error":"unknown kind"}"#)
     );
+    for _ in 0..8 {
+        assert_eq!(
+            side.asked(Some(&third), get(&format!("{API}/service_catalog"), &[]))
+                .status,
+            422
+        );
+    }
+    let (connections, requests) = {
+        let book = side.platform.book();
+        (book.connections, book.seen.len())
+    };
+    assert!(
+        connections < requests / 2,
+        "{connections} connections for {requests} requests"
+    );
 }
 
 #[test]

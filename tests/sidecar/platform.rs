@@ -144,6 +144,8 @@ pub struct Book {
     pub suspended: bool,
     pub token: Option<String>,
     pub seen: Vec<Seen>,
+    /// Connections taken.
+    pub connections: usize,
 }
 
 struct Shared {
@@ -172,6 +174,7 @@ impl Platform {
                 suspended: false,
                 token: Some(TOKEN.to_owned()),
                 seen: Vec::new(),
+                connections: 0,
             }),
         });
         let mut platform = Self {
@@ -224,6 +227,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     // Connections end with this future.
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
+        shared.book.lock().unwrap().connections += 1;
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
             let service = service_fn(|request| {

@@ -9,14 +9,14 @@ use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::grants::admin::EMANCIPATE_PATH;
 use serde_json::json;
 
-use crate::arguments::EmancipateArguments;
+use crate::arguments::Parting;
 use crate::owner::{ask, confirmed};
 
 const QUESTION: &str = "The parent's operators lose all rights on this box that come of its operator grant, at once; \
     their open connections are cut. The peering and the heartbeat go on. Grants that you made by hand stay.";
 
 /// Emancipates this box.
-pub fn emancipate(config: &SatelliteConfig, arguments: &EmancipateArguments) -> Result<ExitCode, Failure> {
+pub fn emancipate(config: &SatelliteConfig, arguments: &Parting) -> Result<ExitCode, Failure> {
     if !confirmed(arguments.yes, QUESTION)? {
         return Err(Failure::new(Code::Failed, "nothing was changed"));
     }

@@ -11,14 +11,14 @@ use powernode_satellite::satellite::driver::Departure;
 use powernode_satellite::satellite::offline::OfflineState;
 use serde_json::json;
 
-use crate::arguments::LeaveArguments;
+use crate::arguments::Parting;
 use crate::owner::{confirmed, daemon, offline};
 
 const QUESTION: &str = "This box leaves its parent for good: the keys of the peering are destroyed, and to come back it \
     needs a new invitation. The audit log stays.";
 
 /// Leaves the parent.
-pub fn leave(config: &SatelliteConfig, arguments: &LeaveArguments) -> Result<ExitCode, Failure> {
+pub fn leave(config: &SatelliteConfig, arguments: &Parting) -> Result<ExitCode, Failure> {
     if !confirmed(arguments.yes, QUESTION)? {
         return Err(Failure::new(Code::Failed, "nothing was changed"));
     }

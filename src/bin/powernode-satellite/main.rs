@@ -17,10 +17,9 @@ mod status;
 use std::alloc::System;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
-use arguments::{Arguments, Command, ConfigCommand, StateKeyCommand};
-use powernode_satellite::cli::failure::Failure;
+use arguments::{Arguments, Asked, Command, ConfigCommand, StateKeyCommand};
+use powernode_satellite::cli::command_line::help;
+use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::process::environment::Environment;
@@ -32,20 +31,27 @@ use zeroizing_alloc::ZeroAlloc;
 #[global_allocator]
 static WIPING: ZeroAlloc<System> = ZeroAlloc(System);
 
+const VERSION: &str = concat!("powernode-satellite ", env!("CARGO_PKG_VERSION"), "\n");
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match dispatch(arguments) {
-        Ok(code) => code,
-        Err(failure) => failure.report("powernode-satellite"),
-    }
+    let done = match Asked::of(std::env::args_os().skip(1)) {
+        Ok(Asked::Command(arguments)) => dispatch(*arguments),
+        Ok(Asked::Version) => print(VERSION),
+        Ok(Asked::Help(path)) => print(&help(&path, output::width_of_stdout())),
+        Err(error) => Err(Failure::new(Code::Usage, error.to_string())),
+    };
+    done.unwrap_or_else(|failure| failure.report("powernode-satellite"))
+}
+
+fn print(text: &str) -> Result<ExitCode, Failure> {
+    output::print(text).map_err(Failure::failed)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
     let environment = Environment::of_process();
     if let Command::Version = arguments.command {
-        output::print(concat!("powernode-satellite ", env!("CARGO_PKG_VERSION"), "\n"))
-            .map_err(Failure::failed)?;
-        return Ok(ExitCode::SUCCESS);
+        return print(VERSION);
     }
     let flags = arguments.flags();
     let file = arguments.config_file();
@@ -60,25 +66,13 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Status { json } => status::status(&config, json),
         Command::Doctor { json } => doctor::doctor(&config, json),
         Command::Leave(leaving) => leave::leave(&config, &leaving),
-        Command::Grants { command } => grants::grants(&config, &command),
+        Command::Grants(command) => grants::grants(&config, &command),
         Command::Emancipate(asked) => emancipate::emancipate(&config, &asked),
-        Command::Services { command } => services::services(&config, &command),
-        Command::Audit { command } => audit::audit(&config, &command),
-        Command::StateKey {
-            command: StateKeyCommand::Unseal,
-        } => state_key::unseal(&config),
-        Command::Config {
-            command: ConfigCommand::Check,
-        } => {
-            output::print("the configuration is good\n").map_err(Failure::failed)?;
-            Ok(ExitCode::SUCCESS)
-        }
-        Command::Config {
-            command: ConfigCommand::Show,
-        } => {
-            output::print(&settings.to_string()).map_err(Failure::failed)?;
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Services(command) => services::services(&config, &command),
+        Command::Audit(command) => audit::audit(&config, &command),
+        Command::StateKey(StateKeyCommand::Unseal) => state_key::unseal(&config),
+        Command::Config(ConfigCommand::Check) => print("the configuration is good\n"),
+        Command::Config(ConfigCommand::Show) => print(&settings.to_string()),
         Command::SelfCheck { .. } | Command::Version => Ok(ExitCode::SUCCESS),
     }
 }

@@ -112,6 +112,12 @@ fn render(report: &StatusReport, style: Style) -> String {
     let mut lines = vec![
         ("satellite", Some(state(report))),
         ("parent", report.parent_url.as_ref().map(Cell::from)),
+        (
+            "replaces",
+            report
+                .replaces
+                .map(|peer| format!("peer {peer}, which goes on if the parent refuses").into()),
+        ),
     ];
     lines.extend(membership(report));
     lines.extend(connection(report));
@@ -172,7 +178,7 @@ fn grants(report: &StatusReport) -> Cell {
     let former = match grants.of_former_peers {
         0 => String::new(),
         former => {
-            format!("; {former} of an earlier peering, of no use (`rejoin --rebind-grants` takes them over)")
+            format!("; {former} of an earlier peering, of no use: `grants issue` makes new ones")
         }
     };
     match grants.undelivered {

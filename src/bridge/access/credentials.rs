@@ -1,10 +1,10 @@
 //! How operators show who they are to the proxy and to the ingress: `Basic name:token`,
 //! `Bearer token`, SOCKS5's user name and password. Pure; whose token it is, the registry knows.
 
-use data_encoding::BASE64;
 use http::HeaderValue;
 use zeroize::Zeroizing;
 
+use crate::base::radix::BASE64;
 use crate::base::secret::Secret;
 
 /// Longest credentials that are looked at, in bytes: a token has 43 characters, a name at most 63.

@@ -3,8 +3,8 @@
 //! that is revoked is gone at once, because it is looked up with every request.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use data_encoding::BASE64URL_NOPAD;
 
+use crate::base::radix::BASE64URL_NOPAD;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::process::entropy;

@@ -81,6 +81,8 @@ pub struct ChildMachine {
     renewal_only: Vec<TunnelId>,
     /// The parent was reached and did not take, nor renew, a certificate that has expired.
     expired_for_good: bool,
+    /// The parent did not take the identity when it was shown last.
+    refused: bool,
     sequence: u64,
     actions: VecDeque<ChildAction>,
 }
@@ -108,6 +110,7 @@ impl ChildMachine {
             presents_committed: false,
             renewal_only: Vec::new(),
             expired_for_good: false,
+            refused: false,
             sequence: 0,
             actions: VecDeque::new(),
         };
@@ -399,6 +402,7 @@ impl ChildMachine {
     /// A refusal speaks against a candidate, if it was one that was presented; an absent network does
     /// not.
     fn identity_refused(&mut self, now: Moment, wall: UnixTime) {
+        self.refused = true;
         if self.purpose == Some(LinkPurpose::Member(IdentityChoice::Candidate)) {
             self.renewal_event(RenewalEvent::CandidateRefused, now, wall);
         }
@@ -422,6 +426,7 @@ impl ChildMachine {
     }
 
     fn acknowledged(&mut self, status: PeerStatus, now: Moment, wall: UnixTime) {
+        self.refused = false;
         self.last_outcome = Some(now);
         self.expired_for_good = false;
         self.heartbeat.handle_event(HeartbeatEvent::Acknowledged, now);

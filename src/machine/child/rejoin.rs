@@ -76,6 +76,7 @@ impl ChildMachine {
         membership.status.inbound_allowed()
             && wall <= membership.identity.certificate.not_after
             && !self.needs_rejoin()
+            && !self.refused
             && heard.is_some_and(|heard| wall.since(heard) < HEARTBEAT_STALE_AFTER)
     }
 }

@@ -396,6 +396,11 @@ proptest! {
         let mut now = at(0);
         let mut issued = Vec::new();
         let (mut open, mut up) = (Vec::new(), Vec::new());
+        // Nothing is told of a dial that has not begun.
+        for (id, ..) in dials(&mut machine) {
+            issued.push(id);
+            open.push(id);
+        }
         for (kind, back, millis) in events {
             let id = TunnelId((issued.len() as u64 + 1).saturating_sub(back));
             let setback = match back % 3 {

@@ -63,6 +63,8 @@ pub struct LeaseSettings {
     pub description: String,
     /// The nonce of PCP requests, from the system's randomness.
     pub nonce: [u8; 12],
+    /// What a router leads here because its owner has told it so: no router is asked then.
+    pub forwarded: Option<SocketAddr>,
     /// Whether addresses count that are reachable within a site alone: for labs.
     pub allow_private: bool,
     /// For the draw of ports.
@@ -284,7 +286,7 @@ impl MappingLease {
                     why,
                     Unmapped::NotAllowed | Unmapped::NotForwarding { .. } | Unmapped::Disabled
                 );
-                if first || !asked_enough {
+                if first || !asked_enough || self.settings.forwarded.is_some() {
                     self.begin(now);
                 }
             }
@@ -316,11 +318,15 @@ impl MappingLease {
         if !self.settings.enabled {
             return self.rest(Unmapped::Disabled, None);
         }
-        if self.network.is_empty() {
+        if self.network.is_empty() && self.settings.forwarded.is_none() {
             return self.rest(Unmapped::NoGateway, None);
         }
         if !self.prover {
             return self.rest(Unmapped::NoProver, None);
+        }
+        if let Some(endpoint) = self.settings.forwarded {
+            self.plan = VecDeque::from([Plan::Own(endpoint)]);
+            return self.next_plan(now);
         }
         self.stage = Stage::Probing;
         let gateways = self.network.clone();
@@ -382,6 +388,8 @@ impl MappingLease {
             None => {
                 let why = self.against.unwrap_or(Unmapped::NoAnswer);
                 let rest = match why {
+                    // A person is about to mend it.
+                    Unmapped::NotForwarding { .. } if self.settings.forwarded.is_some() => REST,
                     Unmapped::NotAllowed | Unmapped::NotForwarding { .. } => LONG_REST,
                     Unmapped::NotStored | Unmapped::NoProver => SHORT_REST,
                     Unmapped::Disabled

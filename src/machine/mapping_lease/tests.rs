@@ -405,6 +405,47 @@ fn after_a_crash_the_first_thing_is_to_remove_what_is_left() {
 }
 
 #[test]
+fn where_the_owner_has_forwarded_a_port_no_router_is_asked() {
+    let by_hand: SocketAddr = "203.0.114.7:41234".parse().unwrap();
+    let forwarded = LeaseSettings {
+        forwarded: Some(by_hand),
+        ..settings()
+    };
+    let mut machine = MappingLease::new(forwarded, Vec::new(), Moment::START);
+    let at = |seconds| Moment::after_start(Duration::from_secs(seconds));
+    assert_eq!(machine.poll_action(), None, "nobody could prove it");
+    machine.handle_event(MappingEvent::ProverReady, at(1));
+    let Some(MappingAction::Prove(number, endpoint)) = machine.poll_action() else {
+        panic!("it is proven first");
+    };
+    assert_eq!(endpoint, by_hand);
+    let reached = Outcome::Proved(ProofOutcome::Reached);
+    machine.handle_event(MappingEvent::Done(number, reached), at(2));
+    assert_eq!(machine.endpoint(), Some(by_hand));
+    assert_eq!(machine.poll_action(), None);
+
+    // Twice in a row nothing comes through: it is withdrawn, and looked at again when somebody may have mended it.
+    for _ in 0..2 {
+        let now = machine.poll_timeout().unwrap();
+        machine.handle_event(MappingEvent::Timeout, now);
+        let Some(MappingAction::Prove(number, _)) = machine.poll_action() else {
+            panic!("it is proven again");
+        };
+        let refuted = Outcome::Proved(ProofOutcome::Unreachable);
+        machine.handle_event(MappingEvent::Done(number, refuted), now);
+    }
+    assert_eq!(machine.endpoint(), None);
+    assert!(matches!(machine.why_not(), Some(Unmapped::NotForwarding { .. })));
+    assert!(machine.poll_timeout().is_some(), "in any case");
+    let now = at(3_600);
+    machine.handle_event(MappingEvent::ProverReady, now);
+    assert!(
+        matches!(machine.poll_action(), Some(MappingAction::Prove(..))),
+        "another bridge may reach it"
+    );
+}
+
+#[test]
 fn a_switched_off_machine_still_removes_what_is_left() {
     let mut world = World::with(Router::speaking(&[Upnp]));
     world.go();

@@ -291,8 +291,8 @@ pub enum Unmapped {
     /// The router said yes to nothing that was asked.
     #[error("the router gave no port that can be used")]
     Refused,
-    /// Mapped and listed, yet nothing comes through.
-    #[error("{endpoint} was mapped, but the host-bridge did not reach this satellite there")]
+    /// Mapped and listed, or told by the configuration, yet nothing comes through.
+    #[error("{endpoint} should lead here, but the host-bridge did not reach this satellite there")]
     NotForwarding {
         /// What was mapped.
         endpoint: SocketAddr,

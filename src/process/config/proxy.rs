@@ -473,7 +473,7 @@ mod tests {
 
         #[test]
         fn what_was_percent_encoded_is_read_again(password in proptest::collection::vec(any::<u8>(), 0..20)) {
-            let digits = data_encoding::HEXUPPER.encode(&password);
+            let digits = crate::base::radix::HEXUPPER.encode(&password);
             let encoded: String = digits.chars().enumerate().flat_map(|(at, digit)| {
                 (at % 2 == 0).then_some('%').into_iter().chain([digit])
             }).collect();

@@ -10,8 +10,8 @@ use keys::{
     ADMIN_SOCKET, ALLOW_PRIVATE, DATA_RESIDENCY, GRANTS_ACCEPT_UNSIGNED, KEYS, LISTEN_PORT, LOCATION,
     LOG_FORMAT, LOG_LEVEL, NODE_PLATFORM_CA, NODE_WRITE_TO, OPERATOR_CONTACT, PARENT_BRIDGES, PARENT_CA_FILE,
     PARENT_CA_SHA256, PARENT_TOKEN_FILE, PARENT_URL, PAYLOAD_FILE, PAYLOAD_FW_CFG_DIR, PORT_MAPPING,
-    RECONNECT_INITIAL, RECONNECT_MAX, STATE_DIR, STATE_KEY_FILE, TUNNEL_CLIMB_MAX, TUNNEL_KEEPALIVE,
-    TUNNEL_PROXY, TUNNEL_PROXY_CREDENTIALS, TUNNEL_REDUNDANCY, TUNNEL_TRANSPORT,
+    REACH_ENDPOINT, RECONNECT_INITIAL, RECONNECT_MAX, STATE_DIR, STATE_KEY_FILE, TUNNEL_CLIMB_MAX,
+    TUNNEL_KEEPALIVE, TUNNEL_PROXY, TUNNEL_PROXY_CREDENTIALS, TUNNEL_REDUNDANCY, TUNNEL_TRANSPORT,
 };
 
 use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
@@ -104,8 +104,17 @@ pub struct ReachConfig {
     pub port_mapping: bool,
     /// The UDP port that the satellite listens on for its host-bridge; 0 is the system's choice.
     pub listen_port: u16,
+    /// What leads to it from outside by its owner's doing.
+    pub endpoint: Option<SocketAddr>,
     /// Whether addresses count that are reachable within a site alone.
     pub allow_private: bool,
+}
+
+impl ReachConfig {
+    /// Whether the satellite listens at all.
+    pub const fn wants_ways_in(&self) -> bool {
+        self.port_mapping || self.endpoint.is_some()
+    }
 }
 
 /// The parent, as far as the configuration names it: what `join` would be told.
@@ -215,6 +224,7 @@ impl SatelliteConfig {
                 port_mapping: settings.required(&PORT_MAPPING)?,
                 // The form allows no larger one.
                 listen_port: u16::try_from(settings.required(&LISTEN_PORT)?).unwrap_or(0),
+                endpoint: settings.get(&REACH_ENDPOINT)?,
                 allow_private: settings.required(&ALLOW_PRIVATE)?,
             },
             metrics_listen: settings.required(&METRICS_LISTEN)?,
@@ -233,6 +243,13 @@ impl SatelliteConfig {
                 first: RECONNECT_INITIAL.path,
                 second: RECONNECT_MAX.path,
                 why: "the first wait cannot be longer than the longest; lower the one or raise the other",
+            });
+        }
+        if self.reach.endpoint.is_some() && self.reach.listen_port == 0 {
+            return Err(ConfigError::Conflict {
+                first: REACH_ENDPOINT.path,
+                second: LISTEN_PORT.path,
+                why: "what leads here from outside must lead to a fixed port; set it, too",
             });
         }
         if self.parent.ca_file.is_some() && self.parent.ca_sha256.is_some() {

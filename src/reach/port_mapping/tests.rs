@@ -98,6 +98,7 @@ impl Site {
             port: PORT,
             description: DESCRIPTION.to_owned(),
             nonce: [5; 12],
+            forwarded: None,
             allow_private: true,
             seed: 3,
         };

@@ -74,7 +74,7 @@ impl Handover {
         digest.update(membership.accepted_at.as_seconds().to_be_bytes());
         digest.update(delivered.expose());
         let digest = digest.finalize();
-        let key = data_encoding::HEXLOWER.encode(digest.get(..KEY_BYTES)?);
+        let key = crate::base::radix::HEXLOWER.encode(digest.get(..KEY_BYTES)?);
         // A buffer that grows would leave unwiped pieces behind. The delivered part is JSON as it is.
         let mut input = Vec::with_capacity(FRAME_BYTES + delivered.len());
         write!(

@@ -13,8 +13,10 @@ use crate::base::limit::error_chain;
 use crate::contract::peer::SpawnMode;
 use crate::machine::child::ChildEvent;
 use crate::machine::join::Farewell;
+use crate::machine::node_identity::NodeStanding;
 use crate::satellite::grants::courier::{Courier, last_notice};
 use crate::satellite::membership_store::Facts;
+use crate::satellite::node_files;
 use crate::tunnel::Tunnel;
 
 /// Time between the answer to whoever has asked to leave and the stop of the daemon.
@@ -94,6 +96,11 @@ impl Driver {
         let membership = self.machine.membership().ok_or(LeaveError::NotJoined)?;
         let (peer_id, parent) = (membership.peer_id, membership.parent.clone());
         let former = membership.former.clone();
+        let node = membership
+            .node
+            .as_ref()
+            .and_then(NodeStanding::membership)
+            .cloned();
         let not_told = match self.primary_tunnel() {
             Some((_, tunnel, _)) => last_notice(&tunnel, &parent, &reason).await.err(),
             None => Some("there is no tunnel to it at this moment".to_owned()),
@@ -111,6 +118,11 @@ impl Driver {
         self.store_error = saved.as_ref().err().map(|error| error_chain(error));
         saved.map_err(LeaveError::Save)?;
         tracing::warn!(peer = %peer_id, reason = %farewell.reason, not_told, "left the parent; the keys are destroyed");
+        if let Some(node) = node {
+            let place = self.settings.node.write_to.clone();
+            // What fails is logged; the task outlives nobody.
+            let _ = tokio::task::spawn_blocking(move || node_files::leave(&place, &node)).await;
+        }
         if let Some(surroundings) = &self.surroundings {
             surroundings.grants.close();
             surroundings.audit.record(&AuditEvent {

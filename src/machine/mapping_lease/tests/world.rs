@@ -29,6 +29,7 @@ pub(super) fn settings() -> LeaseSettings {
         port: PORT,
         description: DESCRIPTION.to_owned(),
         nonce: NONCE,
+        forwarded: None,
         allow_private: false,
         seed: 1,
     }

@@ -5,8 +5,8 @@ use super::{
     AbsolutePath, AnyKey, BRIDGES_MAX, CaFingerprint, CountBetween, DATA_RESIDENCY_MAX_CHARS,
     DISCLOSURE_MAX_CHARS, Duration, DurationBetween, Fallback, HOOK, HOOK_TIMEOUT, HostPort, Key, Line,
     ListOf, LogFilter, LogFormat, MAX_KEEPALIVE, METRICS_LISTEN, MIN_KEEPALIVE, NodeFilesPlace, ParentUrl,
-    Parsed, PathBuf, PlatformCa, ProxyChoice, RETENTION_DAYS, SATELLITE_MAX_ROWS, TunnelTransport, YesNo,
-    services,
+    Parsed, PathBuf, PlatformCa, ProxyChoice, RETENTION_DAYS, SATELLITE_MAX_ROWS, SocketAddr,
+    TunnelTransport, YesNo, services,
 };
 
 pub(super) static KEYS: &[&dyn AnyKey] = &[
@@ -45,6 +45,7 @@ pub(super) static KEYS: &[&dyn AnyKey] = &[
     &HOOK_TIMEOUT,
     &PORT_MAPPING,
     &LISTEN_PORT,
+    &REACH_ENDPOINT,
     &ALLOW_PRIVATE,
     &METRICS_LISTEN,
     &LOG_LEVEL,
@@ -294,6 +295,16 @@ pub(super) static LISTEN_PORT: Key<u32> = Key {
     },
     default: Fallback::Value("0"),
     doc: "UDP port on which the satellite listens for its host-bridge. 0: the system chooses one at each start. Set it\nwhere a firewall must let it in.",
+    discreet: false,
+};
+
+pub(super) static REACH_ENDPOINT: Key<SocketAddr> = Key {
+    path: "reach.endpoint",
+    form: &Parsed::<SocketAddr>::new("address:port, as it is seen from outside"),
+    default: Fallback::Unset {
+        example: "203.0.113.7:41234",
+    },
+    doc: "What leads to `listen_port` from outside because the router's owner has set it up by hand, or because it is this\nbox's own. It is proven like any other; routers are not asked for a port of its family.",
     discreet: false,
 };
 
