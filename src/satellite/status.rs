@@ -250,6 +250,9 @@ pub struct BridgeReport {
     pub draining: usize,
     /// Better ways than the one in use.
     pub better: Vec<BetterReport>,
+    /// UDP packets that the system dropped because this program did not take them in time.
+    #[serde(default)]
+    pub udp_dropped: u64,
 }
 
 /// A better way than the one in use.

@@ -31,6 +31,7 @@ use super::transport::{
 use super::udp_socket::{self, udp_socket};
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::FailureRecord;
+use crate::machine::overload::UdpArrivals;
 use crate::wire::TUNNEL_ALPN;
 
 /// Silence that ends a connection by itself. Liveness decides earlier where it runs; this bounds
@@ -440,6 +441,14 @@ impl Transport for QuicTransport {
 
     fn path_mtu(&self) -> Option<u16> {
         Some(self.connection.stats().path.current_mtu)
+    }
+
+    fn udp_arrivals(&self) -> Option<UdpArrivals> {
+        let port = self.dialled_from.as_ref()?.local_addr().ok()?.port();
+        Some(UdpArrivals {
+            taken: self.connection.stats().udp_rx.datagrams,
+            dropped: udp_socket::dropped(port)?,
+        })
     }
 
     fn knock(&self) -> Option<BoxFuture<'static, bool>> {

@@ -14,6 +14,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::identity::tls_failure::TlsFailure;
+use crate::machine::overload::UdpArrivals;
 
 /// A future behind a pointer, as trait objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -91,6 +92,12 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// The largest packet that the path is known to take, without IP and UDP headers, where the transport
     /// finds that out.
     fn path_mtu(&self) -> Option<u16> {
+        None
+    }
+
+    /// What has come to the UDP socket of this side's that serves this connection alone, and what of it the
+    /// system has dropped, where that can be known.
+    fn udp_arrivals(&self) -> Option<UdpArrivals> {
         None
     }
 

@@ -199,7 +199,7 @@ fn connection(report: &StatusReport) -> Vec<Line> {
     ];
     for bridge in &report.link.bridges {
         // One that is alone is shown above.
-        let alone = report.link.bridges.len() == 1 && bridge.draining == 0;
+        let alone = report.link.bridges.len() == 1 && bridge.draining == 0 && bridge.udp_dropped == 0;
         lines.push(("host-bridge", (!alone).then(|| bridge_line(bridge, report))));
         for better in &bridge.better {
             lines.push(("better way", Some(better_line(better, report))));
@@ -245,6 +245,12 @@ fn bridge_line(bridge: &BridgeReport, report: &StatusReport) -> Cell {
         text = format!(
             "{text}; {} older tunnel(s) end with their streams",
             bridge.draining
+        );
+    }
+    if bridge.udp_dropped > 0 {
+        text = format!(
+            "{text}; this system has dropped {} UDP packets that came too fast",
+            bridge.udp_dropped
         );
     }
     let up = bridge.state == "connected";

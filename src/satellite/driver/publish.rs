@@ -111,6 +111,7 @@ impl Driver {
             self.live(id).map(|live| Reached {
                 address: live.address,
                 since: live.since,
+                udp_dropped: live.overload.dropped(),
             })
         };
         let last_error = self.failures.link.clone();
