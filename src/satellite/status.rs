@@ -426,7 +426,7 @@ impl AnchorReport {
 
 /// What is to be done then.
 pub const NEEDS_REJOIN: &str = "the certificate has expired and the parent does not renew it any more: ask the parent's operator \
-     for a new token for this peer, and run `powernode-satellite rejoin` with it";
+     to suspend this peer and for a new token for it, and run `powernode-satellite rejoin` with that";
 
 /// The time in use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
