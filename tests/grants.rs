@@ -150,6 +150,24 @@ fn an_operator_acts_under_the_held_grant_until_the_box_emancipates_itself() {
         assert!(log.contains(action), "{action}: {log}");
     }
     assert!(!log.contains("fgs."));
+    // And what the box has told is in the parent's.
+    let log = succeed(&pair.bridge.output(&["audit", "export"]));
+    for (action, object) in [
+        ("grant_received", "managed_child_operator"),
+        ("grant_received", "service"),
+        ("grant_revoked", "moved on"),
+        ("grant_revoked", "on our own"),
+    ] {
+        let noted = log.lines().any(|line| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            row["action"] == action
+                && row["object"] == object
+                && row["federation_peer_id"] == pair.peer.as_str()
+                && !row["grant_id"].is_null()
+        });
+        assert!(noted, "{action} {object}: {log}");
+    }
+    assert!(!log.contains("fgs."));
 }
 
 #[test]
@@ -176,6 +194,11 @@ fn whoever_leaves_tells_the_parent_and_keeps_no_key() {
     succeed(&pair.satellite.join(&pair.bridge.join_code("shop-17-again")));
     assert_ne!(pair.satellite.status()["peer"]["id"], pair.peer.as_str());
     assert!(pair.daemon.stop().success());
+    let log = succeed(&pair.bridge.output(&["audit", "export"]));
+    assert!(
+        log.contains("\"left\"") && log.contains("the shop closes"),
+        "{log}"
+    );
 }
 
 #[test]

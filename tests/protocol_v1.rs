@@ -25,7 +25,7 @@ use powernode_satellite::tunnel::http as tunnel_http;
 use powernode_satellite::tunnel::transport::{
     BoxFuture, ByteStream, CloseCode, Transport, TransportClosed, TunnelProtocol, Urgency,
 };
-use powernode_satellite::tunnel::{CloseReason, Tunnel, TunnelSettings};
+use powernode_satellite::tunnel::{CloseReason, Farewell, Tunnel, TunnelSettings};
 use powernode_satellite::wire::{Goodbye, GoodbyeReason, Hello, Welcome};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
@@ -126,6 +126,7 @@ fn halves(stream: DuplexStream) -> ByteStream {
     ByteStream {
         read: Box::new(read),
         write: Box::new(write),
+        farewell: Farewell::default(),
     }
 }
 

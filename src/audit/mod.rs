@@ -76,6 +76,8 @@ pub enum AuditAction {
     Request,
     /// A grant was made.
     GrantIssued,
+    /// The other side has handed a grant over.
+    GrantReceived,
     /// A grant was ended early.
     GrantRevoked,
     /// The peering began.
@@ -128,6 +130,7 @@ impl AuditAction {
             Self::ServiceClosed => "service_closed",
             Self::Request => "request",
             Self::GrantIssued => "grant_issued",
+            Self::GrantReceived => "grant_received",
             Self::GrantRevoked => "grant_revoked",
             Self::Joined => "joined",
             Self::Emancipated => "emancipated",

@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
-use super::access::{Access, Accesses, Proxy};
+use super::access::{Access, Accesses, Proxy, UnknownTokens};
 use super::admin_socket;
 use super::dial_back::DialBack;
 use super::direct::Redialer;
@@ -31,13 +31,13 @@ use super::operator_api::OperatorApi;
 use super::parent::Parent;
 use super::parent_calls::ParentCalls;
 use super::platform::{PlatformParent, Pool};
-use super::rate::SourceRate;
 use super::registry::Books;
 use super::settings::BridgeSettings;
 use super::upkeep::{Upkeep, blocking, keep, ticks};
 use crate::audit::retention::Retention;
 use crate::identity::anchors::Anchors;
 use crate::identity::tls::{ClientAuth, OwnAnchors, TimeSource, TlsConfigError, server_config};
+use crate::machine::source_rate::SourceRate;
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::clock::Clock;
 use crate::process::observation::{self, Observed};
@@ -126,6 +126,7 @@ struct Running {
     books: Books,
     links: Arc<Links>,
     accesses: Arc<Accesses>,
+    unknown_tokens: Arc<UnknownTokens>,
     clock: Clock,
     material: Arc<Material>,
     settings: watch::Sender<BridgeSettings>,
@@ -250,12 +251,14 @@ impl Running {
             });
             audit
         };
+        let unknown_tokens = Arc::new(UnknownTokens::new(settings.unknown_tokens()));
         let (settings, _) = watch::channel(settings);
         let running = Self {
             supervisor,
             books,
             links,
             accesses,
+            unknown_tokens,
             clock,
             material,
             settings,
@@ -287,6 +290,7 @@ impl Running {
             self.clock.clone(),
             self.audit.clone(),
             work.clone(),
+            Arc::clone(&self.unknown_tokens),
         ));
         let operators = OperatorApi::new(
             self.books.clone(),
@@ -484,6 +488,7 @@ impl Running {
         }
         self.links.set_limits(new.limits());
         self.accesses.set_limits(new.access_limits());
+        self.unknown_tokens.set_limit(new.unknown_tokens());
         self.retention.send_replace(new.config.audit);
         self.renew_expired_for.send_replace(new.config.renew_expired_for);
         self.settings.send_replace(new);

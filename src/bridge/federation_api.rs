@@ -24,11 +24,9 @@ use super::heartbeat::read_heartbeat;
 use super::held_grants;
 use super::links::{Links, REPLACED_KEY};
 use super::metrics::RequestCounts;
-use super::rate::SourceRate;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
-use super::session::Source;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{NetworkId, PeerId, PublicKeyDigest};
@@ -42,6 +40,7 @@ use crate::contract::{
     TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH,
 };
 use crate::identity::certificate::{CertificateFacts, peer_id_of, peer_subject};
+use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
 use crate::tunnel::transport::Transport;
@@ -216,10 +215,15 @@ impl FederationApi {
                 Ok((peer, _)) => {
                     let (path, now) = (head.uri.path(), self.clock.trusted().now);
                     let asked = (&head.method, path);
-                    match path {
+                    let reply = match path {
                         TUNNEL_LEAVE_PATH => held_grants::leave(&self.registry, &peer, asked.0, &body, now),
                         _ => held_grants::answer(&self.registry, &peer, asked, &body, now),
+                    };
+                    let told = held_grants::noted(peer.id, caller.source, path, &body, reply.status());
+                    if let Some(told) = told {
+                        self.audit.record(&told);
                     }
+                    reply
                 }
                 Err(refusal) => refusal,
             })
@@ -533,28 +537,33 @@ impl FederationApi {
     }
 }
 
-/// A request of a peer's, and what became of it, for the audit log.
-pub(super) fn noted_request(path: &str, peer: PeerId, source: IpAddr, status: StatusCode) -> AuditEvent {
-    let outcome = if status.is_success() {
+/// How a request ended, for the audit log.
+pub(super) fn outcome_of(status: StatusCode) -> AuditOutcome {
+    let words = format!("HTTP {}", status.as_u16());
+    if status.is_success() {
         AuditOutcome::Done
     } else if status.is_client_error() {
-        AuditOutcome::Refused(format!("HTTP {}", status.as_u16()))
+        AuditOutcome::Refused(words)
     } else {
-        AuditOutcome::Failed(format!("HTTP {}", status.as_u16()))
-    };
+        AuditOutcome::Failed(words)
+    }
+}
+
+/// A request of a peer's, and what became of it, for the audit log.
+pub(super) fn noted_request(path: &str, peer: PeerId, source: IpAddr, status: StatusCode) -> AuditEvent {
     let action = match path {
         CERTIFICATE_REFRESH_PATH => AuditAction::CertificateRenewed,
         _ => AuditAction::Request,
     };
     AuditEvent {
         object: Some(foreign_text(path)),
-        outcome,
+        outcome: outcome_of(status),
         ..of_peer(action, peer, source)
     }
 }
 
 /// An action of a peer, which is known by the name in its certificates.
-fn of_peer(action: AuditAction, peer: PeerId, source: IpAddr) -> AuditEvent {
+pub(super) fn of_peer(action: AuditAction, peer: PeerId, source: IpAddr) -> AuditEvent {
     AuditEvent {
         federation_peer_id: Some(peer),
         remote_subject: Some(peer_subject(peer)),

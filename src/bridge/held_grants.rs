@@ -3,6 +3,7 @@
 //! contract's. The caller has checked whose tunnel it is.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use http::{Method, StatusCode};
 use serde::Deserialize;
@@ -10,15 +11,16 @@ use serde_json::json;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
-use super::federation_api::stored_badly;
+use super::federation_api::{of_peer, outcome_of, stored_badly};
 use super::registry::record::{HeldGrant, PeerRecord};
 use super::registry::{Ledger, Registry, RegistryError};
 use super::reply::Reply;
+use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::{GrantId, PeerId};
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
 use crate::base::time::{UnixTime, rfc3339};
-use crate::contract::TUNNEL_GRANTS_PATH;
+use crate::contract::{TUNNEL_GRANTS_PATH, TUNNEL_LEAVE_PATH};
 use crate::grant::{BearerToken, PermissionScope};
 
 /// What the path of everything here begins with.
@@ -80,6 +82,37 @@ pub fn answer(
         },
     };
     answered.unwrap_or_else(|refused| refused)
+}
+
+/// What was told, and what became of it, for the audit log; nothing where it is no news.
+pub fn noted(
+    peer: PeerId,
+    source: IpAddr,
+    path: &str,
+    body: &[u8],
+    status: StatusCode,
+) -> Option<AuditEvent> {
+    let reason = || {
+        let told: Told = serde_json::from_slice(body).ok()?;
+        Some(foreign_text(told.reason.trim()))
+    };
+    let (action, grant, object) = match path {
+        TUNNEL_GRANTS_PATH => {
+            let handed = serde_json::from_slice::<HandedOver>(body)
+                .ok()
+                .map(|handed| handed.grant);
+            let (grant, kind) = handed.map(|grant| (grant.id, grant.resource_kind)).unzip();
+            (AuditAction::GrantReceived, grant, kind)
+        }
+        TUNNEL_LEAVE_PATH => (AuditAction::Left, None, reason()),
+        path => (AuditAction::GrantRevoked, Some(revoked_grant(path)?), reason()),
+    };
+    Some(AuditEvent {
+        grant,
+        object,
+        outcome: outcome_of(status),
+        ..of_peer(action, peer, source)
+    })
 }
 
 /// The grant of `/tunnel/v1/grants/<id>/revoked`.

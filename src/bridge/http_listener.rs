@@ -267,7 +267,14 @@ impl HttpsListener {
         let facts = shown.first().and_then(|leaf| CertificateFacts::of_der(leaf).ok());
         // The handshake has looked at its end, and may let one through that is to be renewed.
         let held = facts.map(|facts| facts.not_after.min(self.now()));
-        held.is_some_and(|held| is_client_of(shown, &self.satellites.borrow(), held))
+        let own = shown
+            .first()
+            .and_then(|leaf| self.ingress.parent.own_anchors(leaf));
+        held.is_some_and(|held| match own {
+            // One that certifies itself is known by nothing else.
+            Some(own) => is_client_of(shown, &own, held),
+            None => is_client_of(shown, &self.satellites.borrow(), held),
+        })
     }
 
     fn now(&self) -> UnixTime {
@@ -312,7 +319,7 @@ impl HttpsListener {
             }
             return answered.response;
         }
-        match self.operators.authorize(request.headers()).await {
+        match self.operators.authorize(request.headers(), caller.source).await {
             Ok(operator) if Access::is_connect(request.uri().path()) => {
                 self.access.connect(request, operator, Some(source)).await
             }

@@ -3,10 +3,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::peer_view::LinkView;
-use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable, Source};
+use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable};
 use crate::base::counter::Counter;
 use crate::base::id::{PeerId, SessionId};
 use crate::base::time::UnixTime;
+use crate::machine::source_rate::Source;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::connection::Tunnel;
 use crate::tunnel::transport::TunnelProtocol;

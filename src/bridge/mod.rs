@@ -28,7 +28,6 @@ pub mod peer_view;
 pub mod permission;
 mod plain_path;
 pub mod platform;
-pub mod rate;
 pub mod registry;
 pub mod reply;
 pub mod server_identity;

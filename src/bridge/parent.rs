@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Body;
+use rustls::pki_types::CertificateDer;
 use tracing::error;
 
 use super::dial_back::Reached;
@@ -19,6 +20,8 @@ use super::reply::{BodyError, Reply, ReplyBody};
 use crate::base::id::PeerId;
 use crate::contract::TUNNEL_LEAVE_PATH;
 use crate::contract::peer::PeerStatus;
+use crate::identity::anchors::Anchors;
+use crate::identity::tls::OwnAnchors as _;
 use crate::tunnel::transport::Transport;
 use crate::wire::GoodbyeReason;
 
@@ -110,6 +113,14 @@ impl Parent {
             }
             Some(_) => None,
         })
+    }
+
+    /// By what the peer of this certificate's name certifies itself, if it does.
+    pub fn own_anchors(&self, certificate: &CertificateDer<'_>) -> Option<Arc<Anchors>> {
+        match self {
+            Self::Own { registry, .. } => registry.peer_anchors().of(certificate),
+            Self::Platform(_) => None,
+        }
     }
 
     /// Whether this side dials satellites that ask for a tunnel.

@@ -11,11 +11,11 @@
 //! that was replaced cannot remove its successor's row.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
 
 use thiserror::Error;
 
 use crate::base::id::{PeerId, SessionId};
+use crate::machine::source_rate::Source;
 
 /// Most sessions of one peer: two addresses of this bridge, each with one that carries, one on trial and
 /// one that drains.
@@ -44,24 +44,6 @@ pub enum Full {
     /// [`SessionLimits::bootstrap_per_source`] is reached.
     #[error("too many satellites are joining or coming back from this address at this moment")]
     BootstrapSource,
-}
-
-/// Where connections come from, as far as limits are concerned: an IPv4 address, or the /64 of
-/// an IPv6 address, which one customer holds as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Source(IpAddr);
-
-impl Source {
-    /// The source that an address belongs to.
-    pub fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => Self(IpAddr::V4(v4)),
-            IpAddr::V6(v6) => {
-                let network = u128::from(v6) & !u128::from(u64::MAX);
-                Self(IpAddr::V6(Ipv6Addr::from(network)))
-            }
-        }
-    }
 }
 
 /// A taken place among the bootstrap connections; given back with

@@ -106,6 +106,11 @@ impl BridgeSettings {
         }
     }
 
+    /// Requests with tokens that are not known, of one source in a minute.
+    pub const fn unknown_tokens(&self) -> u32 {
+        self.config.limits.unknown_tokens_per_source_per_minute
+    }
+
     /// For the accesses in flight.
     pub const fn access_limits(&self) -> AccessLimits {
         AccessLimits {

@@ -157,6 +157,21 @@ pub struct DialBackRequest {
     pub endpoint: std::net::SocketAddr,
     /// What the bridge has to show there: 32 hex digits.
     pub nonce: String,
+    /// In what.
+    #[serde(default)]
+    pub over: DialBackOver,
+}
+
+/// What is spoken at an endpoint that is proven. A bridge that does not know of it speaks the tunnel's
+/// protocol.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DialBackOver {
+    /// The tunnel's protocol over QUIC.
+    #[default]
+    Quic,
+    /// HTTPS: a GET of the dial-back's own path, with the nonce behind it.
+    Https,
 }
 
 /// `POST /tunnel/v1/direct`, between a satellite and its host-bridge: dial for a tunnel.
@@ -176,6 +191,9 @@ pub struct DirectRequest {
 pub struct DialBackAnswer {
     /// Whether this very satellite answered there.
     pub reached: bool,
+    /// In what.
+    #[serde(default)]
+    pub over: DialBackOver,
     /// What came instead.
     #[serde(default)]
     pub error: Option<String>,

@@ -8,6 +8,7 @@ pub mod issued;
 pub mod key;
 pub mod operator_files;
 pub mod own_authority;
+pub mod parent_caller;
 pub mod reversed;
 pub mod succession;
 pub mod tls;

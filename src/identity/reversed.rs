@@ -49,19 +49,7 @@ pub fn satellite_server_config(
     alpn: &[&[u8]],
     time: TimeSource,
 ) -> Result<ServerConfig, TlsConfigError> {
-    let names = bridge
-        .names
-        .iter()
-        .filter_map(|name| ServerName::try_from(name.clone()).ok())
-        .collect();
-    let verifier = BridgeAsClient {
-        names,
-        verifier: ServerVerifier {
-            trust: server_trust(&bridge.trust, bridge.learned.as_ref())?,
-            provider: provider(),
-            failures: FailureRecord::default(),
-        },
-    };
+    let verifier = bridge_as_client(bridge)?;
     let mut config = ServerConfig::builder_with_details(provider(), Arc::new(CertificateTime(time)))
         .with_protocol_versions(&[&version::TLS13])
         .map_err(TlsConfigError::Library)?
@@ -99,9 +87,26 @@ pub fn bridge_client_config(
     Ok(config)
 }
 
+/// What lets in who would do as a bridge of this parent.
+pub(super) fn bridge_as_client(bridge: &BridgeTrust) -> Result<BridgeAsClient, TlsConfigError> {
+    let names = bridge
+        .names
+        .iter()
+        .filter_map(|name| ServerName::try_from(name.clone()).ok())
+        .collect();
+    Ok(BridgeAsClient {
+        names,
+        verifier: ServerVerifier {
+            trust: server_trust(&bridge.trust, bridge.learned.as_ref())?,
+            provider: provider(),
+            failures: FailureRecord::default(),
+        },
+    })
+}
+
 /// Verifies a bridge that dials as one is verified that is dialled.
 #[derive(Debug)]
-struct BridgeAsClient {
+pub(super) struct BridgeAsClient {
     names: Vec<ServerName<'static>>,
     verifier: ServerVerifier,
 }

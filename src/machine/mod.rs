@@ -14,6 +14,7 @@
 //! | [`mapping_lease`] | whether a port on the router leads here, and for how long |
 //! | [`liveness`] | when a quiet tunnel is pinged, and when it is given up |
 //! | [`network`] | when this box's network counts as changed |
+//! | [`overload`] | whether a UDP socket is overrun |
 //! | [`service_health`] | whether a published service's program is there |
 //! | [`watchdog`] | whether the service manager should still believe in this process |
 //!
@@ -31,8 +32,10 @@ pub mod mapping_lease;
 pub mod membership;
 pub mod network;
 pub mod node_identity;
+pub mod overload;
 pub mod past;
 pub mod renewal;
 pub mod service_health;
+pub mod source_rate;
 pub mod uplinks;
 pub mod watchdog;

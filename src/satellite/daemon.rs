@@ -13,6 +13,7 @@ use super::driver::{Driver, DriverHandle, DriverSettings, JoinCommandError};
 use super::federation_api::{NoOfferings, Surroundings};
 use super::grants::admin::GrantDesk;
 use super::grants::{GrantBook, OpenGrantsError};
+use super::https::HttpsListener;
 use super::invite::{InviteError, waiting_invitation};
 use super::membership_store::{Loaded, MembershipStore, OpenStateError};
 use super::metrics::SatelliteObserved;
@@ -35,6 +36,7 @@ use crate::process::observation::{self, Observed};
 use crate::process::service_notify::ServiceManager;
 use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
+use crate::reach::listen::Listener;
 use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::{Database, OpenError, StoreError};
 use crate::store::state_key::{StateKey, StateKeyError};
@@ -152,7 +154,12 @@ async fn run_to_the_end(
     };
     work.spawn_until_cancelled("grant archive", archive_for_ever(book.clone(), clock.clone()));
     let catalog = Arc::new(services.clone());
-    let surroundings = Surroundings::new(book.clone(), catalog, audit.clone(), clock.clone());
+    let surroundings = Arc::new(Surroundings::new(
+        book.clone(),
+        catalog,
+        audit.clone(),
+        clock.clone(),
+    ));
     let (driver, handle) = Driver::new(
         store.clone(),
         loaded,
@@ -161,17 +168,10 @@ async fn run_to_the_end(
         settings(&config),
         audit,
     );
-    let ways_in = Direct {
-        config: config.reach,
-        max_streams: config.limits.streams_per_session,
-        store,
-        clock,
-        driver: handle.clone(),
-    };
     let driver = driver
-        .with_listener(ways_in.spawn(&work).await)
+        .with_listener(open_ways_in(&config, (store, clock), &handle, &surroundings, &work).await)
         .with_services(server)
-        .with_surroundings(Arc::new(surroundings));
+        .with_surroundings(surroundings);
     work.spawn_until_cancelled("service news", tell_of(services.clone(), handle.clone()));
     work.spawn_essential("driver", async move {
         driver.run().await;
@@ -395,6 +395,32 @@ fn rungs(ways: &Ways, ways_in: bool) -> Vec<Rung> {
 
 fn configured_operator(config: &SatelliteConfig) -> Option<Operator> {
     super::invite::operator(&config.disclosure).ok()
+}
+
+/// Starts what can be called and dialled from outside. The second's listener, where there is one.
+async fn open_ways_in(
+    config: &SatelliteConfig,
+    (store, clock): (MembershipStore, Clock),
+    driver: &DriverHandle,
+    surroundings: &Arc<Surroundings>,
+    scope: &TaskScope,
+) -> Option<Listener> {
+    let https = HttpsListener {
+        config: config.reach,
+        store: store.clone(),
+        clock: clock.clone(),
+        driver: driver.clone(),
+        surroundings: Arc::clone(surroundings),
+    };
+    https.spawn(scope).await;
+    let dialled = Direct {
+        config: config.reach,
+        max_streams: config.limits.streams_per_session,
+        store,
+        clock,
+        driver: driver.clone(),
+    };
+    dialled.spawn(scope).await
 }
 
 /// The grants, as the store has them.

@@ -11,28 +11,23 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::driver::{DriverHandle, Standing};
-use super::membership_store::{MappingFamily, MembershipStore};
-use super::parent_client;
+use super::membership_store::MembershipStore;
+use super::port_keeper::{PortKeeper, Prove, ask_bridge};
 use super::status::{MappingReport, ReachReport};
 use crate::base::address::is_public;
 use crate::base::limit::error_chain;
-use crate::contract::message::{ContractAnswer, DialBackRequest, FederationCertificate};
-use crate::machine::mapping_lease::{
-    Gateway, LeaseSettings, LeaseView, MappingLease, MappingRecord, ProofOutcome, Unmapped,
-};
+use crate::contract::message::{DialBackOver, DialBackRequest, FederationCertificate};
+use crate::machine::mapping_lease::ProofOutcome;
 use crate::process::clock::Clock;
 use crate::process::config::satellite::ReachConfig;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
-use crate::reach::default_route::{Family, watch_gateways};
+use crate::reach::default_route::Family;
 use crate::reach::dial::AGENT;
 use crate::reach::listen::Listener;
-use crate::reach::port_mapping::{Keeper, MappingView, RouterClients, Surroundings};
+use crate::reach::port_mapping::{Carries, MappingView};
 use crate::tunnel::quic::QuicSettings;
 use crate::tunnel::transport::BoxFuture;
-
-/// Status with which a bridge says that it will not dial an endpoint for its address or port.
-const NOT_DIALLED: u16 = 403;
 
 /// How long changes are gathered before the driver is told: a mapping changes in several steps.
 const GATHER: Duration = Duration::from_millis(200);
@@ -68,17 +63,20 @@ impl Direct {
             driver: self.driver.clone(),
             listener: listener.clone(),
         });
-        let v4 = (
-            Family::V4,
-            MappingFamily::V4,
-            self.stored(MappingFamily::V4).await,
-        );
-        let v6 = (
-            Family::V6,
-            MappingFamily::V6,
-            self.stored(MappingFamily::V6).await,
-        );
-        let views = [v4, v6].map(|family| self.spawn_keeper(scope, family, port, &prover, ready.clone()));
+        let keeper = PortKeeper {
+            config: self.config,
+            store: self.store,
+            clock: self.clock,
+            driver: self.driver.clone(),
+            carries: Carries::Udp,
+            port,
+        };
+        let views = [
+            keeper
+                .spawn(scope, Family::V4, Arc::clone(&prover), ready.clone())
+                .await,
+            keeper.spawn(scope, Family::V6, prover, ready).await,
+        ];
         scope.spawn_until_cancelled(
             "ways in",
             follow(self.driver, self.config, listener.clone(), provers, views),
@@ -101,83 +99,6 @@ impl Direct {
             }
         }
     }
-
-    /// What an earlier run may have left on routers.
-    async fn stored(&self, family: MappingFamily) -> Vec<MappingRecord> {
-        self.store.mappings(family).await.unwrap_or_else(|error| {
-            tracing::warn!(error = %error_chain(&error), "mappings of an earlier run cannot be read; what is left of them ends with its lease");
-            Vec::new()
-        })
-    }
-
-    fn spawn_keeper(
-        &self,
-        scope: &TaskScope,
-        (family, kept, stored): (Family, MappingFamily, Vec<MappingRecord>),
-        port: u16,
-        prover: &Arc<Prover>,
-        provers: watch::Receiver<u64>,
-    ) -> watch::Receiver<MappingView> {
-        let forwarded = forwarded(&self.config, family);
-        let enabled = (self.config.port_mapping || forwarded.is_some()) && port != 0;
-        let (view, shown) = watch::channel(MappingView {
-            endpoint: None,
-            lease: None,
-            why_not: Some(if enabled {
-                Unmapped::NoProver
-            } else {
-                Unmapped::Disabled
-            }),
-        });
-        if !enabled && stored.is_empty() {
-            return shown;
-        }
-        let settings = LeaseSettings {
-            enabled,
-            port,
-            description: description(&self.driver),
-            nonce: entropy::bytes(),
-            forwarded,
-            allow_private: self.config.allow_private,
-            seed: entropy::seed(),
-        };
-        let (gateways, network) = watch::channel(Vec::<Gateway>::new());
-        scope.spawn_until_cancelled("routes", watch_gateways(family, gateways));
-        let keeper = Keeper {
-            machine: MappingLease::new(settings, stored, self.clock.now()),
-            clients: RouterClients::default(),
-            surroundings: Arc::new(Site {
-                store: self.store.clone(),
-                family: kept,
-                prover: Arc::clone(prover),
-            }),
-            clock: self.clock.clone(),
-            network,
-            provers,
-            view,
-        };
-        scope.spawn("port mapping", keeper.run(scope.clone()));
-        shown
-    }
-}
-
-/// What leads here by its owner's doing, if that is of this family.
-fn forwarded(config: &ReachConfig, family: Family) -> Option<SocketAddr> {
-    let is_of_family = |endpoint: &SocketAddr| match family {
-        Family::V4 => endpoint.is_ipv4(),
-        Family::V6 => endpoint.is_ipv6(),
-    };
-    config.endpoint.filter(is_of_family)
-}
-
-/// By what this box knows its entries on a router again: the end of its own id, where it has one.
-/// Short, because routers cut long descriptions, and a cut one would be taken for somebody else's.
-fn description(driver: &DriverHandle) -> String {
-    const DIGITS: usize = 12;
-    let peer = driver.status.borrow().peer.as_ref().map(|peer| peer.id);
-    let id = peer.map_or_else(|| format!("{:016x}", entropy::seed()), |peer| peer.to_string());
-    let end = id.get(id.len().saturating_sub(DIGITS)..).unwrap_or(&id);
-    format!("powernode {end}")
 }
 
 /// Follows the membership and the mappings for as long as the satellite runs.
@@ -268,43 +189,14 @@ fn proven(views: &[&watch::Receiver<MappingView>]) -> Vec<SocketAddr> {
 }
 
 fn report(config: &ReachConfig, listener: Option<&Listener>, views: &[&MappingView; 2]) -> ReachReport {
-    let by_whom = |lease: &LeaseView| {
-        if config.endpoint == Some(lease.endpoint) {
-            "configured"
-        } else {
-            "none needed"
-        }
-    };
-    let mapping = |family: &str, view: &MappingView| MappingReport {
-        family: family.to_owned(),
-        protocol: view.lease.as_ref().map(|lease| {
-            lease
-                .protocol
-                .map_or_else(|| by_whom(lease), |protocol| protocol.name())
-                .to_owned()
-        }),
-        gateway: view.lease.as_ref().and_then(|lease| lease.gateway),
-        internal: view
-            .lease
-            .as_ref()
-            .filter(|lease| config.endpoint != Some(lease.endpoint))
-            .map(|lease| lease.internal),
-        endpoint: view.lease.as_ref().map(|lease| lease.endpoint),
-        lease_seconds: view.lease.as_ref().and_then(|lease| lease.lease_seconds),
-        proven: view.endpoint.is_some(),
-        reason: match (&view.lease, view.why_not) {
-            (_, Some(why)) => Some(why.to_string()),
-            (Some(_), None) if view.endpoint.is_none() => {
-                Some("not proven by the host-bridge yet".to_owned())
-            }
-            (_, None) => None,
-        },
-    };
     ReachReport {
         listening: listener
             .and_then(|listener| listener.local_address().ok())
             .map(|address| address.port()),
-        mappings: vec![mapping("ipv4", views[0]), mapping("ipv6", views[1])],
+        mappings: vec![
+            MappingReport::of("ipv4", views[0], config.endpoint),
+            MappingReport::of("ipv6", views[1], config.endpoint),
+        ],
     }
 }
 
@@ -314,8 +206,14 @@ struct Prover {
     listener: Option<Listener>,
 }
 
+impl Prove for Prover {
+    fn prove(&self, endpoint: SocketAddr) -> BoxFuture<'_, ProofOutcome> {
+        Box::pin(self.have_dialled(endpoint))
+    }
+}
+
 impl Prover {
-    async fn prove(&self, endpoint: SocketAddr) -> ProofOutcome {
+    async fn have_dialled(&self, endpoint: SocketAddr) -> ProofOutcome {
         let standing = self.driver.standing.borrow().clone();
         let (Some(standing), Some(listener)) = (standing, &self.listener) else {
             return ProofOutcome::Unavailable;
@@ -324,55 +222,11 @@ impl Prover {
         let Some(_awaited) = listener.await_proof(&nonce) else {
             return ProofOutcome::Unavailable;
         };
-        let request = DialBackRequest { endpoint, nonce };
-        let asked = parent_client::dial_back(&standing.tunnel, &standing.membership.parent, &request);
-        match asked.await {
-            Ok(ContractAnswer::Data(answer)) if answer.reached => {
-                tracing::debug!(%endpoint, "the host-bridge has reached this satellite from outside");
-                ProofOutcome::Reached
-            }
-            Ok(ContractAnswer::Data(answer)) => {
-                let why = answer.error.unwrap_or_default();
-                tracing::debug!(%endpoint, why = crate::base::limit::foreign_text(&why), "the host-bridge did not reach this satellite from outside");
-                ProofOutcome::Unreachable
-            }
-            Ok(ContractAnswer::Failure(failure)) => {
-                tracing::debug!(%endpoint, status = failure.http_status, "the host-bridge does not prove this endpoint");
-                if failure.http_status == NOT_DIALLED {
-                    ProofOutcome::Unreachable
-                } else {
-                    ProofOutcome::Unavailable
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%endpoint, error = %error_chain(&error), "no answer to a request for a proof");
-                ProofOutcome::Unavailable
-            }
-        }
-    }
-}
-
-/// Disk and proof for one family's keeper.
-struct Site {
-    store: MembershipStore,
-    family: MappingFamily,
-    prover: Arc<Prover>,
-}
-
-impl Surroundings for Site {
-    fn save(&self, records: Vec<MappingRecord>) -> BoxFuture<'_, bool> {
-        Box::pin(async move {
-            match self.store.save_mappings(self.family, records).await {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::error!(error = %error_chain(&error), "a mapping could not be noted, so it is not asked for");
-                    false
-                }
-            }
-        })
-    }
-
-    fn prove(&self, endpoint: SocketAddr) -> BoxFuture<'_, ProofOutcome> {
-        Box::pin(self.prover.prove(endpoint))
+        let request = DialBackRequest {
+            endpoint,
+            nonce,
+            over: DialBackOver::Quic,
+        };
+        ask_bridge(&standing, &request).await
     }
 }

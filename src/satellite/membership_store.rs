@@ -29,10 +29,8 @@ pub use examination::{CopyStanding, Examination};
 
 /// The store file in the state directory.
 pub const STORE_FILE: &str = "satellite.redb";
-
 /// The second copy in the state directory.
 pub const COPY_FILE: &str = "membership.copy";
-
 /// Schema of the store file.
 pub static SCHEMA: Schema = Schema {
     name: "powernode-satellite",
@@ -46,14 +44,19 @@ const FACTS: Table<Only, Facts> = Table::new("facts");
 const HANDED_OVER: Table<Only, HandedOver> = Table::new("cluster_handed_over");
 const MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("mappings_v4");
 const MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("mappings_v6");
-
-/// Which addresses a mapping is for.
+const HTTPS_MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("https_mappings_v4");
+const HTTPS_MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("https_mappings_v6");
+/// Which addresses a mapping is for, and what it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MappingFamily {
     /// IPv4.
     V4,
     /// IPv6.
     V6,
+    /// IPv4, for HTTPS.
+    HttpsV4,
+    /// IPv6, for HTTPS.
+    HttpsV6,
 }
 
 impl MappingFamily {
@@ -61,6 +64,8 @@ impl MappingFamily {
         match self {
             Self::V4 => &MAPPINGS_V4,
             Self::V6 => &MAPPINGS_V6,
+            Self::HttpsV4 => &HTTPS_MAPPINGS_V4,
+            Self::HttpsV6 => &HTTPS_MAPPINGS_V6,
         }
     }
 }

@@ -106,6 +106,8 @@ impl Failures {
 pub(super) struct Reached {
     pub(super) address: SocketAddr,
     pub(super) since: UnixTime,
+    /// Packets that the system has dropped before this program took them.
+    pub(super) udp_dropped: u64,
 }
 
 /// The link as a report tells it. `wall_of` turns a moment of the monotonic clock into wall time.
@@ -183,6 +185,7 @@ fn bridge_report(
             let reached = reached(carrier.id);
             report.address = reached.map(|reached| reached.address.to_string());
             report.since = reached.map(|reached| reached.since);
+            report.udp_dropped = reached.map_or(0, |reached| reached.udp_dropped);
             let better = ladder.better(now).into_iter();
             report.better = better
                 .map(|(rung, why, next_try)| BetterReport {
@@ -209,7 +212,7 @@ fn why_text(why: &WhyNot, now: Moment) -> String {
         }
         WhyNot::Failed { why } => why.clone(),
         WhyNot::Barred { until, why } => format!(
-            "it came up and broke again and again, so it rests for {} min: {why}",
+            "it does not hold, so it rests for {} min: {why}",
             until.since(now).as_secs().div_ceil(60)
         ),
     }

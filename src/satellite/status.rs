@@ -15,9 +15,11 @@ use crate::identity::anchors::Anchors;
 use crate::identity::certificate::CertificateFacts;
 use crate::machine::child::EventKind;
 use crate::machine::join::JoinState;
+use crate::machine::mapping_lease::MappingProtocol;
 use crate::machine::membership::{Candidate, Membership, Operator, StoredIdentity};
 use crate::machine::past::{FormerGrants, FormerPeer};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
+use crate::reach::port_mapping::MappingView;
 use crate::satellite::grants::GrantsReport;
 use crate::satellite::node_report::NodeReport;
 use crate::satellite::services::ServiceReport;
@@ -73,6 +75,9 @@ pub struct StatusReport {
     /// The ways in from outside; absent without a daemon.
     #[serde(default)]
     pub reach: Option<ReachReport>,
+    /// The satellite's own HTTPS listener; absent where none is configured.
+    #[serde(default)]
+    pub https: Option<HttpsReport>,
     /// What has happened since the daemon was started; all 0 without one.
     #[serde(default)]
     pub counters: CountersReport,
@@ -115,6 +120,18 @@ impl CountersReport {
     }
 }
 
+/// Where the parent can call the satellite itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpsReport {
+    /// Its address on this box.
+    pub listening: Option<std::net::SocketAddr>,
+    /// Why it does not listen.
+    pub error: Option<String>,
+    /// What leads to it from outside, for each family of addresses; empty where nothing is looked for.
+    #[serde(default)]
+    pub mappings: Vec<MappingReport>,
+}
+
 /// The ways in from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReachReport {
@@ -143,6 +160,38 @@ pub struct MappingReport {
     pub proven: bool,
     /// Why there is none, or why it is not proven.
     pub reason: Option<String>,
+}
+
+impl MappingReport {
+    /// As a keeper shows it; `configured` is an endpoint of the owner's own making.
+    pub fn of(family: &str, view: &MappingView, configured: Option<std::net::SocketAddr>) -> Self {
+        let lease = view.lease.as_ref();
+        let is_configured = lease.is_some_and(|lease| configured == Some(lease.endpoint));
+        let unasked = if is_configured {
+            "configured"
+        } else {
+            "none needed"
+        };
+        Self {
+            family: family.to_owned(),
+            protocol: lease.map(|lease| {
+                let protocol = lease.protocol.map(MappingProtocol::name);
+                protocol.unwrap_or(unasked).to_owned()
+            }),
+            gateway: lease.and_then(|lease| lease.gateway),
+            internal: lease.filter(|_| !is_configured).map(|lease| lease.internal),
+            endpoint: lease.map(|lease| lease.endpoint),
+            lease_seconds: lease.and_then(|lease| lease.lease_seconds),
+            proven: view.endpoint.is_some(),
+            reason: match (lease, view.why_not) {
+                (_, Some(why)) => Some(why.to_string()),
+                (Some(_), None) if view.endpoint.is_none() => {
+                    Some("not proven by the host-bridge yet".to_owned())
+                }
+                (_, None) => None,
+            },
+        }
+    }
 }
 
 /// The membership.
@@ -250,6 +299,9 @@ pub struct BridgeReport {
     pub draining: usize,
     /// Better ways than the one in use.
     pub better: Vec<BetterReport>,
+    /// UDP packets that the system dropped because this program did not take them in time.
+    #[serde(default)]
+    pub udp_dropped: u64,
 }
 
 /// A better way than the one in use.
@@ -374,7 +426,7 @@ impl AnchorReport {
 
 /// What is to be done then.
 pub const NEEDS_REJOIN: &str = "the certificate has expired and the parent does not renew it any more: ask the parent's operator \
-     for a new token for this peer, and run `powernode-satellite rejoin` with it";
+     to suspend this peer and for a new token for it, and run `powernode-satellite rejoin` with that";
 
 /// The time in use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -451,6 +503,7 @@ impl StatusReport {
             services: Vec::new(),
             grants: GrantsReport::default(),
             reach: None,
+            https: None,
             counters: CountersReport::default(),
         }
     }

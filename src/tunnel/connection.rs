@@ -24,6 +24,7 @@ use super::frame::{FrameError, PartialFrame};
 use super::stream::{CountedStream, IncomingStream, StreamCount, TunnelStream, refuse};
 use super::transport::{BoxFuture, ByteStream, Transport, TransportClosed, TunnelProtocol, Urgency};
 use crate::machine::binding_time::BindingTime;
+use crate::machine::overload::UdpArrivals;
 use crate::process::clock::Clock;
 use crate::wire::{DecodeError, Goodbye, RefusalCode, StreamHeader, StreamRefusal, message_text};
 
@@ -270,6 +271,11 @@ impl Tunnel {
     /// What it runs over.
     pub fn protocol(&self) -> TunnelProtocol {
         self.shared.transport.protocol()
+    }
+
+    /// What has come to the UDP socket of this tunnel's own, and what of it the system has dropped.
+    pub fn udp_arrivals(&self) -> Option<UdpArrivals> {
+        self.shared.transport.udp_arrivals()
     }
 
     /// The other side's address.

@@ -3,7 +3,8 @@
 //! Packets travel as datagrams where both sides and the transport have them; the others, and those
 //! that are larger than the path takes, as frames on the flow's stream, so nothing vanishes for its
 //! size. Until the other side has taken the flow everything goes on the stream: a datagram would
-//! find nobody. Packets may be lost or overtaken, as UDP's may.
+//! find nobody. Packets may be lost or overtaken, as UDP's may; where they are more than the path takes,
+//! streams have their [turn](super::turns).
 //!
 //! The stream is the flow's life: its end is the flow's end, on both sides.
 
@@ -20,9 +21,12 @@ use bytes::Bytes;
 use tokio::io::AsyncWrite;
 
 use super::connection::{OpenStreamError, Tunnel};
+use super::farewell::Farewell;
 use super::packet::{PartialPacket, check_length, frame};
 use super::stream::{IncomingStream, TunnelStream};
 use super::transport::{DatagramRefused, Transport};
+use super::turns::Turns;
+use crate::process::clock::Clock;
 use crate::wire::{End, FLOW_NUMBERS, FlowId, RefusalCode, StreamHeader, StreamRefusal};
 
 /// Packets of a flow that wait for its reader, in number, before the oldest is dropped: a burst, and
@@ -43,6 +47,8 @@ pub struct FlowStats {
     pub overflowed: u64,
     /// Dropped on arrival, because their flow is not known, or no longer.
     pub unknown: u64,
+    /// Dropped before they were sent: more than the path takes, and the streams of the tunnel have their turn.
+    pub yielded: u64,
 }
 
 /// The flows of one tunnel.
@@ -52,6 +58,8 @@ pub(super) struct Flows {
     end: End,
     /// Whether both sides want packets as datagrams.
     datagrams: bool,
+    clock: Clock,
+    turns: Mutex<Turns>,
     open: Mutex<Open>,
     counts: Counts,
 }
@@ -68,14 +76,17 @@ struct Counts {
     by_stream: AtomicU64,
     overflowed: AtomicU64,
     unknown: AtomicU64,
+    yielded: AtomicU64,
 }
 
 impl Flows {
-    pub(super) fn new(transport: Arc<dyn Transport>, end: End, datagrams: bool) -> Arc<Self> {
+    pub(super) fn new(transport: Arc<dyn Transport>, end: End, datagrams: bool, clock: Clock) -> Arc<Self> {
         Arc::new(Self {
             transport,
             end,
             datagrams,
+            clock,
+            turns: Mutex::default(),
             open: Mutex::default(),
             counts: Counts::default(),
         })
@@ -87,6 +98,7 @@ impl Flows {
             by_stream,
             overflowed,
             unknown,
+            yielded,
         } = &self.counts;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         FlowStats {
@@ -94,6 +106,7 @@ impl Flows {
             by_stream: read(by_stream),
             overflowed: read(overflowed),
             unknown: read(unknown),
+            yielded: read(yielded),
         }
     }
 
@@ -137,6 +150,12 @@ impl Flows {
         let mut open = self.open();
         let free = id.opener == self.end.other() && !open.inboxes.contains_key(&id);
         free.then(|| Entered::new(self, &mut open, id))
+    }
+
+    fn may_send_datagram(&self) -> bool {
+        let waiting = self.transport.datagrams_waiting();
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.may_send(waiting, self.clock.now())
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -303,6 +322,11 @@ impl Flow {
         &self.header
     }
 
+    /// What the two sides say where one of them gives the flow up.
+    pub fn farewell(&self) -> Farewell {
+        self.stream().farewell().clone()
+    }
+
     /// Waits until the other side has taken the flow, or says why it does not:
     /// [`refusal_in`](super::stream::refusal_in) the error. Nobody needs to call it. Cancel safe.
     pub async fn accepted(&self) -> io::Result<()> {
@@ -312,12 +336,16 @@ impl Flow {
     }
 
     /// Sends a packet of at most [`PACKET_MAX_BYTES`](crate::wire::PACKET_MAX_BYTES). It waits only where the packet has to go on the
-    /// stream and the stream is full; a datagram may displace older ones that have not left. When the
+    /// stream and the stream is full; a datagram may be dropped where many wait. When the
     /// future is dropped the packet was taken whole or not at all. An error ends the flow.
     pub async fn send(&self, packet: &[u8]) -> io::Result<()> {
         check_length(packet)?;
         let flows = &self.entered.flows;
         if flows.datagrams && self.stream().is_accepted() {
+            if !flows.may_send_datagram() {
+                flows.counts.yielded.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
             let mut datagram = Vec::with_capacity(packet.len() + size_of::<u32>());
             self.entered.id.put(&mut datagram);
             datagram.extend_from_slice(packet);

@@ -222,7 +222,7 @@ impl Greeted {
             io,
             keepalive: Keepalive::Fixed(keepalive),
         };
-        let flows = Flows::new(Arc::clone(&transport), End::Acceptor, datagrams);
+        let flows = Flows::new(Arc::clone(&transport), End::Acceptor, datagrams, clock.clone());
         let (tunnel, driver) = Tunnel::new(transport, clock, limits, settings.header_timeout, flows, control);
         Ok((tunnel, hello, driver))
     }
@@ -276,7 +276,7 @@ async fn greet(
         keepalive: dialers_keepalive(&welcome, &settings),
     };
     let datagrams = transport.has_datagrams() && names(DATAGRAMS_FEATURE, &welcome.features);
-    let flows = Flows::new(Arc::clone(&transport), End::Dialer, datagrams);
+    let flows = Flows::new(Arc::clone(&transport), End::Dialer, datagrams, clock.clone());
     let (tunnel, driver) = Tunnel::new(transport, clock, limits, settings.header_timeout, flows, control);
     Ok((tunnel, welcome, driver))
 }

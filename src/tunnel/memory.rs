@@ -14,9 +14,11 @@ use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{mpsc, watch};
 
+use super::farewell::Farewell;
 use super::transport::{
     BoxFuture, ByteStream, CloseCode, DatagramRefused, Transport, TransportClosed, TunnelProtocol, Urgency,
 };
+use crate::wire::StreamEnd;
 
 /// Bytes that a pipe holds before its writer waits.
 pub const PIPE_BYTES: usize = 16 * 1024;
@@ -154,10 +156,7 @@ impl Transport for MemoryTransport {
                 Pipe::new(&self.near, &self.far, &self.cut),
                 Pipe::new(&self.far, &self.near, &self.cut),
             );
-            let theirs = ByteStream {
-                read: Box::new(ReadEnd(Arc::clone(&there))),
-                write: Box::new(WriteEnd(Arc::clone(&back))),
-            };
+            let theirs = stream(Arc::clone(&there), Arc::clone(&back));
             tokio::select! {
                 biased;
                 closed = self.closed() => return Err(closed),
@@ -165,10 +164,7 @@ impl Transport for MemoryTransport {
                     return Err(TransportClosed::Reset);
                 },
             }
-            Ok(ByteStream {
-                read: Box::new(ReadEnd(back)),
-                write: Box::new(WriteEnd(there)),
-            })
+            Ok(stream(back, there))
         })
     }
 
@@ -262,6 +258,15 @@ impl Transport for MemoryTransport {
     }
 }
 
+fn stream(read: Arc<Pipe>, write: Arc<Pipe>) -> ByteStream {
+    let farewell = Farewell::default();
+    ByteStream {
+        read: Box::new(ReadEnd(read, farewell.clone())),
+        write: Box::new(WriteEnd(write, farewell.clone())),
+        farewell,
+    }
+}
+
 /// One direction of one stream.
 #[derive(Debug)]
 struct Pipe {
@@ -275,8 +280,8 @@ struct Pipe {
 struct PipeState {
     bytes: VecDeque<u8>,
     finished: bool,
-    aborted: bool,
-    stopped: bool,
+    aborted: Option<StreamEnd>,
+    stopped: Option<StreamEnd>,
     read_waker: Option<Waker>,
     write_waker: Option<Waker>,
 }
@@ -316,7 +321,7 @@ impl Pipe {
     }
 }
 
-struct ReadEnd(Arc<Pipe>);
+struct ReadEnd(Arc<Pipe>, Farewell);
 
 impl AsyncRead for ReadEnd {
     fn poll_read(
@@ -340,8 +345,8 @@ impl AsyncRead for ReadEnd {
         if state.finished {
             return Poll::Ready(Ok(()));
         }
-        if state.aborted {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        if let Some(why) = state.aborted {
+            return Poll::Ready(Err(self.1.hear(io::ErrorKind::ConnectionReset, why)));
         }
         if pipe.reader.is_closed() {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
@@ -353,11 +358,12 @@ impl AsyncRead for ReadEnd {
 
 impl Drop for ReadEnd {
     fn drop(&mut self) {
-        self.0.change(|state| state.stopped = true);
+        let why = self.1.said().unwrap_or(StreamEnd::Abandoned);
+        self.0.change(|state| state.stopped = Some(why));
     }
 }
 
-struct WriteEnd(Arc<Pipe>);
+struct WriteEnd(Arc<Pipe>, Farewell);
 
 impl AsyncWrite for WriteEnd {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -366,7 +372,10 @@ impl AsyncWrite for WriteEnd {
         if pipe.writer.is_closed() {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         }
-        if state.stopped || state.finished {
+        if let Some(why) = state.stopped {
+            return Poll::Ready(Err(self.1.hear(io::ErrorKind::BrokenPipe, why)));
+        }
+        if state.finished {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let count = bytes.len().min(PIPE_BYTES.saturating_sub(state.bytes.len()));
@@ -393,6 +402,7 @@ impl AsyncWrite for WriteEnd {
 
 impl Drop for WriteEnd {
     fn drop(&mut self) {
-        self.0.change(|state| state.aborted = true);
+        let why = self.1.said().unwrap_or(StreamEnd::Abandoned);
+        self.0.change(|state| state.aborted = Some(why));
     }
 }

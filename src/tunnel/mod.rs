@@ -4,6 +4,7 @@
 pub mod close;
 pub mod connection;
 mod driver;
+pub mod farewell;
 pub mod flow;
 pub mod frame;
 pub mod greeting;
@@ -18,11 +19,13 @@ pub mod tcp;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+mod turns;
 mod udp_socket;
 
 pub use close::{CloseReason, Violation};
 pub use connection::{OpenStreamError, Tunnel, TunnelSettings, TunnelStats};
 pub use driver::TunnelDriver;
+pub use farewell::Farewell;
 pub use flow::Flow;
 pub use greeting::{Greeted, GreetingError};
 pub use stream::{IncomingStream, TunnelStream};

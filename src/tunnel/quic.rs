@@ -5,12 +5,11 @@
 
 mod closed;
 mod send_window;
+mod stream;
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +17,8 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{IdleTimeout, MtuDiscoveryConfig, SendDatagramError, VarInt};
 use rustls::pki_types::CertificateDer;
 use send_window::SendWindow;
+use stream::byte_stream;
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::closed::{closed, dial_failed};
@@ -31,6 +30,7 @@ use super::transport::{
 use super::udp_socket::{self, udp_socket};
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::FailureRecord;
+use crate::machine::overload::UdpArrivals;
 use crate::wire::TUNNEL_ALPN;
 
 /// Silence that ends a connection by itself. Liveness decides earlier where it runs; this bounds
@@ -87,9 +87,6 @@ pub const MIN_MTU_BYTES: u16 = 1_200;
 
 /// The largest that is looked for: Ethernet's 1,500 without the headers of IPv6 and UDP.
 pub const MAX_MTU_BYTES: u16 = 1_452;
-
-/// Code with which an abandoned stream half is reset or stopped.
-const ABANDONED_STREAM: VarInt = VarInt::from_u32(1);
 
 /// Why no socket can be used.
 #[derive(Debug, Error)]
@@ -442,6 +439,14 @@ impl Transport for QuicTransport {
         Some(self.connection.stats().path.current_mtu)
     }
 
+    fn udp_arrivals(&self) -> Option<UdpArrivals> {
+        let port = self.dialled_from.as_ref()?.local_addr().ok()?.port();
+        Some(UdpArrivals {
+            taken: self.connection.stats().udp_rx.datagrams,
+            dropped: udp_socket::dropped(port)?,
+        })
+    }
+
     fn knock(&self) -> Option<BoxFuture<'static, bool>> {
         self.dialled_from.as_ref()?;
         let address = self.remote_address();
@@ -474,76 +479,12 @@ impl Transport for QuicTransport {
             })
     }
 
+    fn datagrams_waiting(&self) -> usize {
+        DATAGRAM_BUFFER_BYTES.saturating_sub(self.connection.datagram_send_buffer_space())
+    }
+
     fn receive_datagram(&self) -> BoxFuture<'_, Result<Bytes, TransportClosed>> {
         Box::pin(async { self.connection.read_datagram().await.map_err(closed) })
-    }
-}
-
-fn byte_stream(
-    urgency: Urgency,
-    (send, read): (quinn::SendStream, quinn::RecvStream),
-    window: &Arc<SendWindow>,
-) -> ByteStream {
-    match urgency {
-        // It fails only for a stream that is closed already, which its user learns by itself.
-        Urgency::Control => drop(send.set_priority(CONTROL_PRIORITY)),
-        Urgency::Bulk => {}
-    }
-    ByteStream {
-        read: Box::new(QuicRead(read)),
-        write: Box::new(QuicWrite {
-            send,
-            window: Arc::clone(window),
-            finished: false,
-        }),
-    }
-}
-
-struct QuicRead(quinn::RecvStream);
-
-impl AsyncRead for QuicRead {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        AsyncRead::poll_read(Pin::new(&mut self.0), cx, buffer)
-    }
-}
-
-/// quinn finishes a stream that is dropped; here an end must be meant.
-struct QuicWrite {
-    send: quinn::SendStream,
-    window: Arc<SendWindow>,
-    finished: bool,
-}
-
-impl AsyncWrite for QuicWrite {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(AsyncWrite::poll_write(Pin::new(&mut self.send), cx, bytes))?;
-        self.window.wrote(written);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        AsyncWrite::poll_flush(Pin::new(&mut self.send), cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.finished {
-            return Poll::Ready(Ok(()));
-        }
-        self.finished = true;
-        AsyncWrite::poll_shutdown(Pin::new(&mut self.send), cx)
-    }
-}
-
-impl Drop for QuicWrite {
-    fn drop(&mut self) {
-        if !self.finished {
-            // It fails only for a stream that is closed already.
-            drop(self.send.reset(ABANDONED_STREAM));
-        }
     }
 }
 

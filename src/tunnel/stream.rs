@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
+use super::farewell::Farewell;
 use super::flow::Flows;
 use super::frame::PartialFrame;
 use super::transport::ByteStream;
@@ -46,6 +47,11 @@ impl TunnelStream {
     /// The header it was opened with.
     pub const fn header(&self) -> &StreamHeader {
         &self.header
+    }
+
+    /// What the two sides say where one of them gives the stream up.
+    pub const fn farewell(&self) -> &Farewell {
+        &self.io.farewell
     }
 
     /// The same as a poll, for the reading half's task.

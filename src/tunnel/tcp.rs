@@ -5,7 +5,8 @@
 //! and here both do. Yamux resets a stream in both directions at once, lets a reset read as an
 //! end, and has no word for "I read no further". So each direction of a stream is a yamux stream
 //! of its own, which only its opener writes: its end is a finish, its reset by the writer an abort,
-//! and its reset by the reader a stop, each independent of the other direction. The first frame
+//! and its reset by the reader a stop, each independent of the other direction; the [reason](ends) of
+//! either goes with it. The first frame
 //! says what a yamux stream is: a direction that opens a stream, one that answers it, or the close
 //! of the connection with code and text.
 //!
@@ -13,6 +14,7 @@
 //! first goes around the [`gate`]. All of it shares one TCP connection: a lost packet delays every
 //! stream, which is why QUIC is tried first.
 
+mod ends;
 mod gate;
 mod half;
 mod link;
@@ -34,6 +36,7 @@ use tokio::sync::{Mutex, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::{TlsConnector, server};
 
+use self::ends::Ends;
 use self::gate::Gate;
 use self::half::{Incoming, byte_stream};
 use self::link::Link;
@@ -247,6 +250,7 @@ fn multiplexer_config(places: usize) -> yamux::Config {
 #[derive(Debug)]
 struct Shared {
     gate: Gate,
+    ends: Ends,
     arrivals: AtomicU64,
     closed: watch::Sender<Option<TransportClosed>>,
     asked: watch::Sender<Option<(u32, String)>>,
@@ -256,6 +260,7 @@ impl Default for Shared {
     fn default() -> Self {
         Self {
             gate: Gate::default(),
+            ends: Ends::default(),
             arrivals: AtomicU64::new(0),
             closed: watch::Sender::new(None),
             asked: watch::Sender::new(None),

@@ -13,7 +13,9 @@ use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::farewell::Farewell;
 use crate::identity::tls_failure::TlsFailure;
+use crate::machine::overload::UdpArrivals;
 
 /// A future behind a pointer, as trait objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -83,6 +85,11 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
         Err(DatagramRefused::Unavailable)
     }
 
+    /// Bytes of datagrams that were sent and have not left.
+    fn datagrams_waiting(&self) -> usize {
+        0
+    }
+
     /// The next datagram; waits for ever where there are none. Cancel safe.
     fn receive_datagram(&self) -> BoxFuture<'_, Result<Bytes, TransportClosed>> {
         Box::pin(std::future::pending())
@@ -91,6 +98,12 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// The largest packet that the path is known to take, without IP and UDP headers, where the transport
     /// finds that out.
     fn path_mtu(&self) -> Option<u16> {
+        None
+    }
+
+    /// What has come to the UDP socket of this side's that serves this connection alone, and what of it the
+    /// system has dropped, where that can be known.
+    fn udp_arrivals(&self) -> Option<UdpArrivals> {
         None
     }
 
@@ -130,11 +143,14 @@ pub enum Urgency {
 /// - Shutting the write half down finishes it: the other side reads to a clean end.
 /// - Dropping the write half before that aborts it: the other side reads an error.
 /// - Dropping the read half before its end stops the other side, whose writes then fail.
+/// - What [`Farewell::say`] was told goes with either, and reaches the other side's [`Farewell::heard`].
 pub struct ByteStream {
     /// What the other side writes.
     pub read: Box<dyn AsyncRead + Send + Unpin>,
     /// What the other side reads.
     pub write: Box<dyn AsyncWrite + Send + Unpin>,
+    /// Why either side gave it up.
+    pub farewell: Farewell,
 }
 
 impl fmt::Debug for ByteStream {

@@ -1,6 +1,6 @@
 //! The UDP sockets of QUIC: for IPv6 and IPv4 at once, with buffers as large as the system grants.
 
-use std::io;
+use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +18,14 @@ const KNOCK_ANSWERED_WITHIN: Duration = Duration::from_millis(600);
 
 /// What is sent to ask: no packet of QUIC, so that nobody answers who listens.
 const KNOCK: [u8; 1] = [0];
+
+/// The system's tables of UDP sockets, and the bytes of each that are read: some thousands of sockets.
+const TABLES: [&str; 2] = ["/proc/self/net/udp6", "/proc/self/net/udp"];
+const TABLE_MAX_BYTES: u64 = 1024 * 1024;
+
+/// Columns of such a table, from 0 on: local address and port, and the count of dropped packets.
+const LOCAL_COLUMN: usize = 1;
+const DROPS_COLUMN: usize = 12;
 
 /// Whether it has been said that the system grants less.
 static SMALL_BUFFERS_TOLD: AtomicBool = AtomicBool::new(false);
@@ -72,6 +80,37 @@ pub(super) async fn is_shut(address: SocketAddr) -> io::Result<bool> {
     Ok(false)
 }
 
+/// Packets that the system has dropped because the sockets at this port did not take them; `None` where
+/// it does not say.
+pub(super) fn dropped(port: u16) -> Option<u64> {
+    let read = |path| {
+        let mut table = String::new();
+        let file = std::fs::File::open(path)?;
+        file.take(TABLE_MAX_BYTES).read_to_string(&mut table)?;
+        Ok::<_, io::Error>(dropped_in(&table, port))
+    };
+    TABLES
+        .into_iter()
+        .filter_map(|path| read(path).ok()?)
+        .reduce(u64::saturating_add)
+}
+
+fn dropped_in(table: &str, port: u16) -> Option<u64> {
+    let of_socket = |line: &str| {
+        let local = line.split_whitespace().nth(LOCAL_COLUMN)?;
+        let (_, its_port) = local.rsplit_once(':')?;
+        if u16::from_str_radix(its_port, 16).ok()? != port {
+            return None;
+        }
+        line.split_whitespace().nth(DROPS_COLUMN)?.parse::<u64>().ok()
+    };
+    table
+        .lines()
+        .skip(1)
+        .filter_map(of_socket)
+        .reduce(u64::saturating_add)
+}
+
 /// Asks for large buffers, and says once what the system grants.
 fn grow_buffers(socket: &Socket) {
     let asked = socket
@@ -95,6 +134,20 @@ fn grow_buffers(socket: &Socket) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_socket_does_not_take_is_counted() {
+        let full = udp_socket((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let address = full.local_addr().unwrap();
+        assert_eq!(dropped(address.port()), Some(0));
+        let sender = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // Twice of what any buffer holds that the programs ask for.
+        for _ in 0..8 * SOCKET_BUFFER_BYTES / 1_400 {
+            sender.send_to(&[0; 1_400], address).unwrap();
+        }
+        assert!(dropped(address.port()).unwrap() > 0);
+        assert_eq!(dropped_in("", 1), None);
+    }
 
     #[tokio::test]
     async fn a_port_is_shut_when_its_host_says_so_and_not_when_nobody_answers() {

@@ -15,6 +15,7 @@ mod flow;
 mod proxy_header;
 mod sessions;
 mod stream;
+mod stream_end;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -28,6 +29,7 @@ pub use sessions::{RENEWAL_ONLY_FEATURE, REPLACES_MAX, SESSIONS_FEATURE, Session
 pub use stream::{
     SERVICE_NAME_MAX_BYTES, ServiceRequest, StreamHeader, StreamKind, StreamRefusal, StreamReply,
 };
+pub use stream_end::StreamEnd;
 
 use crate::base::id::SessionId;
 

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod endings;
+mod grpc;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -7,6 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::federation::{Federation, PORT, SOON, logged};
+use crate::flood::Flood;
 use crate::proxy::{PROXY_PORT, Proxy};
 use crate::stream::{CONNECT, Reader, publish_counter};
 use crate::topology::{PARENT_V4, PARENT_V6, ROUTER_LAN_V4, ROUTER_WAN_V4, SATELLITE_V4};
@@ -29,6 +30,9 @@ const LOST_AND_FOUND_WITHIN: Duration = Duration::from_secs(5 + 5);
 /// Five seconds between two heartbeats; then a ping, another a second later, and the word of the bridge's
 /// host that nobody is there any more.
 const LOSS_NOTICED_WITHIN: Duration = Duration::from_secs(5 + 2);
+
+/// Two looks at the socket, five seconds apart, and room.
+const OVERRUN_WITHIN: Duration = Duration::from_secs(2 * 5 + 10);
 
 /// A pause that the network itself makes in a stream: a ping after two seconds of silence, and a round
 /// trip or two over the new path.
@@ -329,6 +333,46 @@ fn a_small_mtu_without_a_word_stalls_nothing() {
     let untold = federation.lab.router.counted_in("output", "packets");
     assert!(untold > 0, "the path had been found to be larger");
     assert!(logged(&satellite, "tunnel lost").is_empty());
+    federation.assert_nothing_told(&[&bridge, &satellite]);
+}
+
+#[test]
+fn a_box_that_does_not_keep_up_with_udp_goes_on_over_tcp() {
+    let Some(federation) = Federation::open("ladder_overrun") else {
+        return;
+    };
+    let (bridge, satellite) = federation.run_joined();
+    wait_rung(&federation, "quic", OTHER_WAY_WITHIN);
+    publish_counter(&federation);
+    Reader::start(&federation).goes_on_within(SOON);
+    // The router keeps ports where it can.
+    let address = federation.peer()["tunnel"]["address"].to_string();
+    let port = address.rsplit(':').next().unwrap().trim_end_matches('"');
+    let port = port.parse().unwrap();
+
+    let flood = Flood::start(federation.lab.router.namespace(), (SATELLITE_V4, port));
+    let dropped = || federation.status()["link"]["bridges"][0]["udp_dropped"].as_u64();
+    wait_timed("what was dropped is counted", OVERRUN_WITHIN, || {
+        (dropped() > Some(0)).then_some(())
+    });
+    wait_rung(&federation, "tls", OVERRUN_WITHIN);
+    drop(flood);
+    Reader::start(&federation).goes_on_within(SOON);
+    let better = better(&federation, "quic");
+    let why = better["why"].as_str().unwrap();
+    assert!(
+        better["rung"] == "quic" && why.contains("does not keep up"),
+        "{better}"
+    );
+    let said = crate::federation::lines(&satellite);
+    let said = said.iter().filter(|line| {
+        line["level"] == "WARN"
+            && line["message"]
+                .as_str()
+                .unwrap_or_default()
+                .contains("UDP packets were dropped")
+    });
+    assert_eq!(said.count(), 1);
     federation.assert_nothing_told(&[&bridge, &satellite]);
 }
 

@@ -14,6 +14,7 @@
 
 mod direct;
 mod federation;
+mod flood;
 mod joining;
 mod ladder;
 mod namespace;

@@ -12,6 +12,7 @@ mod clock;
 mod cluster;
 mod daemon;
 mod grants;
+mod https;
 mod join;
 mod link;
 mod membership;

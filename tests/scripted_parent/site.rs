@@ -18,7 +18,7 @@ use powernode_satellite::machine::uplinks::UplinksPolicy;
 use powernode_satellite::process::clock::{Clock, ManualWallClock};
 use powernode_satellite::process::config::node::NodeIdentityConfig;
 use powernode_satellite::process::config::satellite::Ways;
-use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor};
+use powernode_satellite::process::supervisor::{ShutdownReport, Stage, Supervisor, TaskScope};
 use powernode_satellite::satellite::driver::{Driver, DriverHandle, DriverSettings};
 use powernode_satellite::satellite::federation_api::{NoOfferings, Surroundings};
 use powernode_satellite::satellite::grants::GrantBook;
@@ -84,7 +84,7 @@ impl Site {
             clock.clone(),
         ));
         let (driver, handle) = Driver::new(
-            store,
+            store.clone(),
             loaded,
             clock,
             scope.clone(),
@@ -97,6 +97,7 @@ impl Site {
             supervisor,
             handle,
             surroundings,
+            store,
         }
     }
 
@@ -171,6 +172,7 @@ pub struct Running {
     supervisor: Supervisor,
     pub handle: DriverHandle,
     pub surroundings: Arc<Surroundings>,
+    pub store: MembershipStore,
 }
 
 impl Running {
@@ -196,6 +198,11 @@ impl Running {
     pub async fn refusal(&self) -> String {
         let report = self.wait("refused", |report| report.state == "refused").await;
         report.refusal.unwrap()
+    }
+
+    /// For what a daemon runs beside the driver.
+    pub fn scope(&self) -> TaskScope {
+        self.supervisor.scope(Stage::Work)
     }
 
     pub fn tasks(&self) -> Vec<&'static str> {

@@ -51,7 +51,7 @@ pub fn complete(config: &HostBridgeConfig, words: &[String]) -> Result<(), Failu
     let Ok(Ok(rows)) = asked else {
         return Ok(());
     };
-    let mut names = names(&rows, &expected);
+    let mut names = names(&rows, &expected, last);
     names.retain(|name| name.starts_with(last.as_str()));
     names.sort_unstable();
     names.dedup();
@@ -61,13 +61,19 @@ pub fn complete(config: &HostBridgeConfig, words: &[String]) -> Result<(), Failu
     print(&names.join("\n"))
 }
 
-fn names(rows: &Value, expected: &Expected<'_>) -> Vec<String> {
+/// Ids of peers only to who has begun to type one: names are what people look for.
+fn names(rows: &Value, expected: &Expected<'_>, typed: &str) -> Vec<String> {
     let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
     let rows = rows.as_array().into_iter().flatten();
     match expected {
         Expected::Peer => rows
             .filter(|peer| peer["status"] != "revoked")
-            .filter_map(|peer| text(&peer["name"]).or_else(|| text(&peer["id"])))
+            .flat_map(|peer| {
+                let (name, id) = (text(&peer["name"]), text(&peer["id"]));
+                let wants_id = name.is_none() || !typed.is_empty();
+                [name, id.filter(|_| wants_id)]
+            })
+            .flatten()
             .collect(),
         Expected::ServiceOf(asked) => rows
             .filter(|peer| peer["name"] == *asked || peer["id"] == *asked)
@@ -172,8 +178,13 @@ mod tests {
             { "id": "2", "name": null, "status": "proposed", "capabilities": {} },
             { "id": "3", "name": "gone", "status": "revoked", "capabilities": {} },
         ]);
-        assert_eq!(names(&peers, &Expected::Peer), ["shop-17", "2"]);
-        assert_eq!(names(&peers, &Expected::ServiceOf("shop-17")), ["ssh", "web"]);
-        assert!(names(&peers, &Expected::ServiceOf("2")).is_empty());
+        assert_eq!(names(&peers, &Expected::Peer, ""), ["shop-17", "2"]);
+        assert_eq!(
+            names(&peers, &Expected::Peer, "1"),
+            ["shop-17", "1", "2"],
+            "an id, too"
+        );
+        assert_eq!(names(&peers, &Expected::ServiceOf("shop-17"), ""), ["ssh", "web"]);
+        assert!(names(&peers, &Expected::ServiceOf("2"), "").is_empty());
     }
 }

@@ -199,7 +199,7 @@ fn connection(report: &StatusReport) -> Vec<Line> {
     ];
     for bridge in &report.link.bridges {
         // One that is alone is shown above.
-        let alone = report.link.bridges.len() == 1 && bridge.draining == 0;
+        let alone = report.link.bridges.len() == 1 && bridge.draining == 0 && bridge.udp_dropped == 0;
         lines.push(("host-bridge", (!alone).then(|| bridge_line(bridge, report))));
         for better in &bridge.better {
             lines.push(("better way", Some(better_line(better, report))));
@@ -211,6 +211,7 @@ fn connection(report: &StatusReport) -> Vec<Line> {
         toned(heartbeat.last_error.as_ref(), Tone::Warn),
     ));
     lines.extend(ways_in(report));
+    lines.push(https(report));
     for endpoint in &heartbeat.our_endpoints {
         let shown = format!("{} ({})", endpoint.url, endpoint.scope);
         lines.push(("parent endpoint", Some(shown.into())));
@@ -247,6 +248,12 @@ fn bridge_line(bridge: &BridgeReport, report: &StatusReport) -> Cell {
             bridge.draining
         );
     }
+    if bridge.udp_dropped > 0 {
+        text = format!(
+            "{text}; this system has dropped {} UDP packets that came too fast",
+            bridge.udp_dropped
+        );
+    }
     let up = bridge.state == "connected";
     Cell::toned(text, if up { Tone::Good } else { Tone::Warn })
 }
@@ -277,6 +284,17 @@ fn services(report: &StatusReport) -> Option<Cell> {
         let names = unhealthy.join(", ");
         Cell::toned(format!("{published}; no answer from {names}"), Tone::Warn)
     })
+}
+
+fn https(report: &StatusReport) -> Line {
+    let shown = report
+        .https
+        .as_ref()
+        .map(|https| match (&https.listening, &https.error) {
+            (Some(address), _) => Cell::from(format!("for the parent's calls on {address}")),
+            (None, error) => Cell::toned(error.clone().unwrap_or_default(), Tone::Warn),
+        });
+    ("https", shown)
 }
 
 /// What there is, or else why IPv4 has nothing: a box without a pinhole for IPv6 is the usual case.

@@ -63,7 +63,7 @@ impl Access {
             return Reply::unknown_path(uri.path()).into_response();
         };
         let prefix = place.prefix();
-        let visitor = match self.visitor(&mut request, &prefix).await {
+        let visitor = match self.visitor(&mut request, &prefix, source).await {
             Ok(visitor) => visitor,
             Err(refusal) => return refusal,
         };
@@ -96,6 +96,7 @@ impl Access {
         &self,
         request: &mut Request<Incoming>,
         prefix: &str,
+        source: SocketAddr,
     ) -> Result<Visitor, Response<ReplyBody>> {
         let now = self.clock.trusted().now;
         let headers = request.headers_mut();
@@ -116,6 +117,7 @@ impl Access {
         if by_authorization.is_some() {
             request.headers_mut().remove(AUTHORIZATION);
         }
+        let any = shown.is_some() || kept.is_some() || authorization.is_some();
         for presented in [shown, kept].into_iter().flatten() {
             let known = self
                 .authenticate(&presented)
@@ -128,17 +130,18 @@ impl Access {
                 });
             }
         }
-        match (by_authorization, authorization) {
-            (Some(operator), Some(presented)) => Ok(Visitor {
+        if let (Some(operator), Some(presented)) = (by_authorization, authorization) {
+            return Ok(Visitor {
                 operator,
                 cookie: presented
                     .basic
                     .then(|| self.logins.seal(&presented.token, prefix, now))
                     .flatten()
                     .and_then(|sealed| login_cookie(&sealed, prefix)),
-            }),
-            _ => Err(challenge()),
+            });
         }
+        let too_many = any.then(|| self.unknown_token(source.ip())).flatten();
+        Err(too_many.map_or_else(challenge, Reply::into_response))
     }
 }
 

@@ -17,8 +17,9 @@ mod packets;
 mod proxy;
 mod sessions;
 mod socks;
+mod unknown;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,15 +51,16 @@ use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
 use crate::store::audit_log::AuditLog;
 use crate::store::database::StoreError;
-use crate::tunnel::CloseReason;
 use crate::tunnel::connection::{OpenStreamError, Tunnel};
 use crate::tunnel::relay::{Counted, Passed, RelayEnd, relay};
 use crate::tunnel::stream::{TunnelStream, refusal_in};
-use crate::wire::{GoodbyeReason, ServiceRequest, StreamHeader, StreamKind};
+use crate::tunnel::{CloseReason, Farewell};
+use crate::wire::{GoodbyeReason, ServiceRequest, StreamEnd, StreamHeader, StreamKind};
 use credentials::Presented;
 use login::Logins;
 pub use packets::ServiceFlow;
 use sessions::{About, Place};
+pub use unknown::UnknownTokens;
 
 /// Time in which a satellite must have taken or refused a stream: its own patience with a local
 /// program is 10 s, and a satellite link answers within a few more.
@@ -94,6 +96,7 @@ pub struct Access {
     clock: Clock,
     audit: AuditLog,
     work: TaskScope,
+    unknown: Arc<UnknownTokens>,
     logins: Logins,
 }
 
@@ -108,6 +111,7 @@ pub struct ServiceStream {
 #[derive(Debug)]
 pub struct Hold {
     tunnel: Tunnel,
+    farewell: Farewell,
     place: Place,
 }
 
@@ -126,6 +130,7 @@ impl Access {
         clock: Clock,
         audit: AuditLog,
         work: TaskScope,
+        unknown: Arc<UnknownTokens>,
     ) -> Self {
         Self {
             ledger,
@@ -134,6 +139,7 @@ impl Access {
             clock,
             audit,
             work,
+            unknown,
             logins: Logins::new(),
         }
     }
@@ -163,6 +169,11 @@ impl Access {
             Ok(Err(error)) => Err(stored_badly("an operator", &error)),
             Err(_) => Err(internal_error()),
         }
+    }
+
+    /// A token was shown that nobody knows: the answer where that is one too many of its source.
+    pub(in crate::bridge) fn unknown_token(&self, source: IpAddr) -> Option<Reply> {
+        self.unknown.count(source, self.clock.now())
     }
 
     /// Where relays run.
@@ -199,29 +210,31 @@ impl Access {
     /// Opens a stream to a service. It is the satellite's to refuse, and whoever is refused is told
     /// in its words.
     pub async fn open(&self, ask: Ask) -> Result<ServiceStream, AccessError> {
-        let (stream, passed, hold) = self
+        let (stream, tunnel, place) = self
             .audited(ask, StreamKind::Connect, async |tunnel: &Tunnel, header| {
                 let mut stream = tunnel.open_stream(header).await.map_err(NotOpened::Tunnel)?;
                 stream.accepted().await.map_err(NotOpened::Reply)?;
                 Ok(stream)
             })
             .await?;
+        let hold = Hold::new(tunnel, place, stream.farewell().clone());
         Ok(ServiceStream {
-            io: Counted::new(stream, passed),
+            io: Counted::new(stream, hold.passed()),
             hold,
         })
     }
 
     /// The same for packets of a service that speaks UDP.
     pub async fn open_flow(&self, ask: Ask) -> Result<ServiceFlow, AccessError> {
-        let (flow, passed, hold) = self
+        let (flow, tunnel, place) = self
             .audited(ask, StreamKind::Flow, async |tunnel: &Tunnel, header| {
                 let flow = tunnel.open_flow(header).await.map_err(NotOpened::Tunnel)?;
                 flow.accepted().await.map_err(NotOpened::Reply)?;
                 Ok(flow)
             })
             .await?;
-        Ok(ServiceFlow::new(flow, passed, hold))
+        let hold = Hold::new(tunnel, place, flow.farewell());
+        Ok(ServiceFlow::new(flow, hold))
     }
 
     async fn audited<T>(
@@ -229,7 +242,7 @@ impl Access {
         ask: Ask,
         kind: fn(ServiceRequest) -> StreamKind,
         open: impl AsyncFnOnce(&Tunnel, StreamHeader) -> Result<T, NotOpened>,
-    ) -> Result<(T, Arc<Passed>, Hold), AccessError> {
+    ) -> Result<(T, Tunnel, Place), AccessError> {
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
         let mut event = opening(&ask, trace);
         let opened = self.opened(ask, trace, &mut event, kind, open).await;
@@ -249,7 +262,7 @@ impl Access {
         event: &mut AuditEvent,
         kind: fn(ServiceRequest) -> StreamKind,
         open: impl AsyncFnOnce(&Tunnel, StreamHeader) -> Result<T, NotOpened>,
-    ) -> Result<(T, Arc<Passed>, Hold), AccessError> {
+    ) -> Result<(T, Tunnel, Place), AccessError> {
         // Names of services are host names' labels.
         let service = ask.service.to_ascii_lowercase();
         let ask = Arc::new(Ask { service, ..ask });
@@ -313,9 +326,8 @@ impl Access {
                 error
             })?;
         debug!(%trace, peer = %peer.id, service = ask.service, operator = %ask.operator, "an access begins");
-        let passed = place.opened();
-        let hold = Hold { tunnel, place };
-        Ok((opened, passed, hold))
+        place.opened();
+        Ok((opened, tunnel, place))
     }
 
     async fn find(&self, ask: &Arc<Ask>) -> Result<Found, AccessError> {
@@ -375,7 +387,7 @@ async fn open_within<T>(
 ) -> Result<T, NotOpened> {
     tokio::select! {
         biased;
-        words = place.cut() => Err(NotOpened::Cut(words)),
+        cut = place.cut() => Err(NotOpened::Cut(cut.words)),
         opened = timeout(OPEN_TIMEOUT, opening) => opened.unwrap_or(Err(NotOpened::Late)),
     }
 }
@@ -428,6 +440,21 @@ impl ServiceStream {
 }
 
 impl Hold {
+    fn new(tunnel: Tunnel, place: Place, farewell: Farewell) -> Self {
+        // Unless something else is known when it is given up.
+        farewell.say(StreamEnd::ClientBroke);
+        Self {
+            tunnel,
+            farewell,
+            place,
+        }
+    }
+
+    /// The stream's counts.
+    fn passed(&self) -> Arc<Passed> {
+        self.place.passed()
+    }
+
     fn id(&self) -> TraceId {
         self.place.id()
     }
@@ -439,29 +466,45 @@ impl Hold {
         let peer = self.place.peer_name().to_owned();
         tokio::select! {
             biased;
-            words = self.place.cut() => words,
+            cut = self.place.cut() => {
+                self.farewell.say(cut.end);
+                cut.words
+            }
             reason = self.tunnel.closed() => tunnel_ended(&peer, &reason),
         }
     }
 
     /// Leaves the table, and tells the audit log how it ended.
     pub async fn close(self, end: RelayEnd<String>) {
-        let outcome = match end {
-            RelayEnd::Finished => AuditOutcome::Done,
-            RelayEnd::Cut(words) => AuditOutcome::Cut(words),
-            RelayEnd::Left(error) => AuditOutcome::Failed(format!("the client's connection broke: {error}")),
-            RelayEnd::Right(error) => self.service_failed(&error).await,
+        let heard = self.farewell.heard();
+        let outcome = match (end, heard) {
+            (RelayEnd::Cut(words), _) => AuditOutcome::Cut(words),
+            // Whoever speaks a protocol over the stream may take its reset for an end, or for the client's.
+            (_, Some(why)) if why.is_decided() => AuditOutcome::Cut(self.satellite_ended(why)),
+            (RelayEnd::Finished, _) => AuditOutcome::Done,
+            (RelayEnd::Left(error), _) => {
+                AuditOutcome::Failed(format!("the client's connection broke: {error}"))
+            }
+            (RelayEnd::Right(_), Some(why)) if why != StreamEnd::Abandoned => {
+                AuditOutcome::Failed(self.satellite_ended(why))
+            }
+            (RelayEnd::Right(error), _) => self.service_failed(&error).await,
         };
         self.place.leave(outcome);
     }
 
-    /// The stream of the service has failed: because the tunnel did, or the satellite gave it up.
+    fn satellite_ended(&self, why: StreamEnd) -> String {
+        format!("{} has ended the session: {why}", self.place.peer_name())
+    }
+
+    /// The stream of the service has failed: because the tunnel did, or a satellite that gives no reasons has
+    /// given it up.
     async fn service_failed(&self, error: &std::io::Error) -> AuditOutcome {
         let peer = self.place.peer_name();
         match timeout(CLOSE_REASON_WAIT, self.tunnel.closed()).await {
             Ok(reason) => AuditOutcome::Cut(tunnel_ended(peer, &reason)),
             Err(_) => AuditOutcome::Failed(format!(
-                "{peer} has ended the session: its program hung up, the service was withdrawn, or the grant is revoked or expired ({error})"
+                "{peer} has ended the session and gave no reason ({error}); its owner sees it in `powernode-satellite audit show`"
             )),
         }
     }

@@ -2,7 +2,6 @@
 //! and so many bytes on the client's side, a flow on the satellite's.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
@@ -12,7 +11,7 @@ use super::Hold;
 use crate::base::id::TraceId;
 use crate::tunnel::Flow;
 use crate::tunnel::packet::{PartialPacket, frame};
-use crate::tunnel::relay::{Passed, RelayEnd};
+use crate::tunnel::relay::RelayEnd;
 
 /// Time for a client's last packets to leave.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,13 +20,12 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct ServiceFlow {
     flow: Flow,
-    passed: Arc<Passed>,
     hold: Hold,
 }
 
 impl ServiceFlow {
-    pub(super) const fn new(flow: Flow, passed: Arc<Passed>, hold: Hold) -> Self {
-        Self { flow, passed, hold }
+    pub(super) const fn new(flow: Flow, hold: Hold) -> Self {
+        Self { flow, hold }
     }
 
     /// The access's id.
@@ -41,11 +39,8 @@ impl ServiceFlow {
     where
         C: AsyncRead + AsyncWrite + Send + Unpin,
     {
-        let Self {
-            flow,
-            passed,
-            mut hold,
-        } = self;
+        let Self { flow, mut hold } = self;
+        let passed = hold.passed();
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let up = async {
             let mut packet = PartialPacket::default();
@@ -67,7 +62,10 @@ impl ServiceFlow {
                     return RelayEnd::Left(error);
                 }
             }
-            RelayEnd::Finished
+            match flow.farewell().heard() {
+                Some(why) => RelayEnd::Right(io::Error::other(why)),
+                None => RelayEnd::Finished,
+            }
         };
         let end = tokio::select! {
             biased;

@@ -20,6 +20,7 @@ use crate::base::time::{UnixTime, rfc3339};
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
 use crate::tunnel::relay::Passed;
+use crate::wire::StreamEnd;
 
 /// Ends that are remembered: of as many as may be in flight unless `limits.access_sessions` says otherwise,
 /// because they may all end at once and each is asked for; some 500 KiB.
@@ -161,7 +162,14 @@ struct Row {
     about: About,
     since: UnixTime,
     passed: Arc<Passed>,
-    cut: watch::Sender<Option<String>>,
+    cut: watch::Sender<Option<Cut>>,
+}
+
+/// Why an access is cut: what the satellite is told, and what its user.
+#[derive(Debug, Clone)]
+pub(super) struct Cut {
+    pub(super) end: StreamEnd,
+    pub(super) words: String,
 }
 
 #[derive(Debug)]
@@ -239,7 +247,10 @@ impl Accesses {
         };
         let reason = reason.map(|reason| format!(": {}", foreign_text(reason)));
         let words = format!("{by} cut the session{}", reason.unwrap_or_default());
-        row.cut.send_replace(Some(words));
+        row.cut.send_replace(Some(Cut {
+            end: StreamEnd::OperatorCut,
+            words,
+        }));
         true
     }
 
@@ -251,11 +262,14 @@ impl Accesses {
             .collect()
     }
 
-    /// Cuts one for a reason that is no operator's.
+    /// Cuts one because its operator may no more.
     pub(super) fn end(&self, id: &str, words: &str) {
         let table = self.table();
         if let Some(row) = table.rows.values().find(|row| row.about.id.to_string() == id) {
-            row.cut.send_replace(Some(words.to_owned()));
+            row.cut.send_replace(Some(Cut {
+                end: StreamEnd::RightsEnded,
+                words: words.to_owned(),
+            }));
         }
     }
 
@@ -360,7 +374,7 @@ pub(super) struct Place {
     about: About,
     since: UnixTime,
     passed: Arc<Passed>,
-    cuts: watch::Receiver<Option<String>>,
+    cuts: watch::Receiver<Option<Cut>>,
     clock: Clock,
     audit: AuditLog,
     /// `None` where there is nothing to note.
@@ -376,22 +390,26 @@ impl Place {
         &self.about.peer_name
     }
 
-    /// Resolves when an operator cuts it, in words for its user. Cancel safe.
-    pub(super) async fn cut(&mut self) -> String {
-        let words = match self.cuts.wait_for(Option::is_some).await {
-            Ok(words) => words.clone(),
+    /// Resolves when it is cut. Cancel safe.
+    pub(super) async fn cut(&mut self) -> Cut {
+        let cut = match self.cuts.wait_for(Option::is_some).await {
+            Ok(cut) => cut.clone(),
             Err(_) => None,
         };
-        match words {
-            Some(words) => words,
+        match cut {
+            Some(cut) => cut,
             // The row is this place's own and goes with it.
             None => std::future::pending().await,
         }
     }
 
-    /// The stream is open: its counts.
-    pub(super) fn opened(&self) -> Arc<Passed> {
+    /// The stream is open.
+    pub(super) fn opened(&self) {
         self.accesses.table().totals.opened += 1;
+    }
+
+    /// The stream's counts.
+    pub(super) fn passed(&self) -> Arc<Passed> {
         Arc::clone(&self.passed)
     }
 
@@ -479,7 +497,7 @@ mod tests {
         assert_eq!(accesses.find("000000000000ab"), None, "two begin so");
         let id = accesses.find("000000000000ab01").unwrap().id;
         assert!(accesses.cut(&id, "bert", Some("upgrade\ntonight")));
-        let words = one.cut().await;
+        let words = one.cut().await.words;
         assert_eq!(words, "bert cut the session: upgrade tonight");
         let untouched = tokio::time::timeout(std::time::Duration::from_millis(20), other.cut()).await;
         assert!(untouched.is_err());

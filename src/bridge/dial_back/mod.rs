@@ -1,6 +1,7 @@
-//! Dials satellites where they ask for it, under one rule: to prove to one that it can be reached, with
-//! handshake, the nonce that it has given, and an answer what was found; or for a tunnel.
+//! Dials satellites where they ask for it, under one rule: to prove to one that it can be reached, by QUIC or
+//! HTTPS, with handshake, the nonce that it has given, and an answer what was found; or for a tunnel.
 
+mod https;
 mod rule;
 
 use std::net::{IpAddr, SocketAddr};
@@ -8,6 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore, watch};
 use tracing::debug;
@@ -18,7 +21,7 @@ use super::peer_anchors::PeerAnchors;
 use super::registry::record::PeerRecord;
 use super::reply::Reply;
 use crate::base::limit::error_chain;
-use crate::contract::message::{DialBackRequest, DirectRequest};
+use crate::contract::message::{DialBackOver, DialBackRequest, DirectRequest};
 use crate::identity::anchors::Anchors;
 use crate::identity::reversed::bridge_client_config;
 use crate::identity::tls::{IdentityWatch, TimeSource};
@@ -124,17 +127,25 @@ impl DialBack {
             let socket = QuicEndpoint::client(QuicSettings::default()).map_err(no_socket)?;
             self.prove(&socket, peer, endpoint, feature).await
         };
-        let found = match self
-            .dial(peer, source, allow_private, request.endpoint, prove)
-            .await
-        {
-            Ok(found) => found,
-            Err(refusal) => return refusal,
+        let (endpoint, nonce) = (request.endpoint, &request.nonce);
+        let call = |endpoint| async move { self.call(peer, endpoint, nonce).await };
+        let found = match request.over {
+            DialBackOver::Quic => self.dial(peer, source, allow_private, endpoint, prove).await,
+            DialBackOver::Https => self.dial(peer, source, allow_private, endpoint, call).await,
+        };
+        let proof = |why_not: Option<&str>| {
+            Reply::data(&json!({
+                "endpoint": endpoint,
+                "reached": why_not.is_none(),
+                "error": why_not,
+                "over": request.over,
+            }))
         };
         match found {
-            Ok(()) => reply(request.endpoint, None),
-            Err(NotReached::Unreachable(why)) => reply(request.endpoint, Some(&why)),
-            Err(NotReached::Unable(why)) => unavailable(&why),
+            Ok(Ok(())) => proof(None),
+            Ok(Err(NotReached::Unreachable(why))) => proof(Some(&why)),
+            Ok(Err(NotReached::Unable(why))) => unavailable(&why),
+            Err(refusal) => refusal,
         }
     }
 
@@ -259,32 +270,44 @@ impl DialBack {
         endpoint: SocketAddr,
     ) -> Result<Arc<dyn Transport>, NotReached> {
         let failures = FailureRecord::default();
-        let time: TimeSource = {
-            let clock = self.clock.clone();
-            Arc::new(move || clock.trusted().now)
-        };
-        let own = self.equals.get(peer.id);
-        let certifies_itself = own.is_some();
-        let config = bridge_client_config(
-            self.identity.clone(),
-            own.map_or_else(|| self.anchors.clone(), |own| watch::channel(own).1),
-            &[TUNNEL_ALPN],
-            time,
-            failures.clone(),
-        );
-        let config = config.map_err(|error| NotReached::Unable(error_chain(&error)))?;
+        let config = self.tls(peer, &[TUNNEL_ALPN], &failures)?;
         let transport = socket
             .dial(endpoint, &endpoint.ip().to_string(), config, &failures)
             .await
             .map_err(unreachable)?;
-        let shown = transport
-            .peer_certificate()
-            .and_then(|der| CallerCertificate::read(&der, self.clock.trusted().now));
+        self.check_peer(peer, transport.peer_certificate().as_ref())?;
+        Ok(transport)
+    }
+
+    fn tls(
+        &self,
+        peer: &PeerRecord,
+        alpn: &[&[u8]],
+        failures: &FailureRecord,
+    ) -> Result<ClientConfig, NotReached> {
+        let clock = self.clock.clone();
+        let time: TimeSource = Arc::new(move || clock.trusted().now);
+        let own = self.equals.get(peer.id);
+        bridge_client_config(
+            self.identity.clone(),
+            own.map_or_else(|| self.anchors.clone(), |own| watch::channel(own).1),
+            alpn,
+            time,
+            failures.clone(),
+        )
+        .map_err(|error| NotReached::Unable(error_chain(&error)))
+    }
+
+    /// Whether what was shown is this very peer's certificate, and in force.
+    fn check_peer(&self, peer: &PeerRecord, shown: Option<&CertificateDer<'_>>) -> Result<(), NotReached> {
+        let now = self.clock.trusted().now;
+        let shown = shown.and_then(|der| CallerCertificate::read(der, now));
+        let certifies_itself = self.equals.get(peer.id).is_some();
         let is_this_peer = shown.is_some_and(|shown| {
             shown.peer == Some(peer.id) && (certifies_itself || is_enrolled(peer, shown.key))
         });
         if is_this_peer {
-            Ok(transport)
+            Ok(())
         } else {
             Err(NotReached::Unreachable(
                 "another satellite answered there".to_owned(),

@@ -16,8 +16,8 @@ use thiserror::Error;
 use crate::base::address::AddressScope;
 use crate::base::id::PeerId;
 use crate::base::time::Moment;
-use crate::bridge::session::Source;
 use crate::machine::mapping_lease::EXTERNAL_PORT_MIN;
+use crate::machine::source_rate::Source;
 
 /// Dials that one peer may ask for in a minute, in number: an attempt over three protocols with
 /// its second tries, and the same for IPv6, take a few minutes.

@@ -149,8 +149,8 @@ impl OperatorApi {
         path.starts_with("/api/v1/system/sdwan/") || path.starts_with(PEER_PREFIX) || path == MCP_PATH
     }
 
-    /// The operator whose bearer token a request carries, or the refusal.
-    pub async fn authorize(&self, headers: &HeaderMap) -> Result<Operator, Reply> {
+    /// The operator whose bearer token a request from `source` carries, or the refusal.
+    pub async fn authorize(&self, headers: &HeaderMap, source: IpAddr) -> Result<Operator, Reply> {
         let bearer = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -168,7 +168,11 @@ impl OperatorApi {
             Ok(Ok(Recognised::Expired { name, at })) => Err(Reply::unauthorized(&format!(
                 "the account of {name} has ended at {at}; an admin can extend it: operators set {name} --expires 90d"
             ))),
-            Ok(Ok(Recognised::Nobody)) => Err(Reply::unauthorized("the operator token is not known")),
+            Ok(Ok(Recognised::Nobody)) => {
+                let access = self.access.as_ref();
+                let too_many = access.and_then(|access| access.unknown_token(source));
+                Err(too_many.unwrap_or_else(|| Reply::unauthorized("the operator token is not known")))
+            }
             Ok(Err(error)) => Err(stored_badly("an operator", &error)),
             Err(_) => Err(internal_error()),
         }

@@ -26,16 +26,15 @@ use super::federation_api::{
 use super::held_grants;
 use super::metrics::RequestCounts;
 use super::parent::{Answered, PeerEnds};
-use super::rate::SourceRate;
 use super::registry::Ledger;
 use super::registry::record::PeerRecord;
 use super::reply::{BodyError, Reply, ReplyBody};
-use super::session::Source;
 use super::settings::BridgeSettings;
 use crate::base::id::PeerId;
 use crate::base::limit::{JSON_BODY_MAX_BYTES, error_chain};
 use crate::contract::{PLATFORM_ANSWER_LOST, TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH};
 use crate::identity::certificate::CertificateFacts;
+use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
 use crate::tunnel::transport::Transport;
@@ -382,9 +381,17 @@ impl PlatformParent {
                     Span::current(),
                 );
                 let (method, path) = (head.method.clone(), path.to_owned());
+                let (audit, source) = (self.audit.clone(), caller.source);
                 // The ledger blocks on the disk.
                 let answered = tokio::task::spawn_blocking(move || {
-                    span.in_scope(|| held_grants::answer(&ledger, &peer, (&method, &path), &body, now))
+                    span.in_scope(|| {
+                        let reply = held_grants::answer(&ledger, &peer, (&method, &path), &body, now);
+                        let told = held_grants::noted(peer.id, source, &path, &body, reply.status());
+                        if let Some(told) = told {
+                            audit.record(&told);
+                        }
+                        reply
+                    })
                 });
                 answered.await.unwrap_or_else(|_| internal_error())
             }

@@ -67,6 +67,8 @@ pub enum ChildEvent {
     TunnelLost(TunnelId, Loss),
     /// A retired tunnel has no open stream.
     TunnelDrained(TunnelId),
+    /// A tunnel's socket is overrun, in words.
+    TunnelOverrun(TunnelId, String),
     /// The box's addresses or routes are others now.
     NetworkChanged,
     /// Whether host-bridges could dial this box, from now on.
@@ -133,6 +135,7 @@ impl ChildEvent {
                 | Self::DialRefused(..)
                 | Self::TunnelLost(..)
                 | Self::TunnelDrained(_)
+                | Self::TunnelOverrun(..)
                 | Self::StatusTold(_)
         )
     }

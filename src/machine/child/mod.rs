@@ -218,6 +218,9 @@ impl ChildMachine {
                 self.uplinks.handle_event(id, LadderEvent::Lost(id, loss), now);
             }
             ChildEvent::TunnelDrained(id) => self.uplinks.handle_event(id, LadderEvent::Drained(id), now),
+            ChildEvent::TunnelOverrun(id, why) => {
+                self.uplinks.handle_event(id, LadderEvent::Overrun(id, why), now);
+            }
             ChildEvent::NetworkChanged => self.uplinks.tell_all(&LadderEvent::NetworkChanged, now),
             ChildEvent::WayIn(way_in) => self.uplinks.set_way_in(way_in, now),
             ChildEvent::Called(bridge) => self.uplinks.called(&bridge, now),

@@ -90,6 +90,8 @@ pub enum LadderEvent {
     Lost(TunnelId, Loss),
     /// A retired tunnel has no open stream.
     Drained(TunnelId),
+    /// A tunnel carries less than it should, for this reason: its socket is overrun.
+    Overrun(TunnelId, String),
     /// The box's addresses or routes are others now.
     NetworkChanged,
     /// Whether the host-bridge could dial this box.

@@ -196,6 +196,7 @@ impl LadderMachine {
                     retired.drained = true;
                 }
             }
+            LadderEvent::Overrun(id, why) => self.overrun(id, why, now),
             LadderEvent::NetworkChanged | LadderEvent::RetryNow => {
                 self.look_again(event == LadderEvent::NetworkChanged, now);
             }
@@ -489,6 +490,23 @@ impl LadderMachine {
                 record.collapsed(up_since, loss.why.clone(), now);
             }
         }
+    }
+
+    /// Its streams stay where they are; what comes goes over another rung, where there is one.
+    fn overrun(&mut self, id: TunnelId, why: String, now: Moment) {
+        let Some(carrier) = self.carrier.filter(|carrier| carrier.id == id) else {
+            return;
+        };
+        if self.policy.rungs.len() < 2 {
+            return;
+        }
+        if let Some(record) = self.record(carrier.rung) {
+            record.overrun(why, now);
+        }
+        self.drop_challenger();
+        self.carrier = None;
+        self.retire(carrier, true, now);
+        self.start_race(now);
     }
 
     /// Another tunnel is up that can carry at once: the one on trial, or the one before.

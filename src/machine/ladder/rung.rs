@@ -162,6 +162,16 @@ impl RungRecord {
         if self.bars == 0 && self.collapses.len() < COLLAPSES_MAX {
             return;
         }
+        self.bar(now);
+    }
+
+    /// It is up and carries next to nothing: there is nothing to wait for.
+    pub(super) fn overrun(&mut self, why: String, now: Moment) {
+        self.failed(why);
+        self.bar(now);
+    }
+
+    fn bar(&mut self, now: Moment) {
         self.collapses.clear();
         let factor = 1u32.checked_shl(self.bars).unwrap_or(u32::MAX);
         self.bars = self.bars.saturating_add(1);

@@ -332,6 +332,41 @@ fn a_refusal_by_the_bridge_itself_ends_the_race() {
 }
 
 #[test]
+fn a_rung_that_is_overrun_is_left_and_barred_while_its_streams_go_on() {
+    let mut machine = enabled(&[Rung::Quic, Rung::Tls]);
+    let quic = dials(&mut machine)[0].0;
+    machine.handle_event(LadderEvent::Connected(quic), at(10));
+    actions(&mut machine);
+    machine.handle_event(LadderEvent::Overrun(TunnelId(99), "another's".into()), at(20_000));
+    assert_eq!(actions(&mut machine), []);
+    machine.handle_event(LadderEvent::Overrun(quic, "40 % are dropped".into()), at(20_000));
+    let done = actions(&mut machine);
+    assert_eq!(done[0], LadderAction::Retire(quic));
+    let LadderAction::Dial {
+        id: tls,
+        rung: Rung::Tls,
+        ..
+    } = done[1]
+    else {
+        panic!("{done:?}");
+    };
+    machine.handle_event(LadderEvent::Connected(tls), at(20_100));
+    assert!(matches!(machine.state(), LadderState::Carried(carrier) if carrier.id == tls));
+    let (rung, why, next) = machine.better(at(20_100)).remove(0);
+    assert_eq!(rung, Rung::Quic);
+    assert!(matches!(why, WhyNot::Barred { why, .. } if why == "40 % are dropped"));
+    assert!(next.unwrap() >= at(20_000).plus(BAR_INITIAL));
+    assert!(!actions(&mut machine).contains(&LadderAction::Hangup(quic)));
+
+    // Where there is no other rung, it is the best that there is.
+    let mut machine = enabled(&[Rung::Quic]);
+    let quic = dials(&mut machine)[0].0;
+    machine.handle_event(LadderEvent::Connected(quic), at(10));
+    machine.handle_event(LadderEvent::Overrun(quic, "40 % are dropped".into()), at(20_000));
+    assert_eq!(machine.carrier().map(|carrier| carrier.id), Some(quic));
+}
+
+#[test]
 fn a_changed_network_is_looked_at_at_once() {
     let (mut machine, tls) = on_tls();
     machine.handle_event(LadderEvent::NetworkChanged, at(100));

@@ -1,8 +1,15 @@
 //! The host-bridge's keys, and what they come to.
 
+mod limits;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use limits::{
+    ACCEPTS_PER_SOURCE, ACCESS_SESSIONS, BOOTSTRAP_CONNECTIONS, BOOTSTRAP_PER_SOURCE, HTTPS_CONNECTIONS,
+    SESSIONS, STREAMS_PER_SESSION, STREAMS_TO_SATELLITE, UNKNOWN_TOKENS_PER_SOURCE,
+};
 
 use super::audit::{self, HOST_BRIDGE_MAX_ROWS, RETENTION_DAYS};
 use super::authority::{self, RENEW_EXPIRED_FOR, ROTATION_OVERLAP};
@@ -117,6 +124,8 @@ pub struct LimitsConfig {
     pub access_sessions: u32,
     /// Accept requests of one source address in a minute.
     pub accepts_per_source_per_minute: u32,
+    /// Requests of one source address in a minute whose operator token is not known.
+    pub unknown_tokens_per_source_per_minute: u32,
 }
 
 impl HostBridgeConfig {
@@ -166,6 +175,7 @@ impl HostBridgeConfig {
                 streams_to_satellite: settings.required(&STREAMS_TO_SATELLITE)?,
                 access_sessions: settings.required(&ACCESS_SESSIONS)?,
                 accepts_per_source_per_minute: settings.required(&ACCEPTS_PER_SOURCE)?,
+                unknown_tokens_per_source_per_minute: settings.required(&UNKNOWN_TOKENS_PER_SOURCE)?,
             },
             stale_after: settings.required(&STALE_AFTER)?,
             tunnel_keepalive: settings.required(&TUNNEL_KEEPALIVE)?,
@@ -295,6 +305,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &STREAMS_TO_SATELLITE,
     &ACCESS_SESSIONS,
     &ACCEPTS_PER_SOURCE,
+    &UNKNOWN_TOKENS_PER_SOURCE,
     &STALE_AFTER,
     &TUNNEL_KEEPALIVE,
     &REACH_ALLOW_PRIVATE,
@@ -425,102 +436,6 @@ static ACCEPT_GRACE: Key<Duration> = Key {
     form: &DurationBetween(Duration::from_secs(60), Duration::from_secs(7 * 86_400)),
     default: Fallback::Value("24h"),
     doc: "How long a used token still gives the same answer to the same key: a satellite whose answer was lost on\nthe way asks again.",
-    discreet: false,
-};
-
-static HTTPS_CONNECTIONS: Key<u32> = Key {
-    path: "limits.https_connections",
-    form: &CountBetween {
-        least: 8,
-        most: 65_536,
-        unit: "connections",
-    },
-    default: Fallback::Value("256"),
-    doc: "HTTPS connections at the same time. Tunnels over TCP do not count, only their handshakes.",
-    discreet: false,
-};
-
-static BOOTSTRAP_CONNECTIONS: Key<u32> = Key {
-    path: "limits.bootstrap_connections",
-    form: &CountBetween {
-        least: 1,
-        most: 4_096,
-        unit: "connections",
-    },
-    default: Fallback::Value("64"),
-    doc: "Tunnels at the same time whose satellite has no certificate yet.",
-    discreet: false,
-};
-
-static BOOTSTRAP_PER_SOURCE: Key<u32> = Key {
-    path: "limits.bootstrap_connections_per_source",
-    form: &CountBetween {
-        least: 1,
-        most: 4_096,
-        unit: "connections",
-    },
-    default: Fallback::Value("8"),
-    doc: "The same from one source address. Several satellites of one site come from the address of its router.",
-    discreet: false,
-};
-
-static SESSIONS: Key<u32> = Key {
-    path: "limits.sessions",
-    form: &CountBetween {
-        least: 1,
-        most: 100_000,
-        unit: "tunnels",
-    },
-    default: Fallback::Value("1000"),
-    doc: "Tunnels of satellites at the same time. An idle one takes some 200 KB of memory.",
-    discreet: false,
-};
-
-static STREAMS_PER_SESSION: Key<u32> = Key {
-    path: "limits.streams_per_session",
-    form: &CountBetween {
-        least: 8,
-        most: 1_024,
-        unit: "streams",
-    },
-    default: Fallback::Value("128"),
-    doc: "Streams that a satellite may hold open in its tunnel at the same time; further ones wait.",
-    discreet: false,
-};
-
-static STREAMS_TO_SATELLITE: Key<u32> = Key {
-    path: "limits.streams_to_satellite",
-    form: &CountBetween {
-        least: 8,
-        most: 4_096,
-        unit: "streams",
-    },
-    default: Fallback::Value("1024"),
-    doc: "Streams that are opened in one tunnel at the same time: each is a connection to a service of the satellite's,\nor a request. Further ones wait. The satellite's own limit holds, too.",
-    discreet: false,
-};
-
-static ACCESS_SESSIONS: Key<u32> = Key {
-    path: "limits.access_sessions",
-    form: &CountBetween {
-        least: 1,
-        most: 65_536,
-        unit: "sessions",
-    },
-    default: Fallback::Value("4096"),
-    doc: "Sessions of people and programs to services of satellites at the same time. Each takes a file descriptor and\nsome 20 KB of memory, up to 150 KB while it is busy.",
-    discreet: false,
-};
-
-static ACCEPTS_PER_SOURCE: Key<u32> = Key {
-    path: "limits.accepts_per_source_per_minute",
-    form: &CountBetween {
-        least: 1,
-        most: 10_000,
-        unit: "requests",
-    },
-    default: Fallback::Value("30"),
-    doc: "Accept requests of one source address in a minute: what guessing tokens is slowed down to.",
     discreet: false,
 };
 

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use keys::{
-    ADMIN_SOCKET, ALLOW_PRIVATE, DATA_RESIDENCY, GRANTS_ACCEPT_UNSIGNED, KEYS, LISTEN_PORT, LOCATION,
-    LOG_FORMAT, LOG_LEVEL, NODE_PLATFORM_CA, NODE_WRITE_TO, OPERATOR_CONTACT, PARENT_BRIDGES, PARENT_CA_FILE,
-    PARENT_CA_SHA256, PARENT_TOKEN_FILE, PARENT_URL, PAYLOAD_FILE, PAYLOAD_FW_CFG_DIR, PORT_MAPPING,
-    REACH_ENDPOINT, RECONNECT_INITIAL, RECONNECT_MAX, STATE_DIR, STATE_KEY_FILE, TUNNEL_CLIMB_MAX,
-    TUNNEL_KEEPALIVE, TUNNEL_PROXY, TUNNEL_PROXY_CREDENTIALS, TUNNEL_REDUNDANCY, TUNNEL_TRANSPORT,
+    ADMIN_SOCKET, ALLOW_PRIVATE, DATA_RESIDENCY, GRANTS_ACCEPT_UNSIGNED, HTTPS_LISTEN, KEYS, LISTEN_PORT,
+    LOCATION, LOG_FORMAT, LOG_LEVEL, NODE_PLATFORM_CA, NODE_WRITE_TO, OPERATOR_CONTACT, PARENT_BRIDGES,
+    PARENT_CA_FILE, PARENT_CA_SHA256, PARENT_TOKEN_FILE, PARENT_URL, PAYLOAD_FILE, PAYLOAD_FW_CFG_DIR,
+    PORT_MAPPING, REACH_ENDPOINT, RECONNECT_INITIAL, RECONNECT_MAX, STATE_DIR, STATE_KEY_FILE,
+    TUNNEL_CLIMB_MAX, TUNNEL_KEEPALIVE, TUNNEL_PROXY, TUNNEL_PROXY_CREDENTIALS, TUNNEL_REDUNDANCY,
+    TUNNEL_TRANSPORT,
 };
 
 use super::audit::{self, RETENTION_DAYS, SATELLITE_MAX_ROWS};
@@ -100,6 +101,8 @@ pub struct SatelliteConfig {
 /// Ways in from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReachConfig {
+    /// Where the satellite's own HTTPS listener is, if anywhere.
+    pub https_listen: Option<SocketAddr>,
     /// Whether routers are asked for a port.
     pub port_mapping: bool,
     /// The UDP port that the satellite listens on for its host-bridge; 0 is the system's choice.
@@ -221,6 +224,7 @@ impl SatelliteConfig {
             },
             cluster_hook: cluster::hook(settings)?,
             reach: ReachConfig {
+                https_listen: settings.get(&HTTPS_LISTEN)?,
                 port_mapping: settings.required(&PORT_MAPPING)?,
                 // The form allows no larger one.
                 listen_port: u16::try_from(settings.required(&LISTEN_PORT)?).unwrap_or(0),

@@ -42,6 +42,16 @@ pub const QUESTION_TIME: Duration = Duration::from_secs(30);
 /// Gateways whose UPnP service is remembered, in number.
 const REMEMBERED_MAX: usize = 8;
 
+/// What a mapped port carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Carries {
+    /// UDP: the tunnel.
+    #[default]
+    Udp,
+    /// TCP: HTTPS.
+    Tcp,
+}
+
 /// What one protocol of a gateway answered.
 #[derive(Debug, Clone)]
 pub struct ProtocolAnswer {
@@ -61,10 +71,19 @@ pub async fn probe(gateways: &[Gateway]) -> Vec<ProtocolAnswer> {
 /// The clients. Clones share what is known of the routers.
 #[derive(Debug, Clone, Default)]
 pub struct RouterClients {
+    carries: Carries,
     upnp: Arc<Mutex<BTreeMap<IpAddr, UpnpGateway>>>,
 }
 
 impl RouterClients {
+    /// For ports that carry this.
+    pub fn of(carries: Carries) -> Self {
+        Self {
+            carries,
+            ..Self::default()
+        }
+    }
+
     /// Asks every gateway in every protocol at once, without changing anything on them.
     pub async fn probe(&self, gateways: &[Gateway]) -> Vec<ProtocolAnswer> {
         let asked: Vec<BoxFuture<'_, [ProtocolAnswer; 3]>> = gateways
@@ -183,7 +202,10 @@ impl RouterClients {
     }
 
     async fn entry(&self, router: &UpnpGateway, record: &MappingRecord) -> Result<Sight, UpnpError> {
-        match router.call(&Call::entry(record.external_port)).await {
+        match router
+            .call(&Call::entry(self.carries, record.external_port))
+            .await
+        {
             Ok(text) => Ok(upnp_text::read_entry(&text).map_or(Sight::Silent, Sight::Entry)),
             Err(UpnpError::Fault(code)) if upnp_text::is_no_such_entry(code) => Ok(Sight::Absent),
             Err(error) => {
@@ -200,13 +222,15 @@ impl RouterClients {
         let lease = record.lease_seconds;
         let result = match record.protocol {
             MappingProtocol::Pcp => {
-                let read = |packet: &[u8]| pcp::read_map(packet, record);
-                let answered = exchange::ask(local, server, &pcp::map(record, lease), read).await;
+                let read = |packet: &[u8]| pcp::read_map(packet, self.carries, record);
+                let answered =
+                    exchange::ask(local, server, &pcp::map(self.carries, record, lease), read).await;
                 answered.ok().flatten().unwrap_or(Err(Denial::Silent))
             }
             MappingProtocol::NatPmp => {
-                let read = |packet: &[u8]| nat_pmp::read_map(packet, record);
-                let answered = exchange::ask(local, server, &nat_pmp::map(record, lease), read).await;
+                let read = |packet: &[u8]| nat_pmp::read_map(packet, self.carries, record);
+                let answered =
+                    exchange::ask(local, server, &nat_pmp::map(self.carries, record, lease), read).await;
                 answered.ok().flatten().unwrap_or(Err(Denial::Silent))
             }
             MappingProtocol::Upnp => self.map_upnp(record).await,
@@ -217,7 +241,7 @@ impl RouterClients {
 
     async fn map_upnp(&self, record: &MappingRecord) -> Result<Granted, Denial> {
         let router = self.upnp(record).await.map_err(|_| Denial::Silent)?;
-        match router.call(&Call::add(record)).await {
+        match router.call(&Call::add(self.carries, record)).await {
             Ok(_) => Ok(Granted {
                 external_port: record.external_port,
                 external: None,
@@ -240,12 +264,12 @@ impl RouterClients {
         let local = record.internal.ip();
         match record.protocol {
             MappingProtocol::Pcp => {
-                let read = |packet: &[u8]| pcp::read_map(packet, record);
-                removal(&exchange::ask(local, server, &pcp::map(record, 0), read).await)
+                let read = |packet: &[u8]| pcp::read_map(packet, self.carries, record);
+                removal(&exchange::ask(local, server, &pcp::map(self.carries, record, 0), read).await)
             }
             MappingProtocol::NatPmp => {
-                let read = |packet: &[u8]| nat_pmp::read_map(packet, record);
-                removal(&exchange::ask(local, server, &nat_pmp::map(record, 0), read).await)
+                let read = |packet: &[u8]| nat_pmp::read_map(packet, self.carries, record);
+                removal(&exchange::ask(local, server, &nat_pmp::map(self.carries, record, 0), read).await)
             }
             MappingProtocol::Upnp => match self.unmap_upnp(record).await {
                 Ok(removal) => removal,
@@ -262,7 +286,10 @@ impl RouterClients {
         match self.entry(&router, record).await? {
             Sight::Absent => Ok(Removal::Gone),
             Sight::Entry(entry) if record.owns(&entry) => {
-                match router.call(&Call::delete(record.external_port)).await {
+                match router
+                    .call(&Call::delete(self.carries, record.external_port))
+                    .await
+                {
                     Ok(_) => Ok(Removal::Gone),
                     Err(UpnpError::Fault(code)) if upnp_text::is_no_such_entry(code) => Ok(Removal::Gone),
                     Err(error) => Err(error),

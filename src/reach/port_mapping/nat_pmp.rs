@@ -1,14 +1,16 @@
 //! NAT-PMP's packets (RFC 6886), as far as they are needed: the external address and a mapping of
-//! a UDP port. Pure; sockets are elsewhere.
+//! a port. Pure; sockets are elsewhere.
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::Carries;
 use crate::machine::mapping_lease::{Denial, Granted, MappingRecord};
 
 const VERSION: u8 = 0;
 const RESPONSE: u8 = 0x80;
 const OPCODE_ADDRESS: u8 = 0;
 const OPCODE_MAP_UDP: u8 = 1;
+const OPCODE_MAP_TCP: u8 = 2;
 const NOT_AUTHORIZED: u16 = 2;
 const UNSUPPORTED: [u16; 2] = [1, 5];
 
@@ -18,13 +20,13 @@ pub(super) fn address() -> Vec<u8> {
 }
 
 /// Asks for a mapping, or for its renewal; a lease of nought removes it.
-pub(super) fn map(record: &MappingRecord, lease_seconds: u32) -> Vec<u8> {
+pub(super) fn map(carries: Carries, record: &MappingRecord, lease_seconds: u32) -> Vec<u8> {
     let external_port = if lease_seconds == 0 {
         0
     } else {
         record.external_port
     };
-    let mut packet = vec![VERSION, OPCODE_MAP_UDP, 0, 0];
+    let mut packet = vec![VERSION, opcode_of(carries), 0, 0];
     packet.extend(record.internal.port().to_be_bytes());
     packet.extend(external_port.to_be_bytes());
     packet.extend(lease_seconds.to_be_bytes());
@@ -47,8 +49,12 @@ pub(super) fn read_address(packet: &[u8]) -> Option<(u32, IpAddr)> {
 }
 
 /// The answer to [`map`]; `None` for what is none: read on.
-pub(super) fn read_map(packet: &[u8], record: &MappingRecord) -> Option<Result<Granted, Denial>> {
-    let (result, epoch) = head(packet, OPCODE_MAP_UDP)?;
+pub(super) fn read_map(
+    packet: &[u8],
+    carries: Carries,
+    record: &MappingRecord,
+) -> Option<Result<Granted, Denial>> {
+    let (result, epoch) = head(packet, opcode_of(carries))?;
     match result {
         0 => {}
         NOT_AUTHORIZED => return Some(Err(Denial::NotAllowed)),
@@ -65,6 +71,13 @@ pub(super) fn read_map(packet: &[u8], record: &MappingRecord) -> Option<Result<G
         lease_seconds: u32::from_be_bytes([body[4], body[5], body[6], body[7]]),
         epoch: Some(epoch),
     }))
+}
+
+const fn opcode_of(carries: Carries) -> u8 {
+    match carries {
+        Carries::Udp => OPCODE_MAP_UDP,
+        Carries::Tcp => OPCODE_MAP_TCP,
+    }
 }
 
 /// Result and epoch.
@@ -103,10 +116,14 @@ mod tests {
     fn requests_are_these_bytes() {
         assert_eq!(address(), [0, 0]);
         assert_eq!(
-            map(&record(), 3_600),
+            map(Carries::Udp, &record(), 3_600),
             [0, 1, 0, 0, 0xa1, 0x12, 0xa1, 0x13, 0, 0, 0x0e, 0x10]
         );
-        assert_eq!(map(&record(), 0), [0, 1, 0, 0, 0xa1, 0x12, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(map(Carries::Tcp, &record(), 3_600)[..2], [0, 2]);
+        assert_eq!(
+            map(Carries::Udp, &record(), 0),
+            [0, 1, 0, 0, 0xa1, 0x12, 0, 0, 0, 0, 0, 0]
+        );
     }
 
     #[test]
@@ -121,7 +138,7 @@ mod tests {
         assert_eq!(read_address(&nowhere), Some((99, none)));
 
         let mapped = [0, 129, 0, 0, 0, 0, 0, 7, 0xa1, 0x12, 0xc3, 0x50, 0, 0, 0, 120];
-        let granted = read_map(&mapped, &record()).unwrap().unwrap();
+        let granted = read_map(&mapped, Carries::Udp, &record()).unwrap().unwrap();
         assert_eq!((granted.external_port, granted.lease_seconds), (50_000, 120));
         for (result, expected) in [
             (1, Denial::Unsupported),
@@ -131,16 +148,18 @@ mod tests {
             (5, Denial::Unsupported),
         ] {
             let refused = [0, 129, 0, result, 0, 0, 0, 7];
-            assert_eq!(read_map(&refused, &record()), Some(Err(expected)));
+            assert_eq!(read_map(&refused, Carries::Udp, &record()), Some(Err(expected)));
         }
     }
 
     #[test]
     fn an_answer_to_something_else_is_none() {
         let other_port = [0, 129, 0, 0, 0, 0, 0, 7, 1, 1, 0xc3, 0x50, 0, 0, 0, 120];
-        assert_eq!(read_map(&other_port, &record()), None);
+        assert_eq!(read_map(&other_port, Carries::Udp, &record()), None);
+        let udp = [0, 129, 0, 0, 0, 0, 0, 7, 0xa1, 0x12, 0xc3, 0x50, 0, 0, 0, 120];
+        assert_eq!(read_map(&udp, Carries::Tcp, &record()), None);
         let pcp = [2, 129, 0, 1, 0, 0, 0, 0];
-        assert_eq!(read_map(&pcp, &record()), None);
+        assert_eq!(read_map(&pcp, Carries::Udp, &record()), None);
         assert_eq!(read_address(&[0, 128, 0, 1, 0, 0, 0, 0]), None);
         assert_eq!(read_address(&[0, 129, 0, 0, 0, 0, 0, 0]), None);
     }
@@ -148,7 +167,7 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_arrives_is_read_without_a_panic(packet: Vec<u8>) {
-            read_map(&packet, &record());
+            read_map(&packet, Carries::Udp, &record());
             read_address(&packet);
         }
     }

@@ -1,8 +1,9 @@
-//! The Port Control Protocol's packets (RFC 6887), as far as they are needed: ANNOUNCE and MAP for
-//! UDP. Pure; sockets are elsewhere.
+//! The Port Control Protocol's packets (RFC 6887), as far as they are needed: ANNOUNCE and MAP. Pure;
+//! sockets are elsewhere.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::Carries;
 use crate::machine::mapping_lease::{Denial, Granted, MappingRecord};
 
 /// Longest packet of the protocol, in bytes.
@@ -13,6 +14,7 @@ const RESPONSE: u8 = 0x80;
 const OPCODE_ANNOUNCE: u8 = 0;
 const OPCODE_MAP: u8 = 1;
 const UDP: u8 = 17;
+const TCP: u8 = 6;
 const HEADER_BYTES: usize = 24;
 const MAP_BYTES: usize = 36;
 const NOT_AUTHORIZED: u8 = 2;
@@ -26,11 +28,11 @@ pub(super) fn announce(local: IpAddr) -> Vec<u8> {
 }
 
 /// Asks for a mapping, or for its renewal; a lease of nought removes it.
-pub(super) fn map(record: &MappingRecord, lease_seconds: u32) -> Vec<u8> {
+pub(super) fn map(carries: Carries, record: &MappingRecord, lease_seconds: u32) -> Vec<u8> {
     let local = record.internal.ip();
     let mut packet = header(OPCODE_MAP, lease_seconds, local);
     packet.extend(record.nonce);
-    packet.extend([UDP, 0, 0, 0]);
+    packet.extend([number_of(carries), 0, 0, 0]);
     packet.extend(record.internal.port().to_be_bytes());
     let external_port = if lease_seconds == 0 {
         0
@@ -45,6 +47,14 @@ pub(super) fn map(record: &MappingRecord, lease_seconds: u32) -> Vec<u8> {
     };
     packet.extend(any.octets());
     packet
+}
+
+/// The protocol's number in IP.
+const fn number_of(carries: Carries) -> u8 {
+    match carries {
+        Carries::Udp => UDP,
+        Carries::Tcp => TCP,
+    }
 }
 
 fn header(opcode: u8, lifetime: u32, local: IpAddr) -> Vec<u8> {
@@ -67,7 +77,11 @@ pub(super) fn read_announce(packet: &[u8]) -> Option<u32> {
 }
 
 /// The answer to [`map`]; `None` for what is none, another mapping's for one: read on.
-pub(super) fn read_map(packet: &[u8], record: &MappingRecord) -> Option<Result<Granted, Denial>> {
+pub(super) fn read_map(
+    packet: &[u8],
+    carries: Carries,
+    record: &MappingRecord,
+) -> Option<Result<Granted, Denial>> {
     if is_older_version(packet) {
         return Some(Err(Denial::Unsupported));
     }
@@ -75,7 +89,7 @@ pub(super) fn read_map(packet: &[u8], record: &MappingRecord) -> Option<Result<G
     let body = packet.get(HEADER_BYTES..HEADER_BYTES + MAP_BYTES)?;
     let (nonce, rest) = body.split_first_chunk::<12>()?;
     let internal_port = u16::from_be_bytes([rest[4], rest[5]]);
-    if *nonce != record.nonce || rest[0] != UDP || internal_port != record.internal.port() {
+    if *nonce != record.nonce || rest[0] != number_of(carries) || internal_port != record.internal.port() {
         return None;
     }
     if head.result != 0 {
@@ -185,21 +199,24 @@ mod tests {
         expected.extend(b"twelve bytes");
         expected.extend([17, 0, 0, 0, 0xa1, 0x12, 0xa1, 0x13]);
         expected.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0]);
-        assert_eq!(map(&record(), 3_600), expected);
-        let removal = map(&record(), 0);
+        assert_eq!(map(Carries::Udp, &record(), 3_600), expected);
+        let removal = map(Carries::Udp, &record(), 0);
         assert_eq!(removal[4..8], [0; 4]);
         assert_eq!(removal[42..44], [0; 2]);
+
+        let tcp = map(Carries::Tcp, &record(), 3_600);
+        assert_eq!((tcp[36], tcp.len()), (6, expected.len()));
 
         let pinhole = MappingRecord {
             internal: "[2a00:1::20]:41234".parse().unwrap(),
             ..record()
         };
-        assert_eq!(map(&pinhole, 60)[44..], [0; 16]);
+        assert_eq!(map(Carries::Udp, &pinhole, 60)[44..], [0; 16]);
     }
 
     #[test]
     fn answers_are_understood() {
-        let granted = read_map(&answer(0), &record()).unwrap().unwrap();
+        let granted = read_map(&answer(0), Carries::Udp, &record()).unwrap().unwrap();
         assert_eq!(granted.external_port, 50_000);
         assert_eq!(granted.external, Some("93.184.216.34".parse().unwrap()));
         assert_eq!((granted.lease_seconds, granted.epoch), (1_800, Some(77)));
@@ -211,7 +228,10 @@ mod tests {
             (8, Denial::NotAllowed),
             (12, Denial::Unsupported),
         ] {
-            assert_eq!(read_map(&answer(result), &record()), Some(Err(expected)));
+            assert_eq!(
+                read_map(&answer(result), Carries::Udp, &record()),
+                Some(Err(expected))
+            );
         }
         let mut announced = vec![2, 0x80, 0, 0, 0, 0, 0, 0];
         announced.extend(9_u32.to_be_bytes());
@@ -224,18 +244,22 @@ mod tests {
         for changed in [0, 1, 24, 35, 36, 40] {
             let mut other = answer(0);
             other[changed] ^= 0x40;
-            assert_eq!(read_map(&other, &record()), None, "byte {changed}");
+            assert_eq!(read_map(&other, Carries::Udp, &record()), None, "byte {changed}");
         }
-        assert_eq!(read_map(&answer(0)[..59], &record()), None);
+        assert_eq!(read_map(&answer(0)[..59], Carries::Udp, &record()), None);
+        assert_eq!(read_map(&answer(0), Carries::Tcp, &record()), None);
         let natpmp = [0, 0x81, 0, 1, 0, 0, 0, 5];
-        assert_eq!(read_map(&natpmp, &record()), Some(Err(Denial::Unsupported)));
+        assert_eq!(
+            read_map(&natpmp, Carries::Udp, &record()),
+            Some(Err(Denial::Unsupported))
+        );
         assert_eq!(read_announce(&natpmp), None);
     }
 
     proptest! {
         #[test]
         fn whatever_arrives_is_read_without_a_panic(packet: Vec<u8>) {
-            read_map(&packet, &record());
+            read_map(&packet, Carries::Udp, &record());
             read_announce(&packet);
         }
     }

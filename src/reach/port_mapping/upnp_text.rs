@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use super::Carries;
 use crate::machine::mapping_lease::{Denial, Entry, MappingRecord};
 
 /// What is searched for. Devices of version 2 answer to the first as well; a few only to the last.
@@ -190,24 +191,24 @@ impl Call {
     }
 
     /// For the entry under an external port. Routers compare the protocol's name letter by letter.
-    pub(super) fn entry(port: u16) -> Self {
+    pub(super) fn entry(carries: Carries, port: u16) -> Self {
         Self {
             action: "GetSpecificPortMappingEntry",
-            arguments: named(port),
+            arguments: named(carries, port),
         }
     }
 
     /// For its removal.
-    pub(super) fn delete(port: u16) -> Self {
+    pub(super) fn delete(carries: Carries, port: u16) -> Self {
         Self {
             action: "DeletePortMapping",
-            arguments: named(port),
+            arguments: named(carries, port),
         }
     }
 
     /// For a mapping, or for its renewal.
-    pub(super) fn add(record: &MappingRecord) -> Self {
-        let mut arguments = named(record.external_port);
+    pub(super) fn add(carries: Carries, record: &MappingRecord) -> Self {
+        let mut arguments = named(carries, record.external_port);
         arguments.extend([
             ("NewInternalPort", record.internal.port().to_string()),
             ("NewInternalClient", record.internal.ip().to_string()),
@@ -237,11 +238,15 @@ impl Call {
     }
 }
 
-fn named(port: u16) -> Vec<(&'static str, String)> {
+fn named(carries: Carries, port: u16) -> Vec<(&'static str, String)> {
+    let protocol = match carries {
+        Carries::Udp => "UDP",
+        Carries::Tcp => "TCP",
+    };
     vec![
         ("NewRemoteHost", String::new()),
         ("NewExternalPort", port.to_string()),
-        ("NewProtocol", "UDP".to_owned()),
+        ("NewProtocol", protocol.to_owned()),
     ]
 }
 

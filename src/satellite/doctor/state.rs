@@ -118,7 +118,7 @@ fn certificate(state: &JoinState, now: UnixTime) -> Option<Check> {
             NAME,
             finding,
             "the parent renews it when it is reached, as long as its operator allows; where `status` says that it \
-             refuses, ask for a new token for this peer and run `powernode-satellite rejoin` with it",
+             refuses, have this peer suspended, ask for a new token for it and run `powernode-satellite rejoin` with that",
         ),
     })
 }

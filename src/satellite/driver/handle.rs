@@ -19,7 +19,7 @@ use crate::process::config::node::NodeIdentityConfig;
 use crate::process::config::satellite::Ways;
 use crate::process::hook::Hook;
 use crate::satellite::membership_store::SaveStateError;
-use crate::satellite::status::{ReachReport, StatusReport};
+use crate::satellite::status::{HttpsReport, ReachReport, StatusReport};
 use crate::tunnel::{Tunnel, TunnelSettings};
 
 /// A loop that has not gone round for so long is stuck: a slow card writes for seconds, not minutes.
@@ -57,6 +57,8 @@ pub enum Command {
     ContentChanged,
     /// Show this, and tell the parent of these endpoints from now on: all of them proven.
     Reach(Box<ReachReport>, Vec<SocketAddr>),
+    /// Show this of the HTTPS listener, and tell the parent of these endpoints from now on: all of them proven.
+    Https(Box<HttpsReport>, Vec<SocketAddr>),
     /// End the peering, for this reason.
     Leave(String, oneshot::Sender<Result<Departure, LeaveError>>),
 }
@@ -113,6 +115,15 @@ impl Standing {
     }
 }
 
+/// The membership, whether a tunnel is up or not.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Hosts under which this satellite looks for bridges.
+    pub names: Vec<String>,
+    /// The membership.
+    pub membership: Membership,
+}
+
 /// Why an invitation was not taken.
 #[derive(Debug, Error)]
 pub enum JoinCommandError {
@@ -135,6 +146,8 @@ pub struct DriverHandle {
     pub status: watch::Receiver<StatusReport>,
     /// How the membership stands; none while no member's tunnel is up.
     pub standing: watch::Receiver<Option<Standing>>,
+    /// The membership; none before the join and after the box has left.
+    pub member: watch::Receiver<Option<Member>>,
     /// The watchdog's verdict.
     pub health: watch::Receiver<Verdict>,
     /// When the loop last went round.
@@ -189,6 +202,14 @@ impl DriverHandle {
     pub async fn tell_reach(&self, report: ReachReport, proven: Vec<SocketAddr>) -> Result<(), Stopping> {
         self.commands
             .send(Command::Reach(Box::new(report), proven))
+            .await
+            .map_err(|_| Stopping)
+    }
+
+    /// Hands over what is known of the HTTPS listener.
+    pub async fn tell_https(&self, report: HttpsReport, proven: Vec<SocketAddr>) -> Result<(), Stopping> {
+        self.commands
+            .send(Command::Https(Box::new(report), proven))
             .await
             .map_err(|_| Stopping)
     }

@@ -12,6 +12,7 @@ mod news;
 mod node;
 mod publish;
 mod reach;
+mod sockets;
 mod tunnels;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,8 @@ use tokio::sync::{mpsc, watch};
 
 pub use facts::FACTS_INTERVAL;
 pub use handle::{
-    Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Standing, Stopping,
+    Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Member, Standing,
+    Stopping,
 };
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
 use publish::CertificateWatch;
@@ -105,6 +107,9 @@ pub struct Driver {
     /// Sessions that were lost, until their bridge has heard of it.
     lost_sessions: Vec<(HostPort, SessionId)>,
     ways: WayWatch,
+    /// When the tunnels' sockets were last looked at, and whether it has been said that packets are dropped.
+    sockets_looked_at: Moment,
+    drops_told: bool,
     /// How long the routers of this network remember a silent flow, as the last tunnel has found out.
     binding: BindingTime,
     /// What the parent's requests are answered with.
@@ -174,6 +179,8 @@ impl Driver {
             lost_primary: None,
             lost_sessions: Vec::new(),
             ways: WayWatch::new(clock.now()),
+            sockets_looked_at: clock.now(),
+            drops_told: false,
             binding: BindingTime::UNKNOWN,
             surroundings: None,
             grants_over: (None, scope.child()),
@@ -195,6 +202,7 @@ impl Driver {
             commands: commands_in,
             status: driver.status.subscribe(),
             standing: driver.reach.standing.subscribe(),
+            member: driver.reach.member.subscribe(),
             health: driver.health.subscribe(),
             pulse: driver.pulse.subscribe(),
             clock: driver.clock.clone(),
@@ -251,6 +259,7 @@ impl Driver {
                 call = reach::unasked(self.unasked.as_mut()) => self.called(call),
                 () = self.clock.sleep_until(wake.min(pulse)) => {
                     let now = self.clock.now();
+                    self.look_at_sockets();
                     if self.machine.poll_timeout().is_some_and(|due| due <= now) {
                         self.tell(ChildEvent::Timeout);
                     }
@@ -320,6 +329,11 @@ impl Driver {
                 let outcome = self.leave(reason).await;
                 self.publish();
                 let _ = reply.send(outcome);
+            }
+            Command::Https(report, proven) => {
+                if self.reach.take_https(*report, proven) {
+                    self.tell(ChildEvent::ContentChanged);
+                }
             }
             Command::Reach(report, proven) => {
                 if self.reach.take(*report, proven) {

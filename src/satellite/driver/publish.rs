@@ -20,6 +20,7 @@ impl Driver {
         self.certificate.observe_refusal(self.machine.needs_rejoin());
         self.pulse.send_replace(self.clock.now());
         self.show_standing();
+        self.show_member();
         self.status.send_replace(self.report());
         let verdict = self.machine.watchdog(self.clock.now());
         self.health.send_if_modified(|current| {
@@ -58,6 +59,7 @@ impl Driver {
             report.services = server.services().reports();
         }
         report.reach = self.reach.report().cloned();
+        report.https = self.reach.https().cloned();
         report.counters = CountersReport {
             streams_refused: self
                 .services
@@ -111,6 +113,7 @@ impl Driver {
             self.live(id).map(|live| Reached {
                 address: live.address,
                 since: live.since,
+                udp_dropped: live.overload.dropped(),
             })
         };
         let last_error = self.failures.link.clone();

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Driver, Standing};
+use super::{Driver, Member, Standing};
 use crate::base::limit::foreign_text;
 use crate::contract::message::Endpoint;
 use crate::machine::child::{ChildEvent, LinkPurpose};
@@ -15,13 +15,16 @@ use crate::machine::renewal::IdentityChoice;
 use crate::machine::uplinks::UplinkDial;
 use crate::reach::listen::Unasked;
 use crate::satellite::called::{self, DirectError, UnaskedCall};
-use crate::satellite::status::ReachReport;
+use crate::satellite::status::{HttpsReport, ReachReport};
 use crate::wire::{DIRECT_FEATURE, RefusalCode, Refused};
 
 /// Where a host-bridge relays requests to a peer, below its URL.
 const RELAY_PATH: &str = "/peers/";
 
-/// Priority of the way over the host-bridge: clients that speak HTTP alone try it first.
+/// Priority of an endpoint at which the satellite itself answers by HTTPS: nobody is between.
+const CALLED_PRIORITY: u32 = 10;
+
+/// Priority of the way over the host-bridge: clients that speak HTTP alone try it before the tunnel's.
 const RELAYED_PRIORITY: u32 = 50;
 
 /// Priority of an endpoint at which the satellite itself answers, in the tunnel's protocol.
@@ -32,7 +35,10 @@ const DIRECT_PRIORITY: u32 = 100;
 pub(super) struct Reach {
     report: Option<ReachReport>,
     proven: Vec<SocketAddr>,
+    https: Option<HttpsReport>,
+    https_proven: Vec<SocketAddr>,
     pub(super) standing: watch::Sender<Option<Standing>>,
+    pub(super) member: watch::Sender<Option<Member>>,
 }
 
 impl Default for Reach {
@@ -40,7 +46,10 @@ impl Default for Reach {
         Self {
             report: None,
             proven: Vec::new(),
+            https: None,
+            https_proven: Vec::new(),
             standing: watch::Sender::new(None),
+            member: watch::Sender::new(None),
         }
     }
 }
@@ -52,6 +61,18 @@ impl Reach {
         let changed = self.proven != proven;
         self.proven = proven;
         changed
+    }
+
+    /// The same for the HTTPS listener.
+    pub(super) fn take_https(&mut self, report: HttpsReport, proven: Vec<SocketAddr>) -> bool {
+        self.https = Some(report);
+        let changed = self.https_proven != proven;
+        self.https_proven = proven;
+        changed
+    }
+
+    pub(super) const fn https(&self) -> Option<&HttpsReport> {
+        self.https.as_ref()
     }
 
     /// Where this box can be dialled.
@@ -111,7 +132,13 @@ impl Driver {
             priority: DIRECT_PRIORITY,
             cidr_hint: None,
         });
-        std::iter::once(relayed).chain(direct).collect()
+        let called = self.reach.https_proven.iter().map(|endpoint| Endpoint {
+            url: format!("https://{endpoint}"),
+            scope: "wan".to_owned(),
+            priority: CALLED_PRIORITY,
+            cidr_hint: None,
+        });
+        called.chain(std::iter::once(relayed)).chain(direct).collect()
     }
 
     /// Tells the machine which ways in there are, and which of the tunnels that came in have lost theirs.
@@ -231,6 +258,45 @@ impl Driver {
         });
     }
 
+    pub(super) fn show_member(&self) {
+        let member = self.machine.membership();
+        self.reach.member.send_if_modified(|shown| {
+            let names = member.map(|membership| self.bridge_names(membership));
+            let changed = match (&*shown, member) {
+                (None, None) => false,
+                (Some(shown), Some(membership)) => {
+                    let known = (
+                        shown.membership.peer_id,
+                        &shown.membership.identity.certificate.serial,
+                    );
+                    let now = (membership.peer_id, &membership.identity.certificate.serial);
+                    known != now || Some(&shown.names) != names.as_ref()
+                }
+                (None, Some(_)) | (Some(_), None) => true,
+            };
+            if changed {
+                *shown = member.zip(names).map(|(membership, names)| Member {
+                    names,
+                    membership: membership.clone(),
+                });
+            }
+            changed
+        });
+    }
+
+    /// Hosts under which this satellite looks for bridges, whichever it has found.
+    fn bridge_names(&self, membership: &Membership) -> Vec<String> {
+        let configured = self.settings.child.bridges.iter();
+        let invited = membership.parent.dial_addresses();
+        let mut names: Vec<String> = configured
+            .chain(&invited)
+            .map(|address| address.host().to_owned())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
     fn standing(&self) -> Option<Standing> {
         let (number, tunnel, _) = self.primary_tunnel()?;
         let link = self.links.get(&number)?;
@@ -238,12 +304,7 @@ impl Driver {
         if !matches!(self.machine.purpose(), Some(LinkPurpose::Member(_))) {
             return None;
         }
-        let configured = self.settings.child.bridges.iter();
-        let invited = membership.parent.dial_addresses();
-        let mut names: Vec<String> = configured
-            .chain(&invited)
-            .map(|address| address.host().to_owned())
-            .collect();
+        let mut names = self.bridge_names(membership);
         names.push(link.bridge().host().to_owned());
         names.sort();
         names.dedup();

@@ -15,6 +15,7 @@ use crate::machine::child::{ChildEvent, LinkPurpose};
 use crate::machine::join::JoinState;
 use crate::machine::ladder::{DialTarget, OVERLAP, Rung, TunnelId};
 use crate::machine::membership::{Candidate, StoredIdentity};
+use crate::machine::overload::{Overload, UdpArrivals};
 use crate::machine::renewal::IdentityChoice;
 use crate::machine::uplinks::UplinkDial;
 use crate::process::clock::ParentTimeNote;
@@ -46,6 +47,7 @@ pub(super) struct LiveLink {
     /// Where the bridge says that this satellite is reached over it, if it says so.
     reached_at: Option<ParentUrl>,
     pub(super) since: UnixTime,
+    pub(super) overload: Overload,
     /// Where the bridge has dialled this box, if it has.
     pub(super) endpoint: Option<SocketAddr>,
     /// Whether the bridge does so when asked.
@@ -54,7 +56,17 @@ pub(super) struct LiveLink {
     span: Span,
 }
 
+impl LiveLink {
+    pub(super) fn udp_arrivals(&self) -> Option<UdpArrivals> {
+        self.tunnel.udp_arrivals()
+    }
+}
+
 impl Link {
+    pub(super) const fn live_mut(&mut self) -> Option<&mut LiveLink> {
+        self.up.as_mut()
+    }
+
     /// Where this satellite is reached over the link.
     pub(super) fn reached_at(&self) -> Option<&ParentUrl> {
         self.up.as_ref()?.reached_at.as_ref()
@@ -316,6 +328,7 @@ impl Driver {
             address: target.address,
             reached_at: reached_at(&welcome.features).and_then(|url| url.parse().ok()),
             since,
+            overload: Overload::default(),
             endpoint,
             dials_satellites: welcome.features.iter().any(|feature| feature == DIRECT_FEATURE),
             span,

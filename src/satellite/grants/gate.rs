@@ -20,6 +20,7 @@ use crate::grant::{
     authorize, authorize_service,
 };
 use crate::process::clock::Clock;
+use crate::wire::StreamEnd;
 
 /// How often the trusted time is looked at within a second of a grant's end, and how often it is
 /// checked for a jump while anything is admitted: an end must be felt within a second.
@@ -89,6 +90,17 @@ pub enum AccessEnded {
         /// The grant.
         grant: GrantId,
     },
+}
+
+impl AccessEnded {
+    /// What the asking side is told.
+    pub const fn stream_end(&self) -> StreamEnd {
+        match self {
+            Self::Revoked { .. } => StreamEnd::GrantRevoked,
+            Self::Expired { .. } => StreamEnd::GrantExpired,
+            Self::Gone { .. } => StreamEnd::GrantGone,
+        }
+    }
 }
 
 impl Gate {

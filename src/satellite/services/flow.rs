@@ -16,6 +16,7 @@ use crate::base::time::Moment;
 use crate::contract::service::LocalAddress;
 use crate::process::clock::Clock;
 use crate::tunnel::flow::Flow;
+use crate::wire::StreamEnd;
 
 /// Room for the largest packet that there is, in bytes.
 pub(super) const PACKET_MAX_BYTES: usize = 65_535;
@@ -48,6 +49,16 @@ pub(super) enum FlowError {
     /// The tunnel's end.
     #[error("the flow's stream failed")]
     Tunnel(#[source] io::Error),
+}
+
+impl FlowError {
+    /// What the asking side is told; nothing where it was the one that ended it.
+    pub(super) const fn stream_end(&self) -> Option<StreamEnd> {
+        match self {
+            Self::Local(_) => Some(StreamEnd::ProgramBroke),
+            Self::Tunnel(_) => None,
+        }
+    }
 }
 
 /// A socket for one flow, which hears the service's program alone.

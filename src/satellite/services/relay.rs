@@ -23,6 +23,7 @@ use super::meter::{Direction, Meter};
 use crate::base::time::Moment;
 use crate::process::clock::Clock;
 use crate::tunnel::quic::WHOLE_WINDOWS_MAX;
+use crate::wire::StreamEnd;
 
 /// Bytes that one direction moves before other tasks get their turn: some milliseconds of work on a
 /// small box.
@@ -93,6 +94,20 @@ pub(super) struct RelayError {
     direction: Direction,
     #[source]
     source: io::Error,
+}
+
+impl RelayError {
+    /// What the asking side is told; nothing where it was the one that ended it.
+    pub(super) fn stream_end(&self) -> Option<StreamEnd> {
+        match (self.side, self.direction) {
+            (Side::Local, Direction::Out) => Some(StreamEnd::ProgramBroke),
+            (Side::Local, Direction::In) if self.source.kind() == io::ErrorKind::TimedOut => {
+                Some(StreamEnd::HeldUp)
+            }
+            (Side::Local, Direction::In) => Some(StreamEnd::ProgramStopped),
+            (Side::Tunnel, Direction::In | Direction::Out) => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! refused ones, too.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
@@ -25,8 +26,8 @@ use crate::contract::service::{ServiceDefinition, ServiceProtocol};
 use crate::grant::Denial;
 use crate::satellite::grants::{Admission, Asked, Gate};
 use crate::store::audit_log::AuditLog;
-use crate::tunnel::IncomingStream;
-use crate::wire::{RefusalCode, ServiceRequest, StreamKind, StreamRefusal};
+use crate::tunnel::{Farewell, IncomingStream};
+use crate::wire::{RefusalCode, ServiceRequest, StreamEnd, StreamKind, StreamRefusal};
 
 /// Serves the parent's streams to services. Cheap to clone; all clones are the same.
 #[derive(Clone)]
@@ -273,7 +274,7 @@ impl SessionServices {
                 return note.given_up(&error);
             }
         };
-        let shared = &self.server.shared;
+        let (shared, farewell) = (&self.server.shared, tunnel.farewell().clone());
         let (carried, mut admission) = Carried::begin(granted, note);
         let meters = [&carried.meter, carried.service.meter(), &*self.meter];
         let traffic = Traffic {
@@ -285,8 +286,11 @@ impl SessionServices {
         };
         let outcome = tokio::select! {
             biased;
-            why = over(&mut admission, &carried.service) => AuditOutcome::Cut(why),
-            relayed = relay(&mut local, &mut tunnel, &traffic) => outcome_of(relayed),
+            over = over(&mut admission, &carried.service) => over.said_by(&farewell),
+            relayed = relay(&mut local, &mut tunnel, &traffic) => match relayed {
+                Ok(()) => AuditOutcome::Done,
+                Err(error) => broke_off(error.stream_end(), &error, &farewell),
+            },
         };
         // A relay that came to its end has ended both sides; any other end must not look like one.
         if outcome != AuditOutcome::Done {
@@ -303,7 +307,7 @@ impl SessionServices {
             Ok(flow) => flow,
             Err(error) => return note.given_up(&error),
         };
-        let shared = &self.server.shared;
+        let (shared, farewell) = (&self.server.shared, flow.farewell());
         let (carried, mut admission) = Carried::begin(granted, note);
         let meters = [&carried.meter, carried.service.meter(), &*self.meter];
         let traffic = Traffic {
@@ -315,8 +319,11 @@ impl SessionServices {
         };
         let outcome = tokio::select! {
             biased;
-            why = over(&mut admission, &carried.service) => AuditOutcome::Cut(why),
-            relayed = relay_packets(&local, &flow, &traffic, idle) => outcome_of(relayed),
+            over = over(&mut admission, &carried.service) => over.said_by(&farewell),
+            relayed = relay_packets(&local, &flow, &traffic, idle) => match relayed {
+                Ok(()) => heard_end(&farewell).unwrap_or(AuditOutcome::Done),
+                Err(error) => broke_off(error.stream_end(), &error, &farewell),
+            },
         };
         if outcome == AuditOutcome::Done {
             flow.finish().await;
@@ -325,19 +332,47 @@ impl SessionServices {
     }
 }
 
-/// Resolves when a stream must be cut, with the reason.
-async fn over(admission: &mut Admission, service: &LiveService) -> String {
-    tokio::select! {
-        biased;
-        ended = admission.ended() => ended.to_string(),
-        () = service.withdrawn() => "the service was withdrawn".to_owned(),
+/// Why a stream must be cut: what the asking side is told, and what is noted, which may be more.
+struct Over(StreamEnd, String);
+
+impl Over {
+    fn said_by(self, farewell: &Farewell) -> AuditOutcome {
+        farewell.say(self.0);
+        AuditOutcome::Cut(self.1)
     }
 }
 
-fn outcome_of<E: std::error::Error + 'static>(relayed: Result<(), E>) -> AuditOutcome {
-    match relayed {
-        Ok(()) => AuditOutcome::Done,
-        Err(error) => AuditOutcome::Failed(error_chain(&error)),
+/// Resolves when a stream must be cut.
+async fn over(admission: &mut Admission, service: &LiveService) -> Over {
+    tokio::select! {
+        biased;
+        ended = admission.ended() => Over(ended.stream_end(), ended.to_string()),
+        () = service.withdrawn() => {
+            let why = StreamEnd::ServiceWithdrawn;
+            Over(why, why.to_string())
+        }
+    }
+}
+
+/// One side has ended a stream before its time.
+fn broke_off(told: Option<StreamEnd>, error: &(dyn Error + 'static), farewell: &Farewell) -> AuditOutcome {
+    match told {
+        Some(why) => farewell.say(why),
+        None => {
+            if let Some(outcome) = heard_end(farewell) {
+                return outcome;
+            }
+        }
+    }
+    AuditOutcome::Failed(error_chain(error))
+}
+
+/// How the asking side says that it has ended a stream.
+fn heard_end(farewell: &Farewell) -> Option<AuditOutcome> {
+    match farewell.heard()? {
+        StreamEnd::Abandoned => None,
+        why if why.is_decided() => Some(AuditOutcome::Cut(format!("by the asking side: {why}"))),
+        why => Some(AuditOutcome::Failed(why.to_string())),
     }
 }
 

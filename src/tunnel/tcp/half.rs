@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::Shared;
+use crate::tunnel::farewell::Farewell;
 use crate::tunnel::transport::{ByteStream, Urgency};
 
 /// One of a connection's places for streams, given back when both halves are gone.
@@ -23,19 +24,23 @@ pub(super) fn byte_stream(
     place: OwnedSemaphorePermit,
     shared: &Arc<Shared>,
 ) -> ByteStream {
-    let place = Arc::new(place);
+    let (place, farewell) = (Arc::new(place), Farewell::default());
     ByteStream {
         read: Box::new(ReadHalf {
             incoming: read,
+            farewell: farewell.clone(),
+            shared: Arc::clone(shared),
             _place: Arc::clone(&place),
         }),
         write: Box::new(WriteHalf {
             stream: write,
             urgency,
             waited: false,
+            farewell: farewell.clone(),
             shared: Arc::clone(shared),
             _place: place,
         }),
+        farewell,
     }
 }
 
@@ -49,6 +54,8 @@ pub(super) enum Incoming {
 
 struct ReadHalf {
     incoming: Incoming,
+    farewell: Farewell,
+    shared: Arc<Shared>,
     _place: Place,
 }
 
@@ -61,12 +68,13 @@ impl AsyncRead for ReadHalf {
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
+        let half = &mut *self;
         let stream = loop {
-            match &mut self.incoming {
+            match &mut half.incoming {
                 Incoming::Open(stream) => break stream,
                 Incoming::Awaited(answer) => {
                     let opened = ready!(Pin::new(answer).poll(cx));
-                    self.incoming = Incoming::Open(opened.map_err(|_| ended())?);
+                    half.incoming = Incoming::Open(opened.map_err(|_| ended())?);
                 }
             }
         };
@@ -74,9 +82,23 @@ impl AsyncRead for ReadHalf {
         buffer.advance(count);
         // A reset reads as an end; the state tells them apart.
         if count == 0 && stream.is_closed() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            let why = half.shared.ends.take_heard(stream.id().val());
+            return Poll::Ready(Err(half.farewell.hear(io::ErrorKind::ConnectionReset, why)));
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ReadHalf {
+    fn drop(&mut self) {
+        match &mut self.incoming {
+            Incoming::Open(stream) => give_up(stream, &self.farewell, &self.shared),
+            Incoming::Awaited(answer) => {
+                if let Ok(stream) = answer.try_recv() {
+                    give_up(&stream, &self.farewell, &self.shared);
+                }
+            }
+        }
     }
 }
 
@@ -85,6 +107,7 @@ struct WriteHalf {
     urgency: Urgency,
     /// Whether it stood in the gate's queue for the bytes that it writes now.
     waited: bool,
+    farewell: Farewell,
     shared: Arc<Shared>,
     _place: Place,
 }
@@ -93,7 +116,8 @@ impl AsyncWrite for WriteHalf {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let half = &mut *self;
         if half.stream.is_closed() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            let why = half.shared.ends.take_heard(half.stream.id().val());
+            return Poll::Ready(Err(half.farewell.hear(io::ErrorKind::BrokenPipe, why)));
         }
         if half.urgency == Urgency::Bulk {
             let number = half.stream.id().val();
@@ -120,6 +144,18 @@ impl AsyncWrite for WriteHalf {
 impl Drop for WriteHalf {
     fn drop(&mut self) {
         self.shared.gate.forget(self.stream.id().val());
+        give_up(&self.stream, &self.farewell, &self.shared);
+    }
+}
+
+/// Before a yamux stream is dropped, which resets it where it has not come to its end.
+fn give_up(stream: &yamux::Stream, farewell: &Farewell, shared: &Shared) {
+    let number = stream.id().val();
+    shared.ends.take_heard(number);
+    if let Some(why) = farewell.said()
+        && !(stream.is_closed() || stream.is_write_closed())
+    {
+        shared.ends.say(number, why);
     }
 }
 

@@ -1,10 +1,11 @@
-//! The bytes between yamux and the TLS session, frame by frame. Three things are done here that
+//! The bytes between yamux and the TLS session, frame by frame. Some things are done here that
 //! yamux does not do well enough for a tunnel:
 //!
 //! - A frame leaves as one TLS record; yamux writes head and body apart.
 //! - Pings are answered here. Yamux reads nothing while an answer waits for room to be written, so
 //!   two busy sides that ping each other at once could stand still for ever.
 //! - After a failed write the other side's last word is still read: it says why.
+//! - A reset takes the reason along that its half has left in [`Ends`](super::ends::Ends).
 
 use std::io;
 use std::pin::Pin;
@@ -15,19 +16,26 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Shared;
+use crate::wire::StreamEnd;
 
 /// Bytes of a yamux frame's head.
 pub(super) const HEAD_BYTES: usize = 12;
 
-/// Byte of the head that says what the frame is, and two of its values.
+/// Byte of the head that says what the frame is, and three of its values.
 const TYPE_AT: usize = 1;
 const TYPE_DATA: u8 = 0;
+const TYPE_WINDOW_UPDATE: u8 = 1;
 const TYPE_PING: u8 = 2;
 
-/// Low byte of the head's flags, and two of them.
+/// Where the head's stream begins, and where its last field does, big-endian both.
+const STREAM_AT: usize = 4;
+const VALUE_AT: usize = 8;
+
+/// Low byte of the head's flags, and three of them.
 const FLAGS_AT: usize = 3;
 const FLAG_SYN: u8 = 1;
 const FLAG_ACK: u8 = 2;
+const FLAG_RST: u8 = 8;
 
 /// Follows one direction's frames.
 #[derive(Debug, Default)]
@@ -61,8 +69,8 @@ impl Frames {
         }
         self.head_filled = 0;
         if self.head[TYPE_AT] == TYPE_DATA {
-            let [.., a, b, c, d] = self.head;
-            self.body_left = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+            let (_, length) = self.stream_and_value();
+            self.body_left = usize::try_from(length).unwrap_or(usize::MAX);
         }
         true
     }
@@ -70,6 +78,20 @@ impl Frames {
     /// Whether the last head is of a frame that waits for an answer.
     fn is_ping(&self) -> bool {
         self.head[TYPE_AT] == TYPE_PING && self.head[FLAGS_AT] & FLAG_ACK == 0
+    }
+
+    fn is_reset(&self) -> bool {
+        let resets = self.head[FLAGS_AT] & FLAG_RST != 0;
+        resets && matches!(self.head[TYPE_AT], TYPE_DATA | TYPE_WINDOW_UPDATE)
+    }
+
+    /// The head's stream, and its last field: of a body the length, of a window update the credit.
+    fn stream_and_value(&self) -> (u32, u32) {
+        let field = |at: usize| {
+            let bytes = self.head[at..].first_chunk().copied();
+            bytes.map_or(0, u32::from_be_bytes)
+        };
+        (field(STREAM_AT), field(VALUE_AT))
     }
 
     fn between_frames(&self) -> bool {
@@ -169,6 +191,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Link<T> {
                 continue;
             }
             if !self.reading.is_ping() {
+                self.hear_reset();
                 self.head_taken = 0;
                 return Poll::Ready(Ok(true));
             }
@@ -177,6 +200,29 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Link<T> {
             self.pong = Some(pong);
             // Registers the waker where there is no room now.
             let _ = self.poll_out(cx, true);
+        }
+    }
+
+    /// Before yamux learns of a reset that has come, and with it the stream's half.
+    fn hear_reset(&self) {
+        if self.reading.is_reset() && self.reading.head[TYPE_AT] == TYPE_WINDOW_UPDATE {
+            let (stream, code) = self.reading.stream_and_value();
+            self.shared.ends.hear(stream, StreamEnd::from_code(code.into()));
+        }
+    }
+
+    /// Gives a reset, whose head is the last of the frame that leaves, the reason.
+    fn reason_of_reset(&mut self) {
+        if !(self.writing.is_reset() && self.writing.body_left == 0) {
+            return;
+        }
+        let (stream, _) = self.writing.stream_and_value();
+        if let (Some(why), Some(head)) = (
+            self.shared.ends.take_said(stream),
+            self.frame.last_chunk_mut::<HEAD_BYTES>(),
+        ) {
+            head[TYPE_AT] = TYPE_WINDOW_UPDATE;
+            head[VALUE_AT..].copy_from_slice(&why.code().to_be_bytes());
         }
     }
 
@@ -234,7 +280,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> futures_io::AsyncWrite for Link<T> {
         let count = bytes.len().min(link.writing.piece_left());
         let taken = &bytes[..count];
         link.frame.extend_from_slice(taken);
-        link.writing.advance(taken);
+        if link.writing.advance(taken) {
+            link.reason_of_reset();
+        }
         if in_body {
             link.content += count;
         }
@@ -333,6 +381,33 @@ mod tests {
         let mut written = vec![0; HEAD_BYTES + content.len()];
         far.read_exact(&mut written).await.unwrap();
         assert_eq!(written, data(&content));
+    }
+
+    /// Yamux' own reset, and the same with a reason, as they stand on the wire.
+    const RESET: [u8; HEAD_BYTES] = [0, TYPE_DATA, 0, FLAG_RST, 0, 0, 0, 5, 0, 0, 0, 0];
+    const REVOKED: [u8; HEAD_BYTES] = [0, TYPE_WINDOW_UPDATE, 0, FLAG_RST, 0, 0, 0, 5, 0, 0, 0, 2];
+
+    #[tokio::test]
+    async fn golden_bytes_of_a_reset_with_and_without_a_reason() {
+        let shared = Arc::new(Shared::default());
+        let (near, mut far) = tokio::io::duplex(1_024);
+        let mut link = Link::new(near, Arc::clone(&shared));
+        shared.ends.say(5, StreamEnd::GrantRevoked);
+        for piece in [&data(b"one")[..], &RESET, &RESET].concat().chunks(7) {
+            write(&mut link, piece).await;
+        }
+        poll_fn(|cx| Pin::new(&mut link).poll_flush(cx)).await.unwrap();
+        let expected = [&data(b"one")[..], &REVOKED, &RESET].concat();
+        let mut written = vec![0; expected.len()];
+        far.read_exact(&mut written).await.unwrap();
+        assert_eq!(written, expected);
+        // And back: yamux sees what came, and the reason is there before.
+        far.write_all(&REVOKED).await.unwrap();
+        assert_eq!(read(&mut link, HEAD_BYTES).await, REVOKED);
+        assert_eq!(shared.ends.take_heard(5), StreamEnd::GrantRevoked);
+        far.write_all(&RESET).await.unwrap();
+        assert_eq!(read(&mut link, HEAD_BYTES).await, RESET);
+        assert_eq!(shared.ends.take_heard(5), StreamEnd::Abandoned);
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use crate::tunnel::quic::STREAM_WINDOW_BYTES;
 use crate::tunnel::tcp::FIRST_WINDOW_BYTES;
 use crate::tunnel::transport::{ByteStream, CloseCode, Outlook, Side, TransportClosed, Urgency};
 use crate::tunnel::{GreetingError, TunnelStream};
-use crate::wire::{RefusalCode, Refused};
+use crate::wire::{RefusalCode, Refused, StreamEnd};
 
 /// Makes a test of each of the functions for a transport.
 macro_rules! over {
@@ -43,6 +43,8 @@ over!(
         the_halves_of_a_stream_end_apart,
         a_stream_that_is_let_go_after_its_end_was_delivered_whole,
         a_close_says_why,
+        a_stream_that_is_given_up_says_why_to_each_half,
+        a_cut_is_heard_through_the_tunnel_and_nothing_is_made_up,
     ]
 );
 
@@ -58,6 +60,8 @@ over!(
         the_halves_of_a_stream_end_apart,
         a_stream_that_is_let_go_after_its_end_was_delivered_whole,
         a_close_says_why,
+        a_stream_that_is_given_up_says_why_to_each_half,
+        a_cut_is_heard_through_the_tunnel_and_nothing_is_made_up,
         the_acceptor_sees_the_dialers_certificate_or_that_there_is_none,
         a_server_of_another_authority_is_refused_with_the_verifiers_verdict,
         a_dialer_learns_that_its_certificate_is_not_taken,
@@ -79,6 +83,8 @@ over!(
         the_halves_of_a_stream_end_apart,
         a_stream_that_is_let_go_after_its_end_was_delivered_whole,
         a_close_says_why,
+        a_stream_that_is_given_up_says_why_to_each_half,
+        a_cut_is_heard_through_the_tunnel_and_nothing_is_made_up,
         the_acceptor_sees_the_dialers_certificate_or_that_there_is_none,
         a_server_of_another_authority_is_refused_with_the_verifiers_verdict,
         a_dialer_learns_that_its_certificate_is_not_taken,
@@ -444,4 +450,84 @@ async fn a_close_says_why(over: Over) {
     );
     assert!(timeout(SOON, near.open(Urgency::Bulk)).await.unwrap().is_err());
     assert!(timeout(SOON, far.accept(Urgency::Bulk)).await.unwrap().is_err());
+}
+
+async fn a_stream_that_is_given_up_says_why_to_each_half(over: Over) {
+    // Each side, and each half alone: the other half may have ended before.
+    for turned in [false, true] {
+        let (opened, accepted, _transports, _site) = halves(over).await;
+        let (near, mut far) = if turned {
+            (accepted, opened)
+        } else {
+            (opened, accepted)
+        };
+        near.farewell.say(StreamEnd::ServiceWithdrawn);
+        near.farewell.say(StreamEnd::GrantRevoked);
+        drop(near.write);
+        let error = timeout(SOON, far.read.read_to_end(&mut Vec::new()))
+            .await
+            .unwrap()
+            .unwrap_err();
+        assert_eq!(error.to_string(), "the grant was revoked");
+        assert_eq!(far.farewell.heard(), Some(StreamEnd::GrantRevoked));
+
+        let (opened, accepted, _transports, _site) = halves(over).await;
+        let (near, mut far) = if turned {
+            (accepted, opened)
+        } else {
+            (opened, accepted)
+        };
+        let (mut near_read, mut near_write, mut heard) = (near.read, near.write, Vec::new());
+        far.write.write_all(b"?").await.unwrap();
+        assert_eq!(timeout(SOON, near_read.read_u8()).await.unwrap().unwrap(), b'?');
+        near_write.shutdown().await.unwrap();
+        timeout(SOON, far.read.read_to_end(&mut heard))
+            .await
+            .unwrap()
+            .unwrap();
+        near.farewell.say(StreamEnd::HeldUp);
+        drop(near_read);
+        let stopped = async {
+            loop {
+                if let Err(error) = far.write.write_all(&[0; 4_096]).await {
+                    return error;
+                }
+            }
+        };
+        let error = timeout(SOON, stopped).await.unwrap();
+        assert_eq!(error.to_string(), StreamEnd::HeldUp.to_string());
+        assert_eq!(far.farewell.heard(), Some(StreamEnd::HeldUp));
+        assert_eq!(near.farewell.heard(), None);
+    }
+}
+
+async fn a_cut_is_heard_through_the_tunnel_and_nothing_is_made_up(over: Over) {
+    let (ends, _site) = tunnel(over, 8).await;
+    for (said, heard) in [
+        (Some(StreamEnd::GrantExpired), StreamEnd::GrantExpired),
+        (None, StreamEnd::Abandoned),
+    ] {
+        let (near, mut far) = stream(&ends).await;
+        if let Some(why) = said {
+            near.farewell().say(why);
+        }
+        drop(near);
+        let read = timeout(SOON, far.read_to_end(&mut Vec::new())).await.unwrap();
+        assert!(read.is_err());
+        assert_eq!(far.farewell().heard(), Some(heard));
+    }
+    // What came to its end in order has no reason, whatever had been prepared.
+    let (mut near, mut far) = stream(&ends).await;
+    near.farewell().say(StreamEnd::ClientBroke);
+    near.shutdown().await.unwrap();
+    far.shutdown().await.unwrap();
+    for end in [&mut near, &mut far] {
+        timeout(SOON, end.read_to_end(&mut Vec::new()))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    drop(near);
+    timeout(SOON, ends.dialer.idle()).await.unwrap();
+    assert_eq!(far.farewell().heard(), None);
 }

@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::network::{Over, Site, tunnel};
@@ -333,4 +335,49 @@ async fn futures_that_are_dropped_lose_and_split_nothing() {
     let whole: Vec<u8> = (0..taken).chain([255]).collect();
     let begun: Vec<u8> = (0..=taken).chain([255]).collect();
     assert!(heard == whole || heard == begun, "{heard:?} of {taken}");
+}
+
+async fn heard_at_least(packets: &mut watch::Receiver<u64>, least: u64) -> u64 {
+    let heard = packets.wait_for(|count| *count >= least);
+    *timeout(SOON, heard).await.unwrap().unwrap()
+}
+
+/// A flood of packets beside a stream's content: whoever sends more than the path takes loses packets, and
+/// keeps nobody waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_flood_over_quic_does_not_starve_streams() {
+    let (ends, _site) = tunnel(Over::Quic, 8).await;
+    let (near, far) = flow(&ends.dialer, &ends.acceptor).await;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let packet = pattern(1, 1_100);
+        while near.send(&packet).await.is_ok() {
+            tokio::task::consume_budget().await;
+        }
+    });
+    let (tell, mut packets) = watch::channel(0_u64);
+    tasks.spawn(async move {
+        while far.recv().await.is_some() {
+            tell.send_modify(|count| *count += 1);
+        }
+    });
+    let before = heard_at_least(&mut packets, 1_000).await;
+    let (mut stream_near, mut stream_far) = super::network::stream(&ends).await;
+    let (content, mut heard) = (pattern(2, 3_000_000), Vec::new());
+    let exchange = async {
+        tokio::join!(
+            async {
+                stream_near.write_all(&content).await.unwrap();
+                stream_near.shutdown().await.unwrap();
+            },
+            async { stream_far.read_to_end(&mut heard).await.unwrap() }
+        )
+    };
+    timeout(SOON, exchange).await.unwrap();
+    assert!(heard == content);
+    // It went on all the while, and goes on.
+    let after = *packets.borrow_and_update();
+    assert!(after > before);
+    heard_at_least(&mut packets, after + 1_000).await;
+    assert!(ends.dialer.close_reason().is_none());
 }

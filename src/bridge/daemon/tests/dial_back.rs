@@ -2,9 +2,17 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use http::StatusCode;
+use hyper::service::service_fn;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
 use super::*;
 use crate::contract::TUNNEL_DIAL_BACK_PATH;
+use crate::identity::parent_caller::parent_server_config;
+use crate::identity::reversed::BridgeTrust;
 use crate::machine::membership::StoredIdentity;
+use crate::process::supervisor::TaskScope;
 use crate::reach::listen::Listener;
 
 const NONCE: &str = "0123456789abcdef0123456789abcdef";
@@ -19,6 +27,7 @@ pub(super) struct Listening {
     pub(super) peer: PeerId,
     pub(super) tunnel: Tunnel,
     pub(super) listener: Listener,
+    stored: StoredIdentity,
     pub(super) supervisor: Supervisor,
 }
 
@@ -58,9 +67,77 @@ impl TestBridge {
             peer,
             tunnel,
             listener,
+            stored,
             supervisor,
         }
     }
+}
+
+/// A satellite's HTTPS listener that knows of one nonce; its address.
+async fn https_of(bridge: &TestBridge, stored: &StoredIdentity, scope: &TaskScope) -> SocketAddr {
+    let authority = bridge.running.registry().authority();
+    let trust = BridgeTrust {
+        trust: ParentTrust::Pinned(authority.fingerprint()),
+        learned: Some(authority.anchors().clone()),
+        names: vec!["127.0.0.1".to_owned()],
+    };
+    let key = PrivateKey::from_pkcs8(stored.pkcs8.clone()).unwrap();
+    let chain = CertificateChain::from_pem(&stored.certificate.cert_pem).unwrap();
+    let own = TlsIdentity::new(&chain, &key).unwrap();
+    let clock = bridge.running.clock.clone();
+    let time = Arc::new(move || clock.trusted().now);
+    let tls = parent_server_config(own, &trust, "fed:nobody".to_owned(), &[b"http/1.1"], time).unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    scope.spawn_until_cancelled("https", async move {
+        let tls = TlsAcceptor::from(Arc::new(tls));
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(stream) = tls.accept(stream).await else {
+                continue;
+            };
+            let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
+                let known = request.uri().path() == format!("{TUNNEL_DIAL_BACK_PATH}/{NONCE}");
+                let mut answer = Response::new(Full::<Bytes>::default());
+                *answer.status_mut() = if known {
+                    StatusCode::NO_CONTENT
+                } else {
+                    StatusCode::NOT_FOUND
+                };
+                Ok::<_, std::convert::Infallible>(answer)
+            });
+            let serving = hyper::server::conn::http1::Builder::new();
+            let _ = serving.serve_connection(TokioIo::new(stream), service).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_https_listener_is_proven_by_the_nonce_and_its_certificate() {
+    let bridge = lab_bridge().await;
+    let (one, other) = (bridge.listening("one").await, bridge.listening("other").await);
+    let scope = one.supervisor.scope(Stage::Work);
+    let own = https_of(&bridge, &one.stored, &scope).await;
+    let others = https_of(&bridge, &other.stored, &scope).await;
+    let unknown = NONCE.replace('0', "1");
+    // The listener of the tunnel's protocol does not speak HTTPS.
+    for (endpoint, nonce, reached) in [
+        (own, NONCE, true),
+        (own, &*unknown, false),
+        (others, NONCE, false),
+        (one.endpoint(), NONCE, false),
+    ] {
+        let body = json!({ "endpoint": endpoint, "nonce": nonce, "over": "https" });
+        let (status, answer) = one.post(TUNNEL_DIAL_BACK_PATH, body).await;
+        let data = &answer["data"];
+        assert_eq!(
+            (status, &data["reached"], &data["over"]),
+            (200, &json!(reached), &json!("https")),
+            "{answer}"
+        );
+    }
+    one.stop().await;
+    other.stop().await;
 }
 
 impl Listening {

@@ -171,6 +171,28 @@ async fn accepts_of_one_source_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_nobody_knows_are_counted_and_known_ones_pass() {
+    let bridge = TestBridge::start_with(&[("limits.unknown_tokens_per_source_per_minute", "3")]).await;
+    let ask = async |path: &str, token: &str| {
+        let request = Request::get(path)
+            .header("authorization", format!("Bearer {token}"))
+            .header("host", "127.0.0.1")
+            .body(Full::new(Bytes::new()));
+        bridge.https(None, request.unwrap()).await.unwrap()
+    };
+    let (stale, service) = ("x".repeat(43), "/satellites/shop-17/web/");
+    assert_eq!(ask(FEDERATION_PEERS_PATH, &stale).await.0, 401);
+    assert_eq!(ask(service, &stale).await.0, 401);
+    assert_eq!(ask(FEDERATION_PEERS_PATH, &stale).await.0, 401);
+    for path in [FEDERATION_PEERS_PATH, service] {
+        let (status, answer) = ask(path, &stale).await;
+        assert_eq!(status, 429, "{path}");
+        assert!(answer.to_string().contains("too many requests"), "{answer}");
+    }
+    assert_eq!(ask(FEDERATION_PEERS_PATH, &bridge.operator_token).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn operators_propose_mint_suspend_and_grant() {
     let bridge = TestBridge::start().await;
     let peers = FEDERATION_PEERS_PATH;

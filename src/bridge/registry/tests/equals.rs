@@ -13,8 +13,8 @@ fn authority(name: &str) -> OwnAuthority {
 
 fn invited(registry: &Registry, name: &str, mode: SpawnMode, kind: PeerKind) -> (PeerId, AcceptCall) {
     let proposal = Proposal {
-        mode,
         kind,
+        mode,
         ..proposal(name)
     };
     let minted = registry.invite(&proposal, TTL, at(0)).unwrap();

@@ -45,6 +45,7 @@ pub(super) static KEYS: &[&dyn AnyKey] = &[
     &HOOK_TIMEOUT,
     &PORT_MAPPING,
     &LISTEN_PORT,
+    &HTTPS_LISTEN,
     &REACH_ENDPOINT,
     &ALLOW_PRIVATE,
     &METRICS_LISTEN,
@@ -295,6 +296,14 @@ pub(super) static LISTEN_PORT: Key<u32> = Key {
     },
     default: Fallback::Value("0"),
     doc: "UDP port on which the satellite listens for its host-bridge. 0: the system chooses one at each start. Set it\nwhere a firewall must let it in.",
+    discreet: false,
+};
+
+pub(super) static HTTPS_LISTEN: Key<SocketAddr> = Key {
+    path: "reach.https_listen",
+    form: &Parsed::<SocketAddr>::new("an address and a port, such as [::]:8443"),
+    default: Fallback::Unset { example: "[::]:8443" },
+    doc: "Where the satellite listens for its parent's HTTPS calls, by the parent's certificate alone: for parents that\ncall the box itself. Unset: it does not, and the parent calls through its host-bridge.",
     discreet: false,
 };
 

@@ -161,7 +161,7 @@ fn calls_are_these_texts() {
         description: "powernode <&> \"x\"".to_owned(),
     };
     let kind = SERVICES[1];
-    let body = Call::add(&record).body(kind);
+    let body = Call::add(Carries::Udp, &record).body(kind);
     assert!(body.contains(
         "<u:AddPortMapping xmlns:u=\"urn:schemas-upnp-org:service:WANIPConnection:1\"><NewRemoteHost></NewRemoteHost>\
          <NewExternalPort>41235</NewExternalPort><NewProtocol>UDP</NewProtocol><NewInternalPort>41234</NewInternalPort>\
@@ -169,9 +169,9 @@ fn calls_are_these_texts() {
          <NewPortMappingDescription>powernode &lt;&amp;&gt; &quot;x&quot;</NewPortMappingDescription>\
          <NewLeaseDuration>3600</NewLeaseDuration></u:AddPortMapping>"
     ));
-    let body = Call::delete(41_235).body(kind);
+    let body = Call::delete(Carries::Tcp, 41_235).body(kind);
     assert!(body.contains(
-        "<NewExternalPort>41235</NewExternalPort><NewProtocol>UDP</NewProtocol></u:DeletePortMapping>"
+        "<NewExternalPort>41235</NewExternalPort><NewProtocol>TCP</NewProtocol></u:DeletePortMapping>"
     ));
 }
 

@@ -1,10 +1,9 @@
-//! How often one source may try: accepts are the only thing that a stranger can ask for. Pure;
-//! counts in windows of a minute.
+//! Where strangers come from, and how often one source may try. Counts in windows of a minute.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use super::session::Source;
 use crate::base::time::Moment;
 
 /// Length of a window.
@@ -13,6 +12,24 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Most sources that are counted at once. What is above pushes out the oldest window; 4,096 rows
 /// take about 300 KiB, and who commands that many networks is not stopped by a rate.
 const SOURCES_MAX: usize = 4_096;
+
+/// Where connections come from, as far as limits are concerned: an IPv4 address, or the /64 of
+/// an IPv6 address, which one customer holds as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source(IpAddr);
+
+impl Source {
+    /// The source that an address belongs to.
+    pub fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self(IpAddr::V4(v4)),
+            IpAddr::V6(v6) => {
+                let network = u128::from(v6) & !u128::from(u64::MAX);
+                Self(IpAddr::V6(Ipv6Addr::from(network)))
+            }
+        }
+    }
+}
 
 /// Tries per source and minute.
 #[derive(Debug)]
