@@ -43,7 +43,9 @@ impl LadderMachine {
             self.note_loss(challenger.rung, up_since, &closed, now);
             self.plan(challenger.rung, now);
         }
-        let carrier = self.carrier.filter(|carrier| carrier.id == id);
+        let carrier = self
+            .carrier
+            .filter(|carrier| carrier.id == id && carrier.rung == Rung::Direct);
         if let Some(carrier) = carrier
             && self.race.is_none()
             && self.waiting.is_none()
