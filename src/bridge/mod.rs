@@ -15,6 +15,7 @@ pub mod heartbeat;
 pub mod held_grants;
 pub mod http_listener;
 pub mod ingress;
+mod lent_body;
 pub mod links;
 pub mod material;
 mod mcp;

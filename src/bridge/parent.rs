@@ -134,7 +134,7 @@ impl Parent {
     /// Dials the satellite that asks for a tunnel, or words the answer why there is none.
     pub async fn dial_for_tunnel<B>(&self, request: Request<B>, caller: Caller) -> Result<Reached, Reply>
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
         match self {
@@ -154,7 +154,7 @@ impl Parent {
     /// Answers a request that came through a tunnel.
     pub async fn answer_tunnel<B>(&self, request: Request<B>, caller: Caller) -> Answered
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
         if !held_grants::serves(request.uri().path()) {
@@ -185,7 +185,7 @@ impl Parent {
     /// Answers a request to the federation's interface, whatever it came over.
     pub async fn answer<B>(&self, request: Request<B>, caller: Caller) -> Answered
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
         match self {

@@ -138,7 +138,7 @@ impl ParentCalls {
         connection: &CallerConnection,
     ) -> Response<ReplyBody>
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
         match self.carried(request, call, who, connection).await {
@@ -155,7 +155,7 @@ impl ParentCalls {
         connection: &CallerConnection,
     ) -> Result<Response<ReplyBody>, Reply>
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
         let peer = self.find(call.peer).await?;

@@ -50,6 +50,9 @@ pub enum ExchangeError {
     /// An answer came that is not the contract's.
     #[error(transparent)]
     Unusable(#[from] UnusableAnswer),
+    /// Another place is asked to be asked.
+    #[error(transparent)]
+    Redirected(#[from] RedirectRefused),
     /// The request could not be made.
     #[error("the request could not be made: {0}")]
     Request(&'static str),
@@ -196,14 +199,7 @@ async fn exchange<T: DeserializeOwned>(
         match redirect_of(parent.url.host(), &response) {
             None => return Ok(answer_of(&response)?),
             Some(Ok(next)) if redirects < REDIRECTS_MAX => *request.uri_mut() = next,
-            Some(next) => {
-                return Ok(ContractAnswer::Failure(ContractFailure {
-                    http_status: response.status().as_u16(),
-                    error: next.err().unwrap_or(RedirectRefused::TooMany).to_string(),
-                    code: None,
-                    retry_after: None,
-                }));
-            }
+            Some(next) => return Err(next.err().unwrap_or(RedirectRefused::TooMany).into()),
         }
         redirects += 1;
     }

@@ -62,7 +62,7 @@ pub fn hello(call: &DirectCall) -> Hello {
 /// lives on its own.
 pub async fn answer<B>(ingress: &Arc<Ingress>, request: Request<B>, caller: Caller) -> Reply
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let reached = match ingress.parent.dial_for_tunnel(request, caller).await {

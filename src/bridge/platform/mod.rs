@@ -24,6 +24,7 @@ use super::federation_api::{
     Caller, CallerCertificate, RedialFailed, internal_error, noted_request, read_body,
 };
 use super::held_grants;
+use super::lent_body::LentBody;
 use super::metrics::RequestCounts;
 use super::parent::{Answered, PeerEnds};
 use super::registry::Ledger;
@@ -81,18 +82,30 @@ impl PlatformParent {
     /// Carries one request to the platform.
     pub async fn answer<B>(&self, request: Request<B>, caller: &Caller) -> Answered
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Into<BodyError>,
     {
         let path = request.uri().path().to_owned();
+        let (head, body) = request.into_parts();
+        let (body, lender) = LentBody::lend(body);
+        let request = Request::from_parts(head, body);
         let (noted, answered) = match Target::of(&request) {
             Ok(target) => (
                 target != Target::Heartbeat,
                 self.carry(request, target, caller).await,
             ),
-            Err(refusal) => (true, Err(refusal)),
+            Err(refusal) => {
+                drop(request);
+                (true, Err(refusal))
+            }
         };
-        let answered = answered.unwrap_or_else(|refusal| refusal.into_response().into());
+        let answered = match answered {
+            Ok(answered) => answered,
+            Err(refusal) => {
+                lender.discard_rest().await;
+                refusal.into_response().into()
+            }
+        };
         self.answered
             .count(RequestCounts::kind_of(&path), answered.response.status());
         if noted
