@@ -39,7 +39,7 @@ use powernode_satellite::wire::{
 };
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// The time at the parent when a test begins.
 pub const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
@@ -64,6 +64,8 @@ pub enum Answer {
     Http(u16, Vec<(&'static str, String)>, Vec<u8>),
     /// 200 with the `data` that is made of the request.
     Data(MakeData),
+    /// Does what is usual once it is told to.
+    Held(Arc<Notify>),
     /// Does what is usual, and then the tunnel breaks.
     DoneAndLost,
     /// The tunnel breaks before anything is done.
@@ -541,8 +543,12 @@ async fn answer(
         book.answers.get_mut(path.as_str()).and_then(VecDeque::pop_front)
     };
     let usual = |shared: &Shared| shared.book.lock().unwrap().usual(&path, &body);
+    if let Some(Answer::Held(release)) = &scripted {
+        shared.changed.send_modify(|count| *count += 1);
+        release.notified().await;
+    }
     let (status, headers, bytes) = match scripted {
-        None => {
+        None | Some(Answer::Held(_)) => {
             let (status, value) = usual(shared);
             (status, Vec::new(), value.to_string().into_bytes())
         }
