@@ -13,7 +13,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::platform::Identity;
+use crate::authority::Identity;
 
 /// An answer.
 #[derive(Debug)]

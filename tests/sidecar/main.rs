@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+#[path = "../support/authority.rs"]
+mod authority;
 mod https;
 mod platform;
 #[path = "../support/mod.rs"]
@@ -11,11 +13,12 @@ mod support;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use authority::{Authority, Identity};
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::Full;
 use https::{Answer, ask};
-use platform::{Authority, Identity, PEER, Platform, Seen, TOKEN, decoded};
+use platform::{PEER, Platform, Seen, TOKEN, decoded};
 use serde_json::{Value, json};
 use support::{BridgeSite, Running, SatelliteSite, fail, free_port, run_with_input, succeed, wait_for};
 

@@ -17,108 +17,17 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519,
-    SanType,
-};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
+use crate::authority::Authority;
+
 pub const PEER: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
 pub const TOKEN: &str = "61qtu9mI5goi86W0l4Nd7cFGfENZhwk0O8sFnmGfkMk";
 
 const API: &str = "/api/v1/system/federation_api";
-
-/// A certificate authority.
-pub struct Authority {
-    params: CertificateParams,
-    key: KeyPair,
-    pub pem: String,
-}
-
-/// A certificate and its key, as PEM.
-#[derive(Clone)]
-pub struct Identity {
-    pub certificate: String,
-    pub key: String,
-}
-
-impl Authority {
-    pub fn new(name: &str) -> Self {
-        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = named(name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { params, key, pem }
-    }
-
-    fn issuer(&self) -> Issuer<'_, &KeyPair> {
-        Issuer::from_params(&self.params, &self.key)
-    }
-
-    /// A client's certificate as the platform issues them: a common name and no other.
-    pub fn client(&self, name: &str) -> Identity {
-        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let certificate = client_params(name).signed_by(&key, &self.issuer()).unwrap();
-        Identity {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        }
-    }
-
-    /// A server's, with an ECDSA key.
-    pub fn server(&self, names: &[&str]) -> Identity {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        let mut params = CertificateParams::default();
-        params.distinguished_name = named("bridge");
-        params.subject_alt_names = names
-            .iter()
-            .map(|name| match name.parse() {
-                Ok(address) => SanType::IpAddress(address),
-                Err(_) => SanType::DnsName((*name).try_into().unwrap()),
-            })
-            .collect();
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = params.signed_by(&key, &self.issuer()).unwrap();
-        Identity {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        }
-    }
-
-    fn sign(&self, csr: &str) -> String {
-        let mut request = CertificateSigningRequestParams::from_pem(csr).unwrap();
-        request.params = client_params(&format!("fed:{PEER}"));
-        request.signed_by(&self.issuer()).unwrap().pem()
-    }
-}
-
-fn named(name: &str) -> DistinguishedName {
-    let mut names = DistinguishedName::new();
-    names.push(DnType::CommonName, name);
-    names
-}
-
-fn client_params(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = named(name);
-    params.not_before = time::OffsetDateTime::now_utc() - time::Duration::hours(1);
-    params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(90);
-    params.serial_number = Some(vec![0x0a].into());
-    params.key_usages = vec![
-        KeyUsagePurpose::DigitalSignature,
-        KeyUsagePurpose::KeyEncipherment,
-    ];
-    params.extended_key_usages = vec![
-        ExtendedKeyUsagePurpose::ClientAuth,
-        ExtendedKeyUsagePurpose::ServerAuth,
-    ];
-    params
-}
 
 /// A request as it arrived.
 #[derive(Debug, Clone)]
@@ -287,7 +196,9 @@ fn decide(seen: &Seen, book: &mut Book, authority: &Authority) -> (u16, Vec<u8>)
             }
             // Once, as published.
             book.token = None;
-            let certificate = authority.sign(body["csr_pem"].as_str().unwrap());
+            let certificate = authority
+                .sign(body["csr_pem"].as_str().unwrap(), &format!("fed:{PEER}"))
+                .unwrap();
             said(
                 200,
                 json!({ "data": {
