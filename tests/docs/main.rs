@@ -383,9 +383,15 @@ fn help_of_connect() -> String {
     support::succeed(&program.args(["connect", "--help"]).output().unwrap())
 }
 
-/// Whether a key of a program's configuration is set by it, as `config show` lists them, or a script reads it.
+/// Whether a key of a program's configuration is set by it, as `config show` lists them, or a script or
+/// a suite for others reads it.
 fn is_variable(name: &str) -> bool {
-    let scripts = [".ci/run", "scripts/package", "scripts/cross/setup"];
+    let scripts = [
+        ".ci/run",
+        "scripts/package",
+        "scripts/cross/setup",
+        "tests/conformance/main.rs",
+    ];
     [
         ("POWERNODE_SATELLITE_", env!("CARGO_BIN_EXE_powernode-satellite")),
         (
