@@ -243,7 +243,12 @@ impl<'a> Fields<'a> {
         let not_after = validity.next()?.time()?;
         validity.end()?;
         let subject = signed.expect(tag::SEQUENCE)?.content;
-        let public_key = signed.expect(tag::SEQUENCE)?.whole;
+        let public_key = signed.expect(tag::SEQUENCE)?;
+        // Its algorithm and its bits, and nothing behind them that another reader would leave out.
+        let mut key = Reader::new(public_key.content);
+        key.expect(tag::SEQUENCE)?;
+        key.expect(tag::BIT_STRING)?;
+        key.end()?;
         let mut is_ca = false;
         // Unique identifiers, which nobody uses any more, may come before the extensions.
         while !signed.is_empty() {
@@ -263,7 +268,7 @@ impl<'a> Fields<'a> {
             not_before,
             not_after,
             subject,
-            public_key,
+            public_key: public_key.whole,
             is_ca,
         })
     }
@@ -452,6 +457,20 @@ mod tests {
             subject_cn: None,
             issuer_cn: None,
             ..facts
+        }
+    }
+
+    #[test]
+    fn nothing_hides_behind_the_bits_of_a_key() {
+        let der = chain("fed:x").leaf().to_vec();
+        let bits = der
+            .windows(3)
+            .position(|bytes| bytes == [tag::BIT_STRING, 0x21, 0])
+            .unwrap();
+        for length in 1..0x21 {
+            let mut shortened = der.clone();
+            shortened[bits + 1] = length;
+            assert!(CertificateFacts::of_der(&shortened).is_err(), "{length}");
         }
     }
 

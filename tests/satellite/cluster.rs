@@ -53,7 +53,9 @@ fn cluster(report: &StatusReport) -> &ClusterReport {
 
 fn calls(site: &Site) -> Vec<Value> {
     let text = fs::read_to_string(site.path().join("calls")).unwrap_or_default();
-    text.lines()
+    // A line without its end is still being written.
+    text.split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
 }
