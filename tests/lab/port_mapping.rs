@@ -218,6 +218,34 @@ fn a_upnp_router_gives_a_port_that_is_proven_told_and_given_back() {
 }
 
 #[test]
+fn a_port_for_https_is_proven_told_first_and_given_back() {
+    let Some(mut home) = Home::open("https_way_in", UPNP_ALONE) else {
+        return;
+    };
+    home.federation
+        .set_satellite("REACH_HTTPS_LISTEN", "0.0.0.0:8443");
+    let _router = home.run_router();
+    let (_bridge, mut satellite) = home.federation.run_joined();
+    let endpoint = wait_until("a port for HTTPS is proven", MAPPED_WITHIN, || {
+        let way_in = home.federation.status()["https"]["mappings"][0].clone();
+        let endpoint = way_in["endpoint"].as_str()?.parse::<SocketAddr>().ok()?;
+        (way_in["proven"] == true && way_in["protocol"] == "UPnP").then_some(endpoint)
+    });
+    assert_eq!(endpoint.ip(), ROUTER);
+    home.wait_proven("UPnP", MAPPED_WITHIN);
+    wait_until("the parent knows the endpoint", SOON, || {
+        (home.federation.peer()["endpoints"][0]["url"] == format!("https://{endpoint}")).then_some(())
+    });
+    let forwarded = home.forwarded();
+    // The other one is for tunnels.
+    let https = forwarded.iter().filter(|rule| rule.ends_with(":8443"));
+    assert_eq!((https.count(), forwarded.len()), (1, 2), "{forwarded:?}");
+    satellite.terminate();
+    assert!(satellite.exit_within(SOON).success());
+    assert_eq!(home.forwarded(), Vec::<String>::new(), "both are given back");
+}
+
+#[test]
 fn a_router_with_pcp_alone_gives_a_port() {
     let Some(home) = Home::open("pcp_router", PCP_AND_NAT_PMP) else {
         return;
