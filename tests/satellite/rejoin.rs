@@ -300,7 +300,8 @@ async fn a_rejoin_that_is_not_answered_can_be_given_up() {
 async fn a_first_join_cannot_be_given_up_but_for_another() {
     let parent = ScriptedParent::start();
     parent.next(ACCEPT_PATH, Answer::Never);
-    let running = Site::new().run().await;
+    let site = Site::new();
+    let running = site.run().await;
     running.join(second(&parent)).await;
     let refused = running.handle.cancel_rejoin().await.unwrap().unwrap_err();
     assert!(

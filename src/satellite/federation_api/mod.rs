@@ -171,7 +171,10 @@ impl FederationApi {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        let path = head.uri.path().strip_suffix('/').unwrap_or(head.uri.path());
+        let path = match head.uri.path().strip_suffix('/') {
+            None | Some("") => head.uri.path(),
+            Some(path) => path,
+        };
         let call = Call {
             method: &head.method,
             path,
