@@ -17,7 +17,7 @@ use crate::base::secret::{self, Secret};
 use crate::base::time::UnixTime;
 
 /// How long the parent has for fetching the new authority before the certificate is issued under it all the
-/// same: our host-bridge looks each hour, others daily. A parent that never looks still finds the old
+/// same: our host-bridge looks at once, others perhaps daily. A parent that never looks still finds the old
 /// authority's word in the chain.
 pub const ANNOUNCED_FOR: Duration = Duration::from_secs(24 * 3_600);
 

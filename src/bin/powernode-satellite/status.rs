@@ -12,6 +12,7 @@ use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::admin_api::STATUS_PATH;
+use powernode_satellite::satellite::driver::handover_key;
 use powernode_satellite::satellite::grants::GrantsReport;
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::own_authority::{AuthorityReport, SuccessionReport};
@@ -104,6 +105,11 @@ fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
     let peer = report.peer.as_ref().map(|peer| peer.id);
     report.grants = GrantsReport::of(&loaded.grants, peer, trusted.now);
     let membership = loaded.state.as_ref().and_then(JoinState::membership);
+    if let (Some(cluster), Some(handed)) = (&mut report.cluster, &loaded.handed_over)
+        && membership.and_then(handover_key).as_ref() == Some(&handed.key)
+    {
+        cluster.handed_over_at = Some(handed.at);
+    }
     report.own_authority = AuthorityReport::of(membership, loaded.succession.as_ref());
     Ok(report)
 }
@@ -505,7 +511,7 @@ fn change_of_authority(change: &SuccessionReport, report: &StatusReport) -> Cell
     };
     match (change.stage.as_str(), change.try_at) {
         ("announced", Some(at)) => format!(
-            "{other} announced {}; {fetched}; used {}",
+            "{other} announced {}; {fetched}; tried {}",
             when(change.begun_at),
             when(at)
         )

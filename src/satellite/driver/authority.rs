@@ -8,6 +8,7 @@ use crate::audit::AuditAction;
 use crate::base::limit::error_chain;
 use crate::base::time::{Moment, UnixTime};
 use crate::contract::message::TrustBundle;
+use crate::identity::anchors::Anchors;
 use crate::identity::certificate::CertificateFacts;
 use crate::identity::own_authority::has_issued;
 use crate::machine::child::ChildEvent;
@@ -39,22 +40,26 @@ impl AuthorityCare {
 }
 
 impl Driver {
-    /// Serves what there is and does the next step of a change, if one is due. Whether there was one.
+    /// Serves what there is and does the next step of a change, if one is due. Whether the machine was told of
+    /// something.
     pub(super) async fn keep_authority(&mut self) -> bool {
-        self.serve_trust();
+        let announces = self.serve_trust();
+        if announces {
+            // The parent hears soon that there is something to fetch.
+            self.tell(ChildEvent::ContentChanged);
+        }
         if self.authority.due > self.clock.now() {
-            return false;
+            return announces;
         }
         self.take_fetched().await;
         let Some(step) = self.authority_step() else {
-            return false;
+            return announces;
         };
         let done = self.take_step(step).await;
         if !done {
             self.authority.due = self.clock.now().plus(STEP_RETRY);
         }
-        self.serve_trust();
-        done
+        done || announces
     }
 
     /// What the owner asks.
@@ -94,19 +99,16 @@ impl Driver {
         }
     }
 
-    fn serve_trust(&self) {
+    /// Whether an equal serves others than before.
+    fn serve_trust(&self) -> bool {
         let Some(surroundings) = &self.surroundings else {
-            return;
+            return false;
         };
-        let bundle = self
-            .machine
-            .membership()
-            .map_or_else(TrustBundle::default, |m| self.bundle_of(m));
-        surroundings.trust.send_if_modified(|served| {
-            let changed = *served != bundle;
-            *served = bundle;
-            changed
-        });
+        let membership = self.machine.membership();
+        let bundle = membership.map_or_else(TrustBundle::default, |membership| self.bundle_of(membership));
+        let before = surroundings.trust.send_replace(bundle.clone());
+        let is_equal = membership.is_some_and(|membership| membership.own_authority.is_some());
+        is_equal && before != bundle && !before.ca_bundle_pem.is_empty()
     }
 
     fn bundle_of(&self, membership: &Membership) -> TrustBundle {
@@ -122,6 +124,18 @@ impl Driver {
             ca_bundle_pem,
             cross_certificates_pem: cross,
         }
+    }
+
+    /// Their fingerprints, for whoever verifies this box by them; none where the parent certifies it.
+    pub(super) fn own_authorities(&self, membership: &Membership) -> Vec<String> {
+        if membership.own_authority.is_none() {
+            return Vec::new();
+        }
+        let anchors = Anchors::from_pem(&self.bundle_of(membership).ca_bundle_pem);
+        anchors.map_or_else(
+            |_| Vec::new(),
+            |anchors| anchors.fingerprints().map(|held| held.to_string()).collect(),
+        )
     }
 
     /// Notes that the parent has fetched the new authority.

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+pub use cluster::handover_key;
 pub use facts::FACTS_INTERVAL;
 pub use handle::{
     CancelRejoinError, Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError,
@@ -570,6 +571,7 @@ impl Driver {
             &membership,
             &services.unwrap_or_default(),
             self.endpoints(&membership),
+            &self.own_authorities(&membership),
         );
         self.with_tunnel(|tunnel, reporter| {
             exchange::heartbeat(tunnel, reporter, membership.parent, request)

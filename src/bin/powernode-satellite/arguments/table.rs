@@ -33,6 +33,10 @@ pub static PROGRAM: Definition = Definition {
         Definition {
             name: "join",
             about: "Join a parent",
+            details: "A join code says all there is to know of the parent; a bare token takes --parent-url and, unless \
+                      the system knows its CA, --ca-file or --ca-sha256. A running satellite takes the join over; \
+                      else `run` keeps the connection afterwards. Ctrl-C ends the waiting and not the join: the \
+                      invitation is stored.",
             arguments: JOIN,
             ..Definition::BARE
         },
@@ -73,6 +77,7 @@ pub static PROGRAM: Definition = Definition {
         Definition {
             name: "authority",
             about: "The certificate authority of a box that certifies itself, as among equals",
+            details: "A box that its parent certifies has none.",
             commands: AUTHORITY,
             ..Definition::BARE
         },
