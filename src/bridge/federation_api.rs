@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Body;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -30,10 +29,11 @@ use super::metrics::RequestCounts;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
+use super::request_body::read_body;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{PeerId, PublicKeyDigest};
-use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
+use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::compatibility::schema_compatibility;
 use crate::contract::invitation::CaFingerprint;
 use crate::contract::message::HeartbeatResponse;
@@ -445,30 +445,6 @@ fn named_authorities(capabilities: &Map<String, Value>) -> Vec<CaFingerprint> {
 /// Whether a peer may hold a tunnel at all: a resumed peer needs one for its first heartbeat.
 pub fn may_connect(status: PeerStatus) -> bool {
     status.heartbeat_allowed()
-}
-
-/// Reads a body of bounded size in bounded time, or words the refusal.
-pub async fn read_body<B>(body: B) -> Result<Bytes, Reply>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let limited = Limited::new(body, JSON_BODY_MAX_BYTES).collect();
-    match tokio::time::timeout(CONTRACT_REQUEST_TIMEOUT, limited).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Reply::failure(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            &format!("the body is larger than {JSON_BODY_MAX_BYTES} bytes"),
-        )),
-        Ok(Err(_)) => Err(Reply::failure(StatusCode::BAD_REQUEST, "the body broke off")),
-        Err(_) => Err(Reply::failure(
-            StatusCode::REQUEST_TIMEOUT,
-            &format!(
-                "the body did not arrive within {} s",
-                CONTRACT_REQUEST_TIMEOUT.as_secs()
-            ),
-        )),
-    }
 }
 
 fn unreachable_peer() -> Reply {
