@@ -170,7 +170,7 @@ pub fn heartbeat_request(
 /// The last one of a satellite that leaves: nothing is offered any more, and the parent's row says why. An empty list of
 /// endpoints would change nothing there, so they stay.
 pub fn farewell_request(membership: &Membership, reason: &str, at: UnixTime) -> HeartbeatRequest {
-    let mut request = heartbeat_request(membership, &[], Vec::new());
+    let mut request = heartbeat_request(membership, &[], Vec::new(), &[]);
     request.capabilities.remove("tunnel");
     request.capabilities.insert(
         "left".to_owned(),

@@ -118,9 +118,13 @@ fn join_as(
     rejoin: Option<Rejoin>,
 ) -> Result<ExitCode, Failure> {
     let invitation = invitation(config, arguments)?;
-    let (keeper, outcome) = block_on(join_either_way(config, &invitation, rejoin, arguments.timeout.0))?;
-    let outcome = outcome?;
-    match outcome {
+    let (keeper, outcome) = block_on(async {
+        tokio::select! {
+            joined = join_either_way(config, &invitation, rejoin, arguments.timeout.0) => joined,
+            Ok(()) = tokio::signal::ctrl_c() => (Keeper::Nobody, Err(interrupted(rejoin))),
+        }
+    })?;
+    match outcome? {
         JoinOutcome::Joined(report) => {
             output::print(&success(&report, keeper)).map_err(Failure::failed)?;
             Ok(ExitCode::SUCCESS)
@@ -133,15 +137,30 @@ fn join_as(
                  trying, and {}",
                 arguments.timeout.0.as_secs(),
                 last.map_or_else(String::new, |last| format!("; the last try: {last}")),
-                match rejoin {
-                    None => "a join with the same code goes on from here",
-                    Some(_) => {
-                        "a rejoin with the same code goes on from here; `powernode-satellite rejoin --cancel` gives it \
-                         up and goes back to the membership of before"
-                    }
-                }
+                goes_on(rejoin)
             ),
         )),
+    }
+}
+
+fn interrupted(rejoin: Option<Rejoin>) -> Failure {
+    Failure::new(
+        Code::Failed,
+        format!(
+            "not waited for the parent's answer any longer. The invitation stays stored: a satellite that runs, or \
+             `powernode-satellite run`, keeps trying, and {}",
+            goes_on(rejoin)
+        ),
+    )
+}
+
+const fn goes_on(rejoin: Option<Rejoin>) -> &'static str {
+    match rejoin {
+        None => "a join with the same code goes on from here",
+        Some(_) => {
+            "a rejoin with the same code goes on from here; `powernode-satellite rejoin --cancel` gives it up and goes \
+             back to the membership of before"
+        }
     }
 }
 

@@ -49,6 +49,11 @@ pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
                 "this box has not joined a parent; run `powernode-satellite join -` with a join code"
                     .to_owned()
             }
+            None if report.replaces.is_some() => {
+                "a rejoin is under way, and the parent has not answered; `powernode-satellite rejoin --cancel` goes back to \
+                 the membership of before"
+                    .to_owned()
+            }
             None if report.daemon_running => "this box has not joined yet: the join is under way".to_owned(),
             None => "this box has not joined yet: the join goes on when `powernode-satellite run` is started"
                 .to_owned(),
