@@ -82,7 +82,7 @@ impl Site {
         let scope = supervisor.scope(Stage::Work);
         let clock = Clock::with_wall_clock(self.build, self.wall.clone());
         let audit = if self.audited {
-            self.audit(&store, &clock, &supervisor)
+            audit_log(&store, &clock, &supervisor)
         } else {
             AuditLog::default()
         };
@@ -111,18 +111,6 @@ impl Site {
         }
     }
 
-    fn audit(&self, store: &MembershipStore, clock: &Clock, supervisor: &Supervisor) -> AuditLog {
-        let kept = watch::channel(Retention {
-            max_age: super::DAY * 30,
-            max_rows: 1_000,
-        })
-        .1;
-        let (audit, writer) = AuditLog::open(store.database().clone(), clock.clone(), kept).unwrap();
-        let scope = supervisor.scope(Stage::Base);
-        scope.spawn("audit log", AuditWriter::run(writer, scope.clone()));
-        audit
-    }
-
     /// A member that has stopped.
     pub async fn joined(parent: &ScriptedParent) -> Self {
         let site = Self::new();
@@ -136,6 +124,18 @@ impl Site {
     pub async fn state(&self) -> JoinState {
         self.open().await.unwrap().1.state.unwrap()
     }
+}
+
+fn audit_log(store: &MembershipStore, clock: &Clock, supervisor: &Supervisor) -> AuditLog {
+    let kept = watch::channel(Retention {
+        max_age: super::DAY * 30,
+        max_rows: 1_000,
+    })
+    .1;
+    let (audit, writer) = AuditLog::open(store.database().clone(), clock.clone(), kept).unwrap();
+    let scope = supervisor.scope(Stage::Base);
+    scope.spawn("audit log", AuditWriter::run(writer, scope.clone()));
+    audit
 }
 
 pub fn settings() -> DriverSettings {

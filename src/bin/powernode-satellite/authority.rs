@@ -23,13 +23,11 @@ pub fn authority(config: &SatelliteConfig, command: AuthorityCommand) -> Result<
             (RETIRE_AUTHORITY_PATH, Some(body), fields.into(), json)
         }
     };
-    let (report, running): (AuthorityReport, bool) = match daemon(config, &Method::POST, path, body.as_ref())?
-    {
-        Some(data) => (serde_json::from_value(data).map_err(Failure::failed)?, true),
-        None => {
-            let changed = OfflineState::open(config).and_then(|state| state.change_authority(wish));
-            (changed.map_err(offline)?, false)
-        }
+    let (report, running) = if let Some(data) = daemon(config, &Method::POST, path, body.as_ref())? {
+        (serde_json::from_value(data).map_err(Failure::failed)?, true)
+    } else {
+        let changed = OfflineState::open(config).and_then(|state| state.change_authority(wish));
+        (changed.map_err(offline)?, false)
     };
     let shown = if json {
         output::render_json(&serde_json::to_value(&report).map_err(Failure::failed)?)
