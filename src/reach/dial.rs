@@ -20,6 +20,7 @@ use crate::identity::tls::{
 use crate::identity::tls_failure::{FailureRecord, TlsFailure};
 use crate::machine::ladder::{DialTarget, Setback};
 use crate::machine::membership::StoredIdentity;
+use crate::process::blocking;
 use crate::process::clock::Clock;
 use crate::process::config::proxy::Proxy;
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
@@ -420,10 +421,7 @@ async fn tls_config(
         })
         .map_err(DialError::Tls)
     };
-    match tokio::task::spawn_blocking(build).await {
-        Ok(config) => config,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
+    blocking::run(build).await
 }
 
 fn identity_parts(stored: &StoredIdentity) -> Result<(Anchors, TlsIdentity), IdentityError> {

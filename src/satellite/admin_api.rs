@@ -26,6 +26,7 @@ use crate::machine::child::{Rejoin, WorkingMembership};
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::past::FormerGrants;
 use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
+use crate::process::blocking;
 use crate::process::http_server;
 use crate::process::observation::{self, Observed};
 use crate::process::supervisor::TaskScope;
@@ -275,7 +276,7 @@ async fn leave(request: Request<Incoming>, handle: &DriverHandle) -> Response<Fu
 
 async fn audit(database: Database, what: String, query: String) -> Response<Full<Bytes>> {
     let asked = move || reading::answer(&database, &what, &query, |_| true);
-    match tokio::task::spawn_blocking(asked).await {
+    match blocking::start(asked).await {
         Ok(Ok(data)) => reply(StatusCode::OK, &success_body(&data)),
         Ok(Err(error)) => refuse(
             match &error {
