@@ -310,6 +310,10 @@ impl Running {
             redialer: Arc::new(Redialer::new(self.clock.clone())),
         });
         intake.spawn_until_cancelled("redials", Redialer::run(Arc::clone(&ingress)));
+        if let Parent::Platform(platform) = &ingress.parent {
+            let reviewing = Arc::clone(platform).review_for_ever(Arc::clone(&self.links));
+            intake.spawn_until_cancelled("review", reviewing);
+        }
         let observed: Arc<dyn Observed> = Arc::new(BridgeObserved {
             books: self.books.clone(),
             links: Arc::clone(&self.links),

@@ -2,23 +2,25 @@
 //! renewal, trust bundle, service catalog. The same over HTTPS and over a tunnel. Who calls is
 //! what the TLS handshake verified, never what a header says.
 
+mod caller;
+mod dials;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Body;
-use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
 use tracing::{Span, info, warn};
 
+pub use self::caller::{Caller, CallerCertificate, Standing};
+pub use self::dials::RedialFailed;
 use super::acceptance::AcceptCall;
-use super::dial_back::{DialBack, Reached};
-use super::direct::Redial;
+use super::dial_back::DialBack;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
 use super::held_grants;
@@ -27,11 +29,11 @@ use super::metrics::RequestCounts;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
+use super::request_body::read_body;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{NetworkId, PeerId, PublicKeyDigest};
-use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
-use crate::base::time::UnixTime;
+use crate::base::id::{PeerId, PublicKeyDigest};
+use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::compatibility::schema_compatibility;
 use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
@@ -39,89 +41,11 @@ use crate::contract::{
     ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
     TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH,
 };
-use crate::identity::certificate::{CertificateFacts, peer_id_of, peer_subject};
+use crate::identity::certificate::peer_subject;
 use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
-use crate::tunnel::transport::Transport;
 use crate::wire::GoodbyeReason;
-
-/// Who calls, as the connection knows it.
-#[derive(Debug, Clone)]
-pub struct Caller {
-    /// Where from.
-    pub source: IpAddr,
-    /// On which network the listener stands.
-    pub network: Option<NetworkId>,
-    /// What the handshake verified, if anything.
-    pub certificate: Option<CallerCertificate>,
-}
-
-/// A verified certificate, as far as it says who calls.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CallerCertificate {
-    /// The peer in its common name; none in a certificate that is no peer's.
-    pub peer: Option<PeerId>,
-    /// Its key.
-    pub key: PublicKeyDigest,
-    /// All of it.
-    pub der: Arc<CertificateDer<'static>>,
-    /// What it was good for when the connection began.
-    pub standing: Standing,
-}
-
-/// What a verified certificate is good for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// All that its peer may do.
-    Valid,
-    /// Its end has passed, and the handshake let it through: it asks for its renewal and nothing else.
-    Expired,
-}
-
-impl CallerCertificate {
-    /// Of a certificate that the handshake has verified, now.
-    pub fn read(der: &CertificateDer<'_>, now: UnixTime) -> Option<Self> {
-        let facts = CertificateFacts::of_der(der).ok()?;
-        Some(Self {
-            peer: peer_id_of(der),
-            key: facts.public_key_digest,
-            standing: if now > facts.not_after {
-                Standing::Expired
-            } else {
-                Standing::Valid
-            },
-            der: Arc::new(der.clone().into_owned()),
-        })
-    }
-}
-
-impl Caller {
-    fn is_expired(&self) -> bool {
-        self.certificate
-            .as_ref()
-            .is_some_and(|certificate| certificate.standing == Standing::Expired)
-    }
-
-    /// Refuses what an ended certificate is not good for.
-    fn check_standing(&self, path: &str) -> Result<(), Reply> {
-        if self.is_expired() && path != CERTIFICATE_REFRESH_PATH {
-            return Err(Reply::unauthorized(
-                "the client certificate has expired; it can be renewed, and nothing else be asked with it",
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// Why a peer was not dialled again.
-#[derive(Debug)]
-pub enum RedialFailed {
-    /// It is suspended, revoked, or not known any more.
-    MayNotCome,
-    /// Why it was not reached, in words.
-    NotReached(String),
-}
 
 /// The interface.
 #[derive(Debug)]
@@ -273,83 +197,6 @@ impl FederationApi {
         let answered =
             tokio::task::spawn_blocking(move || span.in_scope(|| self.answer(&path, &body, &caller)));
         answered.await.unwrap_or_else(|_| internal_error())
-    }
-
-    async fn dial_back(self: Arc<Self>, body: &[u8], caller: Caller) -> Reply {
-        let source = caller.source;
-        let peer = match self.may_ask_for_dials(caller).await {
-            Ok(peer) => peer,
-            Err(refusal) => return refusal,
-        };
-        let allow_private = self.settings.borrow().config.reach_allow_private;
-        match &self.dial_back {
-            Some(dial_back) => dial_back.answer(&peer, source, allow_private, body).await,
-            None => Reply::unknown_path(TUNNEL_DIAL_BACK_PATH),
-        }
-    }
-
-    /// Whether satellites are dialled from here at all.
-    pub const fn dials_satellites(&self) -> bool {
-        self.dial_back.is_some()
-    }
-
-    /// Dials a satellite that asks for it through its tunnel, or words the answer why not.
-    pub async fn dial_for_tunnel<B>(
-        self: Arc<Self>,
-        request: Request<B>,
-        caller: Caller,
-    ) -> Result<Reached, Reply>
-    where
-        B: Body<Data = Bytes>,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let (head, body) = request.into_parts();
-        if head.method != Method::POST {
-            return Err(Reply::wrong_method("POST"));
-        }
-        caller.check_standing(head.uri.path())?;
-        let source = caller.source;
-        let body = read_body(body).await?;
-        let peer = self.may_ask_for_dials(caller).await?;
-        let allow_private = self.settings.borrow().config.reach_allow_private;
-        match &self.dial_back {
-            Some(dial_back) => {
-                dial_back
-                    .dial_for_tunnel(&peer, source, allow_private, &body)
-                    .await
-            }
-            None => Err(Reply::unknown_path(head.uri.path())),
-        }
-    }
-
-    /// Dials a peer again where it was reached.
-    pub async fn redial(&self, redial: &Redial) -> Result<Arc<dyn Transport>, RedialFailed> {
-        let (registry, peer) = (Arc::clone(&self.registry), redial.peer);
-        let known = tokio::task::spawn_blocking(move || registry.peer_by_id(peer)).await;
-        let (Ok(Ok(known)), Some(dial_back)) = (known, &self.dial_back) else {
-            return Err(RedialFailed::NotReached(
-                "the registry could not be read".to_owned(),
-            ));
-        };
-        let peer = known
-            .filter(|peer| peer.status.inbound_allowed())
-            .ok_or(RedialFailed::MayNotCome)?;
-        let allow_private = self.settings.borrow().config.reach_allow_private;
-        dial_back
-            .redial(&peer, allow_private, redial.endpoint)
-            .await
-            .map_err(RedialFailed::NotReached)
-    }
-
-    async fn may_ask_for_dials(self: &Arc<Self>, caller: Caller) -> Result<PeerRecord, Reply> {
-        let api = Arc::clone(self);
-        let known = tokio::task::spawn_blocking(move || api.authenticate(&caller)).await;
-        match known {
-            Ok(Ok((peer, _))) if peer.status.inbound_allowed() => Ok(peer),
-            Ok(Ok(_)) => Err(unreachable_peer()),
-            Ok(Err(refusal)) => Err(refusal),
-            Err(_) => Err(internal_error()),
-        }
     }
 
     fn answer(&self, path: &str, body: &[u8], caller: &Caller) -> Reply {
@@ -580,30 +427,6 @@ pub fn is_enrolled(peer: &PeerRecord, key: PublicKeyDigest) -> bool {
 /// Whether a peer may hold a tunnel at all: a resumed peer needs one for its first heartbeat.
 pub fn may_connect(status: PeerStatus) -> bool {
     status.heartbeat_allowed()
-}
-
-/// Reads a body of bounded size in bounded time, or words the refusal.
-pub async fn read_body<B>(body: B) -> Result<Bytes, Reply>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let limited = Limited::new(body, JSON_BODY_MAX_BYTES).collect();
-    match tokio::time::timeout(CONTRACT_REQUEST_TIMEOUT, limited).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Reply::failure(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            &format!("the body is larger than {JSON_BODY_MAX_BYTES} bytes"),
-        )),
-        Ok(Err(_)) => Err(Reply::failure(StatusCode::BAD_REQUEST, "the body broke off")),
-        Err(_) => Err(Reply::failure(
-            StatusCode::REQUEST_TIMEOUT,
-            &format!(
-                "the body did not arrive within {} s",
-                CONTRACT_REQUEST_TIMEOUT.as_secs()
-            ),
-        )),
-    }
 }
 
 fn unreachable_peer() -> Reply {

@@ -26,6 +26,7 @@ use super::ingress::Ingress;
 use super::operator_api::{OperatorApi, RequestSource};
 use super::parent_calls::{CallerConnection, ParentCalls};
 use super::reply::{Reply, ReplyBody};
+use super::request_body::pass_over;
 use crate::base::id::NetworkId;
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::base::time::UnixTime;
@@ -300,10 +301,10 @@ impl HttpsListener {
                 (Some(who), Ok(call)) => {
                     return self.calls.carry(request, call, &who, &shaken.connection).await;
                 }
-                (Some(_), Err(refusal)) => return refusal.into_response(),
+                (Some(_), Err(refusal)) => return refused(request, refusal).await,
                 (None, Ok(call)) if call.is_by_host() => {
-                    return Reply::unauthorized("this host name is for the parent's programs")
-                        .into_response();
+                    let refusal = Reply::unauthorized("this host name is for the parent's programs");
+                    return refused(request, refusal).await;
                 }
                 // It may be an operator's.
                 (None, _) => {}
@@ -329,8 +330,14 @@ impl HttpsListener {
             }
             Err(refusal) => {
                 debug!(source = %caller.source, "an operator request was refused");
-                Reply::into_response(refusal)
+                refused(request, refusal).await
             }
         }
     }
+}
+
+/// The answer to a request whose body nobody has read.
+async fn refused(request: Request<Incoming>, refusal: Reply) -> Response<ReplyBody> {
+    pass_over(request.into_body()).await;
+    refusal.into_response()
 }

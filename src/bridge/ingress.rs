@@ -3,6 +3,8 @@
 //! gets a short time to accept, one with a certificate that has expired a short time to renew it,
 //! and nothing else.
 
+mod visit;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -14,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio_rustls::server::TlsStream;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use self::visit::Visitor;
 use super::direct::{self, Calling, RedialEvent, Redialer};
 use super::federation_api::{Caller, CallerCertificate, Standing};
 use super::links::{Link, Links, SessionGuard};
@@ -22,7 +25,6 @@ use super::settings::BridgeSettings;
 use crate::base::id::{NetworkId, PeerId, SessionId};
 use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::TUNNEL_DIRECT_PATH;
-use crate::machine::source_rate::Source;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
@@ -34,20 +36,9 @@ use crate::tunnel::tcp::{self, TcpSettings};
 use crate::tunnel::transport::{BoxFuture, Transport, TunnelProtocol};
 use crate::tunnel::{CloseReason, TunnelDriver};
 use crate::wire::{
-    DIRECT_FEATURE, Goodbye, GoodbyeReason, Hello, RENEWAL_ONLY_FEATURE, RefusalCode, Refused,
-    SESSIONS_FEATURE, SessionClaim, StreamKind, Welcome, reached_at_feature,
+    DIRECT_FEATURE, Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, SESSIONS_FEATURE, SessionClaim,
+    StreamKind, Welcome, reached_at_feature,
 };
-
-/// Life of a connection without a certificate, or with an expired one: an accept takes two round trips and one write to
-/// disk; a slow satellite link has ten times that.
-const BOOTSTRAP_LIFETIME: Duration = Duration::from_secs(30);
-
-/// Requests that such a connection may make in its life: one accept or renewal, and its retries.
-const BOOTSTRAP_STREAMS: usize = 8;
-
-/// When a satellite whose certificate has expired should try again after it was let in and did not
-/// renew: whatever kept it from that takes more than a moment.
-const NOT_RENEWED_RETRY: Duration = Duration::from_secs(60);
 
 /// When a dialer that is not admitted should try again. An operator has to do something first, and
 /// this is how long the satellite stays away after that.
@@ -115,39 +106,6 @@ enum Arrival {
     Dialled(Arc<dyn Transport>),
     /// This side: it says what for, and then the satellite greets.
     Called(Calling),
-}
-
-/// Who gets a short time and a few requests.
-enum Visitor {
-    /// Without a certificate: it comes to accept.
-    Stranger,
-    /// A peer with a certificate that has expired: it comes to renew it.
-    Expired(CallerCertificate),
-}
-
-impl Visitor {
-    fn certificate(&self) -> Option<CallerCertificate> {
-        match self {
-            Self::Stranger => None,
-            Self::Expired(certificate) => Some(certificate.clone()),
-        }
-    }
-
-    /// What it is told when its requests are used up, when its time is, and when to come back.
-    const fn farewell(&self) -> (&'static str, &'static str, Duration) {
-        match self {
-            Self::Stranger => (
-                "no more requests without a certificate; dial again",
-                "the time without a certificate is over; dial again",
-                RESTART_RETRY,
-            ),
-            Self::Expired(_) => (
-                "no more requests with a certificate that has expired; dial again",
-                "the time to renew the certificate is over; dial again",
-                NOT_RENEWED_RETRY,
-            ),
-        }
-    }
 }
 
 impl Ingress {
@@ -293,8 +251,14 @@ impl Ingress {
         let Some((tunnel, hello, driver)) = self.greet(arrival, decide).await else {
             return;
         };
+        let caller = Caller {
+            source: address.ip(),
+            network,
+            certificate: Some(certificate.clone()),
+        };
         let link = Link {
             tunnel: tunnel.clone(),
+            caller: caller.clone(),
             since: self.clock.trusted().now,
             direct: matches!(reached, RedialEvent::Reached(_)),
             agent: foreign_text(&hello.agent),
@@ -310,11 +274,6 @@ impl Ingress {
                     if let Ok(Some((reason, why))) = self.objection(&certificate, peer).await {
                         place.close(reason, &why);
                     }
-                    let caller = Caller {
-                        source: address.ip(),
-                        network,
-                        certificate: Some(certificate),
-                    };
                     tokio::join!(
                         self.serve(&tunnel, &caller),
                         promote(&place, &tunnel, claim.trial),
@@ -424,68 +383,6 @@ impl Ingress {
         if let Some(ends) = ends.into_inner() {
             self.links.close(ends.peer, ends.reason, &ends.message);
         }
-    }
-
-    async fn visit(
-        self: &Arc<Self>,
-        transport: Arc<dyn Transport>,
-        (address, network): (SocketAddr, Option<NetworkId>),
-        visitor: Visitor,
-    ) {
-        let place = match self.links.enter_bootstrap(Source::of(address.ip())) {
-            Ok(place) => place,
-            Err(full) => {
-                warn!(%address, %full, "a connection that no valid certificate stands for found no place");
-                return self
-                    .decline(
-                        transport,
-                        refused(RefusalCode::Busy, &full.to_string(), BUSY_RETRY),
-                    )
-                    .await;
-            }
-        };
-        let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
-        let decide = |hello: &Hello| {
-            let mut welcome = self.welcome(session, address, hello, None);
-            if matches!(visitor, Visitor::Expired(_)) {
-                welcome.features.push(RENEWAL_ONLY_FEATURE.to_owned());
-            }
-            Ok(welcome)
-        };
-        let Some((tunnel, _, driver)) = self.greet(Arrival::Dialled(transport), decide).await else {
-            return;
-        };
-        let caller = Caller {
-            source: address.ip(),
-            network,
-            certificate: visitor.certificate(),
-        };
-        let served = async {
-            let requests = async {
-                for _ in 0..BOOTSTRAP_STREAMS {
-                    let Ok(incoming) = tunnel.accept_stream().await else {
-                        return;
-                    };
-                    if let Ok(stream) = incoming.accept().await {
-                        self.request(stream, caller.clone()).await;
-                    }
-                }
-            };
-            let (used_up, time_over, retry) = visitor.farewell();
-            let (reason, message, retry) = tokio::select! {
-                () = self.work.cancelled() => {
-                    (GoodbyeReason::ShuttingDown, "the host-bridge stops or restarts", RESTART_RETRY)
-                }
-                ended = tokio::time::timeout(BOOTSTRAP_LIFETIME, requests) => match ended {
-                    Ok(()) => (GoodbyeReason::LimitExceeded, used_up, retry),
-                    Err(_) => (GoodbyeReason::LimitExceeded, time_over, retry),
-                },
-            };
-            tunnel.close(goodbye(reason, message, retry)).await;
-        };
-        let (reason, ()) = tokio::join!(driver.run(), served);
-        debug!(%address, %reason, "a connection that no valid certificate stands for has ended");
-        drop(place);
     }
 
     async fn decline(&self, transport: Arc<dyn Transport>, refused: Refused) {

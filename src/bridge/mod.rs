@@ -31,6 +31,7 @@ mod plain_path;
 pub mod platform;
 pub mod registry;
 pub mod reply;
+mod request_body;
 pub mod server_identity;
 pub mod session;
 pub mod settings;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, request};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Body;
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq as _;
@@ -28,6 +28,7 @@ use super::platform::{CALLING_INSTANCE, FORWARDED_FOR, ForwardedIdentity, SDWAN_
 use super::registry::record::PeerRecord;
 use super::registry::{Ledger, RegistryError};
 use super::reply::{BodyError, Reply, ReplyBody};
+use super::request_body::read_body;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{NetworkId, PeerId, TraceId};
@@ -165,6 +166,8 @@ impl ParentCalls {
         };
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
         let (head, body) = request.into_parts();
+        // No satellite takes more, and it would come over its link in vain.
+        let body = Full::new(read_body(body).await?);
         info!(who, peer = %peer.id, method = %head.method, path = call.target.path(), %trace, "a call of the parent's goes to a peer");
         let mut noted = AuditEvent {
             federation_peer_id: Some(peer.id),

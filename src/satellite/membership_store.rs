@@ -2,31 +2,32 @@
 //! must outlive a broken file. Opens whichever is whole and says so. The facts that change every
 //! minute are written rarely: the card of a small box must not wear out.
 
+mod error;
 mod examination;
+mod rows;
+mod second_copy;
 mod version_1;
 
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
-
 use super::grants;
 use super::status::StoreReport;
 use crate::base::limit::error_chain;
-use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
-use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::machine::join::{Farewell, JoinState};
 use crate::machine::mapping_lease::MappingRecord;
 use crate::process::blocking;
 use crate::store::audit_log::add_audit_log;
-use crate::store::copy::{self, Copy as SecondCopy, CopyError};
-use crate::store::database::{Database, OpenError, Schema, StoreError, Table};
-use crate::store::record::{self, Only, Record, RecordError};
-use crate::store::seal::{self, SealError};
+use crate::store::copy;
+use crate::store::database::{Database, OpenError, Schema, StoreError};
+use crate::store::record::Only;
 use crate::store::state_key::StateKey;
 
+pub use error::{OpenStateError, SaveStateError};
 pub use examination::{CopyStanding, Examination};
+use rows::{FACTS, HANDED_OVER, MEMBERSHIP, StoredMappings, StoredState};
+pub use rows::{Facts, HandedOver, MappingFamily};
+use second_copy::{Copied, read_copy};
 
 /// The store file in the state directory.
 pub const STORE_FILE: &str = "satellite.redb";
@@ -39,94 +40,6 @@ pub static SCHEMA: Schema = Schema {
     migrations: &[add_audit_log, grants::add_grants],
     sealed: &[MEMBERSHIP.name(), grants::GRANT_KEY.name()],
 };
-
-const MEMBERSHIP: Table<Only, StoredState> = Table::new("membership");
-const FACTS: Table<Only, Facts> = Table::new("facts");
-const HANDED_OVER: Table<Only, HandedOver> = Table::new("cluster_handed_over");
-const MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("mappings_v4");
-const MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("mappings_v6");
-const HTTPS_MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("https_mappings_v4");
-const HTTPS_MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("https_mappings_v6");
-/// Which addresses a mapping is for, and what it carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MappingFamily {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-    /// IPv4, for HTTPS.
-    HttpsV4,
-    /// IPv6, for HTTPS.
-    HttpsV6,
-}
-
-impl MappingFamily {
-    const fn table(self) -> &'static Table<Only, StoredMappings> {
-        match self {
-            Self::V4 => &MAPPINGS_V4,
-            Self::V6 => &MAPPINGS_V6,
-            Self::HttpsV4 => &HTTPS_MAPPINGS_V4,
-            Self::HttpsV6 => &HTTPS_MAPPINGS_V6,
-        }
-    }
-}
-
-/// What may exist on routers.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct StoredMappings(Vec<MappingRecord>);
-
-impl Record for StoredMappings {
-    const VERSION: u8 = 1;
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct StoredState(JoinState);
-
-impl Record for StoredState {
-    const VERSION: u8 = 2;
-
-    fn upgrade(version: u8, bytes: &[u8]) -> Result<Self, RecordError> {
-        match version {
-            1 => version_1::read(bytes).map(Self),
-            found => Err(RecordError::UnknownVersion {
-                found,
-                known: Self::VERSION,
-            }),
-        }
-    }
-}
-
-/// What is good to know again after a restart, and no loss if it is old.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Facts {
-    /// The parent's last acknowledgement, trusted time.
-    pub last_acknowledged_at: Option<UnixTime>,
-    /// The last time seen from the parent, advanced to when this was written.
-    pub seen_from_parent: Option<UnixTime>,
-    /// Where the parent says that it can be reached.
-    pub our_endpoints: Vec<OurEndpoint>,
-    /// How the versions fit, as the parent says.
-    pub schema_compatibility: Option<SchemaCompatibility>,
-    /// Bridges that answered, the latest first: name and address.
-    pub good_addresses: Vec<(String, std::net::SocketAddr)>,
-}
-
-impl Record for Facts {
-    const VERSION: u8 = 1;
-}
-
-/// The cluster's part of an accept that the hook has taken.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HandedOver {
-    /// By what the hook knows it again.
-    pub key: String,
-    /// When.
-    pub at: UnixTime,
-}
-
-impl Record for HandedOver {
-    const VERSION: u8 = 1;
-}
 
 /// What was found at the start.
 #[derive(Debug, Default)]
@@ -173,85 +86,6 @@ impl Loaded {
             recovered: None,
         }
     }
-}
-
-/// Why the state cannot be opened.
-#[derive(Debug, Error)]
-pub enum OpenStateError {
-    /// The store cannot be opened, and no second copy helps.
-    #[error("cannot open the satellite's state in {directory}")]
-    Open {
-        /// The state directory.
-        directory: PathBuf,
-        /// Why.
-        #[source]
-        source: OpenError,
-    },
-    /// Both are of no use.
-    #[error(
-        "the satellite's state in {directory} is damaged, and so is its second copy or there is none; nothing was \
-         changed. Restore the directory from a backup, or move it away and join again with a new invitation"
-    )]
-    Lost {
-        /// The state directory.
-        directory: PathBuf,
-        /// What is wrong with the store.
-        #[source]
-        source: OpenError,
-    },
-    /// The store opens but its rows cannot be read.
-    #[error("cannot read the satellite's state in {directory}")]
-    Read {
-        /// The state directory.
-        directory: PathBuf,
-        /// Why.
-        #[source]
-        source: StoreError,
-    },
-    /// The second copy cannot be read.
-    #[error("cannot read the second copy of the satellite's state in {directory}")]
-    Copy {
-        /// The state directory.
-        directory: PathBuf,
-        /// Why.
-        #[source]
-        source: CopyError,
-    },
-    /// The second copy is whole and sealed, and does not open.
-    #[error("the second copy of the satellite's state in {directory} cannot be used")]
-    CopySeal {
-        /// The state directory.
-        directory: PathBuf,
-        /// Why, and what to do.
-        #[source]
-        source: SealError,
-    },
-    /// The second copy is whole but was written by another version.
-    #[error("the second copy of the satellite's state in {directory} cannot be used")]
-    CopyRecord {
-        /// The state directory.
-        directory: PathBuf,
-        /// Why.
-        #[source]
-        source: RecordError,
-    },
-}
-
-/// Why a state was not made durable. The state in the store is the one before.
-#[derive(Debug, Error)]
-pub enum SaveStateError {
-    /// The store.
-    #[error("the membership could not be written to the store")]
-    Store(#[source] StoreError),
-    /// It cannot be encoded.
-    #[error("the membership cannot be encoded")]
-    Encode(#[source] RecordError),
-    /// The second copy cannot be sealed: the store has the new state, the copy the one before.
-    #[error("the second copy of the membership could not be sealed")]
-    Seal(#[source] SealError),
-    /// The second copy: the store has the new state, the copy the one before.
-    #[error("the second copy of the membership could not be written")]
-    Copy(#[source] CopyError),
 }
 
 /// The open state of one satellite. One process at a time.
@@ -503,113 +337,6 @@ impl MembershipStore {
             recovered,
             last_error: None,
         }
-    }
-
-    /// Fills an empty store from the second copy, where there is one.
-    fn recover(self, mut loaded: Loaded, what: &str) -> Result<(Self, Loaded), OpenStateError> {
-        let said = match read_copy(&self.directory, self.key.as_ref())? {
-            Copied::Nothing => return Ok((self, loaded)),
-            Copied::State(state) => {
-                let stored = StoredState((*state).clone());
-                self.database
-                    .write(|writer| {
-                        if let Some(membership) = state.membership() {
-                            grants::withhold(writer, membership.peer_id)?;
-                        }
-                        writer.put(&MEMBERSHIP, &Only, &stored)
-                    })
-                    .map_err(|source: StoreError| OpenStateError::Read {
-                        directory: self.directory.clone(),
-                        source,
-                    })?;
-                self.mend_copy(Some(&state));
-                loaded.state = Some(*state);
-                format!("{what}; the membership was restored from the second copy")
-            }
-            Copied::Damaged => format!(
-                "{what} and the second copy is damaged: if this box had joined, it has to join again with a new invitation"
-            ),
-        };
-        tracing::warn!("{said}");
-        loaded.recovered = Some(said);
-        Ok((self, loaded))
-    }
-
-    /// The store is whole: a second copy that is missing, damaged, older or in another form (sealed or
-    /// not) is written anew.
-    fn mend_copy(&self, state: Option<&JoinState>) {
-        let Some(state) = state else { return };
-        let stored = StoredState(state.clone());
-        let copied = match copy::read(&self.directory.join(COPY_FILE)) {
-            Ok(SecondCopy::Whole(copied)) => Some(copied),
-            _ => None,
-        };
-        let bare = copied
-            .as_ref()
-            .is_some_and(|copied| !seal::is_sealed(copied.expose()));
-        let same = match (&copied, record::encode(&stored)) {
-            (Some(copied), Ok(mine)) if bare != self.key.is_some() => {
-                seal::open_copy(&SCHEMA, self.key.as_ref(), copied)
-                    .is_ok_and(|content| content.matches(&Secret::new(mine.to_vec())))
-            }
-            _ => false,
-        };
-        if same {
-            return;
-        }
-        // What a copy from before the key holds must not stay behind on the disk.
-        let write = match (bare, &self.key) {
-            (true, Some(_)) => copy::write_and_erase,
-            _ => copy::write,
-        };
-        if let Err(error) = self.write_copy(&stored, write) {
-            tracing::warn!(error = %error_chain(&error), "the second copy could not be mended");
-        }
-    }
-
-    fn write_copy(
-        &self,
-        stored: &StoredState,
-        write: fn(&Path, &Secret) -> Result<(), CopyError>,
-    ) -> Result<(), SaveStateError> {
-        let bytes = record::encode(stored).map_err(SaveStateError::Encode)?;
-        let content = seal::seal_copy(&SCHEMA, self.key.as_ref(), &Secret::new(bytes.to_vec()))
-            .map_err(SaveStateError::Seal)?;
-        write(&self.directory.join(COPY_FILE), &content).map_err(SaveStateError::Copy)
-    }
-}
-
-/// What the second copy holds.
-enum Copied {
-    State(Box<JoinState>),
-    Nothing,
-    Damaged,
-}
-
-fn read_copy(directory: &Path, key: Option<&StateKey>) -> Result<Copied, OpenStateError> {
-    match copy::read(&directory.join(COPY_FILE)) {
-        Ok(SecondCopy::Absent) => Ok(Copied::Nothing),
-        Ok(SecondCopy::Damaged(why)) => {
-            tracing::warn!(reason = %why, "the second copy of the membership is damaged");
-            Ok(Copied::Damaged)
-        }
-        Ok(SecondCopy::Whole(bytes)) => {
-            let content =
-                seal::open_copy(&SCHEMA, key, &bytes).map_err(|source| OpenStateError::CopySeal {
-                    directory: directory.to_owned(),
-                    source,
-                })?;
-            record::decode::<StoredState>(content.expose())
-                .map(|StoredState(state)| Copied::State(Box::new(state)))
-                .map_err(|source| OpenStateError::CopyRecord {
-                    directory: directory.to_owned(),
-                    source,
-                })
-        }
-        Err(source) => Err(OpenStateError::Copy {
-            directory: directory.to_owned(),
-            source,
-        }),
     }
 }
 

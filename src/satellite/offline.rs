@@ -136,6 +136,7 @@ impl OfflineState {
         Ok(Departure {
             peer_id,
             not_told: Some("the satellite does not run".to_owned()),
+            ends_by_operator: false,
         })
     }
 }

@@ -14,6 +14,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::base::id::TraceId;
+use crate::base::time::UnixTime;
 
 use crate::contract::invitation::HostPort;
 use crate::contract::message::{
@@ -160,6 +161,18 @@ pub fn heartbeat_request(
         platform_version: Some(RELEASE.to_owned()),
         data_residency: membership.operator.data_residency.clone(),
     }
+}
+
+/// The last one of a satellite that leaves: nothing is offered any more, and the parent's row says why. An empty list of
+/// endpoints would change nothing there, so they stay.
+pub fn farewell_request(membership: &Membership, reason: &str, at: UnixTime) -> HeartbeatRequest {
+    let mut request = heartbeat_request(membership, &[], Vec::new());
+    request.capabilities.remove("tunnel");
+    request.capabilities.insert(
+        "left".to_owned(),
+        json!({ "at": at.to_string(), "reason": reason }),
+    );
+    request
 }
 
 /// Only what is true of this build (social contract 3), and who runs the box (social contract 1).

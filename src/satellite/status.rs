@@ -1,6 +1,10 @@
 //! What a satellite tells about itself: one report for the admin socket, `status` and `--json`.
 //! Built by the daemon from its machine, or from the store when no daemon runs. Holds no secret.
 
+mod certificate;
+mod link;
+mod ways_in;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -11,18 +15,17 @@ use crate::base::limit::foreign_text;
 use crate::base::time::{UnixTime, rfc3339};
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::contract::peer::{PeerStatus, SpawnMode};
-use crate::identity::anchors::Anchors;
-use crate::identity::certificate::CertificateFacts;
 use crate::machine::child::EventKind;
 use crate::machine::join::JoinState;
-use crate::machine::mapping_lease::MappingProtocol;
-use crate::machine::membership::{Candidate, Membership, Operator, StoredIdentity};
+use crate::machine::membership::{Membership, Operator};
 use crate::machine::past::{FormerGrants, FormerPeer};
-use crate::machine::renewal::{CertificateStanding, renewal_due};
-use crate::reach::port_mapping::MappingView;
 use crate::satellite::grants::GrantsReport;
 use crate::satellite::node_report::NodeReport;
 use crate::satellite::services::ServiceReport;
+
+pub use certificate::{AnchorReport, CertificateReport};
+pub use link::{BetterReport, BridgeReport, LinkReport};
+pub use ways_in::{HttpsReport, MappingReport, ReachReport};
 
 /// The whole report. Field names are the `--json` output: additions only.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -120,80 +123,6 @@ impl CountersReport {
     }
 }
 
-/// Where the parent can call the satellite itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HttpsReport {
-    /// Its address on this box.
-    pub listening: Option<std::net::SocketAddr>,
-    /// Why it does not listen.
-    pub error: Option<String>,
-    /// What leads to it from outside, for each family of addresses; empty where nothing is looked for.
-    #[serde(default)]
-    pub mappings: Vec<MappingReport>,
-}
-
-/// The ways in from outside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReachReport {
-    /// The UDP port on which the satellite can be dialled; none when it does not listen.
-    pub listening: Option<u16>,
-    /// One for each family of addresses.
-    pub mappings: Vec<MappingReport>,
-}
-
-/// A port on a router, or why there is none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MappingReport {
-    /// `ipv4` or `ipv6`.
-    pub family: String,
-    /// `PCP`, `NAT-PMP`, `UPnP`, `none needed` for a public address of the box's own, or `configured`.
-    pub protocol: Option<String>,
-    /// The router that gave it.
-    pub gateway: Option<std::net::IpAddr>,
-    /// Where it leads on this box.
-    pub internal: Option<std::net::SocketAddr>,
-    /// What leads there from outside.
-    pub endpoint: Option<std::net::SocketAddr>,
-    /// For how long it was given; none for ever.
-    pub lease_seconds: Option<u32>,
-    /// Whether the host-bridge has dialled it and still reaches it: only then is it told to others.
-    pub proven: bool,
-    /// Why there is none, or why it is not proven.
-    pub reason: Option<String>,
-}
-
-impl MappingReport {
-    /// As a keeper shows it; `configured` is an endpoint of the owner's own making.
-    pub fn of(family: &str, view: &MappingView, configured: Option<std::net::SocketAddr>) -> Self {
-        let lease = view.lease.as_ref();
-        let is_configured = lease.is_some_and(|lease| configured == Some(lease.endpoint));
-        let unasked = if is_configured {
-            "configured"
-        } else {
-            "none needed"
-        };
-        Self {
-            family: family.to_owned(),
-            protocol: lease.map(|lease| {
-                let protocol = lease.protocol.map(MappingProtocol::name);
-                protocol.unwrap_or(unasked).to_owned()
-            }),
-            gateway: lease.and_then(|lease| lease.gateway),
-            internal: lease.filter(|_| !is_configured).map(|lease| lease.internal),
-            endpoint: lease.map(|lease| lease.endpoint),
-            lease_seconds: lease.and_then(|lease| lease.lease_seconds),
-            proven: view.endpoint.is_some(),
-            reason: match (lease, view.why_not) {
-                (_, Some(why)) => Some(why.to_string()),
-                (Some(_), None) if view.endpoint.is_none() => {
-                    Some("not proven by the host-bridge yet".to_owned())
-                }
-                (_, None) => None,
-            },
-        }
-    }
-}
-
 /// The membership.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PeerReport {
@@ -248,74 +177,6 @@ impl FormerPeerReport {
     }
 }
 
-/// The tunnel.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct LinkReport {
-    /// `off`, `dialing`, `connected`, `waiting`; `unknown` without a daemon.
-    pub state: String,
-    /// The bridge's address, while dialing or connected.
-    pub bridge: Option<String>,
-    /// The way in use: `direct`, `quic`, `tls` or `proxy`.
-    pub transport: Option<String>,
-    /// Since when it is connected.
-    #[serde(default, with = "rfc3339::option")]
-    pub since: Option<UnixTime>,
-    /// When the next try starts.
-    #[serde(default, with = "rfc3339::option")]
-    pub next_attempt_at: Option<UnixTime>,
-    /// Failed rounds since the last stable connection.
-    pub failures: u32,
-    /// The last failure, in words.
-    pub last_error: Option<String>,
-    /// Every host-bridge of which a tunnel is wanted, best first.
-    #[serde(default)]
-    pub bridges: Vec<BridgeReport>,
-}
-
-/// One host-bridge and how it is reached.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct BridgeReport {
-    /// Its name and port.
-    pub bridge: String,
-    /// `dialing`, `connected`, `waiting`.
-    pub state: String,
-    /// Whether the satellite's own requests go over it.
-    pub primary: bool,
-    /// The address that answered.
-    pub address: Option<String>,
-    /// The way in use: `direct`, `quic`, `tls` or `proxy`.
-    pub rung: Option<String>,
-    /// Since when the tunnel is up.
-    #[serde(default, with = "rfc3339::option")]
-    pub since: Option<UnixTime>,
-    /// When the next try starts, while there is no tunnel.
-    #[serde(default, with = "rfc3339::option")]
-    pub next_attempt_at: Option<UnixTime>,
-    /// Failed tries since the last stable tunnel.
-    pub failures: u32,
-    /// The last failure, in words, while there is no tunnel.
-    pub last_error: Option<String>,
-    /// Tunnels before this one that end with their streams.
-    pub draining: usize,
-    /// Better ways than the one in use.
-    pub better: Vec<BetterReport>,
-    /// UDP packets that the system dropped because this program did not take them in time.
-    #[serde(default)]
-    pub udp_dropped: u64,
-}
-
-/// A better way than the one in use.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct BetterReport {
-    /// Its name.
-    pub rung: String,
-    /// Why it is not in use.
-    pub why: String,
-    /// When it is tried again.
-    #[serde(default, with = "rfc3339::option")]
-    pub next_try_at: Option<UnixTime>,
-}
-
 /// The heartbeats.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct HeartbeatReport {
@@ -328,41 +189,6 @@ pub struct HeartbeatReport {
     pub our_endpoints: Vec<OurEndpoint>,
     /// How the versions fit, as the parent says.
     pub schema_compatibility: Option<SchemaCompatibility>,
-}
-
-/// A certificate: the federation's, or the node's.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CertificateReport {
-    /// `valid`, `renewal due`, `expires soon`, `expired`, `not yet valid`.
-    pub standing: String,
-    /// Serial, upper-case hex.
-    pub serial: String,
-    /// Begin of validity.
-    #[serde(with = "rfc3339")]
-    pub not_before: UnixTime,
-    /// End of validity.
-    #[serde(with = "rfc3339")]
-    pub not_after: UnixTime,
-    /// When renewal starts.
-    #[serde(with = "rfc3339")]
-    pub renew_at: UnixTime,
-    /// A renewal under way: `requested` or `proving`.
-    pub renewal: Option<String>,
-    /// The last failure of the renewal under way, in words.
-    #[serde(default)]
-    pub renewal_error: Option<String>,
-    /// Whether it has expired and the parent, when it was reached, did not renew it.
-    #[serde(default)]
-    pub needs_rejoin: bool,
-    /// Whether it was issued by this box's own authority, as among equals.
-    #[serde(default)]
-    pub self_issued: bool,
-    /// The parent's authorities that are trusted, the oldest first.
-    #[serde(default)]
-    pub anchors: Vec<AnchorReport>,
-    /// Why the parent's trust bundle is not followed, in words.
-    #[serde(default)]
-    pub bundle_error: Option<String>,
 }
 
 /// What was delivered for the cluster, without what it says.
@@ -390,37 +216,6 @@ impl ClusterReport {
                 .collect(),
             ..Self::default()
         })
-    }
-}
-
-/// An authority that is trusted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AnchorReport {
-    /// SHA-256 of its certificate.
-    pub fingerprint: String,
-    /// Its name.
-    pub subject: Option<String>,
-    /// End of its validity.
-    #[serde(with = "rfc3339")]
-    pub not_after: UnixTime,
-}
-
-impl AnchorReport {
-    fn all_of(identity: &StoredIdentity) -> Vec<Self> {
-        let Ok(anchors) = Anchors::from_pem(&identity.certificate.ca_chain_pem) else {
-            return Vec::new();
-        };
-        let facts = anchors
-            .certificates()
-            .iter()
-            .filter_map(|der| CertificateFacts::of_der(der).ok());
-        facts
-            .map(|facts| Self {
-                fingerprint: facts.fingerprint.to_string(),
-                subject: facts.subject_cn.as_deref().map(foreign_text),
-                not_after: facts.not_after,
-            })
-            .collect()
     }
 }
 
@@ -583,48 +378,6 @@ impl PeerReport {
             location: membership.operator.location.clone(),
             data_residency: membership.operator.data_residency.clone(),
             warnings: membership.delivered.warnings.clone(),
-        }
-    }
-}
-
-impl CertificateReport {
-    /// Whether somebody should look at it.
-    pub fn is_worrying(&self) -> bool {
-        [
-            CertificateStanding::ExpiresSoon,
-            CertificateStanding::Expired,
-            CertificateStanding::NotYetValid,
-        ]
-        .iter()
-        .any(|standing| self.standing == standing.to_string())
-    }
-
-    fn of(membership: &Membership, now: UnixTime) -> Self {
-        let renewal = membership.candidate.as_ref().map(|candidate| match candidate {
-            Candidate::Requested(_) => "requested",
-            Candidate::Issued(_) => "proving",
-        });
-        Self {
-            self_issued: membership.own_authority.is_some(),
-            ..Self::of_identity(&membership.identity, renewal, now)
-        }
-    }
-
-    /// How an identity stands, and what is done to renew it.
-    pub fn of_identity(identity: &StoredIdentity, renewal: Option<&str>, now: UnixTime) -> Self {
-        let (not_before, not_after) = (identity.not_before, identity.certificate.not_after);
-        Self {
-            standing: CertificateStanding::judge(not_before, not_after, now).to_string(),
-            serial: identity.certificate.serial.clone(),
-            not_before,
-            not_after,
-            renew_at: renewal_due(not_before, not_after),
-            renewal: renewal.map(str::to_owned),
-            renewal_error: None,
-            needs_rejoin: false,
-            self_issued: false,
-            anchors: AnchorReport::all_of(identity),
-            bundle_error: None,
         }
     }
 }

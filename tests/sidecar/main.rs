@@ -5,10 +5,13 @@
 
 #[path = "../support/authority.rs"]
 mod authority;
+mod direct;
 mod https;
 mod platform;
+mod standing;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,6 +33,9 @@ const NETWORK: &str = "0192f0c1-7c1e-7a53-9d0e-000000000009";
 /// The common name of the platform's client.
 const CALLER: &str = "platform.example.com";
 
+/// A platform over TLS.
+const SECURE: &str = "https://localhost:PORT";
+
 /// A credential of the platform's.
 const CREDENTIAL: &str = "0123456789abcdef0123456789abcdef";
 
@@ -44,6 +50,27 @@ struct Sidecar {
 
 impl Sidecar {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Beside a platform that speaks TLS, and is known by the authorities of a file. It shows nothing good yet.
+    fn start_secure(trusted: &Path) -> Self {
+        Self::start_with(&[
+            (
+                "POWERNODE_HOST_BRIDGE_PLATFORM_SERVER_CA_FILE",
+                &trusted.display().to_string(),
+            ),
+            ("POWERNODE_HOST_BRIDGE_PLATFORM_URL", SECURE),
+        ])
+    }
+
+    /// Host and port of the platform as its URL names them.
+    fn platform_name(&self) -> String {
+        format!("localhost:{}", self.platform.address.port())
+    }
+
+    /// With further variables of the host-bridge.
+    fn start_with(more: &[(&'static str, &str)]) -> Self {
         let platform = Platform::start();
         let (servers, callers) = (Authority::new("Server CA"), Authority::new("Caller CA"));
         let dir = tempfile::tempdir().unwrap();
@@ -54,7 +81,7 @@ impl Sidecar {
         std::fs::write(at("credential"), CREDENTIAL).unwrap();
         let port = free_port();
         let text = |name: &'static str, value: String| (name, PathBuf::from(value));
-        let variables = vec![
+        let mut variables = vec![
             text(
                 "POWERNODE_HOST_BRIDGE_PLATFORM_URL",
                 format!("http://{}", platform.address),
@@ -75,6 +102,10 @@ impl Sidecar {
             ("POWERNODE_HOST_BRIDGE_CALLERS_CA_FILE", at("callers-ca.pem")),
             ("POWERNODE_HOST_BRIDGE_CALLERS_CREDENTIAL_FILE", at("credential")),
         ];
+        variables.extend(more.iter().map(|(name, value)| {
+            let port = platform.address.port().to_string();
+            text(name, value.replace("PORT", &port))
+        }));
         show(dir.path(), &servers.server(&["127.0.0.1", "localhost"]));
         let bridge = BridgeSite {
             program: env!("CARGO_BIN_EXE_powernode-host-bridge").into(),
@@ -107,7 +138,10 @@ impl Sidecar {
 
     /// A satellite that has joined and runs.
     fn satellite(&self) -> (SatelliteSite, Running) {
-        let satellite = SatelliteSite::new();
+        self.joined(SatelliteSite::new())
+    }
+
+    fn joined(&self, satellite: SatelliteSite) -> (SatelliteSite, Running) {
         let (url, ca) = (self.bridge.url(), self.bridge.ca_file.display().to_string());
         let join = satellite.join_command(&["--parent-url", &url, "--ca-file", &ca, "--token-stdin"]);
         succeed(&run_with_input(join, TOKEN));

@@ -1,5 +1,7 @@
 use proptest::prelude::*;
-use x509_parser::prelude::{GeneralName, ParsedExtension, X509Certificate};
+use rustls::pki_types::CertificateSigningRequestDer;
+use rustls::pki_types::pem::PemObject as _;
+use x509_parser::prelude::{FromDer as _, GeneralName, ParsedExtension, X509Certificate};
 
 use super::*;
 use crate::contract::invitation::ParentTrust;

@@ -26,7 +26,7 @@ use tracing::info;
 pub(super) use self::peers::ProposalFields;
 pub(super) use self::relay::{PASSED_BACK, PASSED_ON, copy_headers, no_answer};
 use super::access::Access;
-use super::federation_api::{internal_error, read_body, stored_badly};
+use super::federation_api::{internal_error, stored_badly};
 use super::forwarded::strip_forwarded_identity;
 use super::links::Links;
 use super::mcp;
@@ -35,6 +35,7 @@ use super::permission::{Action, NotPermitted, OperatorIdentity, PeerAction, Peer
 use super::registry::record::PeerRecord;
 use super::registry::{Books, Ledger, Recognised, Registry, RegistryError, visible};
 use super::reply::{Reply, ReplyBody};
+use super::request_body::read_body;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::PeerId;

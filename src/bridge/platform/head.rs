@@ -75,6 +75,15 @@ impl ForwardedIdentity {
         })
     }
 
+    /// Who it is, for the audit log.
+    pub fn actor(&self) -> String {
+        let text = |value: &HeaderValue| value.to_str().unwrap_or_default().to_owned();
+        self.instance.as_ref().map_or_else(
+            || "a certificate that names no node".to_owned(),
+            |instance| format!("node {}", text(instance)),
+        )
+    }
+
     /// The node instance that the certificate names.
     pub(in crate::bridge) const fn instance(&self) -> Option<&HeaderValue> {
         self.instance.as_ref()

@@ -6,9 +6,11 @@
 //! `Persisted` of that number.
 
 mod event;
+mod join;
 mod link;
 mod node;
 mod rejoin;
+mod renewal;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -18,11 +20,11 @@ pub use rejoin::{Rejoin, WorkingMembership};
 
 use super::backoff::BackoffPolicy;
 use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};
-use super::join::{Farewell, JoinAction, JoinEvent, JoinMachine, JoinState};
+use super::join::{JoinEvent, JoinMachine, JoinState};
 use super::ladder::{LadderEvent, TunnelId};
-use super::membership::{Candidate, FollowedAnchors, KeyMaterial, Membership, StoredInvitation};
+use super::membership::{Candidate, FollowedAnchors, KeyMaterial, Membership};
 use super::node_identity::{NodeEvent, NodeIdentityMachine};
-use super::renewal::{IdentityChoice, RenewalAction, RenewalEvent, RenewalMachine};
+use super::renewal::{RenewalEvent, RenewalMachine};
 use super::uplinks::{LinkState, Uplinks};
 use super::watchdog::{self, Verdict, WatchdogFacts};
 use crate::base::time::{Moment, UnixTime};
@@ -329,30 +331,6 @@ impl ChildMachine {
         }
     }
 
-    fn invited(&mut self, invitation: StoredInvitation, now: Moment, wall: UnixTime) {
-        if invitation.past.membership.is_none() && self.may_invite().is_err() {
-            return;
-        }
-        if self.state().is_some_and(|state| state.is_under_way(&invitation)) {
-            self.uplinks.tell_all(&LadderEvent::RetryNow, now);
-            return;
-        }
-        self.uplinks.disable(now);
-        self.purpose = None;
-        self.follow_primary(now, wall);
-        let state = JoinState::invited(invitation, self.state());
-        self.phase = self.phase_of(state);
-        self.expired_for_good = false;
-    }
-
-    /// What is left of the membership is the record of it; the driver has made that durable.
-    fn left(&mut self, farewell: Farewell, now: Moment, wall: UnixTime) {
-        self.uplinks.disable(now);
-        self.purpose = None;
-        self.follow_primary(now, wall);
-        self.phase = self.phase_of(JoinState::Left(farewell));
-    }
-
     fn key_generated(&mut self, key: KeyMaterial, now: Moment, wall: UnixTime) {
         match &mut self.phase {
             Phase::Idle => {}
@@ -393,27 +371,6 @@ impl ChildMachine {
             }
             Phase::Member(member) => member.persist_again = Some(now.plus(PERSIST_RETRY)),
             Phase::Idle | Phase::Joining { .. } => {}
-        }
-    }
-
-    fn join_event(&mut self, event: JoinEvent, now: Moment, wall: UnixTime) {
-        if let Phase::Joining { machine, .. } = &mut self.phase {
-            machine.handle_event(event, now, wall);
-        }
-    }
-
-    /// A refusal speaks against a candidate, if it was one that was presented; an absent network does
-    /// not.
-    fn identity_refused(&mut self, now: Moment, wall: UnixTime) {
-        self.refused = true;
-        if self.purpose == Some(LinkPurpose::Member(IdentityChoice::Candidate)) {
-            self.renewal_event(RenewalEvent::CandidateRefused, now, wall);
-        }
-    }
-
-    fn renewal_event(&mut self, event: RenewalEvent, now: Moment, wall: UnixTime) {
-        if let Phase::Member(member) = &mut self.phase {
-            member.renewal.handle_event(event, now, wall);
         }
     }
 
@@ -527,85 +484,6 @@ impl ChildMachine {
             if self.actions.len() == before && !graduated && !told {
                 break;
             }
-        }
-    }
-
-    fn drain_join(&mut self) {
-        let Phase::Joining { machine, waits_for } = &mut self.phase else {
-            return;
-        };
-        while let Some(action) = machine.poll_action() {
-            self.actions.push_back(match action {
-                JoinAction::GenerateKey { kept } => ChildAction::GenerateKey {
-                    kept,
-                    purpose: KeyUse::Federation,
-                    common_name: "powernode-satellite".to_owned(),
-                },
-                JoinAction::Persist(state) => {
-                    self.sequence += 1;
-                    *waits_for = Some(self.sequence);
-                    ChildAction::Persist(self.sequence, state)
-                }
-                JoinAction::SendAccept { invitation, csr_pem } => {
-                    ChildAction::SendAccept { invitation, csr_pem }
-                }
-                JoinAction::VerifyCertificate { parent, answer, key } => {
-                    ChildAction::VerifyCertificate { parent, answer, key }
-                }
-            });
-        }
-    }
-
-    fn drain_renewal(&mut self) {
-        loop {
-            let Phase::Member(member) = &mut self.phase else {
-                return;
-            };
-            let Some(action) = member.renewal.poll_action() else {
-                return;
-            };
-            match action {
-                RenewalAction::GenerateKey => {
-                    let common_name = member
-                        .state
-                        .membership()
-                        .map_or_else(String::new, |m| format!("fed:{}", m.peer_id));
-                    self.actions.push_back(ChildAction::GenerateKey {
-                        purpose: KeyUse::Federation,
-                        common_name,
-                        kept: None,
-                    });
-                }
-                RenewalAction::SendRefresh { .. } => {
-                    if let Some(key) = &member.renewal_key {
-                        self.actions.push_back(ChildAction::SendRefresh {
-                            key: Box::new(key.clone()),
-                        });
-                    }
-                }
-                RenewalAction::Store(candidate) => self.store_candidate(move |membership| {
-                    membership.candidate = candidate;
-                }),
-                RenewalAction::Commit(identity) => {
-                    self.presents_committed = self.uplinks.primary().is_some();
-                    self.store_candidate(move |membership| {
-                        membership.identity = identity;
-                        membership.candidate = None;
-                    });
-                }
-            }
-        }
-    }
-
-    fn store_candidate(&mut self, change: impl FnOnce(&mut Membership)) {
-        let sequence = self.update_member(|state| {
-            if let Some(membership) = state.membership_mut() {
-                change(membership);
-            }
-            true
-        });
-        if let Phase::Member(member) = &mut self.phase {
-            member.renewal_waits_for = sequence;
         }
     }
 }

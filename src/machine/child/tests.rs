@@ -12,8 +12,11 @@ use crate::contract::message::{AcceptResponse, ContractFailure, FederationCertif
 use crate::contract::peer::{PeerKind, SpawnMode};
 use crate::contract::token::TokenDigest;
 use crate::machine::ladder::{DialFailure, LadderPolicy, Loss, Rung, Setback};
-use crate::machine::membership::{JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity};
+use crate::machine::membership::{
+    JoinRefusal, KeyMaterial, Operator, Parent, StoredIdentity, StoredInvitation,
+};
 use crate::machine::past::Past;
+use crate::machine::renewal::IdentityChoice;
 use crate::machine::uplinks::UplinksPolicy;
 
 mod expired;

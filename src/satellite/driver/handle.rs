@@ -70,6 +70,9 @@ pub struct Departure {
     pub peer_id: PeerId,
     /// Why the parent was not told, if it was not.
     pub not_told: Option<String>,
+    /// It was told, and its own operators have to end the peering there.
+    #[serde(default)]
+    pub ends_by_operator: bool,
 }
 
 /// Why a peering was not ended.

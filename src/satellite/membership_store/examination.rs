@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use super::{COPY_FILE, Copied, Loaded, MembershipStore, OpenStateError, SCHEMA, STORE_FILE, StoredState};
+use super::rows::StoredState;
+use super::second_copy::Copied;
+use super::{COPY_FILE, Loaded, MembershipStore, OpenStateError, SCHEMA, STORE_FILE};
 use super::{read, read_copy};
 use crate::base::secret::Secret;
 use crate::store::copy::{self, Copy as SecondCopy, CopyDamage};

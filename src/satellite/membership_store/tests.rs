@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::base::id::PeerId;
+use crate::base::secret::Secret;
 use crate::contract::delivery::{NodeEnrollment, TrustExchange};
 use crate::contract::invitation::{ContractVersion, ParentTrust};
 use crate::contract::message::FederationCertificate;
@@ -17,6 +18,8 @@ use crate::machine::membership::{
 };
 use crate::machine::node_identity::NodeStanding;
 use crate::machine::past::Past;
+use crate::store::record;
+use crate::store::seal::SealError;
 
 const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
 
