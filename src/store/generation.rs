@@ -195,7 +195,7 @@ impl Generation {
             // Nothing of it is on the disk either way, and the next opening tidies up.
             tracing::debug!(%error, "an unwanted transaction was not undone in memory");
         }
-        verdict.map(drop).unwrap_or_else(|panic| resume_unwind(panic));
+        verdict.map_or_else(|panic| resume_unwind(panic), drop);
         Ok(())
     }
 

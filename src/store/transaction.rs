@@ -186,7 +186,7 @@ impl<'t> Reader<'t> {
         table: Plain,
         from: Option<&[u8]>,
         direction: Direction,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError>,
+        each: &mut EachRow<'_>,
     ) -> Result<(), StoreError> {
         let bound = from.map_or(Bound::Unbounded, Bound::Included);
         self.with(table, &mut |rows| {
@@ -232,6 +232,9 @@ impl<'t> Reader<'t> {
         }
     }
 }
+
+/// What is done with a row's key and value, until it breaks.
+type EachRow<'e> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError> + 'e;
 
 /// What the two kinds of open tables have in common.
 trait Rows {
