@@ -99,8 +99,7 @@ impl Child {
     }
 
     fn wish(&self, wish: &Wish<'_>) -> Result<String, Skip> {
-        let missing = || Skip(format!("{} is not to be had here", wish.variable()));
-        self.owner.fulfil(wish).ok_or_else(missing)
+        self.owner.fulfil(wish).ok_or_else(|| Skip::missing(wish))
     }
 
     /// The header with a grant of these fields.
