@@ -33,6 +33,7 @@ mod owner;
 mod parents;
 mod peer_cases;
 mod platform;
+mod raw;
 mod satellite_cases;
 mod server_cases;
 mod suite;
