@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -292,6 +292,7 @@ impl HttpsListener {
     ) -> Response<ReplyBody> {
         let caller = &shaken.caller;
         let source = SocketAddr::new(caller.source, shaken.port);
+        let mut no_program = None;
         if let Some(call) = self.calls.call_in(&request) {
             let who = self.calls.recognise(request.headers(), &shaken.connection);
             match (who, call) {
@@ -304,7 +305,7 @@ impl HttpsListener {
                     return refused(request, refusal).await;
                 }
                 // It may be an operator's.
-                (None, _) => {}
+                (None, _) => no_program = self.calls.why_unrecognised(&shaken.connection),
             }
         }
         if Access::is_ingress(request.uri().path()) {
@@ -326,7 +327,15 @@ impl HttpsListener {
                 Arc::clone(&self.operators).handle(request, operator).await
             }
             Err(refusal) => {
-                debug!(source = %caller.source, "an operator request was refused");
+                debug!(source = %caller.source, no_program, "an operator request was refused");
+                let refusal = match no_program {
+                    Some(why) if refusal.status() == StatusCode::UNAUTHORIZED => {
+                        Reply::unauthorized(&format!(
+                            "this is none of the parent's programs ({why}), and no operator's token was shown"
+                        ))
+                    }
+                    _ => refusal,
+                };
                 refused(request, refusal).await
             }
         }
