@@ -27,6 +27,7 @@ pub mod peer_anchors;
 pub mod peer_trust;
 pub mod peer_view;
 pub mod permission;
+pub mod places;
 mod plain_path;
 pub mod platform;
 pub mod registry;

@@ -130,6 +130,31 @@ impl ParentCalls {
         issued.then_some(name)
     }
 
+    /// Why who calls is none of the parent's programs, where there may be some.
+    pub fn why_unrecognised(&self, connection: &CallerConnection) -> Option<String> {
+        let settings = self.settings.borrow();
+        let callers = &settings.config.callers;
+        if callers.subjects.is_empty() && callers.credential_file.is_none() {
+            return None;
+        }
+        let Some(leaf) = connection.shown.first() else {
+            return Some(
+                "neither a client certificate nor a known X-Powernode-Credential was shown".to_owned(),
+            );
+        };
+        let name = CertificateFacts::of_der(leaf)
+            .ok()
+            .and_then(|facts| facts.subject_cn)
+            .unwrap_or_default();
+        let named = callers.subjects.iter().any(|subject| subject.as_str() == name);
+        let name = foreign_text(&name);
+        Some(if named {
+            format!("the client certificate of `{name}` is not of an authority of `callers.ca_file`")
+        } else {
+            format!("the client certificate's common name `{name}` is not one of `callers.subjects`")
+        })
+    }
+
     /// Carries a call of `who` to the peer's satellite and the answer back.
     pub async fn carry<B>(
         &self,

@@ -355,3 +355,33 @@ pub(super) fn network_peers_stay_accepted(target: &Target) -> Shown {
     );
     Ok(())
 }
+
+pub(super) fn cut_requests_cost_no_token(target: &Target) -> Shown {
+    let request = Request::new("x");
+    let body = json!({ "acceptance_token": target.mint(), "contract_version": 1, "csr_pem": request.csr });
+    let path = format!("{API}/accept");
+    target.client.post_cut(&path, &body.to_string(), None, "");
+    assert_eq!(accept(target, &body).data()["status"], "enrolled");
+    Ok(())
+}
+
+pub(super) fn slow_requests_are_waited_for(target: &Target) -> Shown {
+    let request = Request::new("x");
+    let body = json!({ "acceptance_token": target.mint(), "contract_version": 1, "csr_pem": request.csr });
+    let path = format!("{API}/accept");
+    let answer = target.client.post_slowly(&path, &body.to_string(), None, "");
+    let certificate = answer.data()["federation_certificate"]["cert_pem"]
+        .as_str()
+        .unwrap();
+    let joined = Joined {
+        id: answer.data()["peer_id"].as_str().unwrap().to_owned(),
+        identity: request.issued(certificate),
+    };
+    let path = format!("{API}/heartbeat");
+    let body = r#"{"capabilities":{"a":1},"platform_version":"0.1.0"}"#;
+    target.client.post_cut(&path, body, Some(&joined.identity), "");
+    let answer = target.client.post_slowly(&path, body, Some(&joined.identity), "");
+    assert_eq!(answer.data()["status"], "active");
+    assert_eq!(heartbeat(target, &joined, &json!({})).data()["status"], "active");
+    Ok(())
+}

@@ -50,6 +50,12 @@ pub const CHILD_CASES: &[Case<Child>] = &[
     ("10", "a revoked grant ends at once, with a word", a_grant_ends),
     ("8", "a kind of resource that is not known is told", unknown_kinds),
     ("8", "subscriptions are made, used and ended", subscriptions),
+    ("11", "ids in upper case are the same", upper_case_ids),
+    (
+        "11",
+        "slow requests are waited for, cut ones forgotten",
+        slow_and_cut_requests,
+    ),
     (
         "11",
         "what cannot be read is refused, and the next request answered",
@@ -99,8 +105,7 @@ impl Child {
     }
 
     fn wish(&self, wish: &Wish<'_>) -> Result<String, Skip> {
-        let missing = || Skip(format!("{} is not to be had here", wish.variable()));
-        self.owner.fulfil(wish).ok_or_else(missing)
+        self.owner.fulfil(wish).ok_or_else(|| Skip::missing(wish))
     }
 
     /// The header with a grant of these fields.
@@ -326,6 +331,38 @@ fn subscriptions(child: &Child) -> Shown {
             ..end
         })
         .failure(404);
+    Ok(())
+}
+
+fn upper_case_ids(child: &Child) -> Shown {
+    let service = child.wish(&Wish::ChildService)?;
+    let grant = child.grant(&json!({}))?;
+    let path = format!("{API}/subscriptions");
+    let wanted = json!({ "slug": service, "local_hostname": "upper.example.com" }).to_string();
+    let made = child.ask(Ask::post(&path, &wanted).with(&[&grant]));
+    let id = made.data()["grant_id"].as_str().unwrap();
+    assert_eq!(id, id.to_ascii_lowercase(), "one form of an id");
+    let one = format!("{path}/{}", id.to_ascii_uppercase());
+    let end = Ask {
+        method: "DELETE",
+        ..Ask::get(&one).with(&[])
+    };
+    let headers = [grant.as_str()];
+    assert_eq!(child.ask(end.with(&headers)).data()["grant_id"], id);
+    Ok(())
+}
+
+fn slow_and_cut_requests(child: &Child) -> Shown {
+    let (identity, more) = match &child.caller {
+        Caller::Certificate(identity) => (Some(identity), String::new()),
+        Caller::Credential(credential) => (None, format!("X-Powernode-Credential: Bearer {credential}\r\n")),
+    };
+    let path = format!("{API}/heartbeat");
+    let body = r#"{"platform_version":"1.4.0","capabilities":{}}"#;
+    child.client.post_cut(&path, body, identity, &more);
+    let answer = child.client.post_slowly(&path, body, identity, &more);
+    assert_eq!(answer.data()["status"], "active");
+    child.ask(Ask::get(&format!("{API}/service_catalog"))).data();
     Ok(())
 }
 

@@ -93,6 +93,15 @@ impl Wish<'_> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Skip(pub String);
 
+impl Skip {
+    pub fn missing(wish: &Wish<'_>) -> Self {
+        Self(format!(
+            "nothing stands for POWERNODE_CONFORMANCE_{} here",
+            wish.variable()
+        ))
+    }
+}
+
 /// Whoever fulfils wishes.
 pub trait Owner {
     /// What was wished for, or nothing where that is not to be had.

@@ -89,6 +89,16 @@ pub const CASES: &[Case<Target>] = &[
         accepts::what_is_no_accept_is_refused,
     ),
     (
+        "11",
+        "a cut request costs no token",
+        accepts::cut_requests_cost_no_token,
+    ),
+    (
+        "11",
+        "a slow request is waited for",
+        accepts::slow_requests_are_waited_for,
+    ),
+    (
         "4",
         "a node enrolls with its bootstrap token only",
         nodes::node_enrollment_wants_its_token,

@@ -26,9 +26,7 @@ pub struct Target {
 impl Target {
     /// What the owner gives, or why the case cannot go on.
     pub fn ask_owner(&self, wish: &Wish<'_>) -> Result<String, Skip> {
-        self.owner
-            .fulfil(wish)
-            .ok_or_else(|| Skip(format!("{} is not to be had here", wish.variable())))
+        self.owner.fulfil(wish).ok_or_else(|| Skip::missing(wish))
     }
 
     /// A fresh token: without one there is no suite.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::{Departure, Driver, LeaveError};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::base::limit::error_chain;
-use crate::contract::peer::SpawnMode;
+use crate::contract::peer::{PeerStatus, SpawnMode};
 use crate::machine::child::ChildEvent;
 use crate::machine::join::Farewell;
 use crate::machine::node_identity::NodeStanding;
@@ -106,6 +106,8 @@ impl Driver {
         let last = farewell_request(membership, &reason, self.clock.trusted().now);
         let notice = match self.primary_tunnel() {
             Some((_, tunnel, _)) => last_notice(&tunnel, &parent, &reason, &last).await,
+            // The parent has ended it before.
+            None if membership.status == PeerStatus::Revoked => LastNotice::Taken,
             None => LastNotice::NotGiven("there is no tunnel to it at this moment".to_owned()),
         };
         let ends_by_operator = notice == LastNotice::Declared;
