@@ -1,6 +1,7 @@
 //! Two namespaces and a link between them that delays and loses packets (`impaired-link.py`).
 //! Everything is gone when the value is dropped.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, Command, Stdio};
@@ -55,16 +56,14 @@ impl ImpairedLink {
         IpAddr::V4(FAR)
     }
 
-    /// This program at one end.
-    pub fn command(&self, end: End) -> Command {
+    /// A program at one end.
+    pub fn command(&self, end: End, program: &OsStr) -> Command {
         let namespace = match end {
             End::Near => &self.namespaces[0],
             End::Far => &self.namespaces[1],
         };
         let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", namespace])
-            .arg(std::env::current_exe().unwrap());
+        command.args(["netns", "exec", namespace]).arg(program);
         command
     }
 }
