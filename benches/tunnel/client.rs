@@ -49,6 +49,9 @@ impl Way {
     }
 }
 
+/// The default of the host-bridge's `limits.stream_window_kib`.
+const STREAM_WINDOW_KIB: u32 = 8 * 1024;
+
 /// Tunnels that are opened to see what an idle one costs.
 const IDLE_TUNNELS: u32 = 200;
 
@@ -103,8 +106,13 @@ async fn listening(address: SocketAddr) {
 async fn dial(carrier: Carrier, directory: &Path, address: SocketAddr) -> Tunnel {
     let failures = FailureRecord::default();
     let tls = Credentials::of(directory, "client").client(&failures);
+    // As a host-bridge reads what a satellite gives.
+    let settings = QuicSettings {
+        stream_window: 1024 * STREAM_WINDOW_KIB,
+        ..QuicSettings::default()
+    };
     let transport = if carrier == Carrier::Quic {
-        let endpoint = QuicEndpoint::client(QuicSettings::default()).unwrap();
+        let endpoint = QuicEndpoint::client(settings).unwrap();
         endpoint.dial(address, SERVER_NAME, tls, &failures).await.unwrap()
     } else {
         let stream = TcpStream::connect(address).await.unwrap();

@@ -10,6 +10,8 @@ use crate::End;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/tunnel/impaired-link.py");
 
+const NETWORK: &str = "10.77.0.0/24";
+
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 pub struct ImpairedLink {
@@ -46,9 +48,10 @@ impl ImpairedLink {
 
     /// Sets what TCP does about loss at both ends, where the kernel has it.
     pub fn set_tcp_congestion_control(&self, algorithm: &str) -> Result<(), String> {
-        let setting = format!("net.ipv4.tcp_congestion_control={algorithm}");
-        let set = |namespace| ip(&["netns", "exec", namespace, "sysctl", "-qw", &setting]);
-        self.namespaces.iter().try_for_each(|namespace| set(namespace))
+        // Of the route: what a namespace may set as its default is for the whole system to say.
+        let route = ["replace", NETWORK, "dev", "link0", "congctl", algorithm];
+        let set = |namespace: &String| ip(&[&["-n", namespace, "route"][..], &route].concat());
+        self.namespaces.iter().try_for_each(set)
     }
 
     /// Where the serving end listens.

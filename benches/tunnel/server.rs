@@ -55,6 +55,7 @@ async fn tcp(ip: IpAddr) {
 async fn quic(directory: &Path, ip: IpAddr) {
     let settings = QuicSettings {
         max_streams: STREAMS_MAX,
+        ..QuicSettings::default()
     };
     let tls = Credentials::of(directory, "server").server();
     let endpoint = QuicEndpoint::server(SocketAddr::new(ip, 0), tls, settings).unwrap();
