@@ -263,6 +263,55 @@ async fn a_power_cut_on_the_way_ends_in_one_of_the_two_memberships() {
 }
 
 #[tokio::test]
+async fn a_rejoin_that_is_not_answered_can_be_given_up() {
+    let (parent, site, before) = member().await;
+    let running = site.run().await;
+    let refused = running.handle.cancel_rejoin().await.unwrap().unwrap_err();
+    assert!(
+        refused.to_string().contains("no rejoin is under way"),
+        "{refused}"
+    );
+    parent.mint(SECOND_TOKEN);
+    parent.next(ACCEPT_PATH, Answer::Never);
+    running
+        .handle
+        .join_as(second(&parent), Some(REJOIN))
+        .await
+        .unwrap()
+        .unwrap();
+    parent
+        .wait("asked", |book| (book.accepts().len() == 2).then_some(()))
+        .await;
+    let cancelled = running.handle.cancel_rejoin().await.unwrap().unwrap();
+    assert_eq!(
+        (cancelled.peer_id, cancelled.may_be_taken),
+        (before.peer_id, true)
+    );
+    let report = running.wait("active again", StatusReport::is_active).await;
+    assert_eq!((report.replaces, report.refusal), (None, None));
+    running.vanish().await;
+    let after = membership(&site).await;
+    assert_eq!(after.identity.certificate, before.identity.certificate);
+    assert!(after.rejoin_refused.is_none() && after.former.is_empty());
+    assert_eq!(parent.book().accepts().len(), 2, "not asked again");
+}
+
+#[tokio::test]
+async fn a_first_join_cannot_be_given_up_but_for_another() {
+    let parent = ScriptedParent::start();
+    parent.next(ACCEPT_PATH, Answer::Never);
+    let site = Site::new();
+    let running = site.run().await;
+    running.join(second(&parent)).await;
+    let refused = running.handle.cancel_rejoin().await.unwrap().unwrap_err();
+    assert!(
+        refused.to_string().contains("join with another code"),
+        "{refused}"
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_revoked_box_comes_back_as_another_peer() {
     let (parent, site, before) = member().await;
     parent.book().heartbeat["status"] = PeerStatus::Revoked.as_str().into();

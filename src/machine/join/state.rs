@@ -82,6 +82,25 @@ pub struct Farewell {
     pub former: Vec<FormerPeer>,
 }
 
+/// Why a rejoin cannot be given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CancelRefused {
+    /// There is none.
+    #[error(
+        "no rejoin is under way, so there is none to give up; `powernode-satellite status` shows how this box stands"
+    )]
+    NotUnderWay,
+    /// There is nothing to go back to.
+    #[error(
+        "this box had no membership before this join, so there is none to go back to; a join with another code takes \
+         the place of this one"
+    )]
+    NoMembership,
+    /// The parent has said yes.
+    #[error("the parent has just taken this box anew; see in `powernode-satellite status` what comes of it")]
+    Answered,
+}
+
 impl JoinState {
     /// The membership, once there is one.
     pub const fn membership(&self) -> Option<&Membership> {
@@ -200,6 +219,22 @@ impl JoinState {
                 key: key.clone(),
             },
             None => Self::Invited(invitation),
+        }
+    }
+
+    /// The membership that a rejoin under way was to replace, which goes on as if there had been none.
+    pub fn without_rejoin(&self) -> Result<Self, CancelRefused> {
+        match self {
+            Self::Invited(invitation) | Self::KeyReady { invitation, .. } | Self::Sent { invitation, .. } => {
+                match &invitation.past.membership {
+                    Some(membership) => Ok(Self::Joined(Membership::clone(membership))),
+                    None => Err(CancelRefused::NoMembership),
+                }
+            }
+            Self::Accepted { .. } => Err(CancelRefused::Answered),
+            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => {
+                Err(CancelRefused::NotUnderWay)
+            }
         }
     }
 

@@ -290,6 +290,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &platform::CA_FILE,
     &platform::NETWORKS,
     &platform::TIMEOUT,
+    &platform::ASK_AFTER,
     &platform::CERTIFICATE_FILE,
     &platform::KEY_FILE,
     &platform::CALLER_SUBJECTS,

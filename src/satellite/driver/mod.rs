@@ -4,6 +4,7 @@
 //! loop, so nothing that depends on one can overtake it.
 
 mod anchors;
+mod authority;
 mod cluster;
 mod facts;
 mod grants;
@@ -21,10 +22,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+pub use cluster::handover_key;
 pub use facts::FACTS_INTERVAL;
 pub use handle::{
-    Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Member, Standing,
-    Stopping,
+    CancelRejoinError, Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError,
+    Member, RejoinCancelled, Standing, Stopping,
 };
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
 use publish::CertificateWatch;
@@ -46,7 +48,7 @@ use crate::machine::binding_time::BindingTime;
 use crate::machine::child::{
     ChildAction, ChildEvent, ChildMachine, EventKind, InvitationRefused, KeyUse, Rejoin,
 };
-use crate::machine::join::{JoinEvent, JoinState};
+use crate::machine::join::{CancelRefused, JoinEvent, JoinState};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredInvitation};
 use crate::machine::past::Past;
@@ -90,6 +92,7 @@ pub struct Driver {
     facts_written: Option<Moment>,
     certificate: CertificateWatch,
     bundle: anchors::BundleWatch,
+    authority: authority::AuthorityCare,
     /// Where host-bridges can call; `None` where this box listens for none.
     listener: Option<Listener>,
     cluster: cluster::ClusterCare,
@@ -169,6 +172,7 @@ impl Driver {
             facts_written: None,
             certificate: CertificateWatch::default(),
             bundle: anchors::BundleWatch::new(clock.now()),
+            authority: authority::AuthorityCare::new(loaded.succession),
             listener: None,
             cluster: cluster::ClusterCare::new(loaded.handed_over),
             unasked: None,
@@ -325,6 +329,16 @@ impl Driver {
                 self.tell(ChildEvent::RetryNow);
             }
             Command::ContentChanged => self.tell(ChildEvent::ContentChanged),
+            Command::CancelRejoin(reply) => {
+                let outcome = self.cancel_rejoin().await;
+                self.publish();
+                let _ = reply.send(outcome);
+            }
+            Command::Authority(wish, reply) => {
+                let outcome = self.authority_wish(wish).await;
+                self.publish();
+                let _ = reply.send(outcome);
+            }
             Command::Leave(reason, reply) => {
                 let outcome = self.leave(reason).await;
                 self.publish();
@@ -358,11 +372,10 @@ impl Driver {
             (None, Some(membership)) => membership.own_authority.clone(),
             (None, None) => None,
         });
+        let now = self.clock.trusted().now;
         invitation.own_authority = Some(match kept {
-            Some(kept) => kept,
-            None => {
-                exchange::make_own_authority(self.clock.trusted().now).map_err(JoinCommandError::Authority)?
-            }
+            Some(kept) if exchange::is_good(&kept, now) => kept,
+            _ => exchange::make_own_authority(now).map_err(JoinCommandError::Authority)?,
         });
         Ok(())
     }
@@ -407,8 +420,35 @@ impl Driver {
         Ok(())
     }
 
+    /// Back to the membership that a rejoin was to replace.
+    async fn cancel_rejoin(&mut self) -> Result<RejoinCancelled, CancelRejoinError> {
+        let state = self.machine.state().ok_or(CancelRefused::NotUnderWay)?;
+        let cancelled = RejoinCancelled::of(state)?;
+        let before = state.without_rejoin()?;
+        self.save(&before).await.map_err(CancelRejoinError::Save)?;
+        tracing::info!(peer = %cancelled.peer_id, "the rejoin is given up; the membership of before goes on");
+        self.failures = Failures::default();
+        self.tell(ChildEvent::RejoinCancelled);
+        Ok(cancelled)
+    }
+
     /// Does what the machine wants, until it wants nothing more.
     async fn carry_out(&mut self) {
+        self.carry_out_actions().await;
+        // A step of the own authority's change may have the certificate renewed.
+        while self.keep_authority().await {
+            self.carry_out_actions().await;
+        }
+        self.refuse_call();
+        self.follow_bundle().await;
+        self.keep_node().await;
+        self.serve_cluster();
+        self.hand_over_grants();
+        self.write_due_facts().await;
+        self.publish();
+    }
+
+    async fn carry_out_actions(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             match action {
                 ChildAction::GenerateKey {
@@ -430,13 +470,6 @@ impl Driver {
                 ChildAction::RefreshNode { node, key } => self.refresh_node(*node, *key),
             }
         }
-        self.refuse_call();
-        self.follow_bundle().await;
-        self.keep_node().await;
-        self.serve_cluster();
-        self.hand_over_grants();
-        self.write_due_facts().await;
-        self.publish();
     }
 
     fn generate_key(&mut self, purpose: KeyUse, common_name: &str, kept: Option<Secret>) {
@@ -538,6 +571,7 @@ impl Driver {
             &membership,
             &services.unwrap_or_default(),
             self.endpoints(&membership),
+            &self.own_authorities(&membership),
         );
         self.with_tunnel(|tunnel, reporter| {
             exchange::heartbeat(tunnel, reporter, membership.parent, request)
@@ -550,7 +584,8 @@ impl Driver {
         };
         let trusted = self.clock.trusted();
         if let Some(own) = &membership.own_authority {
-            let renewed = exchange::renew_own(&membership, own, &key, trusted.now);
+            let (issuer, word) = self.own_issuer(own);
+            let renewed = exchange::renew_own(&membership, (&issuer, word.as_deref()), &key, trusted.now);
             return match renewed {
                 Ok(identity) => self.tell(ChildEvent::RefreshIssued(identity)),
                 Err(why) => {

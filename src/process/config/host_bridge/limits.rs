@@ -10,7 +10,7 @@ pub(super) static HTTPS_CONNECTIONS: Key<u32> = Key {
         unit: "connections",
     },
     default: Fallback::Value("256"),
-    doc: "HTTPS connections at the same time. Tunnels over TCP do not count, only their handshakes.",
+    doc: "HTTPS connections at the same time, of which one source address holds at most half. Tunnels over TCP do not count, only their handshakes.",
     discreet: false,
 };
 
