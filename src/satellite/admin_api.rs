@@ -23,7 +23,7 @@ use crate::contract::invitation::{ContractVersion, HostPort, Invitation, ParentT
 use crate::contract::message::{failure_body, success_body};
 use crate::contract::peer::SpawnMode;
 use crate::contract::token::{AcceptanceToken, InvalidToken};
-use crate::machine::child::{Rejoin, WorkingMembership};
+use crate::machine::child::{Rejoin, RejoinMode, WorkingMembership};
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::own_authority::Retirement;
 use crate::machine::past::FormerGrants;
@@ -85,6 +85,9 @@ pub struct RejoinRequest {
     pub grants: FormerGrants,
     /// Whether one that works is replaced, too.
     pub force: bool,
+    /// Whether the token came without a word on how the parent treats this child.
+    #[serde(default)]
+    pub mode_as_before: bool,
 }
 
 impl From<Rejoin> for RejoinRequest {
@@ -92,6 +95,7 @@ impl From<Rejoin> for RejoinRequest {
         Self {
             grants: rejoin.grants,
             force: rejoin.working == WorkingMembership::Replace,
+            mode_as_before: rejoin.mode == RejoinMode::AsBefore,
         }
     }
 }
@@ -103,9 +107,15 @@ impl From<RejoinRequest> for Rejoin {
         } else {
             WorkingMembership::Keep
         };
+        let mode = if asked.mode_as_before {
+            RejoinMode::AsBefore
+        } else {
+            RejoinMode::Told
+        };
         Self {
             grants: asked.grants,
             working,
+            mode,
         }
     }
 }
