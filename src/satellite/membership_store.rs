@@ -295,7 +295,7 @@ impl MembershipStore {
     /// Makes a change of the box's own authority durable, or its end.
     pub async fn save_succession(&self, succession: Option<&Succession>) -> Result<(), StoreError> {
         let (store, succession) = (self.clone(), succession.cloned());
-        run_blocking(move || store.save_succession_blocking(succession.as_ref())).await
+        blocking::run(move || store.save_succession_blocking(succession.as_ref())).await
     }
 
     /// The same, for where blocking is allowed.
