@@ -43,19 +43,7 @@ fn the_units_are_understood_and_work_with_all_their_hardening() {
     else {
         return;
     };
-    for (name, program) in [
-        (SATELLITE, env!("CARGO_BIN_EXE_powernode-satellite")),
-        (BRIDGE, env!("CARGO_BIN_EXE_powernode-host-bridge")),
-    ] {
-        container.install(Path::new(program), &format!("/usr/bin/{name}"));
-        let unit = format!("/etc/systemd/system/{name}.service");
-        container.install(Path::new(&unit_file(name)), &unit);
-        let verified = container.output(&["systemd-analyze", "verify", "--man=no", &unit]);
-        let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
-        let own: Vec<_> = complaints.lines().filter(|line| line.contains(name)).collect();
-        assert!(verified.status.success() && own.is_empty(), "{complaints}");
-    }
-    container.run(&["systemctl", "daemon-reload"]);
+    install_units(&container);
 
     without_a_registry_the_bridge_stays_down(&container);
     let ca = begin(&container);
@@ -75,6 +63,23 @@ fn the_units_are_understood_and_work_with_all_their_hardening() {
     ] {
         assert!(!journal.contains(bad), "{bad}: {journal}");
     }
+}
+
+/// The programs under test with their units, which systemd understands without a complaint.
+pub fn install_units(container: &Container) {
+    for (name, program) in [
+        (SATELLITE, env!("CARGO_BIN_EXE_powernode-satellite")),
+        (BRIDGE, env!("CARGO_BIN_EXE_powernode-host-bridge")),
+    ] {
+        container.install(Path::new(program), &format!("/usr/bin/{name}"));
+        let unit = format!("/etc/systemd/system/{name}.service");
+        container.install(Path::new(&unit_file(name)), &unit);
+        let verified = container.output(&["systemd-analyze", "verify", "--man=no", &unit]);
+        let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
+        let own: Vec<_> = complaints.lines().filter(|line| line.contains(name)).collect();
+        assert!(verified.status.success() && own.is_empty(), "{complaints}");
+    }
+    container.run(&["systemctl", "daemon-reload"]);
 }
 
 fn without_a_registry_the_bridge_stays_down(container: &Container) {
