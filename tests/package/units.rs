@@ -52,6 +52,7 @@ fn the_units_are_understood_and_work_with_all_their_hardening() {
         assert_confined(&container, name);
     }
     both_outlive_reload_and_restart(&container);
+    a_backup_comes_back_here_and_elsewhere(&container);
     an_administrator_joins_while_the_daemon_is_stopped(&container);
     a_token_arrives_as_a_credential(&container, &ca);
     let journal = container.journal();
@@ -203,6 +204,26 @@ fn both_outlive_reload_and_restart(container: &Container) {
     wait_for("systemd has started it again", || {
         (container.property(SATELLITE, "NRestarts") == "1").then_some(())
     });
+    answers(container, "shop-17");
+}
+
+/// As OPERATING.md says it: over what was there, and on a machine that has none.
+fn a_backup_comes_back_here_and_elsewhere(container: &Container) {
+    let directory = "/var/lib/powernode-host-bridge";
+    let file = &format!("{directory}/registry.redb");
+    container.run(&["systemctl", "stop", BRIDGE]);
+    container.run(&["cp", file, "/root/backup"]);
+    container.run(&["rm", file]);
+    container.run(&["install", "-m", "0600", "/root/backup", file]);
+    container.run(&["chown", &format!("--reference={directory}/."), file]);
+    container.run(&["systemctl", "start", BRIDGE]);
+    answers(container, "shop-17");
+
+    container.run(&["systemctl", "stop", BRIDGE]);
+    container.run(&["rm", "-r", directory, "/var/lib/private/powernode-host-bridge"]);
+    container.run(&["mkdir", "-m", "0700", directory]);
+    container.run(&["install", "-m", "0600", "/root/backup", file]);
+    container.run(&["systemctl", "start", BRIDGE]);
     answers(container, "shop-17");
 }
 
