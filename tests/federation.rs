@@ -398,10 +398,32 @@ fn equals_certify_themselves_and_give_no_operator_grant() {
             .unwrap()
             .contains("BEGIN CERTIFICATE")
     );
+    // It goes over to its next authority as soon as the bridge has fetched that, and both may be killed on the way.
     daemon.kill();
+    let announced = succeed(&satellite.output(&["authority", "rotate", "--json"]));
+    let announced: Value = serde_json::from_str(&announced).unwrap();
+    assert_eq!(announced["succession"]["stage"], "announced");
     running.kill();
+    let (_, refused) = fail(&satellite.output(&["authority", "rotate"]));
+    assert!(refused.contains("under way since"), "{refused}");
+    assert_eq!(satellite.status()["own_authority"], announced);
     let _daemon = bridge.run();
     let running = satellite.run();
+    let status = wait_for("the new authority is in use", || {
+        let status = satellite.status();
+        (status["own_authority"]["succession"]["stage"] == "overlap").then_some(status)
+    });
+    let new = &announced["succession"]["other"]["fingerprint"];
+    assert_eq!(&status["own_authority"]["issuing"]["fingerprint"], new);
+    let served = || -> Value {
+        serde_json::from_str(&succeed(&bridge.output(&["request", "equal", bundle]))).unwrap()
+    };
+    let count = |field: &Value| field.as_str().map(|pem| pem.matches("BEGIN CERTIFICATE").count());
+    let both = served();
+    assert_eq!(count(&both["data"]["ca_bundle_pem"]), Some(2));
+    assert_eq!(count(&both["data"]["cross_certificates_pem"]), Some(1));
+    succeed(&satellite.output(&["authority", "retire"]));
+    assert_eq!(count(&served()["data"]["ca_bundle_pem"]), Some(1));
     bridge.wait_status("equal", "active");
     wait_for("connected again", || {
         (satellite.status()["link"]["state"] == "connected").then_some(())
@@ -411,4 +433,50 @@ fn equals_certify_themselves_and_give_no_operator_grant() {
         (satellite.status()["link"]["state"] != "connected").then_some(())
     });
     drop(running);
+}
+
+#[test]
+fn a_bare_token_rejoins_by_the_configured_trust_and_what_gets_no_answer_is_given_up() {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    succeed(&satellite.join(&bridge.join_code("shop-17")));
+    let peer = satellite.status()["peer"]["id"].clone();
+    succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "rejoins"]));
+    let minted = bridge.json(&["token", "mint", "shop-17"]);
+    let token = minted["acceptance_token"].as_str().unwrap();
+    let rejoin = |more: &[&str]| {
+        let disclosed = [
+            "rejoin",
+            "--token-stdin",
+            "--contact",
+            "ops@example.com",
+            "--location",
+            "DE",
+        ];
+        run_with_input(satellite.command(&[&disclosed, more].concat()), token)
+    };
+    let (code, said) = fail(&rejoin(&[]));
+    assert!(code == 2 && said.contains("--parent-url"), "{code}: {said}");
+
+    // The system's roots do not know this parent: it gets no token.
+    let url = bridge.url();
+    let (code, said) = fail(&rejoin(&["--force", "--parent-url", &url, "--timeout", "2s"]));
+    assert!(code == 5 && said.contains("rejoin --cancel"), "{code}: {said}");
+    let status = satellite.status();
+    assert_eq!((&status["peer"], &status["replaces"]), (&Value::Null, &peer));
+    let given_up = succeed(&satellite.output(&["rejoin", "--cancel"]));
+    assert!(given_up.contains("goes on as peer"), "{given_up}");
+    let status = satellite.status();
+    assert_eq!(
+        (&status["peer"]["id"], &status["replaces"]),
+        (&peer, &Value::Null)
+    );
+    let (_, said) = fail(&satellite.output(&["rejoin", "--cancel"]));
+    assert!(said.contains("no rejoin is under way"), "{said}");
+
+    let ca = bridge.ca_file.display().to_string();
+    succeed(&rejoin(&["--force", "--parent-url", &url, "--ca-file", &ca]));
+    assert_eq!(satellite.status()["peer"]["id"], peer);
+    drop(daemon);
 }

@@ -100,6 +100,8 @@ pub enum AuditAction {
     PeerRevoked,
     /// A peer's certificate was renewed.
     CertificateRenewed,
+    /// A node has its first certificate.
+    NodeEnrolled,
     /// A new certificate authority has taken over.
     AuthorityRotated,
     /// The certificate authority before it counts no more.
@@ -142,6 +144,7 @@ impl AuditAction {
             Self::PeerResumed => "peer_resumed",
             Self::PeerRevoked => "peer_revoked",
             Self::CertificateRenewed => "certificate_renewed",
+            Self::NodeEnrolled => "node_enrolled",
             Self::AuthorityRotated => "authority_rotated",
             Self::AuthorityRetired => "authority_retired",
             Self::SessionCut => "session_cut",

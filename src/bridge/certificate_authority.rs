@@ -25,6 +25,7 @@ use crate::contract::invitation::CaFingerprint;
 use crate::identity::anchors::{Anchors, AnchorsError};
 use crate::identity::certificate::{CertificateChain, CertificateFacts, PemError, peer_subject, write_pem};
 use crate::identity::key::{GenerateKeyError, InvalidPrivateKey, PrivateKey};
+use crate::identity::succession::next_generation;
 
 /// Life of a federation certificate (contract section 3).
 pub const PEER_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(90 * DAY_SECONDS);
@@ -241,20 +242,10 @@ impl CertificateAuthority {
         Ok(Succession { next, cross })
     }
 
-    /// Another name than this one's, so that nobody takes one for the other: `Example CA G2`.
     fn next_name(&self) -> String {
         let facts = CertificateFacts::of_der(&self.certificate).ok();
         let name = facts.and_then(|facts| facts.subject_cn).unwrap_or_default();
-        let (base, generation) = match name.rsplit_once(" G") {
-            Some((base, number)) => match number.parse::<u32>() {
-                Ok(number) => (base.to_owned(), number),
-                Err(_) => (name, 1),
-            },
-            None => (name, 1),
-        };
-        let suffix = format!(" G{}", generation.saturating_add(1));
-        let room = AUTHORITY_NAME_MAX_CHARS.saturating_sub(suffix.len());
-        base.chars().take(room).chain(suffix.chars()).collect()
+        next_generation(&name, AUTHORITY_NAME_MAX_CHARS)
     }
 
     /// An authority that was kept as [`CertificateAuthority::expose_key`] and

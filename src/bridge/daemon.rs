@@ -13,7 +13,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
@@ -30,6 +30,7 @@ use super::metrics::{BridgeObserved, RequestCounts};
 use super::operator_api::OperatorApi;
 use super::parent::Parent;
 use super::parent_calls::ParentCalls;
+use super::places::Places;
 use super::platform::{PlatformParent, Pool};
 use super::registry::Books;
 use super::settings::BridgeSettings;
@@ -46,7 +47,7 @@ use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure, TaskScope};
 use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::StoreError;
-use crate::tunnel::quic::{BindError, QuicEndpoint, QuicSettings};
+use crate::tunnel::quic::{BindError, QuicEndpoint};
 use crate::wire::TUNNEL_ALPN;
 
 /// Connections that the system may queue before they are taken.
@@ -222,9 +223,7 @@ impl Running {
             .https
             .extend(listeners.iter().filter_map(|listener| listener.local_addr().ok()));
         let mut endpoints = Vec::new();
-        let tunnels = QuicSettings {
-            max_streams: settings.config.limits.streams_per_session,
-        };
+        let tunnels = settings.quic();
         for &address in &settings.config.listen_quic {
             let endpoint =
                 QuicEndpoint::server(address, tls(&[TUNNEL_ALPN], material.satellites())?, tunnels)?;
@@ -310,6 +309,10 @@ impl Running {
             redialer: Arc::new(Redialer::new(self.clock.clone())),
         });
         intake.spawn_until_cancelled("redials", Redialer::run(Arc::clone(&ingress)));
+        if let Parent::Platform(platform) = &ingress.parent {
+            let reviewing = Arc::clone(platform).review_for_ever(Arc::clone(&self.links));
+            intake.spawn_until_cancelled("review", reviewing);
+        }
         let observed: Arc<dyn Observed> = Arc::new(BridgeObserved {
             books: self.books.clone(),
             links: Arc::clone(&self.links),
@@ -332,7 +335,7 @@ impl Running {
             calls: self.calls(),
             satellites: self.material.satellites(),
             work: work.clone(),
-            places: Arc::new(Semaphore::new(connections as usize)),
+            places: Places::new(connections as usize),
         });
         let settings = self.settings.borrow().clone();
         for (listener, address) in listeners.into_iter().zip(&settings.config.listen_https) {
@@ -369,9 +372,7 @@ impl Running {
             self.material.satellites(),
             equals,
             self.clock.clone(),
-            QuicSettings {
-                max_streams: self.settings.borrow().config.limits.streams_per_session,
-            },
+            self.settings.borrow().quic(),
         );
         match &self.books {
             Books::Own(registry) => {

@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Body;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tracing::{Span, info, warn};
 
@@ -30,18 +29,21 @@ use super::metrics::RequestCounts;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
 use super::reply::{Reply, ReplyBody};
+use super::request_body::read_body;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{PeerId, PublicKeyDigest};
-use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, JSON_BODY_MAX_BYTES, error_chain, foreign_text};
+use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::compatibility::schema_compatibility;
+use crate::contract::invitation::CaFingerprint;
 use crate::contract::message::HeartbeatResponse;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
-    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
-    TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH,
+    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, OWN_AUTHORITIES_CAPABILITY, SERVICE_CATALOG_PATH,
+    TRUST_BUNDLE_PATH, TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH,
 };
 use crate::identity::certificate::peer_subject;
+use crate::identity::succession::AUTHORITIES_MAX;
 use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
@@ -308,6 +310,9 @@ impl FederationApi {
             .platform_version
             .clone()
             .filter(|version| !version.trim().is_empty());
+        self.registry
+            .peer_anchors()
+            .hint(peer.id, &named_authorities(&sent.capabilities));
         match self
             .registry
             .heartbeat(peer.id, &sent.into(), self.clock.trusted().now)
@@ -424,33 +429,22 @@ pub fn is_enrolled(peer: &PeerRecord, key: PublicKeyDigest) -> bool {
     peer.certificates.iter().any(|certificate| certificate.key == key)
 }
 
+/// What a peer that certifies itself names in its heartbeat.
+fn named_authorities(capabilities: &Map<String, Value>) -> Vec<CaFingerprint> {
+    let named = capabilities
+        .get(OWN_AUTHORITIES_CAPABILITY)
+        .and_then(Value::as_array);
+    named
+        .into_iter()
+        .flatten()
+        .take(AUTHORITIES_MAX)
+        .filter_map(|named| named.as_str()?.parse().ok())
+        .collect()
+}
+
 /// Whether a peer may hold a tunnel at all: a resumed peer needs one for its first heartbeat.
 pub fn may_connect(status: PeerStatus) -> bool {
     status.heartbeat_allowed()
-}
-
-/// Reads a body of bounded size in bounded time, or words the refusal.
-pub async fn read_body<B>(body: B) -> Result<Bytes, Reply>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let limited = Limited::new(body, JSON_BODY_MAX_BYTES).collect();
-    match tokio::time::timeout(CONTRACT_REQUEST_TIMEOUT, limited).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Reply::failure(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            &format!("the body is larger than {JSON_BODY_MAX_BYTES} bytes"),
-        )),
-        Ok(Err(_)) => Err(Reply::failure(StatusCode::BAD_REQUEST, "the body broke off")),
-        Err(_) => Err(Reply::failure(
-            StatusCode::REQUEST_TIMEOUT,
-            &format!(
-                "the body did not arrive within {} s",
-                CONTRACT_REQUEST_TIMEOUT.as_secs()
-            ),
-        )),
-    }
 }
 
 fn unreachable_peer() -> Reply {
@@ -468,6 +462,7 @@ pub(super) fn internal_error() -> Reply {
 
 /// Logs a fault of the store and words the answer.
 pub(super) fn stored_badly(what: &str, error: &(dyn std::error::Error + 'static)) -> Reply {
-    tracing::error!(what, error = %error_chain(error), "the registry could not be read or written");
-    internal_error()
+    let why = error_chain(error);
+    tracing::error!(what, error = %why, "the registry could not be read or written");
+    internal_error().because(why)
 }

@@ -15,7 +15,7 @@ use super::federation_api::{of_peer, outcome_of, stored_badly};
 use super::registry::record::{HeldGrant, PeerRecord};
 use super::registry::{Ledger, Registry, RegistryError};
 use super::reply::Reply;
-use crate::audit::{AuditAction, AuditEvent};
+use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{GrantId, PeerId};
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
@@ -28,6 +28,10 @@ const TUNNEL_PREFIX: &str = "/tunnel/";
 
 /// What a session is told whose satellite has left.
 pub const HAS_LEFT: &str = "the satellite has left";
+
+/// What a satellite is told that wants to leave a platform.
+const PLATFORM_ENDS: &str =
+    "the platform alone ends a peering: tell it in a last heartbeat, and have its operators revoke the peer";
 
 /// Longest text of a grant that is taken, in characters (contract section 7: a subject's).
 const TEXT_MAX_CHARS: usize = 256;
@@ -110,7 +114,11 @@ pub fn noted(
     Some(AuditEvent {
         grant,
         object,
-        outcome: outcome_of(status),
+        outcome: match (action, status) {
+            // That the platform has to end the peering makes it no less left.
+            (AuditAction::Left, StatusCode::CONFLICT) => AuditOutcome::Done,
+            _ => outcome_of(status),
+        },
         ..of_peer(action, peer, source)
     })
 }
@@ -202,6 +210,27 @@ fn left(registry: &Registry, peer: &PeerRecord, body: &[u8], now: UnixTime) -> R
     Ok(Reply::data(
         &json!({ "peer_id": peer.id, "status": revoked.status }),
     ))
+}
+
+/// Hears the last word of a satellite whose peering only a platform can end: what it gave is of no use any more. Blocks
+/// on the disk.
+pub fn leave_platform(ledger: &Ledger, peer: PeerId, method: &Method, body: &[u8]) -> Reply {
+    if method != Method::POST {
+        return Reply::wrong_method("POST");
+    }
+    let heard = fields::<Told>(body).and_then(|told| {
+        ledger
+            .forget_held_grants(peer)
+            .map_err(|error| stored_badly("a peer's grants", &error))?;
+        Ok(foreign_text(told.reason.trim()))
+    });
+    match heard {
+        Ok(reason) => {
+            warn!(%peer, %reason, "a satellite leaves; its peer has to be revoked at the platform");
+            Reply::coded(StatusCode::CONFLICT, "PLATFORM_DECIDES", PLATFORM_ENDS)
+        }
+        Err(refused) => refused,
+    }
 }
 
 fn fields<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Reply> {

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -16,7 +16,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
@@ -25,7 +26,9 @@ use super::federation_api::{Caller, CallerCertificate};
 use super::ingress::Ingress;
 use super::operator_api::{OperatorApi, RequestSource};
 use super::parent_calls::{CallerConnection, ParentCalls};
+use super::places::{Place, Places};
 use super::reply::{Reply, ReplyBody};
+use super::request_body::pass_over;
 use crate::base::id::NetworkId;
 use crate::base::limit::HTTP_HEAD_MAX_BYTES;
 use crate::base::time::UnixTime;
@@ -67,10 +70,6 @@ pub(super) const HTTPS_ALPN: [&[u8]; 3] = [TUNNEL_ALPN, HTTP_2, b"http/1.1"];
 /// HTTP/2 among them.
 const HTTP_2: &[u8] = b"h2";
 
-/// Pause after the system refused to give a connection, for want of file descriptors: they come
-/// back when others end.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// Serves one connection, whatever it runs over; when the scope is cancelled, the request in
 /// progress is the last.
 pub(super) async fn serve_http<I, F, R>(io: I, scope: &TaskScope, answer: F)
@@ -103,17 +102,25 @@ where
     }
 }
 
-/// The same over HTTP/2, where requests run beside each other, in tasks of the scope.
+/// The same over HTTP/2, where requests run beside each other, in tasks of the scope. A connection on which nobody
+/// asks any more takes no further requests, and ends with those that are under way: nothing in the protocol ends one
+/// that is answered pings on and asked nothing.
 async fn serve_h2<I, F, R>(io: I, scope: &TaskScope, answer: F)
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Fn(Request<Incoming>) -> R,
     R: Future<Output = Response<ReplyBody>> + Send + 'static,
 {
+    let (asked, mut asks) = watch::channel(false);
     let service = service_fn(|request| {
+        asked.send_replace(true);
         let answer = answer(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
+    let quiet = async {
+        while timeout(HEAD_TIMEOUT, asks.changed()).await.is_ok() {}
+        *asks.borrow()
+    };
     let connection = http2::Builder::new(InScope(scope.clone()))
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(HTTP_HEAD_MAX_BYTES).unwrap_or(u32::MAX))
@@ -127,6 +134,14 @@ where
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        any = quiet => {
+            if !any {
+                // It may not even have said what HTTP/2 begins with, and nobody waits for an answer.
+                return debug!("an HTTP/2 connection on which nobody asked was hung up");
+            }
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
         () = scope.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -154,7 +169,7 @@ pub struct HttpsListener {
     /// Where connections run.
     pub work: TaskScope,
     /// How many that are no tunnels.
-    pub places: Arc<Semaphore>,
+    pub places: Arc<Places>,
 }
 
 /// What a connection's handshake has shown.
@@ -173,31 +188,14 @@ impl HttpsListener {
         tls: TlsAcceptor,
         intake: TaskScope,
     ) {
-        loop {
-            let accepted = async {
-                // Nobody is taken in for whom there is no place: they wait in the system's queue.
-                let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
-                Some((place, listener.accept().await))
-            };
-            let accepted = tokio::select! {
-                () = intake.cancelled() => return,
-                accepted = accepted => accepted,
-            };
-            match accepted {
-                Some((place, Ok((stream, address)))) => {
-                    let https = Arc::clone(&self);
-                    let tls = tls.clone();
-                    self.work.spawn("https", async move {
-                        https.connection(stream, (address, network), tls, place).await;
-                    });
-                }
-                Some((_, Err(error))) => {
-                    tracing::warn!(%error, "an HTTPS connection could not be taken");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-                None => return,
-            }
-        }
+        let places = Arc::clone(&self.places);
+        let take = |stream, address, place| {
+            let (https, tls) = (Arc::clone(&self), tls.clone());
+            self.work.spawn("https", async move {
+                https.connection(stream, (address, network), tls, place).await;
+            });
+        };
+        places.take_in(&listener, &intake, take).await;
     }
 
     async fn connection(
@@ -205,12 +203,12 @@ impl HttpsListener {
         stream: TcpStream,
         (address, network): (SocketAddr, Option<NetworkId>),
         tls: TlsAcceptor,
-        place: OwnedSemaphorePermit,
+        place: Place,
     ) {
         let source = address.ip().to_canonical();
         // Answers and keys pressed leave at once.
         let _ = stream.set_nodelay(true);
-        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
+        let handshake = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
         let stream = tokio::select! {
             shaken = handshake => match shaken {
                 Ok(Ok(stream)) => stream,
@@ -294,19 +292,20 @@ impl HttpsListener {
     ) -> Response<ReplyBody> {
         let caller = &shaken.caller;
         let source = SocketAddr::new(caller.source, shaken.port);
+        let mut no_program = None;
         if let Some(call) = self.calls.call_in(&request) {
             let who = self.calls.recognise(request.headers(), &shaken.connection);
             match (who, call) {
                 (Some(who), Ok(call)) => {
                     return self.calls.carry(request, call, &who, &shaken.connection).await;
                 }
-                (Some(_), Err(refusal)) => return refusal.into_response(),
+                (Some(_), Err(refusal)) => return refused(request, refusal).await,
                 (None, Ok(call)) if call.is_by_host() => {
-                    return Reply::unauthorized("this host name is for the parent's programs")
-                        .into_response();
+                    let refusal = Reply::unauthorized("this host name is for the parent's programs");
+                    return refused(request, refusal).await;
                 }
                 // It may be an operator's.
-                (None, _) => {}
+                (None, _) => no_program = self.calls.why_unrecognised(&shaken.connection),
             }
         }
         if Access::is_ingress(request.uri().path()) {
@@ -328,9 +327,27 @@ impl HttpsListener {
                 Arc::clone(&self.operators).handle(request, operator).await
             }
             Err(refusal) => {
-                debug!(source = %caller.source, "an operator request was refused");
-                Reply::into_response(refusal)
+                debug!(source = %caller.source, no_program, "an operator request was refused");
+                let refusal = match no_program {
+                    Some(why) if refusal.status() == StatusCode::UNAUTHORIZED => {
+                        Reply::unauthorized(&format!(
+                            "this is none of the parent's programs ({why}), and no operator's token was shown"
+                        ))
+                    }
+                    _ => refusal,
+                };
+                refused(request, refusal).await
             }
         }
     }
 }
+
+/// The answer to a request whose body nobody has read.
+async fn refused(request: Request<Incoming>, refusal: Reply) -> Response<ReplyBody> {
+    pass_over(request.into_body()).await;
+    refusal.into_response()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

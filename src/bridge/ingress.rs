@@ -251,8 +251,14 @@ impl Ingress {
         let Some((tunnel, hello, driver)) = self.greet(arrival, decide).await else {
             return;
         };
+        let caller = Caller {
+            source: address.ip(),
+            network,
+            certificate: Some(certificate.clone()),
+        };
         let link = Link {
             tunnel: tunnel.clone(),
+            caller: caller.clone(),
             since: self.clock.trusted().now,
             direct: matches!(reached, RedialEvent::Reached(_)),
             agent: foreign_text(&hello.agent),
@@ -268,11 +274,6 @@ impl Ingress {
                     if let Ok(Some((reason, why))) = self.objection(&certificate, peer).await {
                         place.close(reason, &why);
                     }
-                    let caller = Caller {
-                        source: address.ip(),
-                        network,
-                        certificate: Some(certificate),
-                    };
                     tokio::join!(
                         self.serve(&tunnel, &caller),
                         promote(&place, &tunnel, claim.trial),

@@ -4,16 +4,12 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
-use super::federation_api::read_body;
 use super::reply::BodyError;
-
-/// Time for the rest of a body that nobody wants.
-const REST_TIMEOUT: Duration = Duration::from_secs(2);
+use super::request_body::pass_over;
 
 /// The body, for its reader.
 #[derive(Debug)]
@@ -41,12 +37,11 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<BodyError>,
 {
-    /// Reads what its reader has left, within the bounds of a request.
+    /// Reads what its reader has left, within bounds.
     pub async fn discard_rest(self) {
         let rest = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(rest) = rest {
-            // A client that goes on beyond that finds the stream closed.
-            let _ = tokio::time::timeout(REST_TIMEOUT, read_body(rest)).await;
+            pass_over(rest).await;
         }
     }
 }

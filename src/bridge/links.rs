@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::federation_api::Caller;
 use super::peer_view::LinkView;
 use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable};
 use crate::base::counter::Counter;
@@ -27,6 +28,8 @@ pub struct Link {
     pub direct: bool,
     /// Program and version at the other end.
     pub agent: String,
+    /// Who is at the other end, as the handshake has verified it.
+    pub caller: Caller,
 }
 
 /// What became of those who came, since the bridge was started.
@@ -168,6 +171,15 @@ impl Links {
             transport: live.link.tunnel.protocol().word().to_owned(),
             open_streams: live.link.tunnel.stats().open_streams,
         })
+    }
+
+    /// Who is connected, by the tunnel that carries.
+    pub fn callers(&self) -> Vec<(PeerId, Caller)> {
+        let table = self.table();
+        table
+            .carrying()
+            .map(|(peer, live)| (peer, live.link.caller.clone()))
+            .collect()
     }
 
     /// How many peers are connected.

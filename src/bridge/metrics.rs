@@ -16,7 +16,8 @@ use crate::base::exposition::{Exposition, MetricKind, Samples};
 use crate::base::time::UnixTime;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
-    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
+    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, NODE_ENROLL_PATH, NODE_REFRESH_PATH,
+    SERVICE_CATALOG_PATH, TRUST_BUNDLE_PATH,
 };
 use crate::identity::tls::TlsIdentity;
 use crate::process::clock::Clock;
@@ -40,6 +41,8 @@ impl RequestCounts {
             CERTIFICATE_REFRESH_PATH => "certificate_refresh",
             TRUST_BUNDLE_PATH => "trust_bundle",
             SERVICE_CATALOG_PATH => "service_catalog",
+            NODE_ENROLL_PATH => "node_enroll",
+            NODE_REFRESH_PATH => "node_refresh",
             _ => "other",
         }
     }
@@ -124,6 +127,14 @@ impl BridgeObserved {
             "Events that came faster than the audit log could write them.",
             self.audit.lost(),
         );
+        let mut platform = out.metric(
+            MetricKind::Gauge,
+            "powernode_host_bridge_platform_reachable",
+            "1 where the platform answered when it was last asked, 0 where not; absent where there is none.",
+        );
+        if let Some(found) = self.books.ledger().roll().and_then(|roll| roll.platform()) {
+            platform.sample(&[], u64::from(found.reachable));
+        }
         let mut remaining = out.metric(
             MetricKind::Gauge,
             "powernode_host_bridge_certificate_remaining_seconds",

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, request};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Body;
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq as _;
@@ -28,6 +28,7 @@ use super::platform::{CALLING_INSTANCE, FORWARDED_FOR, ForwardedIdentity, SDWAN_
 use super::registry::record::PeerRecord;
 use super::registry::{Ledger, RegistryError};
 use super::reply::{BodyError, Reply, ReplyBody};
+use super::request_body::read_body;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::{NetworkId, PeerId, TraceId};
@@ -129,6 +130,31 @@ impl ParentCalls {
         issued.then_some(name)
     }
 
+    /// Why who calls is none of the parent's programs, where there may be some.
+    pub fn why_unrecognised(&self, connection: &CallerConnection) -> Option<String> {
+        let settings = self.settings.borrow();
+        let callers = &settings.config.callers;
+        if callers.subjects.is_empty() && callers.credential_file.is_none() {
+            return None;
+        }
+        let Some(leaf) = connection.shown.first() else {
+            return Some(
+                "neither a client certificate nor a known X-Powernode-Credential was shown".to_owned(),
+            );
+        };
+        let name = CertificateFacts::of_der(leaf)
+            .ok()
+            .and_then(|facts| facts.subject_cn)
+            .unwrap_or_default();
+        let named = callers.subjects.iter().any(|subject| subject.as_str() == name);
+        let name = foreign_text(&name);
+        Some(if named {
+            format!("the client certificate of `{name}` is not of an authority of `callers.ca_file`")
+        } else {
+            format!("the client certificate's common name `{name}` is not one of `callers.subjects`")
+        })
+    }
+
     /// Carries a call of `who` to the peer's satellite and the answer back.
     pub async fn carry<B>(
         &self,
@@ -165,6 +191,8 @@ impl ParentCalls {
         };
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
         let (head, body) = request.into_parts();
+        // No satellite takes more, and it would come over its link in vain.
+        let body = Full::new(read_body(body).await?);
         info!(who, peer = %peer.id, method = %head.method, path = call.target.path(), %trace, "a call of the parent's goes to a peer");
         let mut noted = AuditEvent {
             federation_peer_id: Some(peer.id),

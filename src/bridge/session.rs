@@ -161,6 +161,13 @@ impl<H> SessionTable<H> {
         self.sessions.get(&peer)?.last()
     }
 
+    /// Of each peer the session that carries.
+    pub fn carrying(&self) -> impl Iterator<Item = (PeerId, &Session<H>)> {
+        self.sessions
+            .iter()
+            .filter_map(|(peer, live)| Some((*peer, live.last()?)))
+    }
+
     /// All sessions of all peers.
     pub fn all(&self) -> impl Iterator<Item = &Session<H>> {
         self.sessions.values().flatten()

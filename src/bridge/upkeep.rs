@@ -24,6 +24,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(15);
 /// How often the own certificate and spent tokens are looked at.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(3_600);
 
+/// Least distance of two rounds through the bundles of peers that certify themselves.
+const HINTS_DISTANCE: Duration = Duration::from_secs(10);
+
 /// How often files are looked at that others renew.
 const FILES_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -98,8 +101,15 @@ impl Upkeep {
         };
         let mut hourly = ticks(UPKEEP_INTERVAL);
         loop {
-            hourly.tick().await;
+            tokio::select! {
+                _ = hourly.tick() => {}
+                () = registry.peer_anchors().differing() => {}
+            }
             follow_equals(registry, &self.links, &self.clock).await;
+            // A peer whose bundle cannot be followed hints with each heartbeat.
+            self.clock
+                .sleep_until(self.clock.now().plus(HINTS_DISTANCE))
+                .await;
         }
     }
 

@@ -272,11 +272,11 @@ pub struct HeartbeatResponse {
 }
 
 /// `data` of a trust bundle (contract section 8).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrustBundle {
     /// The authorities.
     pub ca_bundle_pem: String,
-    /// By which older authorities vouch for newer ones. Only our host-bridge sends it.
+    /// By which older authorities vouch for newer ones. Only our own programs send it.
     #[serde(default)]
     pub cross_certificates_pem: Option<String>,
 }

@@ -14,6 +14,9 @@ pub mod token;
 
 /// Base path of every contract resource.
 pub const API_BASE: &str = "/api/v1/system";
+/// In the capabilities of a heartbeat of who certifies itself: the fingerprints of its authorities, as a hint that its
+/// trust bundle is another one. Our own.
+pub const OWN_AUTHORITIES_CAPABILITY: &str = "own_authorities";
 /// `code` of the 503 by which a host-bridge says that its platform may have done what was asked, though its answer is
 /// lost. None of the published contract's.
 pub const PLATFORM_ANSWER_LOST: &str = "PLATFORM_ANSWER_LOST";

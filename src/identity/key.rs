@@ -19,7 +19,7 @@ use crate::process::entropy;
 const PKCS8_MAX_BYTES: usize = 256;
 
 /// Longest common name in characters: the upper bound of X.520.
-const COMMON_NAME_MAX_CHARS: usize = 64;
+pub(super) const COMMON_NAME_MAX_CHARS: usize = 64;
 
 /// What precedes the 32 bytes of the seed in PKCS#8 version 1 (RFC 8410, section 7). Version 1,
 /// because other toolkits and agents that may be handed the key do not all read version 2.

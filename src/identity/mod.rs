@@ -10,6 +10,7 @@ pub mod operator_files;
 pub mod own_authority;
 pub mod parent_caller;
 pub mod reversed;
+mod signatures;
 pub mod succession;
 pub mod tls;
 pub mod tls_failure;

@@ -9,9 +9,12 @@ use rustls::pki_types::CertificateDer;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
-use super::certificate::{CertificateChain, CertificateFacts, write_pem};
+use super::certificate::{CertificateChain, CertificateFacts, Fields, write_pem};
 use super::der::{self, tag};
-use super::key::{GenerateKeyError, InvalidPrivateKey, PrivateKey, common_name};
+use super::key::{
+    COMMON_NAME_MAX_CHARS, GenerateKeyError, InvalidPrivateKey, PrivateKey, common_name, has_signed,
+};
+use super::succession::next_generation;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 
@@ -85,7 +88,28 @@ pub enum OwnAuthorityError {
 /// What a certificate is for.
 enum Purpose<'a> {
     Authority,
-    Peer { issuer: &'a PrivateKey },
+    /// For the authority that follows the one that signs.
+    Successor {
+        issuer: &'a PrivateKey,
+    },
+    Peer {
+        issuer: &'a PrivateKey,
+    },
+}
+
+/// The authority that is to follow another.
+#[derive(Debug)]
+pub struct OwnSuccession {
+    /// It.
+    pub next: OwnAuthority,
+    cross: CertificateDer<'static>,
+}
+
+impl OwnSuccession {
+    /// The other's word for it: a certificate for the same name and key.
+    pub fn cross_pem(&self) -> String {
+        write_pem([&self.cross])
+    }
 }
 
 impl OwnAuthority {
@@ -126,6 +150,29 @@ impl OwnAuthority {
         })
     }
 
+    /// The authority to follow this one, which vouches for it as long as both last.
+    pub fn succeed(
+        &self,
+        now: UnixTime,
+        [serial, cross_serial]: [SerialEntropy; 2],
+    ) -> Result<OwnSuccession, OwnAuthorityError> {
+        if now >= self.not_after {
+            return Err(OwnAuthorityError::Time(now));
+        }
+        let next = Self::create(&next_generation(&self.name, COMMON_NAME_MAX_CHARS), now, serial)?;
+        let content = Content {
+            serial: cross_serial,
+            issuer: &self.name,
+            subject: &next.name,
+            key: &next.key,
+            not_before: now.minus(BACKDATE),
+            not_after: next.not_after.min(self.not_after),
+            purpose: Purpose::Successor { issuer: &self.key },
+        };
+        let cross = content.sign(&self.key)?;
+        Ok(OwnSuccession { next, cross })
+    }
+
     /// Its key in PKCS#8, for the store alone.
     pub const fn expose_key(&self) -> &Secret {
         self.key.expose_pkcs8()
@@ -158,6 +205,21 @@ impl OwnAuthority {
         };
         let leaf = content.sign(&self.key)?;
         CertificateChain::from_der(leaf, Vec::new()).map_err(|_| OwnAuthorityError::Sign)
+    }
+}
+
+/// Whether the authority of this certificate has issued the leaf of a chain, whatever the time.
+pub fn has_issued(authority_pem: &str, chain_pem: &str) -> bool {
+    let read = |pem| CertificateChain::from_pem(pem).ok();
+    let (Some(authority), Some(chain)) = (read(authority_pem), read(chain_pem)) else {
+        return false;
+    };
+    match (Fields::read(authority.leaf()), Fields::read(chain.leaf())) {
+        (Ok(authority), Ok(leaf)) => {
+            authority.subject == leaf.issuer
+                && has_signed(authority.public_key, leaf.algorithm, leaf.signed, leaf.signature)
+        }
+        _ => false,
     }
 }
 
@@ -203,18 +265,32 @@ impl Content<'_> {
     fn extensions(&self) -> Vec<Vec<u8>> {
         let own_id = der::write(tag::OCTET_STRING, &[&key_id(self.key)]);
         let usage = |bits: &[u8]| critical(KEY_USAGE, &der::write(tag::BIT_STRING, &[bits]));
+        let of_authority = || {
+            let is_ca = der::write(tag::BOOLEAN, &[&[0xff]]);
+            let constraints = der::write(tag::SEQUENCE, &[&is_ca]);
+            vec![
+                critical(BASIC_CONSTRAINTS, &constraints),
+                usage(USAGE_OF_AUTHORITY),
+            ]
+        };
+        let issued_by = |issuer| {
+            // `keyIdentifier` is `[0]` in place of its tag.
+            let issuer_id = der::write(tag::implicit(0), &[&key_id(issuer)]);
+            extension(AUTHORITY_KEY_ID, &der::write(tag::SEQUENCE, &[&issuer_id]))
+        };
         match self.purpose {
             Purpose::Authority => {
-                let is_ca = der::write(tag::BOOLEAN, &[&[0xff]]);
-                vec![
-                    critical(BASIC_CONSTRAINTS, &der::write(tag::SEQUENCE, &[&is_ca])),
-                    usage(USAGE_OF_AUTHORITY),
-                    extension(SUBJECT_KEY_ID, &own_id),
-                ]
+                let mut extensions = of_authority();
+                extensions.push(extension(SUBJECT_KEY_ID, &own_id));
+                extensions
+            }
+            Purpose::Successor { issuer } => {
+                let mut extensions = of_authority();
+                extensions.push(extension(SUBJECT_KEY_ID, &own_id));
+                extensions.push(issued_by(issuer));
+                extensions
             }
             Purpose::Peer { issuer } => {
-                // `keyIdentifier` is `[0]` in place of its tag.
-                let issuer_id = der::write(tag::implicit(0), &[&key_id(issuer)]);
                 let oid = |content: &[u8]| der::write(tag::OBJECT_IDENTIFIER, &[content]);
                 let uses = der::write(tag::SEQUENCE, &[&oid(CLIENT_AUTH), &oid(SERVER_AUTH)]);
                 vec![
@@ -222,7 +298,7 @@ impl Content<'_> {
                     usage(USAGE_OF_PEER),
                     extension(EXTENDED_KEY_USAGE, &uses),
                     extension(SUBJECT_KEY_ID, &own_id),
-                    extension(AUTHORITY_KEY_ID, &der::write(tag::SEQUENCE, &[&issuer_id])),
+                    issued_by(issuer),
                 ]
             }
         }
@@ -261,8 +337,11 @@ mod tests {
     use super::*;
     use crate::contract::invitation::ParentTrust;
     use crate::identity::anchors::Anchors;
+    use crate::identity::succession::vouches;
     use crate::identity::test_handshake::{Leaf, NOW, TestAuthority, at, fixed, handshake};
-    use crate::identity::tls::{ClientAuth, ClientTls, TlsIdentity, client_config, server_config};
+    use crate::identity::tls::{
+        ClientAuth, ClientTls, TlsIdentity, client_config, is_client_of, server_config,
+    };
     use crate::identity::tls_failure::{FailureRecord, TlsFailure};
 
     const SUBJECT: &str = "fed:0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
@@ -331,6 +410,41 @@ mod tests {
         assert!(matches!(
             OwnAuthority::restore(other.expose_key().clone(), &made.certificate_pem()),
             Err(OwnAuthorityError::Certificate)
+        ));
+    }
+
+    #[test]
+    fn its_successor_is_vouched_for_and_known_to_whoever_knows_one_of_the_two() {
+        let old = authority();
+        let succession = old.succeed(NOW, [[5; 16], [6; 16]]).unwrap();
+        let next = &succession.next;
+        assert_eq!(next.name, "powernode-satellite G2");
+        assert!(vouches(
+            &old.certificate,
+            &succession.cross,
+            &next.certificate,
+            NOW
+        ));
+        let (_, cross) = X509Certificate::from_der(&succession.cross).unwrap();
+        let (_, signer) = X509Certificate::from_der(&old.certificate).unwrap();
+        assert!(cross.verify_signature(Some(signer.public_key())).is_ok());
+        assert!(cross.basic_constraints().unwrap().unwrap().value.ca);
+
+        let key = PrivateKey::generate().unwrap();
+        let bare = next.issue(SUBJECT, &key, NOW, [1; 16]).unwrap();
+        let chain = bare.clone().with_issuers(vec![succession.cross.clone()]);
+        assert!(has_issued(&next.certificate_pem(), &chain.to_pem()));
+        assert!(!has_issued(&old.certificate_pem(), &chain.to_pem()));
+        let known = |authority: &OwnAuthority, chain: &CertificateChain| {
+            let anchors = Anchors::from_pem(&authority.certificate_pem()).unwrap();
+            is_client_of(&chain.to_der(), &anchors, NOW)
+        };
+        assert!(known(next, &bare) && known(next, &chain) && known(&old, &chain));
+        assert!(!known(&old, &bare), "without the word in the chain");
+        let late = old.not_after;
+        assert!(matches!(
+            old.succeed(late, [[7; 16]; 2]),
+            Err(OwnAuthorityError::Time(_))
         ));
     }
 

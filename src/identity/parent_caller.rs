@@ -7,20 +7,17 @@
 
 use std::sync::Arc;
 
-use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{self, CertificateDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, version,
-};
-use tokio::sync::watch;
+use rustls::{CertificateError, DistinguishedName, ServerConfig, version};
 
 use super::anchors::Anchors;
 use super::certificate::CertificateFacts;
 use super::reversed::{BridgeAsClient, BridgeTrust, bridge_as_client};
+use super::signatures::signatures_by;
 use super::tls::{
-    CertificateTime, TimeSource, TlsConfigError, TlsIdentity, WatchedIdentity, owned_alpn, provider,
+    CertificateTime, IdentityWatch, TimeSource, TlsConfigError, WatchedIdentity, owned_alpn, provider,
     verify_client_certificate,
 };
 use crate::base::id::PublicKeyDigest;
@@ -29,7 +26,7 @@ use crate::base::id::PublicKeyDigest;
 /// Reads the system's roots from files where the trust says so: not to be called where blocking is not
 /// allowed.
 pub fn parent_server_config(
-    identity: TlsIdentity,
+    identity: IdentityWatch,
     bridge: &BridgeTrust,
     subject: String,
     alpn: &[&[u8]],
@@ -39,14 +36,13 @@ pub fn parent_server_config(
         bridge: bridge_as_client(bridge)?,
         learned: bridge.learned.clone(),
         subject,
-        own_key: identity.facts().public_key_digest,
+        own_key: identity.borrow().facts().public_key_digest,
     };
-    let shown = watch::channel(Arc::new(identity)).1;
     let mut config = ServerConfig::builder_with_details(provider(), Arc::new(CertificateTime(time)))
         .with_protocol_versions(&[&version::TLS13])
         .map_err(TlsConfigError::Library)?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(WatchedIdentity(shown)));
+        .with_cert_resolver(Arc::new(WatchedIdentity(identity)));
     config.alpn_protocols = owned_alpn(alpn);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -103,27 +99,7 @@ impl ClientCertVerifier for ParentAsClient {
         })
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.bridge.verify_tls12_signature(message, cert, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.bridge.verify_tls13_signature(message, cert, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.bridge.supported_verify_schemes()
-    }
+    signatures_by!(self => self.bridge.provider());
 }
 
 #[cfg(test)]
@@ -136,6 +112,7 @@ mod tests {
     use crate::identity::key::PrivateKey;
     use crate::identity::reversed::bridge_client_config;
     use crate::identity::test_handshake::{Leaf, NOW, TestAuthority, at, fixed, handshake};
+    use crate::identity::tls::TlsIdentity;
     use crate::identity::tls_failure::FailureRecord;
 
     const PEER: &str = "fed:0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
@@ -149,7 +126,8 @@ mod tests {
             names: vec!["bridge.example".to_owned()],
         };
         let own = TlsIdentity::new(&ca.issue(&Leaf::peer(PEER), satellite), satellite).unwrap();
-        let server = parent_server_config(own, &bridge, PEER.to_owned(), &[b"http/1.1"], at(NOW)).unwrap();
+        let server =
+            parent_server_config(fixed(own), &bridge, PEER.to_owned(), &[b"http/1.1"], at(NOW)).unwrap();
         let client = bridge_client_config(
             fixed(caller),
             fixed(ca.anchors()),

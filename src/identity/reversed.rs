@@ -10,19 +10,16 @@
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
-};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{self, CertificateDer, ServerName};
 use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme, version,
-};
+use rustls::{ClientConfig, DistinguishedName, ServerConfig, version};
 use tokio::sync::watch;
 
 use super::anchors::Anchors;
+use super::signatures::signatures_by;
 use super::tls::{
     CertificateTime, IdentityWatch, ServerVerifier, TimeSource, TlsConfigError, WatchedIdentity, owned_alpn,
     provider, server_trust, verify_client_certificate,
@@ -111,6 +108,12 @@ pub(super) struct BridgeAsClient {
     verifier: ServerVerifier,
 }
 
+impl BridgeAsClient {
+    pub(super) const fn provider(&self) -> &Arc<CryptoProvider> {
+        &self.verifier.provider
+    }
+}
+
 impl ClientCertVerifier for BridgeAsClient {
     fn client_auth_mandatory(&self) -> bool {
         true
@@ -139,27 +142,7 @@ impl ClientCertVerifier for BridgeAsClient {
         Err(refused)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls12_signature(message, cert, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls13_signature(message, cert, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
-    }
+    signatures_by!(self => self.verifier.provider);
 }
 
 /// Verifies a satellite that is dialled as one is verified that dials.
@@ -168,12 +151,6 @@ struct SatelliteAsServer {
     anchors: watch::Receiver<Arc<Anchors>>,
     provider: Arc<CryptoProvider>,
     failures: FailureRecord,
-}
-
-impl SatelliteAsServer {
-    fn algorithms(&self) -> WebPkiSupportedAlgorithms {
-        self.provider.signature_verification_algorithms
-    }
 }
 
 impl ServerCertVerifier for SatelliteAsServer {
@@ -191,27 +168,7 @@ impl ServerCertVerifier for SatelliteAsServer {
             .inspect_err(|error| self.failures.note(error))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signature, &self.algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signature, &self.algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms().supported_schemes()
-    }
+    signatures_by!(self => self.provider);
 }
 
 #[cfg(test)]

@@ -135,6 +135,17 @@ pub fn vouches(old: &[u8], cross: &[u8], new: &[u8], now: UnixTime) -> bool {
         && signed_by(&new, &new)
 }
 
+/// Another name than an authority's, so that nobody takes its successor for it: `Example CA G2`.
+pub fn next_generation(name: &str, max_chars: usize) -> String {
+    let (base, generation) = name
+        .rsplit_once(" G")
+        .and_then(|(base, number)| Some((base, number.parse::<u32>().ok()?)))
+        .unwrap_or((name, 1));
+    let suffix = format!(" G{}", generation.saturating_add(1));
+    let room = max_chars.saturating_sub(suffix.len());
+    base.chars().take(room).chain(suffix.chars()).collect()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;

@@ -9,20 +9,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
-use rustls::crypto::aws_lc_rs;
-use rustls::crypto::{
-    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
-};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{self, CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore,
-    ServerConfig, SignatureScheme, version,
+    CertificateError, ClientConfig, DistinguishedName, OtherError, RootCertStore, ServerConfig,
+    SignatureScheme, version,
 };
 use thiserror::Error;
 use tokio::sync::watch;
@@ -30,6 +27,7 @@ use tokio::sync::watch;
 use super::anchors::{Anchors, AnchorsError, NoSystemRoots, system_roots};
 use super::certificate::{CertificateChain, CertificateFacts};
 use super::key::PrivateKey;
+use super::signatures::signatures_by;
 use super::tls_failure::{FailureRecord, PinMissing, to_pki};
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{CaFingerprint, ParentTrust};
@@ -341,33 +339,7 @@ impl ServerCertVerifier for ServerVerifier {
             .inspect_err(|error| self.failures.note(error))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signature, &self.algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signature, &self.algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms().supported_schemes()
-    }
-}
-
-impl ServerVerifier {
-    fn algorithms(&self) -> WebPkiSupportedAlgorithms {
-        self.provider.signature_verification_algorithms
-    }
+    signatures_by!(self => self.provider);
 }
 
 /// Verifies a federation peer that shows a certificate: chain, validity and usage. Whose it is
@@ -388,10 +360,6 @@ struct Lenience {
 }
 
 impl PeerVerifier {
-    fn algorithms(&self) -> WebPkiSupportedAlgorithms {
-        self.provider.signature_verification_algorithms
-    }
-
     /// The last moment at which the certificate held, where its end is all that speaks against it.
     fn within_grace(
         &self,
@@ -478,27 +446,7 @@ impl ClientCertVerifier for PeerVerifier {
         })
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signature, &self.algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signature, &self.algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms().supported_schemes()
-    }
+    signatures_by!(self => self.provider);
 }
 
 #[cfg(test)]

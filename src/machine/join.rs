@@ -10,7 +10,7 @@ mod state;
 
 use std::collections::VecDeque;
 
-pub use state::{Farewell, JoinState};
+pub use state::{CancelRefused, Farewell, JoinState};
 
 use super::backoff::{Backoff, BackoffPolicy};
 use super::membership::{

@@ -9,6 +9,7 @@
 //! | [`uplinks`] | how many host-bridges are held at once, and over which the satellite speaks |
 //! | [`heartbeat`] | when to send, what an answer or its absence means |
 //! | [`renewal`] | when to renew the certificate, and when the new one may replace the old |
+//! | [`own_authority`] | how a box that certifies itself goes over to its next authority |
 //! | [`node_identity`] | how the box becomes a node of the platform, and stays one |
 //! | [`child`] | a whole satellite: those above, and what one tells the other |
 //! | [`mapping_lease`] | whether a port on the router leads here, and for how long |
@@ -33,6 +34,7 @@ pub mod membership;
 pub mod network;
 pub mod node_identity;
 pub mod overload;
+pub mod own_authority;
 pub mod past;
 pub mod renewal;
 pub mod service_health;

@@ -96,6 +96,8 @@ pub enum RenewalEvent {
     /// The parent counts the certificate that the tunnel presents as expired, and takes its renewal and
     /// nothing else, now.
     Demanded,
+    /// A new certificate is to take the place of one that is not due yet: it will have another issuer.
+    Wanted,
     /// The parent did not take the candidate: it refused a dial or a heartbeat with it.
     CandidateRefused,
     /// A heartbeat was acknowledged over a tunnel of this identity.
@@ -150,6 +152,16 @@ enum State {
     Dropping,
 }
 
+/// Whether to renew what is not due by this box's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Early {
+    No,
+    /// Try once: what is in use is as good as ever.
+    Once,
+    /// The parent waits for the renewal, whatever this box's clock says.
+    UntilRenewed,
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct RenewalMachine {
@@ -159,8 +171,7 @@ pub struct RenewalMachine {
     link: Option<IdentityChoice>,
     /// The delay of the last failure is over; only a tunnel is missing.
     waits_for_link: bool,
-    /// The parent waits for the renewal, whatever this box's clock says.
-    demanded: bool,
+    early: Early,
     /// The box certifies itself: no tunnel is needed.
     unaided: bool,
     wake: Option<Moment>,
@@ -185,7 +196,7 @@ impl RenewalMachine {
             not_after: identity.certificate.not_after,
             link: None,
             waits_for_link: false,
-            demanded: false,
+            early: Early::No,
             unaided: false,
             wake: Some(Moment::START),
             backoff: Backoff::new(RETRY, seed),
@@ -232,12 +243,20 @@ impl RenewalMachine {
                 }
             }
             RenewalEvent::Demanded => {
-                self.demanded = true;
+                self.early = Early::UntilRenewed;
                 match self.state {
                     // It has expired before it was ever of use.
                     State::Proving { .. } => self.drop_candidate(),
                     State::Idle | State::Ready(_) => self.wake = Some(now),
                     _ => {}
+                }
+            }
+            RenewalEvent::Wanted => {
+                if self.early == Early::No {
+                    self.early = Early::Once;
+                }
+                if matches!(self.state, State::Idle) {
+                    self.wake = Some(now);
                 }
             }
             RenewalEvent::CandidateRefused => {
@@ -308,10 +327,10 @@ impl RenewalMachine {
                 self.not_before = identity.not_before;
                 self.not_after = identity.certificate.not_after;
                 self.backoff.reset();
-                self.demanded = false;
+                self.early = Early::No;
                 self.wake = Some(now);
             }
-            State::Dropping if self.demanded => self.wake = Some(now),
+            State::Dropping if self.early == Early::UntilRenewed => self.wake = Some(now),
             // Another key and certificate will fare no better in a minute.
             State::Dropping => self.wake = Some(now.plus(self.backoff.patient_delay())),
             other @ (State::Idle
@@ -335,7 +354,10 @@ impl RenewalMachine {
         match &self.state {
             State::Idle => {
                 let due = renewal_due(self.not_before, self.not_after);
-                if wall >= due || self.demanded {
+                if wall >= due || self.early != Early::No {
+                    if self.early == Early::Once {
+                        self.early = Early::No;
+                    }
                     self.wake = None;
                     self.state = State::WantKey;
                     self.actions.push_back(RenewalAction::GenerateKey);
@@ -500,6 +522,30 @@ mod tests {
         machine.poll_action();
         machine.handle_event(RenewalEvent::Stored, at(0), wall(400));
         assert_eq!(machine.identity_choice(), IdentityChoice::Candidate);
+    }
+
+    #[test]
+    fn what_is_wanted_early_is_renewed_once() {
+        let mut machine = RenewalMachine::new(&identity("old", 0, 100), None, 1).unaided(true);
+        machine.handle_event(RenewalEvent::Timeout, at(0), wall(1));
+        assert!(machine.poll_action().is_none());
+        machine.handle_event(RenewalEvent::Wanted, at(1), wall(1));
+        assert!(matches!(machine.poll_action(), Some(RenewalAction::GenerateKey)));
+        machine.handle_event(RenewalEvent::KeyGenerated(key()), at(1), wall(1));
+        machine.handle_event(RenewalEvent::Stored, at(1), wall(1));
+        machine.handle_event(RenewalEvent::Issued(identity("new", 1, 91)), at(1), wall(1));
+        machine.handle_event(RenewalEvent::Stored, at(1), wall(1));
+        for _ in 0..CANDIDATE_REFUSALS_MAX {
+            assert_eq!(machine.identity_choice(), IdentityChoice::Candidate);
+            machine.handle_event(RenewalEvent::CandidateRefused, at(2), wall(1));
+        }
+        machine.handle_event(RenewalEvent::Stored, at(2), wall(1));
+        while machine.poll_action().is_some() {}
+        machine.handle_event(RenewalEvent::Timeout, at(100), wall(5));
+        assert!(
+            machine.poll_action().is_none(),
+            "the old one is good, and nothing else is wanted"
+        );
     }
 
     #[test]

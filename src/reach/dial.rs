@@ -6,17 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::sync::watch;
 
 use super::interfaces::source_towards;
+use super::presented::{Presented, PresentedError};
 use super::{proxy, tcp};
 use crate::contract::invitation::ParentTrust;
-use crate::identity::anchors::{Anchors, AnchorsError};
-use crate::identity::certificate::{CertificateChain, PemError};
-use crate::identity::key::{InvalidPrivateKey, PrivateKey};
-use crate::identity::tls::{
-    ClientTls, TimeSource, TlsConfigError, TlsIdentity, TlsIdentityError, client_config,
-};
+use crate::identity::tls::{ClientTls, TimeSource, TlsConfigError, client_config};
 use crate::identity::tls_failure::{FailureRecord, TlsFailure};
 use crate::machine::ladder::{DialTarget, Setback};
 use crate::machine::membership::StoredIdentity;
@@ -64,7 +59,7 @@ pub struct Introduction {
 pub enum DialError {
     /// The stored identity cannot be used.
     #[error("the stored identity cannot be used; join again with a new invitation")]
-    Identity(#[source] IdentityError),
+    Identity(#[source] PresentedError),
     /// No TLS configuration can be made of it.
     #[error("cannot prepare the connection to the parent")]
     Tls(#[source] TlsConfigError),
@@ -125,23 +120,6 @@ pub enum DialError {
         /// Where.
         address: SocketAddr,
     },
-}
-
-/// Why a stored identity is unusable.
-#[derive(Debug, Error)]
-pub enum IdentityError {
-    /// The key.
-    #[error(transparent)]
-    Key(#[from] InvalidPrivateKey),
-    /// The certificate.
-    #[error(transparent)]
-    Certificate(#[from] PemError),
-    /// The anchors.
-    #[error(transparent)]
-    Anchors(#[from] AnchorsError),
-    /// The two together.
-    #[error(transparent)]
-    Pair(#[from] TlsIdentityError),
 }
 
 impl DialError {
@@ -345,7 +323,11 @@ async fn connect(
     match way {
         Way::Quic => {
             // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-            let endpoint = QuicEndpoint::client(QuicSettings { max_streams }).map_err(DialError::Socket)?;
+            let endpoint = QuicEndpoint::client(QuicSettings {
+                max_streams,
+                ..QuicSettings::default()
+            })
+            .map_err(DialError::Socket)?;
             endpoint
                 .dial(address, host, config, &failures)
                 .await
@@ -403,13 +385,10 @@ async fn tls_config(
         let identity = credentials
             .identity
             .as_ref()
-            .map(identity_parts)
+            .map(Presented::read)
             .transpose()
             .map_err(DialError::Identity)?;
-        let (learned, identity) = match identity {
-            Some((anchors, identity)) => (Some(anchors), Some(watch::channel(Arc::new(identity)).1)),
-            None => (None, None),
-        };
+        let (identity, learned) = identity.map(Presented::fixed).unzip();
         client_config(ClientTls {
             trust: &credentials.trust,
             learned: learned.as_ref(),
@@ -424,11 +403,4 @@ async fn tls_config(
         Ok(config) => config,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
-}
-
-fn identity_parts(stored: &StoredIdentity) -> Result<(Anchors, TlsIdentity), IdentityError> {
-    let key = PrivateKey::from_pkcs8(stored.pkcs8.clone())?;
-    let chain = CertificateChain::from_pem(&stored.certificate.cert_pem)?;
-    let anchors = Anchors::from_pem(&stored.certificate.ca_chain_pem)?;
-    Ok((anchors, TlsIdentity::new(&chain, &key)?))
 }

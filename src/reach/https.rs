@@ -12,18 +12,16 @@ use hyper::client::conn::http1 as client;
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 
 use super::connect::RESOLVE_TIMEOUT;
-use super::dial::{IdentityError, certificate_time};
+use super::dial::certificate_time;
+use super::presented::{Presented, PresentedError};
 use super::proxy::{self, ProxyError};
 use super::tcp::{CONNECT_TIMEOUT, certificate_name};
 use crate::contract::invitation::{HostPort, ParentTrust};
 use crate::identity::anchors::Anchors;
-use crate::identity::certificate::CertificateChain;
-use crate::identity::key::PrivateKey;
-use crate::identity::tls::{ClientTls, TlsConfigError, TlsIdentity, client_config};
+use crate::identity::tls::{ClientTls, TlsConfigError, client_config};
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, find_tls_failure};
 use crate::machine::membership::StoredIdentity;
 use crate::process::clock::Clock;
@@ -53,7 +51,7 @@ pub struct HttpsTarget {
 pub enum HttpsError {
     /// The identity to be shown cannot be used.
     #[error("the stored identity cannot be used")]
-    Identity(#[from] IdentityError),
+    Identity(#[from] PresentedError),
     /// There is nothing to know the host by.
     #[error("cannot prepare the connection to {host}")]
     Trust {
@@ -202,11 +200,12 @@ async fn connect(target: HttpsTarget) -> Result<tokio_rustls::client::TlsStream<
     // The system's roots are files.
     let config = tokio::task::spawn_blocking(move || {
         let learned = learned.as_deref().map(Anchors::from_pem).transpose();
-        let learned = learned.map_err(IdentityError::from)?;
+        let learned = learned.map_err(PresentedError::from)?;
+        let shown = identity.as_ref().map(Presented::read).transpose()?;
         client_config(ClientTls {
             trust: &trust,
             learned: learned.as_ref(),
-            identity: identity.as_ref().map(shown).transpose()?,
+            identity: shown.map(|shown| shown.fixed().0),
             alpn: &[b"http/1.1"],
             time,
             failures: noted,
@@ -261,11 +260,4 @@ async fn reach(host: &HostPort) -> Result<BoxedIo, HttpsError> {
             source,
         }),
     }
-}
-
-/// What a handshake shows.
-fn shown(stored: &StoredIdentity) -> Result<watch::Receiver<Arc<TlsIdentity>>, IdentityError> {
-    let key = PrivateKey::from_pkcs8(stored.pkcs8.clone())?;
-    let chain = CertificateChain::from_pem(&stored.certificate.cert_pem)?;
-    Ok(watch::channel(Arc::new(TlsIdentity::new(&chain, &key)?)).1)
 }

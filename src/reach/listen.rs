@@ -10,16 +10,15 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use super::dial::certificate_time;
+use super::presented::{Presented, PresentedError};
 use crate::base::id::SessionId;
 use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::invitation::ParentTrust;
-use crate::identity::anchors::{Anchors, AnchorsError};
-use crate::identity::certificate::{CertificateChain, PemError};
-use crate::identity::key::{InvalidPrivateKey, PrivateKey};
 use crate::identity::reversed::{BridgeTrust, satellite_server_config};
-use crate::identity::tls::{TimeSource, TlsConfigError, TlsIdentity, TlsIdentityError};
+use crate::identity::tls::TlsConfigError;
 use crate::machine::membership::StoredIdentity;
 use crate::process::clock::Clock;
 use crate::process::entropy;
@@ -44,18 +43,9 @@ const UNASKED_MAX: usize = 4;
 /// Why the listener cannot take bridges.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// The key.
-    #[error("the stored key cannot be used")]
-    Key(#[from] InvalidPrivateKey),
-    /// The certificate.
-    #[error("the stored certificate cannot be used")]
-    Certificate(#[from] PemError),
-    /// The anchors.
-    #[error("the stored authorities cannot be used")]
-    Anchors(#[from] AnchorsError),
-    /// The two together.
-    #[error(transparent)]
-    Pair(#[from] TlsIdentityError),
+    /// The identity to be shown.
+    #[error("the stored identity cannot be used")]
+    Identity(#[from] PresentedError),
     /// The TLS settings.
     #[error("cannot prepare to be dialled")]
     Tls(#[from] TlsConfigError),
@@ -163,16 +153,13 @@ impl Listener {
         trust: ParentTrust,
         names: Vec<String>,
     ) -> Result<(), ListenError> {
-        let key = PrivateKey::from_pkcs8(identity.pkcs8.clone())?;
-        let chain = CertificateChain::from_pem(&identity.certificate.cert_pem)?;
+        let (shown, learned) = Presented::read(identity)?.fixed();
         let bridge = BridgeTrust {
             trust,
-            learned: Some(Anchors::from_pem(&identity.certificate.ca_chain_pem)?),
+            learned: Some(learned),
             names,
         };
-        let shown = watch::channel(Arc::new(TlsIdentity::new(&chain, &key)?)).1;
-        let clock = self.clock.clone();
-        let time: TimeSource = Arc::new(move || clock.trusted().now);
+        let time = certificate_time(&self.clock);
         let tls = satellite_server_config(shown, &bridge, &[TUNNEL_ALPN], time)?;
         self.socket.serve(tls)?;
         Ok(())

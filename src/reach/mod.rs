@@ -9,5 +9,6 @@ pub mod interfaces;
 pub mod listen;
 mod netlink;
 pub mod port_mapping;
+pub mod presented;
 pub mod proxy;
 pub mod tcp;

@@ -13,8 +13,9 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
-use super::driver::{DriverHandle, LeaveError};
+use super::driver::{CancelRejoinError, DriverHandle, LeaveError};
 use super::grants::admin::{EMANCIPATE_PATH, GRANTS_PATH, GrantDesk, ReasonFields};
+use super::own_authority::{AuthorityError, AuthorityWish};
 use super::services::{self, SERVICES_PATH, Services};
 use crate::base::limit::{JSON_BODY_MAX_BYTES, error_chain};
 use crate::base::time::UnixTime;
@@ -22,8 +23,9 @@ use crate::contract::invitation::{ContractVersion, HostPort, Invitation, ParentT
 use crate::contract::message::{failure_body, success_body};
 use crate::contract::peer::SpawnMode;
 use crate::contract::token::{AcceptanceToken, InvalidToken};
-use crate::machine::child::{Rejoin, WorkingMembership};
+use crate::machine::child::{Rejoin, RejoinMode, WorkingMembership};
 use crate::machine::membership::{Operator, StoredInvitation};
+use crate::machine::own_authority::Retirement;
 use crate::machine::past::FormerGrants;
 use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
 use crate::process::http_server;
@@ -38,6 +40,12 @@ pub const STATUS_PATH: &str = "/v1/status";
 pub const JOIN_PATH: &str = "/v1/join";
 /// Path of the leave command.
 pub const LEAVE_PATH: &str = "/v1/leave";
+/// Path of the command that gives a rejoin up.
+pub const CANCEL_REJOIN_PATH: &str = "/v1/rejoin/cancel";
+/// Path of the change to a new authority of the box's own.
+pub const ROTATE_AUTHORITY_PATH: &str = "/v1/authority/rotate";
+/// Path of the end of the authority before.
+pub const RETIRE_AUTHORITY_PATH: &str = "/v1/authority/retire";
 /// What the paths of the audit log begin with.
 pub const AUDIT_PREFIX: &str = "/v1/audit/";
 
@@ -77,6 +85,9 @@ pub struct RejoinRequest {
     pub grants: FormerGrants,
     /// Whether one that works is replaced, too.
     pub force: bool,
+    /// Whether the token came without a word on how the parent treats this child.
+    #[serde(default)]
+    pub mode_as_before: bool,
 }
 
 impl From<Rejoin> for RejoinRequest {
@@ -84,6 +95,7 @@ impl From<Rejoin> for RejoinRequest {
         Self {
             grants: rejoin.grants,
             force: rejoin.working == WorkingMembership::Replace,
+            mode_as_before: rejoin.mode == RejoinMode::AsBefore,
         }
     }
 }
@@ -95,9 +107,15 @@ impl From<RejoinRequest> for Rejoin {
         } else {
             WorkingMembership::Keep
         };
+        let mode = if asked.mode_as_before {
+            RejoinMode::AsBefore
+        } else {
+            RejoinMode::Told
+        };
         Self {
             grants: asked.grants,
             working,
+            mode,
         }
     }
 }
@@ -207,6 +225,9 @@ async fn answer(request: Request<Incoming>, parts: Parts) -> Response<Full<Bytes
         }
         (&Method::POST, JOIN_PATH) => join(request, &handle).await,
         (&Method::POST, LEAVE_PATH) => leave(request, &handle).await,
+        (&Method::POST, CANCEL_REJOIN_PATH) => cancel_rejoin(&handle).await,
+        (&Method::POST, ROTATE_AUTHORITY_PATH) => authority(AuthorityWish::Rotate, &handle).await,
+        (&Method::POST, RETIRE_AUTHORITY_PATH) => retire_authority(request, &handle).await,
         (_, path) if is_below(path, GRANTS_PATH) || path == EMANCIPATE_PATH => {
             grants(request, &handle, desk).await
         }
@@ -221,13 +242,19 @@ async fn answer(request: Request<Incoming>, parts: Parts) -> Response<Full<Bytes
                 Err(refused) => refused,
             }
         }
-        (_, STATUS_PATH | JOIN_PATH | LEAVE_PATH) => {
-            refuse(StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here")
-        }
+        (
+            _,
+            STATUS_PATH
+            | JOIN_PATH
+            | LEAVE_PATH
+            | CANCEL_REJOIN_PATH
+            | ROTATE_AUTHORITY_PATH
+            | RETIRE_AUTHORITY_PATH,
+        ) => refuse(StatusCode::METHOD_NOT_ALLOWED, "this method is not allowed here"),
         _ => refuse(
             StatusCode::NOT_FOUND,
-            "no such resource; known are /v1/status, /v1/join, /v1/leave, /v1/services, /v1/grants, /v1/emancipate, \
-             /v1/audit/…, /metrics, /healthz and /readyz",
+            "no such resource; known are /v1/status, /v1/join, /v1/rejoin/cancel, /v1/leave, /v1/services, /v1/grants, \
+             /v1/emancipate, /v1/authority/rotate, /v1/authority/retire, /v1/audit/…, /metrics, /healthz and /readyz",
         ),
     }
 }
@@ -269,6 +296,61 @@ async fn leave(request: Request<Incoming>, handle: &DriverHandle) -> Response<Fu
         Ok(Err(error @ LeaveError::Save(_))) => {
             refuse(StatusCode::INTERNAL_SERVER_ERROR, &error_chain(&error))
         }
+        Err(stopping) => refuse(StatusCode::SERVICE_UNAVAILABLE, &stopping.to_string()),
+    }
+}
+
+async fn cancel_rejoin(handle: &DriverHandle) -> Response<Full<Bytes>> {
+    match handle.cancel_rejoin().await {
+        Ok(Ok(cancelled)) => reply(StatusCode::OK, &success_body(&cancelled)),
+        Ok(Err(error @ CancelRejoinError::Refused(_))) => refuse(StatusCode::CONFLICT, &error.to_string()),
+        Ok(Err(error @ CancelRejoinError::Save(_))) => {
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, &error_chain(&error))
+        }
+        Err(stopping) => refuse(StatusCode::SERVICE_UNAVAILABLE, &stopping.to_string()),
+    }
+}
+
+/// How the authority of before is to end.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetireFields {
+    /// Though the parent has not fetched the new one.
+    #[serde(default)]
+    pub force: bool,
+}
+
+impl From<RetireFields> for AuthorityWish {
+    fn from(asked: RetireFields) -> Self {
+        Self::Retire(if asked.force {
+            Retirement::Forced
+        } else {
+            Retirement::InTime
+        })
+    }
+}
+
+async fn retire_authority(request: Request<Incoming>, handle: &DriverHandle) -> Response<Full<Bytes>> {
+    let body = match read_body(request.into_body()).await {
+        Ok(body) => body,
+        Err(refused) => return refused,
+    };
+    let Ok(asked) = serde_json::from_slice::<RetireFields>(&body) else {
+        return refuse(
+            StatusCode::BAD_REQUEST,
+            "the request is not what this daemon's version understands",
+        );
+    };
+    authority(asked.into(), handle).await
+}
+
+async fn authority(wish: AuthorityWish, handle: &DriverHandle) -> Response<Full<Bytes>> {
+    match handle.authority(wish).await {
+        Ok(Ok(report)) => reply(StatusCode::OK, &success_body(&report)),
+        Ok(Err(error @ (AuthorityError::Make(_) | AuthorityError::Store(_)))) => {
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, &error_chain(&error))
+        }
+        Ok(Err(error)) => refuse(StatusCode::CONFLICT, &error.to_string()),
         Err(stopping) => refuse(StatusCode::SERVICE_UNAVAILABLE, &stopping.to_string()),
     }
 }

@@ -8,7 +8,7 @@ use crate::contract::delivery::{TrustExchange, shown_warnings};
 use crate::contract::invitation::{CaFingerprint, ParentTrust};
 use crate::contract::message::{ContractAnswer, ContractFailure, FederationCertificate, HeartbeatRequest};
 use crate::identity::anchors::Anchors;
-use crate::identity::certificate::{CertificateFacts, peer_subject};
+use crate::identity::certificate::{CertificateChain, CertificateFacts, peer_subject};
 use crate::identity::issued::{ExpectedCertificate, IssuerTrust, verify_issued};
 use crate::identity::key::PrivateKey;
 use crate::identity::own_authority::{OwnAuthority, OwnAuthorityError};
@@ -148,10 +148,29 @@ pub(super) fn make_own_authority(now: UnixTime) -> Result<KeptAuthority, OwnAuth
     })
 }
 
-/// A certificate of the box's own authority for its key, under the name that the other side has assigned, and
-/// with that side's authorities to know it by.
-pub(super) fn issue_own(
+/// Whether an authority can still issue.
+pub(super) fn is_good(own: &KeptAuthority, now: UnixTime) -> bool {
+    CertificateFacts::of_pem(&own.certificate_pem).is_ok_and(|facts| now < facts.not_after)
+}
+
+/// The next authority, and the word of the present one for it.
+pub(super) fn make_next_authority(
     own: &KeptAuthority,
+    now: UnixTime,
+) -> Result<(KeptAuthority, String), OwnAuthorityError> {
+    let authority = OwnAuthority::restore(own.pkcs8.clone(), &own.certificate_pem)?;
+    let succession = authority.succeed(now, [entropy::bytes(), entropy::bytes()])?;
+    let next = KeptAuthority {
+        pkcs8: succession.next.expose_key().clone(),
+        certificate_pem: succession.next.certificate_pem(),
+    };
+    Ok((next, succession.cross_pem()))
+}
+
+/// A certificate of the box's own authority for its key, under the name that the other side has assigned, and
+/// with that side's authorities to know it by. `word` is an older authority's for this one, for whoever knows that alone.
+pub(super) fn issue_own(
+    (own, word): (&KeptAuthority, Option<&str>),
     exchange: &TrustExchange,
     anchors: &Anchors,
     key: &KeyMaterial,
@@ -167,7 +186,11 @@ pub(super) fn issue_own(
             entropy::bytes(),
         )
     };
-    let chain = issued().map_err(|error| error_chain(&error))?;
+    let mut chain = issued().map_err(|error| error_chain(&error))?;
+    if let Some(word) = word {
+        let word = CertificateChain::from_pem(word).map_err(|error| error_chain(&error))?;
+        chain = chain.with_issuers(vec![word.leaf().clone()]);
+    }
     let facts = chain.facts();
     Ok(StoredIdentity {
         pkcs8: key.pkcs8.clone(),
@@ -184,7 +207,7 @@ pub(super) fn issue_own(
 /// Renews the certificate of a box that certifies itself.
 pub(super) fn renew_own(
     membership: &Membership,
-    own: &KeptAuthority,
+    own: (&KeptAuthority, Option<&str>),
     key: &KeyMaterial,
     now: UnixTime,
 ) -> Result<StoredIdentity, String> {
@@ -223,7 +246,7 @@ pub(super) fn verify_accept(
     let outcome = match (own, &answer.delivered.trust_exchange) {
         (Some(own), Some(exchange)) if answer.certifies_itself() => {
             exchanged_anchors(parent, &answer.certificate.ca_chain_pem)
-                .and_then(|anchors| issue_own(own, exchange, &anchors, key, time.now))
+                .and_then(|anchors| issue_own((own, None), exchange, &anchors, key, time.now))
         }
         _ => verify(
             &answer.certificate,

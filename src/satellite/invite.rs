@@ -51,7 +51,10 @@ pub enum InviteError {
         source: InvalidToken,
     },
     /// A token but no parent.
-    #[error("there is an acceptance token but no parent.url; set it in the configuration")]
+    #[error(
+        "there is an acceptance token, and nothing says of which parent: give --parent-url or set parent.url in the \
+         configuration, and the parent's CA with it; or take a join code, which says all of it"
+    )]
     UrlMissing,
     /// Social contract 1.
     #[error(

@@ -16,6 +16,7 @@ use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
 use crate::machine::join::{Farewell, JoinState};
 use crate::machine::mapping_lease::MappingRecord;
+use crate::machine::own_authority::Succession;
 use crate::store::audit_log::add_audit_log;
 use crate::store::copy;
 use crate::store::database::{Database, OpenError, Schema, StoreError};
@@ -24,7 +25,7 @@ use crate::store::state_key::StateKey;
 
 pub use error::{OpenStateError, SaveStateError};
 pub use examination::{CopyStanding, Examination};
-use rows::{FACTS, HANDED_OVER, MEMBERSHIP, StoredMappings, StoredState};
+use rows::{FACTS, HANDED_OVER, MEMBERSHIP, SUCCESSION, StoredMappings, StoredState, StoredSuccession};
 pub use rows::{Facts, HandedOver, MappingFamily};
 use second_copy::{Copied, read_copy};
 
@@ -37,7 +38,7 @@ pub static SCHEMA: Schema = Schema {
     name: "powernode-satellite",
     version: 3,
     migrations: &[add_audit_log, grants::add_grants],
-    sealed: &[MEMBERSHIP.name(), grants::GRANT_KEY.name()],
+    sealed: &[MEMBERSHIP.name(), grants::GRANT_KEY.name(), SUCCESSION.name()],
 };
 
 /// What was found at the start.
@@ -53,6 +54,8 @@ pub struct Loaded {
     pub sealed: bool,
     /// What the cluster's hook has taken.
     pub handed_over: Option<HandedOver>,
+    /// A change of the box's own authority that is under way.
+    pub succession: Option<Succession>,
     /// Set when the store was damaged and the second copy was used: what happened, in words.
     pub recovered: Option<String>,
 }
@@ -82,6 +85,7 @@ impl Loaded {
             grants: Vec::new(),
             sealed,
             handed_over: None,
+            succession: None,
             recovered: None,
         }
     }
@@ -233,6 +237,7 @@ impl MembershipStore {
             .write(|writer| {
                 writer.remove(&grants::GRANT_KEY, &Only)?;
                 writer.remove(&HANDED_OVER, &Only)?;
+                writer.remove(&SUCCESSION, &Only)?;
                 writer.put(&MEMBERSHIP, &Only, &stored)
             })
             .map_err(SaveStateError::Store)?;
@@ -284,6 +289,20 @@ impl MembershipStore {
         self.database
             .write_async(move |writer| writer.put(&HANDED_OVER, &Only, &handed))
             .await
+    }
+
+    /// Makes a change of the box's own authority durable, or its end.
+    pub async fn save_succession(&self, succession: Option<&Succession>) -> Result<(), StoreError> {
+        let (store, succession) = (self.clone(), succession.cloned());
+        run_blocking(move || store.save_succession_blocking(succession.as_ref())).await
+    }
+
+    /// The same, for where blocking is allowed.
+    pub fn save_succession_blocking(&self, succession: Option<&Succession>) -> Result<(), StoreError> {
+        self.database.write(|writer| match succession {
+            Some(succession) => writer.put(&SUCCESSION, &Only, &StoredSuccession(succession.clone())),
+            None => writer.remove(&SUCCESSION, &Only).map(|_| ()),
+        })
     }
 
     /// The store itself, which the audit log shares.
@@ -344,7 +363,7 @@ fn read(database: &Database, directory: &Path) -> Result<Loaded, OpenStateError>
         directory: directory.to_owned(),
         source,
     };
-    let (state, facts, kept, handed_over) = database
+    let (state, facts, kept, handed_over, succession) = database
         .read(|reader| -> Result<_, StoreError> {
             let kept = reader.list(&grants::GRANTS)?;
             let handed_over = reader.get(&HANDED_OVER, &Only)?;
@@ -353,6 +372,7 @@ fn read(database: &Database, directory: &Path) -> Result<Loaded, OpenStateError>
                 reader.get(&FACTS, &Only)?,
                 kept,
                 handed_over,
+                reader.get(&SUCCESSION, &Only)?,
             ))
         })
         .map_err(failed)?;
@@ -362,6 +382,7 @@ fn read(database: &Database, directory: &Path) -> Result<Loaded, OpenStateError>
         grants: kept.into_iter().map(|(_, kept)| kept).collect(),
         sealed: database.is_sealed(),
         handed_over,
+        succession: succession.map(|StoredSuccession(succession)| succession),
         recovered: None,
     })
 }

@@ -18,6 +18,7 @@ mod node_client;
 pub mod node_files;
 pub mod node_report;
 pub mod offline;
+pub mod own_authority;
 pub mod parent_client;
 pub mod payload;
 mod port_keeper;

@@ -4,14 +4,16 @@
 use thiserror::Error;
 use tokio::sync::watch;
 
-use super::driver::Departure;
+use super::driver::{CancelRejoinError, Departure, RejoinCancelled};
 use super::grants::admin::GrantDesk;
 use super::grants::{GrantBook, OpenGrantsError};
 use super::membership_store::{MembershipStore, OpenStateError, SaveStateError};
 use super::node_files;
+use super::own_authority::{AuthorityError, AuthorityReport, AuthorityWish, by_wish};
 use crate::audit::{AuditAction, AuditEvent};
-use crate::machine::join::{Farewell, JoinState};
+use crate::machine::join::{CancelRefused, Farewell, JoinState};
 use crate::machine::node_identity::NodeStanding;
+use crate::machine::own_authority::Succession;
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::SatelliteConfig;
 use crate::store::audit_log::{AuditLog, AuditWriter};
@@ -36,6 +38,12 @@ pub enum OfflineError {
     /// The audit log in it.
     #[error("the audit log cannot be read or written")]
     Audit(#[source] StoreError),
+    /// The box's own authority.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// A rejoin that cannot be given up.
+    #[error(transparent)]
+    Rejoin(#[from] CancelRejoinError),
     /// The end of the membership.
     #[error("the keys could not be destroyed; free the disk or mend it, then leave again")]
     Save(#[source] SaveStateError),
@@ -49,6 +57,21 @@ pub struct OfflineState {
     writer: AuditWriter,
     clock: Clock,
     accept_unsigned: bool,
+    succession: Option<Succession>,
+}
+
+/// Gives a rejoin up that is under way. Blocking.
+pub fn cancel_rejoin(config: &SatelliteConfig) -> Result<RejoinCancelled, OfflineError> {
+    let key = StateKey::read(&config.state_key)?;
+    let (peeked, _) = MembershipStore::peek(&config.state_dir, key.as_ref())?;
+    let refused = |refused: CancelRefused| OfflineError::Rejoin(refused.into());
+    let state = peeked.state.ok_or(refused(CancelRefused::NotUnderWay))?;
+    let cancelled = RejoinCancelled::of(&state).map_err(refused)?;
+    let (store, _) = MembershipStore::open(&config.state_dir, key.as_ref())?;
+    store
+        .save_state_blocking(&state.without_rejoin().map_err(refused)?)
+        .map_err(|error| OfflineError::Rejoin(CancelRejoinError::Save(error)))?;
+    Ok(cancelled)
 }
 
 impl OfflineState {
@@ -75,6 +98,7 @@ impl OfflineState {
             writer,
             clock,
             accept_unsigned: config.accept_unsigned_grants,
+            succession: loaded.succession,
         })
     }
 
@@ -100,6 +124,19 @@ impl OfflineState {
     /// Writes what is still to be noted. Blocking.
     pub fn finish(self) -> Result<(), OfflineError> {
         self.writer.finish().map_err(OfflineError::Audit)
+    }
+
+    /// Changes the box's own authority: the parent hears of it when the satellite runs. Blocking.
+    pub fn change_authority(self, wish: AuthorityWish) -> Result<AuthorityReport, OfflineError> {
+        let (membership, now) = (self.state.membership(), self.clock.trusted().now);
+        let (kept, event) = by_wish(wish, membership, self.succession.as_ref(), now)?;
+        self.store
+            .save_succession_blocking(kept.as_ref())
+            .map_err(AuthorityError::Store)?;
+        self.audit.record(&event);
+        let report = AuthorityReport::of(membership, kept.as_ref()).ok_or(OfflineError::NotJoined)?;
+        self.finish()?;
+        Ok(report)
     }
 
     /// Ends the peering. Nobody can tell the parent from here. Blocking.
@@ -136,6 +173,7 @@ impl OfflineState {
         Ok(Departure {
             peer_id,
             not_told: Some("the satellite does not run".to_owned()),
+            ends_by_operator: false,
         })
     }
 }

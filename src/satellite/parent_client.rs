@@ -14,6 +14,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::base::id::TraceId;
+use crate::base::time::UnixTime;
 
 use crate::contract::invitation::HostPort;
 use crate::contract::message::{
@@ -24,8 +25,8 @@ use crate::contract::message::{
 use crate::contract::redirect::{self, REDIRECTS_MAX, RedirectRefused};
 use crate::contract::service::Offering;
 use crate::contract::{
-    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, TRUST_BUNDLE_PATH, TUNNEL_DIAL_BACK_PATH,
-    TUNNEL_DIRECT_PATH,
+    ACCEPT_PATH, CERTIFICATE_REFRESH_PATH, HEARTBEAT_PATH, OWN_AUTHORITIES_CAPABILITY, TRUST_BUNDLE_PATH,
+    TUNNEL_DIAL_BACK_PATH, TUNNEL_DIRECT_PATH,
 };
 use crate::identity::certificate::CertificateFacts;
 use crate::machine::membership::{Membership, Operator, Parent, StoredInvitation};
@@ -148,10 +149,14 @@ pub fn heartbeat_request(
     membership: &Membership,
     services: &[Offering],
     endpoints: Vec<Endpoint>,
+    own_authorities: &[String],
 ) -> HeartbeatRequest {
     let mut capabilities = capabilities(&membership.operator);
     let declared: Vec<_> = services.iter().map(Offering::capability).collect();
     capabilities.insert("services".to_owned(), json!(declared));
+    if !own_authorities.is_empty() {
+        capabilities.insert(OWN_AUTHORITIES_CAPABILITY.to_owned(), json!(own_authorities));
+    }
     HeartbeatRequest {
         capabilities,
         endpoints,
@@ -160,6 +165,18 @@ pub fn heartbeat_request(
         platform_version: Some(RELEASE.to_owned()),
         data_residency: membership.operator.data_residency.clone(),
     }
+}
+
+/// The last one of a satellite that leaves: nothing is offered any more, and the parent's row says why. An empty list of
+/// endpoints would change nothing there, so they stay.
+pub fn farewell_request(membership: &Membership, reason: &str, at: UnixTime) -> HeartbeatRequest {
+    let mut request = heartbeat_request(membership, &[], Vec::new(), &[]);
+    request.capabilities.remove("tunnel");
+    request.capabilities.insert(
+        "left".to_owned(),
+        json!({ "at": at.to_string(), "reason": reason }),
+    );
+    request
 }
 
 /// Only what is true of this build (social contract 3), and who runs the box (social contract 1).

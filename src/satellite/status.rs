@@ -21,6 +21,7 @@ use crate::machine::membership::{Membership, Operator};
 use crate::machine::past::{FormerGrants, FormerPeer};
 use crate::satellite::grants::GrantsReport;
 use crate::satellite::node_report::NodeReport;
+use crate::satellite::own_authority::AuthorityReport;
 use crate::satellite::services::ServiceReport;
 
 pub use certificate::{AnchorReport, CertificateReport};
@@ -59,6 +60,9 @@ pub struct StatusReport {
     pub heartbeat: HeartbeatReport,
     /// The federation certificate.
     pub certificate: Option<CertificateReport>,
+    /// The box's own authority, where it certifies itself.
+    #[serde(default)]
+    pub own_authority: Option<AuthorityReport>,
     /// The node's identity, where the box is to be a node of its platform.
     #[serde(default)]
     pub node: Option<NodeReport>,
@@ -290,6 +294,7 @@ impl StatusReport {
             heartbeat,
             cluster: membership.and_then(ClusterReport::of),
             certificate: membership.map(|membership| CertificateReport::of(membership, clock.trusted)),
+            own_authority: AuthorityReport::of(membership, None),
             node: membership
                 .and_then(|membership| membership.node.as_ref())
                 .map(|node| NodeReport::of(node, clock.trusted)),

@@ -16,7 +16,7 @@ use hyper::server::conn::http1 as server;
 use hyper::service::HttpService;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 use super::connection::{OpenStreamError, Tunnel};
 use super::stream::{TunnelStream, refusal_in};
@@ -180,7 +180,58 @@ where
     connection: Option<Pin<Box<Connection<B>>>>,
 }
 
-type Connection<B> = client::Connection<TokioIo<TunnelStream>, B>;
+type Connection<B> = client::Connection<TokioIo<LastWord>, B>;
+
+/// A stream of which the reading half has the last word. Where the other side takes no more of a request, its answer
+/// is on the way or has come, and hyper would drop it for the failed write; where there is none, reading fails, too.
+struct LastWord {
+    stream: TunnelStream,
+    stopped: bool,
+}
+
+impl AsyncRead for LastWord {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for LastWord {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        if self.stopped {
+            return Poll::Pending;
+        }
+        match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+            Poll::Ready(Err(error)) => {
+                tracing::trace!(%error, "the other side takes no more of a request");
+                self.stopped = true;
+                Poll::Pending
+            }
+            other => other,
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if self.stopped {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        if self.stopped {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
 
 impl<B> std::fmt::Debug for AnswerBody<B>
 where
@@ -258,7 +309,10 @@ where
     let failed = |error| exchange_failed(error, limits);
     let (mut sender, connection) = client::Builder::new()
         .max_header_size(limits.head_bytes)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(LastWord {
+            stream,
+            stopped: false,
+        }))
         .await
         .map_err(failed)?;
     let mut connection = Box::pin(connection);

@@ -2,14 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::authority::Request;
+use super::authority::{Authority, Request};
 use super::client::{API, Ask};
-use super::server_cases::{Kind, Target, accept, assert_time};
+use super::owner::Wish;
+use super::server_cases::{Joined, accept, assert_time, heartbeat, join};
+use super::suite::{Kind, Shown, Target};
 
-pub(super) fn accept_gives_a_certificate(target: &Target) {
+pub(super) fn accept_gives_a_certificate(target: &Target) -> Shown {
     let request = Request::new("somebody");
     let body = json!({
-        "acceptance_token": (target.mint)(), "contract_version": 1, "extension_slugs": ["a"],
+        "acceptance_token": target.mint(), "contract_version": 1, "extension_slugs": ["a"],
         "capabilities": { "disclosure": { "operator_contact": "ops@example.com", "location": "DE" } },
         "endpoints": [{ "url": "https://203.0.113.7:8443", "scope": "wan", "priority": 10 }],
         "csr_pem": request.csr,
@@ -49,6 +51,7 @@ pub(super) fn accept_gives_a_certificate(target: &Target) {
     ] {
         assert!(shown.contains(usage), "{usage} in {shown}");
     }
+    Ok(())
 }
 
 /// What openssl reads in the certificate.
@@ -65,8 +68,8 @@ fn openssl(asked: &[&str], certified: &Value) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-pub(super) fn a_token_works_once(target: &Target) {
-    let token = (target.mint)();
+pub(super) fn a_token_works_once(target: &Target) -> Shown {
+    let token = target.mint();
     let body = |csr: &str| json!({ "acceptance_token": token, "contract_version": 1, "csr_pem": csr });
     let first = Request::new("a");
     let accepted = accept(target, &body(&first.csr));
@@ -81,10 +84,11 @@ pub(super) fn a_token_works_once(target: &Target) {
             assert_eq!(again.failure(401), "acceptance_token not recognized or expired");
         }
     }
+    Ok(())
 }
 
-pub(super) fn four_at_once_share_no_token(target: &Target) {
-    let token = (target.mint)();
+pub(super) fn four_at_once_share_no_token(target: &Target) -> Shown {
+    let token = target.mint();
     let client = &target.client;
     let statuses: Vec<u16> = std::thread::scope(|scope| {
         let asking: Vec<_> = (0..4)
@@ -104,9 +108,10 @@ pub(super) fn four_at_once_share_no_token(target: &Target) {
     let accepted = statuses.iter().filter(|status| **status == 200).count();
     let refused = statuses.iter().filter(|status| **status == 401).count();
     assert_eq!((accepted, refused), (1, 3), "{statuses:?}");
+    Ok(())
 }
 
-pub(super) fn tokens_are_told_apart(target: &Target) {
+pub(super) fn tokens_are_told_apart(target: &Target) -> Shown {
     for blank in [
         json!({ "contract_version": 1 }),
         json!({ "acceptance_token": "", "contract_version": 1 }),
@@ -120,10 +125,11 @@ pub(super) fn tokens_are_told_apart(target: &Target) {
     let unknown = json!({ "acceptance_token": "x".repeat(43), "contract_version": 1 });
     let answer = accept(target, &unknown);
     assert_eq!(answer.failure(401), "acceptance_token not recognized or expired");
+    Ok(())
 }
 
-pub(super) fn versions_are_refused_by_name(target: &Target) {
-    let token = (target.mint)();
+pub(super) fn versions_are_refused_by_name(target: &Target) -> Shown {
+    let token = target.mint();
     let csr = Request::new("x").csr;
     for (version, claimed) in [(json!(99), 99), (json!(0), 0), (json!("v1"), 0), (json!(null), 0)] {
         let body = json!({ "acceptance_token": token, "contract_version": version, "csr_pem": csr });
@@ -136,21 +142,22 @@ pub(super) fn versions_are_refused_by_name(target: &Target) {
     // None of these has cost the token.
     let body = json!({ "acceptance_token": token, "contract_version": 1, "csr_pem": csr });
     accept(target, &body).data();
+    Ok(())
 }
 
-pub(super) fn versions_are_read_leniently(target: &Target) {
+pub(super) fn versions_are_read_leniently(target: &Target) -> Shown {
     for version in [json!("1"), json!(1.9)] {
         let csr = Request::new("x").csr;
-        let body =
-            json!({ "acceptance_token": (target.mint)(), "contract_version": version, "csr_pem": csr });
+        let body = json!({ "acceptance_token": target.mint(), "contract_version": version, "csr_pem": csr });
         assert_eq!(accept(target, &body).data()["contract_version_agreed"], 1);
     }
+    Ok(())
 }
 
-pub(super) fn kinds_of_keys(target: &Target) {
+pub(super) fn kinds_of_keys(target: &Target) -> Shown {
     for algorithm in [&rcgen::PKCS_ED25519, &rcgen::PKCS_ECDSA_P256_SHA256] {
         let csr = Request::of(algorithm, "x").csr;
-        let body = json!({ "acceptance_token": (target.mint)(), "contract_version": 1, "csr_pem": csr });
+        let body = json!({ "acceptance_token": target.mint(), "contract_version": 1, "csr_pem": csr });
         assert!(accept(target, &body).data()["federation_certificate"]["cert_pem"].is_string());
     }
     let rsa = std::process::Command::new("openssl")
@@ -168,15 +175,16 @@ pub(super) fn kinds_of_keys(target: &Target) {
         .output()
         .unwrap();
     let csr = String::from_utf8(rsa.stdout).unwrap();
-    let body = json!({ "acceptance_token": (target.mint)(), "contract_version": 1, "csr_pem": csr });
+    let body = json!({ "acceptance_token": target.mint(), "contract_version": 1, "csr_pem": csr });
     assert!(accept(target, &body).data()["federation_certificate"]["cert_pem"].is_string());
+    Ok(())
 }
 
-pub(super) fn the_published_agent_is_accepted(target: &Target) {
+pub(super) fn the_published_agent_is_accepted(target: &Target) -> Shown {
     for body in [
-        json!({ "acceptance_token": (target.mint)(), "contract_version": 1 }),
+        json!({ "acceptance_token": target.mint(), "contract_version": 1 }),
         json!({
-            "acceptance_token": (target.mint)(), "contract_version": 1, "extension_slugs": [], "capabilities": {},
+            "acceptance_token": target.mint(), "contract_version": 1, "extension_slugs": [], "capabilities": {},
             "endpoints": [],
         }),
     ] {
@@ -185,18 +193,20 @@ pub(super) fn the_published_agent_is_accepted(target: &Target) {
         assert_eq!(data["status"], "enrolled");
         assert!(data["federation_certificate"].is_null(), "{data}");
     }
+    Ok(())
 }
 
-pub(super) fn unknown_fields_are_passed_over(target: &Target) {
+pub(super) fn unknown_fields_are_passed_over(target: &Target) -> Shown {
     let csr = Request::new("x").csr;
     let body = json!({
-        "acceptance_token": (target.mint)(), "contract_version": 1, "csr_pem": csr, "of_a_later_version": { "a": [1] },
+        "acceptance_token": target.mint(), "contract_version": 1, "csr_pem": csr, "of_a_later_version": { "a": [1] },
     });
     assert_eq!(accept(target, &body).data()["status"], "enrolled");
+    Ok(())
 }
 
-pub(super) fn unsignable_requests_are_told(target: &Target) {
-    let body = json!({ "acceptance_token": (target.mint)(), "contract_version": 1, "csr_pem": "nonsense" });
+pub(super) fn unsignable_requests_are_told(target: &Target) -> Shown {
+    let body = json!({ "acceptance_token": target.mint(), "contract_version": 1, "csr_pem": "nonsense" });
     let answer = accept(target, &body);
     match target.kind {
         // Nothing is lost: the token is still good.
@@ -211,11 +221,12 @@ pub(super) fn unsignable_requests_are_told(target: &Target) {
             assert!(warning.starts_with("federation_csr_signing_failed"), "{warning}");
         }
     }
+    Ok(())
 }
 
-pub(super) fn what_is_no_accept_is_refused(target: &Target) {
+pub(super) fn what_is_no_accept_is_refused(target: &Target) -> Shown {
     let path = format!("{API}/accept");
-    let token = (target.mint)();
+    let token = target.mint();
     let endpoints =
         json!({ "acceptance_token": token, "contract_version": 1, "endpoints": ["https://a"] }).to_string();
     for body in [
@@ -245,4 +256,132 @@ pub(super) fn what_is_no_accept_is_refused(target: &Target) {
         // Or nobody is let through to it without a certificate.
         Kind::Platform => assert!(matches!(answer.status, 401 | 404), "{answer:?}"),
     }
+    Ok(())
+}
+
+pub(super) fn certificates_live_90_days(target: &Target) -> Shown {
+    let request = Request::new("x");
+    let body = json!({ "acceptance_token": target.mint(), "contract_version": 1, "csr_pem": request.csr });
+    let answer = accept(target, &body);
+    let certified = &answer.data()["federation_certificate"];
+    let format = &time::format_description::well_known::Rfc3339;
+    let at = |value: &Value| time::OffsetDateTime::parse(value.as_str().unwrap(), format).unwrap();
+    let lives = at(&certified["not_after"]) - at(&answer.data()["accepted_at"]);
+    assert!((89..=90).contains(&lives.whole_days()), "{lives}");
+    let authority = json!({ "cert_pem": certified["ca_chain_pem"] });
+    assert!(
+        openssl(&["-text"], &authority).contains("ED25519"),
+        "the authority's key"
+    );
+    Ok(())
+}
+
+pub(super) fn expired_tokens_are_unknown(target: &Target) -> Shown {
+    let token = target.ask_owner(&Wish::ExpiredToken)?;
+    let answer = accept(
+        target,
+        &json!({ "acceptance_token": token, "contract_version": 1 }),
+    );
+    assert_eq!(answer.failure(401), "acceptance_token not recognized or expired");
+    Ok(())
+}
+
+pub(super) fn equals_exchange_authorities(target: &Target) -> Shown {
+    let token = target.ask_owner(&Wish::EqualToken)?;
+    let own = Authority::new("Own CA");
+    let body = json!({
+        "acceptance_token": token, "contract_version": 1, "peer_ca_bundle_pem": own.pem,
+        "caller_inbound_subject": "fed:parent-at-the-child",
+    });
+    let answer = accept(target, &body);
+    let data = answer.data();
+    assert!(data["federation_certificate"].is_null(), "{data}");
+    let exchange = &data["trust_exchange"];
+    assert!(
+        exchange["ca_bundle_pem"]
+            .as_str()
+            .unwrap()
+            .contains("BEGIN CERTIFICATE")
+    );
+    // It certifies itself, under the name that it was given.
+    let subject = exchange["assigned_inbound_subject"].as_str().unwrap();
+    let joined = Joined {
+        id: data["peer_id"].as_str().unwrap().to_owned(),
+        identity: own.client(subject),
+    };
+    assert_eq!(heartbeat(target, &joined, &json!({})).data()["status"], "active");
+    // Its authority speaks for nobody else.
+    let other = join(target);
+    let ask = Ask::post("/api/v1/system/federation_api/heartbeat", "{}");
+    let forger = own.client(&format!("fed:{}", other.id));
+    match target.client.try_ask(ask.by(&forger)) {
+        Ok(answer) => {
+            answer.failure(401);
+        }
+        Err(why) => assert!(
+            ["alert", "not connected", "reset"]
+                .iter()
+                .any(|word| why.contains(word)),
+            "{why}"
+        ),
+    }
+    Ok(())
+}
+
+pub(super) fn a_request_wins_over_a_bundle(target: &Target) -> Shown {
+    let token = target.ask_owner(&Wish::EqualToken)?;
+    let body = json!({
+        "acceptance_token": token, "contract_version": 1, "csr_pem": Request::new("x").csr,
+        "peer_ca_bundle_pem": Authority::new("Own CA").pem, "caller_inbound_subject": "fed:x",
+    });
+    let answer = accept(target, &body);
+    assert!(answer.data()["federation_certificate"]["cert_pem"].is_string());
+    assert!(answer.data()["trust_exchange"].is_null());
+    Ok(())
+}
+
+pub(super) fn network_peers_stay_accepted(target: &Target) -> Shown {
+    let token = target.ask_owner(&Wish::NetworkToken)?;
+    let body = json!({ "acceptance_token": token, "contract_version": 1, "csr_pem": Request::new("x").csr });
+    let answer = accept(target, &body);
+    let data = answer.data();
+    assert_eq!(
+        (data["status"].as_str(), data["peer_kind"].as_str()),
+        (Some("accepted"), Some("sdwan_only"))
+    );
+    assert!(
+        data["handshake_at"].is_null() && data["federation_certificate"].is_null(),
+        "{data}"
+    );
+    Ok(())
+}
+
+pub(super) fn cut_requests_cost_no_token(target: &Target) -> Shown {
+    let request = Request::new("x");
+    let body = json!({ "acceptance_token": target.mint(), "contract_version": 1, "csr_pem": request.csr });
+    let path = format!("{API}/accept");
+    target.client.post_cut(&path, &body.to_string(), None, "");
+    assert_eq!(accept(target, &body).data()["status"], "enrolled");
+    Ok(())
+}
+
+pub(super) fn slow_requests_are_waited_for(target: &Target) -> Shown {
+    let request = Request::new("x");
+    let body = json!({ "acceptance_token": target.mint(), "contract_version": 1, "csr_pem": request.csr });
+    let path = format!("{API}/accept");
+    let answer = target.client.post_slowly(&path, &body.to_string(), None, "");
+    let certificate = answer.data()["federation_certificate"]["cert_pem"]
+        .as_str()
+        .unwrap();
+    let joined = Joined {
+        id: answer.data()["peer_id"].as_str().unwrap().to_owned(),
+        identity: request.issued(certificate),
+    };
+    let path = format!("{API}/heartbeat");
+    let body = r#"{"capabilities":{"a":1},"platform_version":"0.1.0"}"#;
+    target.client.post_cut(&path, body, Some(&joined.identity), "");
+    let answer = target.client.post_slowly(&path, body, Some(&joined.identity), "");
+    assert_eq!(answer.data()["status"], "active");
+    assert_eq!(heartbeat(target, &joined, &json!({})).data()["status"], "active");
+    Ok(())
 }

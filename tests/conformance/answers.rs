@@ -1,5 +1,7 @@
 //! What the platform answers to each request (contract sections 3, 4, 5, 8 and 11).
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::authority::Authority;
@@ -42,7 +44,8 @@ pub(super) fn accept(asked: &Asked, book: &mut Book, authority: &Authority) -> S
             &format!("Unsupported contract_version {claimed}; supported: [1]"),
         );
     }
-    let Some(id) = book.tokens.get(token).cloned() else {
+    let live = book.tokens.get(token).filter(|_| !book.expired.contains(token));
+    let Some(id) = live.cloned() else {
         return no(401, "acceptance_token not recognized or expired");
     };
     if let Some(endpoints) = body.get("endpoints").and_then(Value::as_array)
@@ -57,13 +60,15 @@ pub(super) fn accept(asked: &Asked, book: &mut Book, authority: &Authority) -> S
         let words = format!("accept transition failed: cannot accept from {}", peer.status);
         return no(422, &words);
     }
-    "enrolled".clone_into(&mut peer.status);
+    let enrolls = peer.kind == "platform";
+    let status = if enrolls { "enrolled" } else { "accepted" };
+    status.clone_into(&mut peer.status);
     peer.accepts += 1;
     let mut data = json!({
-        "peer_id": id, "status": "enrolled", "peer_kind": "platform", "contract_version_agreed": 1,
-        "accepted_at": now(), "handshake_at": now(), "governance": { "anything": true },
+        "peer_id": id, "status": status, "peer_kind": peer.kind, "contract_version_agreed": 1,
+        "accepted_at": now(), "handshake_at": enrolls.then(now), "governance": { "anything": true },
     });
-    if let Some(csr) = body.get("csr_pem").and_then(Value::as_str) {
+    if enrolls && let Some(csr) = body.get("csr_pem").and_then(Value::as_str) {
         let subject = format!("fed:{id}");
         match authority.sign(csr, &subject) {
             Some(certificate) => {
@@ -181,33 +186,65 @@ pub(super) fn resource(asked: &Asked, book: &mut Book, (kind, id): (&str, &str))
         .get("authorization")
         .and_then(|header| header.strip_prefix("Bearer "))
         .map(str::to_owned);
-    let (kind, id) = (kind.to_owned(), id.to_owned());
+    let (kind, id, headers) = (kind.to_owned(), id.to_owned(), asked.headers.clone());
     as_peer(asked, book, move |_, book, peer| {
         let Some(bearer) = bearer else {
             return unauthorized("Bearer grant token required");
         };
-        match book.grants.get(&bearer) {
-            None => return unauthorized("Grant token not recognized"),
-            Some(owner) if owner != peer => {
-                return unauthorized("Grant does not belong to the calling peer");
-            }
-            Some(_) => {}
+        let Some(grant) = book.grants.get(&bearer) else {
+            return unauthorized("Grant token not recognized");
+        };
+        if grant.peer != peer {
+            return unauthorized("Grant does not belong to the calling peer");
         }
+        if grant.revoked {
+            return unauthorized("Grant is revoked");
+        }
+        // Neither has the `success` field.
+        let bare = |status, error: String| Said {
+            status,
+            body: json!({ "error": error }),
+        };
         if kind == "secrets" {
-            return Said {
-                status: 403,
-                body: json!({ "error": "grant resource_kind is skill, not secrets" }),
-            };
+            return bare(403, "grant resource_kind is skill, not secrets".to_owned());
+        }
+        if let Some(why) = beyond(&grant.restrictions, &id, &headers) {
+            return bare(403, why);
         }
         if kind != "skill" {
-            return Said {
-                status: 422,
-                body: json!({ "error": format!("unknown resource kind {kind}") }),
-            };
+            return bare(422, format!("unknown resource kind {kind}"));
         }
         ok(&json!({
             "kind": kind, "id": id, "exists": true, "account_id": "1", "grant_id": "2", "fetched_at": now(),
         }))
+    })
+}
+
+/// What of a grant does not reach as far as this request, in the contract's order.
+fn beyond(restrictions: &Value, id: &str, headers: &BTreeMap<String, String>) -> Option<String> {
+    if restrictions["resource_id"]
+        .as_str()
+        .is_some_and(|granted| granted != id)
+    {
+        return Some(format!("resource_id of the grant is not {id}"));
+    }
+    let lists = [
+        ("permission_scopes", Some("read")),
+        (
+            "node_instance_ids",
+            headers.get("x-calling-instance").map(String::as_str),
+        ),
+        (
+            "sdwan_network_ids",
+            headers.get("x-sdwan-network").map(String::as_str),
+        ),
+        ("source_cidrs", headers.get("x-forwarded-for").map(String::as_str)),
+    ];
+    lists.into_iter().find_map(|(list, supplied)| {
+        let allowed = restrictions[list].as_array().filter(|list| !list.is_empty())?;
+        // Of networks this program knows single addresses alone.
+        let holds = allowed.iter().any(|one| one == "*" || one.as_str() == supplied);
+        (!holds).then(|| format!("{list} does not hold {}", supplied.unwrap_or("nothing")))
     })
 }
 
@@ -234,13 +271,20 @@ pub(super) fn subscribe(asked: &Asked, book: &mut Book, peer: &str) -> Said {
 
 pub(super) fn node_api(asked: &Asked, below: &str, book: &mut Book, authority: &Authority) -> Said {
     let body: Value = serde_json::from_slice(&asked.body).unwrap_or_default();
+    let csr = body["csr_pem"].as_str();
+    let missing = || Said {
+        status: 400,
+        body: json!({ "success": false, "error": "csr_pem is missing", "code": "PARAMETER_MISSING" }),
+    };
     let subject = match (asked.method.as_str(), below) {
         ("POST", "/enroll") => {
             let Some(token) = body["bootstrap_token"].as_str() else {
                 return unauthorized("bootstrap_token required");
             };
-            match book.bootstrap_tokens.remove(token) {
-                Some(subject) => subject,
+            // A request that lacks something costs no token.
+            match book.bootstrap_tokens.get(token) {
+                Some(_) if csr.is_none() => return missing(),
+                Some(subject) => subject.clone(),
                 None => return no(422, "invalid or expired bootstrap token"),
             }
         }
@@ -250,13 +294,13 @@ pub(super) fn node_api(asked: &Asked, below: &str, book: &mut Book, authority: &
         },
         _ => return no(404, "not found"),
     };
-    let Some(csr) = body["csr_pem"].as_str() else {
-        return Said {
-            status: 400,
-            body: json!({ "success": false, "error": "csr_pem is missing", "code": "PARAMETER_MISSING" }),
-        };
+    let Some(csr) = csr else {
+        return missing();
     };
-    match authority.sign(csr, &subject) {
+    if let Some(token) = body["bootstrap_token"].as_str() {
+        book.bootstrap_tokens.remove(token);
+    }
+    match authority.sign_node(csr, &subject) {
         Some(certificate) => ok(&json!({
             "cert_pem": certificate, "ca_chain_pem": authority.pem, "instance_id": subject,
             "mtls_subject": format!("CN={subject}"), "not_after": later(90), "certificate_id": "9",

@@ -153,7 +153,8 @@ fn written(dir: &Path, name: &str, content: &str) -> PathBuf {
     path
 }
 
-fn read(output: &str) -> Option<Answer> {
+/// An answer as it came.
+pub fn read(output: &str) -> Option<Answer> {
     let mut rest = output;
     loop {
         let (head, body) = rest.split_once("\r\n\r\n")?;

@@ -6,7 +6,7 @@
     reason = "it is another program, with a clock of its own"
 )]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -45,6 +45,8 @@ pub enum Form {
 #[derive(Debug, Clone, Default)]
 pub struct Peer {
     pub name: String,
+    /// `platform` or `sdwan_only`.
+    pub kind: &'static str,
     pub status: String,
     pub inbound_subject: Option<String>,
     pub capabilities: Value,
@@ -54,6 +56,15 @@ pub struct Peer {
     pub heartbeats: usize,
     pub accepts: usize,
     pub node: Option<String>,
+}
+
+/// What a peer may read here.
+#[derive(Debug, Clone, Default)]
+pub struct Grant {
+    pub peer: String,
+    /// A grant's fields, as far as they restrict it.
+    pub restrictions: Value,
+    pub revoked: bool,
 }
 
 /// An answer that is given in the place of the platform's own.
@@ -90,9 +101,11 @@ pub struct Book {
     pub peers: BTreeMap<String, Peer>,
     /// Live acceptance tokens, and whose they are.
     pub tokens: BTreeMap<String, String>,
+    /// Those of them that have expired.
+    pub expired: BTreeSet<String>,
     pub bootstrap_tokens: BTreeMap<String, String>,
-    /// Grants: bearer token, and the peer that may show it.
-    pub grants: BTreeMap<String, String>,
+    /// By bearer token.
+    pub grants: BTreeMap<String, Grant>,
     pub subscriptions: BTreeMap<String, String>,
     /// Answers for the next requests to a path, in this order.
     pub next: BTreeMap<&'static str, VecDeque<Canned>>,
@@ -106,17 +119,44 @@ impl Book {
     pub fn propose(&mut self, name: &str) -> (String, String) {
         self.minted += 1;
         let id = format!("0192f0c1-7c1e-7a53-9d0e-{:012x}", self.minted);
-        let token = format!("{:0>43}", format!("token{}", self.minted));
         let peer = Peer {
             name: name.to_owned(),
+            kind: "platform",
             status: "proposed".to_owned(),
             capabilities: json!({}),
             endpoints: json!([]),
             ..Peer::default()
         };
         self.peers.insert(id.clone(), peer);
-        self.tokens.insert(token.clone(), id.clone());
+        let token = self.mint_for(&id);
         (id, token)
+    }
+
+    /// Mints a peer's token, which replaces its earlier one.
+    pub fn mint_for(&mut self, peer: &str) -> String {
+        self.minted += 1;
+        let token = format!("{:0>43}", format!("token{}", self.minted));
+        self.tokens.retain(|_, owner| owner != peer);
+        self.tokens.insert(token.clone(), peer.to_owned());
+        token
+    }
+
+    /// Grants a peer what it may read here.
+    pub fn grant(&mut self, peer: &str, restrictions: &Value) -> String {
+        self.minted += 1;
+        let token = format!("fgs.0192f0c1-8888-7888-8888-{:012x}.00", self.minted);
+        let grant = Grant {
+            peer: peer.to_owned(),
+            restrictions: restrictions.clone(),
+            revoked: false,
+        };
+        self.grants.insert(token.clone(), grant);
+        token
+    }
+
+    /// The peer of this id.
+    pub fn peer(&mut self, id: &str) -> &mut Peer {
+        self.peers.get_mut(id).expect("it was proposed")
     }
 
     /// The peer of this name.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::Sidecar;
+use super::parents::Sidecar;
 use super::platform::{Canned, Form};
 use super::support::{Running, SatelliteSite, fail, run_with_input, succeed, wait_for};
 
@@ -30,7 +30,7 @@ impl Sidecar {
     }
 
     /// A satellite that is a member and runs.
-    fn member(&self, name: &str) -> (SatelliteSite, Running) {
+    pub(super) fn member(&self, name: &str) -> (SatelliteSite, Running) {
         let satellite = SatelliteSite::new();
         succeed(&self.join(&satellite, &self.propose(name)));
         let running = satellite.run();
@@ -206,6 +206,52 @@ fn redirects_are_followed_on_the_parents_own_host_alone() {
 }
 
 #[test]
+fn every_heartbeat_discloses_who_is_responsible_and_a_child_that_leaves_says_so() {
+    let side = Sidecar::start();
+    let (satellite, mut running) = side.member("shop");
+    let disclosed = |of: &Value| {
+        let disclosure = &of["disclosure"];
+        assert_eq!(disclosure["operator_contact"], "ops@example.com", "{of}");
+        assert_eq!(disclosure["location"], "DE", "{of}");
+        assert!(
+            disclosure["release"]
+                .as_str()
+                .is_some_and(|tag| tag.starts_with('v')),
+            "{of}"
+        );
+    };
+    let declared = side.platform.book().named("shop").capabilities.clone();
+    disclosed(&declared);
+    assert!(
+        declared["left"].is_null() && declared["tunnel"].is_object(),
+        "{declared}"
+    );
+
+    // No request of the contract ends a peering, so the last heartbeat says it, and the owner what is left to do.
+    let said = succeed(&satellite.output(&["leave", "--yes", "--reason", "the shop moves"]));
+    assert!(
+        said.contains("was told") && said.contains("ask them to revoke peer"),
+        "{said}"
+    );
+    let declared = side.platform.book().named("shop").capabilities.clone();
+    disclosed(&declared);
+    assert_eq!(declared["left"]["reason"], "the shop moves");
+    assert_eq!(declared["services"], json!([]));
+    assert!(
+        declared["tunnel"].is_null(),
+        "nothing is declared that is not so: {declared}"
+    );
+    assert!(running.wait().success());
+    wait_for("the host-bridge has noted it", || {
+        let noted = succeed(&side.bridge.output(&["audit", "export"]));
+        (noted.contains(r#""left""#) && noted.contains("the shop moves")).then_some(())
+    });
+    // Its keys are gone, its log is there.
+    let log = succeed(&satellite.output(&["audit", "export"]));
+    assert!(log.contains("the shop moves"), "{log}");
+}
+
+#[test]
 fn heartbeats_survive_every_answer_and_a_suspension_is_believed() {
     let side = Sidecar::start();
     let (satellite, running) = side.member("shop");
@@ -214,21 +260,29 @@ fn heartbeats_survive_every_answer_and_a_suspension_is_believed() {
         running.signal("HUP");
         wait_for(what, || (side.heartbeats("shop") > before).then_some(()));
     };
-    for (status, body) in [
-        (
+    let huge = format!(r#"{{"success":true,"data":"{}"}}"#, "x".repeat(HUGE_BYTES));
+    let redirect = Canned {
+        headers: vec![("location", "https://elsewhere.example.com/heartbeat".to_owned())],
+        ..Canned::new(307, "")
+    };
+    for canned in [
+        Canned::new(
             500,
             r#"{"success":false,"error":"Something went wrong","code":"INTERNAL_ERROR"}"#,
         ),
-        (200, "{}"),
-        (200, "not JSON"),
-        (
+        Canned::new(200, "not JSON"),
+        Canned::new(
             422,
             r#"{"success":false,"error":"Data residency is too long","code":"VALIDATION_ERROR"}"#,
         ),
+        Canned {
+            cut: true,
+            ..Canned::new(200, r#"{"success":true,"data":{"status""#)
+        },
+        Canned::new(200, huge),
+        redirect,
     ] {
-        side.platform
-            .book()
-            .answer_next(HEARTBEAT, Canned::new(status, body));
+        side.platform.book().answer_next(HEARTBEAT, canned);
         running.signal("HUP");
         wait_for("the answer was given", || {
             side.platform
@@ -238,9 +292,9 @@ fn heartbeats_survive_every_answer_and_a_suspension_is_believed() {
                 .is_none_or(VecDeque::is_empty)
                 .then_some(())
         });
-        again("a heartbeat is taken after a bad answer");
-        is_active(&satellite);
     }
+    again("a heartbeat is taken after bad answers");
+    is_active(&satellite);
     // A parent of a later version, whose answers have more in them.
     side.platform.book().form = Form::Odd;
     again("a heartbeat is taken in another form");

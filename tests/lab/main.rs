@@ -1,6 +1,8 @@
 //! The lab: real routers, made of network namespaces. A satellite stands behind a masquerading
 //! nftables router, its parent on the far side; nothing is forwarded inward. All of it lives in
-//! namespaces that the test makes and removes; the host's own network is never touched.
+//! namespaces that the test makes and removes; the host's own network is never touched. Several labs stand at a
+//! time where there are test threads for them (`places`): `--test-threads=10` is enough, and `--show-output` tells
+//! what each has measured.
 //!
 //! Needs root and the Debian packages `iproute2`, `nftables` and `conntrack`, some scenarios others
 //! (`scripts/test` has the list). Where they are missing each test says `SKIPPED: … because …` on standard error and passes; with
@@ -18,6 +20,7 @@ mod flood;
 mod joining;
 mod ladder;
 mod namespace;
+mod places;
 mod port_mapping;
 mod prerequisites;
 mod process;

@@ -27,6 +27,9 @@ const NAME_PREFIX: &str = "powernode-lab-";
 /// `ip netns add` mounts its directory the first time; two at once would mount it twice.
 static ADDING: Mutex<()> = Mutex::new(());
 
+/// The directory of the files is made with the first one's and goes with the last one's: one at a time, too.
+static FILES: Mutex<()> = Mutex::new(());
+
 static NEXT_NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// An interface that is up, or as good as unplugged.
@@ -108,7 +111,10 @@ impl Namespace {
     /// already see it too if the file had been given before they were started.
     pub fn set_etc_file(&self, name: &str, content: &str) {
         let directory = Path::new(FILES_DIR).join(&self.name);
-        fs::create_dir_all(&directory).unwrap();
+        {
+            let _one_at_a_time = FILES.lock().unwrap();
+            fs::create_dir_all(&directory).unwrap();
+        }
         // Written in place: what runs has this very file mounted.
         fs::write(directory.join(name), content).unwrap();
     }
@@ -185,6 +191,7 @@ fn remove(name: &str) {
     let mut delete = Command::new("ip");
     delete.args(["netns", "delete", name]);
     finish(delete);
+    let _one_at_a_time = FILES.lock();
     let _ = fs::remove_dir_all(Path::new(FILES_DIR).join(name));
     // Goes when the last one has gone, and only if nobody else uses it.
     let _ = fs::remove_dir(FILES_DIR);

@@ -5,10 +5,12 @@ use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::namespace::{Link, Namespace, remove_leftovers};
+use crate::places::ALONE;
 use crate::process::{finish, succeed};
 use crate::topology::{
     Lab, PARENT_V4, PARENT_V6, ROUTER_WAN_V4, ROUTER_WAN_V6, SATELLITE_V4, SATELLITE_V6, json_file,
@@ -194,8 +196,10 @@ fn programs_run_inside_with_their_output_in_files() {
     assert_eq!(first.stdout(), "shown\n");
     let addresses = json_file(&state.join("addresses.json")).to_string();
     assert!(addresses.contains(&SATELLITE_V4.to_string()), "{addresses}");
-    let command_line = fs::read_to_string(format!("/proc/{}/cmdline", first.pid())).unwrap();
-    assert_eq!(command_line, "sleep\u{0}600\u{0}", "the pid is the program's own");
+    wait_until("the pid is the program's own", SOON, || {
+        let command_line = fs::read_to_string(format!("/proc/{}/cmdline", first.pid())).unwrap();
+        (command_line == "sleep\u{0}600\u{0}").then_some(())
+    });
 
     first.terminate();
     assert_eq!(first.exit_within(SOON).signal(), Some(15));
@@ -263,4 +267,20 @@ fn what_a_dead_run_left_is_removed_and_what_lives_stays() {
     remove_leftovers();
     assert!(!leftover.path().exists());
     assert!(lab.satellite.path().exists());
+}
+
+#[test]
+fn every_scenario_that_stands_alone_is_there() {
+    let mut sources = String::new();
+    for directory in ["tests/lab", "tests/lab/programs"] {
+        for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(directory)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                sources += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    for name in ALONE {
+        assert!(sources.contains(&format!("::open(\"{name}\"")), "{name}");
+    }
 }

@@ -18,6 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::namespace::{Link, Namespace};
+use crate::places::Place;
 use crate::prerequisites;
 use crate::process::{Process, succeed};
 
@@ -73,6 +74,8 @@ pub struct Lab {
     /// The parent's site.
     pub parent: Namespace,
     directory: TempDir,
+    /// The last to go: what stood there is gone by then.
+    _place: Place,
 }
 
 impl Lab {
@@ -81,6 +84,7 @@ impl Lab {
         if !prerequisites::met(test) {
             return None;
         }
+        let place = Place::take(test);
         let create = |role| Namespace::create(role).unwrap();
         let (satellite, router, parent) = (create("satellite"), create("router"), create("parent"));
         for namespace in [&satellite, &router, &parent] {
@@ -121,6 +125,7 @@ impl Lab {
             router: Router { namespace: router },
             parent,
             directory,
+            _place: place,
         })
     }
 

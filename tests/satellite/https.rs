@@ -23,6 +23,7 @@ use powernode_satellite::process::clock::Clock;
 use powernode_satellite::process::config::satellite::ReachConfig;
 use powernode_satellite::satellite::grants::{Handover, Issue};
 use powernode_satellite::satellite::https::{CONNECTIONS_PER_SOURCE, HttpsListener};
+use powernode_satellite::store::audit_log::reading;
 use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt as _;
@@ -51,7 +52,8 @@ struct Called {
 
 impl Called {
     async fn start() -> Self {
-        let (parent, site) = (ScriptedParent::start(), Site::new());
+        let (parent, mut site) = (ScriptedParent::start(), Site::new());
+        site.audited = true;
         let running = site.run().await;
         running.join(invitation(&parent)).await;
         running.wait("joined", |report| report.state == "joined").await;
@@ -224,7 +226,51 @@ async fn the_parent_is_answered_by_its_certificate_and_acts_by_a_grant() {
     assert_eq!(status, 404);
     let (status, _) = parent.get("/", &[]).await;
     assert_eq!(status, 404);
-    called.running.stop().await;
+
+    // All of it is noted but for the heartbeat, each with who called from where.
+    let Called { site, running, .. } = called;
+    running.stop().await;
+    let (store, _) = site.open().await.unwrap();
+    let noted = reading::answer(store.database(), "entries", "", |_| true).unwrap();
+    let requests: Vec<_> = noted["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|entry| entry["action"] == "request")
+        .collect();
+    let told: Vec<(&str, &str)> = requests
+        .iter()
+        .map(|entry| {
+            (
+                entry["object"].as_str().unwrap(),
+                entry["outcome"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    let subscribe = format!("POST {SUBSCRIPTIONS_PATH}");
+    let (catalog, bundle) = (
+        format!("GET {SERVICE_CATALOG_PATH}"),
+        format!("GET {TRUST_BUNDLE_PATH}"),
+    );
+    let resource = format!("GET {resource}");
+    assert_eq!(
+        told,
+        [
+            (catalog.as_str(), "done"),
+            (&bundle, "done"),
+            (&resource, "refused"),
+            (&resource, "done"),
+            (&resource, "refused"),
+            (&subscribe, "refused"),
+            ("GET /", "refused"),
+        ],
+        "{noted}"
+    );
+    for entry in &requests {
+        assert_eq!(entry["federation_peer_id"], PEER, "{entry}");
+        assert_eq!(entry["source"], "127.0.0.1", "{entry}");
+    }
+    assert!(requests[3]["grant_id"].is_string(), "{}", requests[3]);
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ mod join;
 mod link;
 mod membership;
 mod node;
+mod own_authority;
 mod rejoin;
 mod renewal;
 #[path = "../scripted_parent/mod.rs"]

@@ -6,7 +6,7 @@ use powernode_satellite::base::id::PeerId;
 use powernode_satellite::contract::peer::PeerStatus;
 use powernode_satellite::contract::{ACCEPT_PATH, HEARTBEAT_PATH};
 use powernode_satellite::grant::{GrantRequest, GrantState, MANAGED_CHILD_OPERATOR_KIND, NewGrant};
-use powernode_satellite::machine::child::{Rejoin, WorkingMembership};
+use powernode_satellite::machine::child::{Rejoin, RejoinMode, WorkingMembership};
 use powernode_satellite::machine::membership::{Membership, StoredInvitation};
 use powernode_satellite::machine::past::FormerGrants;
 use powernode_satellite::satellite::grants::{Handover, Issue};
@@ -21,6 +21,7 @@ const SECOND_PEER: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d90";
 const REJOIN: Rejoin = Rejoin {
     grants: FormerGrants::Kept,
     working: WorkingMembership::Replace,
+    mode: RejoinMode::Told,
 };
 
 /// A member that has stopped, and its membership.
@@ -260,6 +261,55 @@ async fn a_power_cut_on_the_way_ends_in_one_of_the_two_memberships() {
     let running = site.run().await;
     let report = rejoined(&running).await;
     assert_eq!(report.former_peers[0].id, before.peer_id);
+}
+
+#[tokio::test]
+async fn a_rejoin_that_is_not_answered_can_be_given_up() {
+    let (parent, site, before) = member().await;
+    let running = site.run().await;
+    let refused = running.handle.cancel_rejoin().await.unwrap().unwrap_err();
+    assert!(
+        refused.to_string().contains("no rejoin is under way"),
+        "{refused}"
+    );
+    parent.mint(SECOND_TOKEN);
+    parent.next(ACCEPT_PATH, Answer::Never);
+    running
+        .handle
+        .join_as(second(&parent), Some(REJOIN))
+        .await
+        .unwrap()
+        .unwrap();
+    parent
+        .wait("asked", |book| (book.accepts().len() == 2).then_some(()))
+        .await;
+    let cancelled = running.handle.cancel_rejoin().await.unwrap().unwrap();
+    assert_eq!(
+        (cancelled.peer_id, cancelled.may_be_taken),
+        (before.peer_id, true)
+    );
+    let report = running.wait("active again", StatusReport::is_active).await;
+    assert_eq!((report.replaces, report.refusal), (None, None));
+    running.vanish().await;
+    let after = membership(&site).await;
+    assert_eq!(after.identity.certificate, before.identity.certificate);
+    assert!(after.rejoin_refused.is_none() && after.former.is_empty());
+    assert_eq!(parent.book().accepts().len(), 2, "not asked again");
+}
+
+#[tokio::test]
+async fn a_first_join_cannot_be_given_up_but_for_another() {
+    let parent = ScriptedParent::start();
+    parent.next(ACCEPT_PATH, Answer::Never);
+    let site = Site::new();
+    let running = site.run().await;
+    running.join(second(&parent)).await;
+    let refused = running.handle.cancel_rejoin().await.unwrap().unwrap_err();
+    assert!(
+        refused.to_string().contains("join with another code"),
+        "{refused}"
+    );
+    running.stop().await;
 }
 
 #[tokio::test]

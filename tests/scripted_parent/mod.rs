@@ -257,16 +257,27 @@ pub struct ScriptedParent {
     pub fingerprint: CaFingerprint,
     /// How long after its end a certificate is let in to be renewed.
     pub grace: watch::Sender<Duration>,
+    pub equal: Arc<Equal>,
     endpoint: QuicEndpoint,
 }
 
-/// Nobody certifies themselves here.
-#[derive(Debug)]
-struct NoEquals;
+/// By what the peer is known where it certifies itself; nothing where this parent does.
+#[derive(Debug, Default)]
+pub struct Equal(Mutex<Option<Arc<Anchors>>>);
 
-impl OwnAnchors for NoEquals {
+impl Equal {
+    pub fn set(&self, anchors: Anchors) {
+        *self.0.lock().unwrap() = Some(Arc::new(anchors));
+    }
+
+    pub fn get(&self) -> Option<Arc<Anchors>> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl OwnAnchors for Equal {
     fn of(&self, _certificate: &CertificateDer<'_>) -> Option<Arc<Anchors>> {
-        None
+        self.get()
     }
 }
 
@@ -290,6 +301,7 @@ impl ScriptedParent {
         let identity = TlsIdentity::new(&server.chain, &server.key).unwrap();
         let anchors = watch::channel(Arc::new(authority.anchors().clone())).1;
         let grace = watch::Sender::new(Duration::ZERO);
+        let equal = Arc::new(Equal::default());
         let time = {
             let clock = clock.clone();
             Arc::new(move || clock.trusted().now)
@@ -299,7 +311,7 @@ impl ScriptedParent {
             ClientAuth::OptionalOrExpired {
                 anchors,
                 grace: grace.subscribe(),
-                own: Arc::new(NoEquals),
+                own: Arc::clone(&equal) as Arc<dyn OwnAnchors>,
             },
             &[TUNNEL_ALPN],
             time,
@@ -333,6 +345,7 @@ impl ScriptedParent {
             address: endpoint.local_address().unwrap(),
             fingerprint: authority.fingerprint(),
             grace,
+            equal,
             endpoint: endpoint.clone(),
             shared: Arc::clone(&shared),
         };

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use powernode_satellite::audit::retention::Retention;
 use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::contract::invitation::{ContractVersion, HostPort, Invitation, ParentTrust};
 use powernode_satellite::contract::peer::SpawnMode;
@@ -24,8 +25,9 @@ use powernode_satellite::satellite::federation_api::{NoOfferings, Surroundings};
 use powernode_satellite::satellite::grants::GrantBook;
 use powernode_satellite::satellite::membership_store::{Loaded, MembershipStore, OpenStateError};
 use powernode_satellite::satellite::status::StatusReport;
-use powernode_satellite::store::audit_log::AuditLog;
+use powernode_satellite::store::audit_log::{AuditLog, AuditWriter};
 use powernode_satellite::tunnel::TunnelSettings;
+use tokio::sync::watch;
 
 use super::{DEADLINE, NOW, ScriptedParent};
 
@@ -36,6 +38,8 @@ pub struct Site {
     /// When the satellite was built.
     pub build: UnixTime,
     pub settings: DriverSettings,
+    /// Whether what the parent does is noted in the store.
+    pub audited: bool,
 }
 
 impl Site {
@@ -45,6 +49,7 @@ impl Site {
             wall: ManualWallClock::new(NOW),
             build: NOW.minus(super::DAY * 10),
             settings: settings(),
+            audited: false,
         }
     }
 
@@ -76,11 +81,16 @@ impl Site {
         let supervisor = Supervisor::new();
         let scope = supervisor.scope(Stage::Work);
         let clock = Clock::with_wall_clock(self.build, self.wall.clone());
+        let audit = if self.audited {
+            audit_log(&store, &clock, &supervisor)
+        } else {
+            AuditLog::default()
+        };
         let grants = GrantBook::open(store.database().clone(), false, clock.clone()).unwrap();
         let surroundings = Arc::new(Surroundings::new(
             grants,
             Arc::new(NoOfferings),
-            AuditLog::default(),
+            audit.clone(),
             clock.clone(),
         ));
         let (driver, handle) = Driver::new(
@@ -89,7 +99,7 @@ impl Site {
             clock,
             scope.clone(),
             self.settings.clone(),
-            AuditLog::default(),
+            audit,
         );
         let driver = driver.with_surroundings(Arc::clone(&surroundings));
         scope.spawn("driver", driver.run());
@@ -114,6 +124,18 @@ impl Site {
     pub async fn state(&self) -> JoinState {
         self.open().await.unwrap().1.state.unwrap()
     }
+}
+
+fn audit_log(store: &MembershipStore, clock: &Clock, supervisor: &Supervisor) -> AuditLog {
+    let kept = watch::channel(Retention {
+        max_age: super::DAY * 30,
+        max_rows: 1_000,
+    })
+    .1;
+    let (audit, writer) = AuditLog::open(store.database().clone(), clock.clone(), kept).unwrap();
+    let scope = supervisor.scope(Stage::Base);
+    scope.spawn("audit log", AuditWriter::run(writer, scope.clone()));
+    audit
 }
 
 pub fn settings() -> DriverSettings {

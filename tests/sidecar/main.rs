@@ -5,11 +5,16 @@
 
 #[path = "../support/authority.rs"]
 mod authority;
+mod callers;
+mod direct;
 mod https;
 mod platform;
+mod standing;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +35,9 @@ const NETWORK: &str = "0192f0c1-7c1e-7a53-9d0e-000000000009";
 /// The common name of the platform's client.
 const CALLER: &str = "platform.example.com";
 
+/// A platform over TLS.
+const SECURE: &str = "https://localhost:PORT";
+
 /// A credential of the platform's.
 const CREDENTIAL: &str = "0123456789abcdef0123456789abcdef";
 
@@ -44,6 +52,27 @@ struct Sidecar {
 
 impl Sidecar {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Beside a platform that speaks TLS, and is known by the authorities of a file. It shows nothing good yet.
+    fn start_secure(trusted: &Path) -> Self {
+        Self::start_with(&[
+            (
+                "POWERNODE_HOST_BRIDGE_PLATFORM_SERVER_CA_FILE",
+                &trusted.display().to_string(),
+            ),
+            ("POWERNODE_HOST_BRIDGE_PLATFORM_URL", SECURE),
+        ])
+    }
+
+    /// Host and port of the platform as its URL names them.
+    fn platform_name(&self) -> String {
+        format!("localhost:{}", self.platform.address.port())
+    }
+
+    /// With further variables of the host-bridge.
+    fn start_with(more: &[(&'static str, &str)]) -> Self {
         let platform = Platform::start();
         let (servers, callers) = (Authority::new("Server CA"), Authority::new("Caller CA"));
         let dir = tempfile::tempdir().unwrap();
@@ -54,7 +83,7 @@ impl Sidecar {
         std::fs::write(at("credential"), CREDENTIAL).unwrap();
         let port = free_port();
         let text = |name: &'static str, value: String| (name, PathBuf::from(value));
-        let variables = vec![
+        let mut variables = vec![
             text(
                 "POWERNODE_HOST_BRIDGE_PLATFORM_URL",
                 format!("http://{}", platform.address),
@@ -75,6 +104,10 @@ impl Sidecar {
             ("POWERNODE_HOST_BRIDGE_CALLERS_CA_FILE", at("callers-ca.pem")),
             ("POWERNODE_HOST_BRIDGE_CALLERS_CREDENTIAL_FILE", at("credential")),
         ];
+        variables.extend(more.iter().map(|(name, value)| {
+            let port = platform.address.port().to_string();
+            text(name, value.replace("PORT", &port))
+        }));
         show(dir.path(), &servers.server(&["127.0.0.1", "localhost"]));
         let bridge = BridgeSite {
             program: env!("CARGO_BIN_EXE_powernode-host-bridge").into(),
@@ -107,7 +140,10 @@ impl Sidecar {
 
     /// A satellite that has joined and runs.
     fn satellite(&self) -> (SatelliteSite, Running) {
-        let satellite = SatelliteSite::new();
+        self.joined(SatelliteSite::new())
+    }
+
+    fn joined(&self, satellite: SatelliteSite) -> (SatelliteSite, Running) {
         let (url, ca) = (self.bridge.url(), self.bridge.ca_file.display().to_string());
         let join = satellite.join_command(&["--parent-url", &url, "--ca-file", &ca, "--token-stdin"]);
         succeed(&run_with_input(join, TOKEN));
@@ -143,6 +179,15 @@ fn request(method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) 
         request = request.header(*name, *value);
     }
     request.body(Full::new(body.into())).unwrap()
+}
+
+fn read_metrics(mut socket: std::os::unix::net::UnixStream) -> String {
+    let mut text = String::new();
+    socket
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    socket.read_to_string(&mut text).unwrap();
+    text
 }
 
 fn get(path: &str, headers: &[(&str, &str)]) -> Request<Full<Bytes>> {
@@ -247,6 +292,17 @@ fn a_platform_that_is_away_is_told_as_such_and_asked_again() {
         side.peer().unwrap()["standing"],
         "taken",
         "nothing was said of the peer"
+    );
+
+    let metrics = std::os::unix::net::UnixStream::connect(side.bridge.dir.path().join("admin.sock"));
+    let metrics = read_metrics(metrics.unwrap());
+    assert!(
+        metrics.contains("powernode_host_bridge_platform_reachable 0\n"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains(r#"_requests_total{request="heartbeat",status="503"}"#),
+        "{metrics}"
     );
 
     // A join that falls into the outage goes on when the platform is back, by the same token.
@@ -406,81 +462,6 @@ fn bodies_of_any_size_pass_and_answers_are_the_platforms() {
         connections < requests / 2,
         "{connections} connections for {requests} requests"
     );
-}
-
-#[test]
-fn the_platform_reaches_the_satellite_with_its_grant_alone() {
-    let side = Sidecar::start();
-    let (satellite, running) = side.satellite();
-    let issued = succeed(&satellite.output(&["grants", "issue", "--operator", "--no-deliver", "--json"]));
-    let issued: Value = serde_json::from_str(&issued).unwrap();
-    let token = issued["bearer_token"]
-        .as_str()
-        .unwrap_or_else(|| panic!("{issued}"));
-    let bearer = format!("Bearer {token}");
-    let base = format!("/peers/{PEER}{API}");
-    let resource = format!("{base}/resources/managed_child_operator/{PEER}");
-    let grant = [("authorization", bearer.as_str())];
-
-    let caller = side.callers.client(CALLER);
-    let catalog = side.asked(Some(&caller), get(&format!("{base}/service_catalog"), &grant));
-    assert_eq!(catalog.status, 200, "{}", catalog.text());
-    let answer = side.asked(Some(&caller), get(&resource, &grant));
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    assert!(answer.text().contains(r#""exists":true"#), "{}", answer.text());
-    // The satellite decides.
-    let answer = side.asked(Some(&caller), get(&resource, &[]));
-    assert_eq!(answer.status, 401);
-    assert!(
-        answer.text().contains("grant token required"),
-        "{}",
-        answer.text()
-    );
-
-    // By the shared credential, too, and by nothing less.
-    let credential = format!("Bearer {CREDENTIAL}");
-    let with = [
-        ("authorization", bearer.as_str()),
-        ("x-powernode-credential", credential.as_str()),
-    ];
-    assert_eq!(side.asked(None, get(&resource, &with)).status, 200);
-    let wrong = [
-        ("authorization", bearer.as_str()),
-        (
-            "x-powernode-credential",
-            "Bearer 0123456789abcdef0123456789abcdee",
-        ),
-    ];
-    assert_eq!(side.asked(None, get(&resource, &wrong)).status, 401);
-    assert_eq!(side.asked(None, get(&resource, &grant)).status, 401);
-    let namesake = side.platform.authority().client(CALLER);
-    assert_eq!(
-        side.asked(Some(&namesake), get(&resource, &grant)).status,
-        401,
-        "callers have an authority of their own"
-    );
-    let stranger = side.callers.client("somebody.example.com");
-    assert_eq!(side.asked(Some(&stranger), get(&resource, &grant)).status, 401);
-
-    let nobody = format!("/peers/{NETWORK}{API}/service_catalog");
-    let answer = side.asked(Some(&caller), get(&nobody, &grant));
-    assert_eq!(answer.status, 503);
-    assert!(answer.headers.contains_key("retry-after"));
-    assert_eq!(
-        side.asked(
-            Some(&caller),
-            get(&format!("/peers/shop{API}/service_catalog"), &grant)
-        )
-        .status,
-        404
-    );
-    let elsewhere = format!("/peers/{PEER}/api/v1/system/sdwan/federation_peers");
-    assert_eq!(side.asked(Some(&caller), get(&elsewhere, &grant)).status, 404);
-
-    assert!(running.stop().success());
-    wait_for("the satellite is gone", || {
-        (side.asked(Some(&caller), get(&resource, &grant)).status == 503).then_some(())
-    });
 }
 
 #[test]

@@ -17,12 +17,16 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
-use crate::authority::Authority;
+use crate::authority::{Authority, Identity};
 
 pub const PEER: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e";
 pub const TOKEN: &str = "61qtu9mI5goi86W0l4Nd7cFGfENZhwk0O8sFnmGfkMk";
@@ -51,6 +55,8 @@ impl Seen {
 /// What the platform knows and has met.
 pub struct Book {
     pub suspended: bool,
+    /// Heartbeats find the platform at fault.
+    pub heartbeats_fail: bool,
     pub token: Option<String>,
     pub seen: Vec<Seen>,
     /// Connections taken.
@@ -60,6 +66,8 @@ pub struct Book {
 struct Shared {
     book: Mutex<Book>,
     authority: Authority,
+    /// What it shows, where it speaks TLS.
+    tls: Mutex<Option<TlsAcceptor>>,
 }
 
 /// See the module's text.
@@ -79,8 +87,10 @@ impl Platform {
             .unwrap();
         let shared = Arc::new(Shared {
             authority: Authority::new("Federation CA"),
+            tls: Mutex::new(None),
             book: Mutex::new(Book {
                 suspended: false,
+                heartbeats_fail: false,
                 token: Some(TOKEN.to_owned()),
                 seen: Vec::new(),
                 connections: 0,
@@ -94,6 +104,17 @@ impl Platform {
         };
         platform.come_back();
         platform
+    }
+
+    /// Speaks TLS from now on, and shows this. Connections that it has stay as they are.
+    pub fn show(&self, identity: &Identity) {
+        let chain = vec![CertificateDer::from_pem_slice(identity.certificate.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        *self.shared.tls.lock().unwrap() = Some(TlsAcceptor::from(Arc::new(config)));
     }
 
     /// Listens again, where it listened before.
@@ -143,9 +164,16 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 let shared = Arc::clone(&shared);
                 async move { Ok::<_, Infallible>(answer(request, &shared).await) }
             });
-            let connection =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            let _ = connection.await;
+            let http = hyper::server::conn::http1::Builder::new();
+            let tls = shared.tls.lock().unwrap().clone();
+            match tls {
+                None => drop(http.serve_connection(TokioIo::new(stream), service).await),
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                    }
+                }
+            }
         });
     }
 }
@@ -212,6 +240,17 @@ fn decide(seen: &Seen, book: &mut Book, authority: &Authority) -> (u16, Vec<u8>)
                 } }),
             )
         }
+        "/heartbeat" if book.heartbeats_fail => said(500, json!({ "error": "Something went wrong" })),
+        "/trust_bundle" => match caller(seen) {
+            Some(peer) if peer == PEER && !book.suspended => said(
+                200,
+                json!({ "data": { "ca_bundle_pem": authority.pem, "generated_at": now() } }),
+            ),
+            _ => said(
+                401,
+                json!({ "success": false, "error": "No reachable FederationPeer for mTLS subject", "code": "UNAUTHORIZED" }),
+            ),
+        },
         "/heartbeat" => match caller(seen) {
             None => said(
                 401,

@@ -86,6 +86,12 @@ impl Authority {
 
     /// A server's, with an ECDSA key.
     pub fn server(&self, names: &[&str]) -> Identity {
+        self.server_for(names, time::Duration::days(90))
+    }
+
+    /// The same that is still good for so long.
+    pub fn server_for(&self, names: &[&str], left: time::Duration) -> Identity {
+        let end = time::OffsetDateTime::now_utc() + left;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = named("bridge");
@@ -97,6 +103,8 @@ impl Authority {
             })
             .collect();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_before = end - time::Duration::days(91);
+        params.not_after = end;
         let certificate = params.signed_by(&key, &self.issuer()).unwrap();
         Identity {
             certificate: certificate.pem(),
@@ -106,8 +114,20 @@ impl Authority {
 
     /// Signs a request; the name in it is not asked for. `None` for what is no request.
     pub fn sign(&self, csr: &str, name: &str) -> Option<String> {
+        self.sign_as(csr, client_params(name))
+    }
+
+    /// The same for a node: its instance is named as platforms name it, too.
+    pub fn sign_node(&self, csr: &str, instance: &str) -> Option<String> {
+        let mut params = client_params(instance);
+        let uri = format!("powernode://instance/{instance}");
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+        self.sign_as(csr, params)
+    }
+
+    fn sign_as(&self, csr: &str, params: CertificateParams) -> Option<String> {
         let mut request = CertificateSigningRequestParams::from_pem(csr).ok()?;
-        request.params = client_params(name);
+        request.params = params;
         Some(request.signed_by(&self.issuer()).ok()?.pem())
     }
 }

@@ -57,7 +57,14 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             command: ConfigCommand::Check,
         } => {
             material::check(&config).map_err(Failure::usage)?;
-            print("the configuration is good\n")
+            print("the configuration is good\n")?;
+            match config.parent.platform() {
+                Some(platform) if platform.url.is_exposed() => print(&format!(
+                    "but tokens and grants go to {} without TLS: use https unless it is on this machine\n",
+                    platform.url
+                )),
+                _ => Ok(()),
+            }
         }
         Command::Config {
             command: ConfigCommand::Show,

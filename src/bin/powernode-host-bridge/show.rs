@@ -120,13 +120,19 @@ pub fn peer(peer: &Value, style: Style, now: UnixTime) -> String {
     render_pairs(&pairs, style)
 }
 
-/// Beside a platform: what became of the peer's last heartbeat there.
+/// Beside a platform: what it has last said of the peer.
 fn platform_standing(peer: &Value, now: UnixTime) -> Option<Cell> {
     let standing = peer["standing"].as_str()?;
-    let answer = &peer["heartbeat_answer"];
+    let (heartbeat, question) = (&peer["heartbeat_answer"], &peer["question_answer"]);
+    // Times of one form, so their texts are in the order of the times.
+    let (answer, to) = if question["at"].as_str() > heartbeat["at"].as_str() {
+        (question, "when it was asked about it")
+    } else {
+        (heartbeat, "to its heartbeat")
+    };
     let heard = match answer["http_status"].as_u64() {
         Some(status) => format!(
-            "{standing}: HTTP {status} to its heartbeat, {}",
+            "{standing}: HTTP {status} {to}, {}",
             relative_time_of(&answer["at"], now)
         ),
         None => format!("{standing}: no heartbeat was answered yet"),

@@ -11,18 +11,21 @@ use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output;
 use powernode_satellite::contract::join_code::{InvalidJoinCode, JoinCode};
 use powernode_satellite::contract::token::{AcceptanceToken, InvalidToken};
-use powernode_satellite::machine::child::{Rejoin, WorkingMembership};
+use powernode_satellite::machine::child::{Rejoin, RejoinMode, WorkingMembership};
 use powernode_satellite::machine::membership::StoredInvitation;
 use powernode_satellite::machine::past::FormerGrants;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
-use powernode_satellite::satellite::admin_api::{JOIN_PATH, JoinRequest, STATUS_PATH};
+use powernode_satellite::satellite::admin_api::{CANCEL_REJOIN_PATH, JOIN_PATH, JoinRequest, STATUS_PATH};
 use powernode_satellite::satellite::daemon::{self, JoinOutcome};
+use powernode_satellite::satellite::driver::RejoinCancelled;
 use powernode_satellite::satellite::invite;
+use powernode_satellite::satellite::offline::cancel_rejoin;
 use powernode_satellite::satellite::status::StatusReport;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::arguments::{JoinArguments, RejoinArguments};
+use crate::owner;
 use crate::run::{block_on, not_run};
 
 /// Most that is read from standard input or a code file, in bytes.
@@ -69,6 +72,9 @@ pub fn join(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<ExitC
 
 /// Joins the same parent anew.
 pub fn rejoin(config: &SatelliteConfig, arguments: &RejoinArguments) -> Result<ExitCode, Failure> {
+    if arguments.cancel {
+        return cancel(config);
+    }
     let rejoin = Rejoin {
         grants: if arguments.rebind_grants {
             FormerGrants::Rebound
@@ -80,8 +86,35 @@ pub fn rejoin(config: &SatelliteConfig, arguments: &RejoinArguments) -> Result<E
         } else {
             WorkingMembership::Keep
         },
+        mode: if arguments.join.has_code() {
+            RejoinMode::Told
+        } else {
+            RejoinMode::AsBefore
+        },
     };
     join_as(config, &arguments.join, Some(rejoin))
+}
+
+fn cancel(config: &SatelliteConfig) -> Result<ExitCode, Failure> {
+    let cancelled: RejoinCancelled = match owner::daemon(config, &Method::POST, CANCEL_REJOIN_PATH, None)? {
+        Some(data) => serde_json::from_value(data).map_err(Failure::failed)?,
+        None => cancel_rejoin(config).map_err(owner::offline)?,
+    };
+    output::print(&given_up(&cancelled)).map_err(Failure::failed)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn given_up(cancelled: &RejoinCancelled) -> String {
+    let taken = if cancelled.may_be_taken {
+        "The parent may have taken the new token all the same, without its answer getting here: should it not know this \
+         box any more, ask its operator for another token and rejoin with that.\n"
+    } else {
+        ""
+    };
+    format!(
+        "the rejoin is given up; this box goes on as peer {}\n{taken}",
+        cancelled.peer_id
+    )
 }
 
 fn join_as(
@@ -90,9 +123,13 @@ fn join_as(
     rejoin: Option<Rejoin>,
 ) -> Result<ExitCode, Failure> {
     let invitation = invitation(config, arguments)?;
-    let (keeper, outcome) = block_on(join_either_way(config, &invitation, rejoin, arguments.timeout.0))?;
-    let outcome = outcome?;
-    match outcome {
+    let (keeper, outcome) = block_on(async {
+        tokio::select! {
+            joined = join_either_way(config, &invitation, rejoin, arguments.timeout.0) => joined,
+            Ok(()) = tokio::signal::ctrl_c() => (Keeper::Nobody, Err(interrupted(rejoin))),
+        }
+    })?;
+    match outcome? {
         JoinOutcome::Joined(report) => {
             output::print(&success(&report, keeper)).map_err(Failure::failed)?;
             Ok(ExitCode::SUCCESS)
@@ -102,11 +139,33 @@ fn join_as(
             Code::Unreachable,
             format!(
                 "no answer from the parent within {} s{}. The invitation is stored: `powernode-satellite run` keeps \
-             trying, and a join with the same code goes on from here",
+                 trying, and {}",
                 arguments.timeout.0.as_secs(),
                 last.map_or_else(String::new, |last| format!("; the last try: {last}")),
+                goes_on(rejoin)
             ),
         )),
+    }
+}
+
+fn interrupted(rejoin: Option<Rejoin>) -> Failure {
+    Failure::new(
+        Code::Failed,
+        format!(
+            "not waited for the parent's answer any longer. The invitation stays stored: a satellite that runs, or \
+             `powernode-satellite run`, keeps trying, and {}",
+            goes_on(rejoin)
+        ),
+    )
+}
+
+const fn goes_on(rejoin: Option<Rejoin>) -> &'static str {
+    match rejoin {
+        None => "a join with the same code goes on from here",
+        Some(_) => {
+            "a rejoin with the same code goes on from here; `powernode-satellite rejoin --cancel` gives it up and goes \
+             back to the membership of before"
+        }
     }
 }
 

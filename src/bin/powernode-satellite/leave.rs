@@ -43,6 +43,10 @@ pub fn leave(config: &SatelliteConfig, arguments: &Parting) -> Result<ExitCode, 
 fn said(departure: &Departure) -> String {
     let peer = departure.peer_id;
     match &departure.not_told {
+        None if departure.ends_by_operator => format!(
+            "left the parent, which was told; the keys of peer {peer} are destroyed. There a peering ends by its \
+             operators alone: ask them to revoke peer {peer}, whose capabilities say that it has left\n"
+        ),
         None => format!("left the parent, which was told; the keys of peer {peer} are destroyed\n"),
         Some(why) => format!(
             "left the parent; the keys of peer {peer} are destroyed. The parent was not told ({why}): ask its operator \
@@ -61,12 +65,19 @@ mod tests {
         let untold = Departure {
             peer_id,
             not_told: Some("no tunnel".to_owned()),
+            ends_by_operator: false,
         };
         assert!(said(&untold).contains("was not told (no tunnel)"));
         let told = Departure {
             peer_id,
             not_told: None,
+            ends_by_operator: false,
         };
-        assert!(said(&told).contains("was told"));
+        assert!(said(&told).contains("was told") && !said(&told).contains("revoke"));
+        let declared = Departure {
+            ends_by_operator: true,
+            ..told
+        };
+        assert!(said(&declared).contains("was told") && said(&declared).contains("revoke peer"));
     }
 }

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod audit;
+mod authority;
 mod doctor;
 mod emancipate;
 mod grants;
@@ -67,6 +68,7 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Doctor { json } => doctor::doctor(&config, json),
         Command::Leave(leaving) => leave::leave(&config, &leaving),
         Command::Grants(command) => grants::grants(&config, &command),
+        Command::Authority(command) => authority::authority(&config, command),
         Command::Emancipate(asked) => emancipate::emancipate(&config, &asked),
         Command::Services(command) => services::services(&config, &command),
         Command::Audit(command) => audit::audit(&config, &command),

@@ -8,15 +8,18 @@ use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output::{self, Cell, Style, Tone, relative_time};
 use powernode_satellite::contract::peer::PeerStatus;
 use powernode_satellite::contract::service::ServiceHealth;
+use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::admin_api::STATUS_PATH;
+use powernode_satellite::satellite::driver::handover_key;
 use powernode_satellite::satellite::grants::GrantsReport;
 use powernode_satellite::satellite::membership_store::MembershipStore;
+use powernode_satellite::satellite::own_authority::{AuthorityReport, SuccessionReport};
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
-    BetterReport, BridgeReport, CertificateReport, ClockReport, ClusterReport, HeartbeatReport, LinkReport,
-    NEEDS_REJOIN, StatusReport, StoreReport,
+    AnchorReport, BetterReport, BridgeReport, CertificateReport, ClockReport, ClusterReport, HeartbeatReport,
+    LinkReport, NEEDS_REJOIN, StatusReport, StoreReport,
 };
 use powernode_satellite::store::state_key::StateKey;
 
@@ -44,6 +47,11 @@ pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
             }
             None if report.state == "not_invited" => {
                 "this box has not joined a parent; run `powernode-satellite join -` with a join code"
+                    .to_owned()
+            }
+            None if report.replaces.is_some() => {
+                "a rejoin is under way, and the parent has not answered; `powernode-satellite rejoin --cancel` goes back to \
+                 the membership of before"
                     .to_owned()
             }
             None if report.daemon_running => "this box has not joined yet: the join is under way".to_owned(),
@@ -101,6 +109,13 @@ fn from_store(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
     let mut report = StatusReport::of_state(loaded.state.as_ref(), RELEASE, clock, link, heartbeat, store);
     let peer = report.peer.as_ref().map(|peer| peer.id);
     report.grants = GrantsReport::of(&loaded.grants, peer, trusted.now);
+    let membership = loaded.state.as_ref().and_then(JoinState::membership);
+    if let (Some(cluster), Some(handed)) = (&mut report.cluster, &loaded.handed_over)
+        && membership.and_then(handover_key).as_ref() == Some(&handed.key)
+    {
+        cluster.handed_over_at = Some(handed.at);
+    }
+    report.own_authority = AuthorityReport::of(membership, loaded.succession.as_ref());
     Ok(report)
 }
 
@@ -114,9 +129,9 @@ fn render(report: &StatusReport, style: Style) -> String {
         ("parent", report.parent_url.as_ref().map(Cell::from)),
         (
             "replaces",
-            report
-                .replaces
-                .map(|peer| format!("peer {peer}, which goes on if the parent refuses").into()),
+            report.replaces.map(|peer| {
+                format!("peer {peer}, which goes on if the parent refuses, or with `rejoin --cancel`").into()
+            }),
         ),
     ];
     lines.extend(membership(report));
@@ -370,6 +385,21 @@ fn upkeep(report: &StatusReport) -> Vec<Line> {
                 Cell::toned(text, tone)
             }),
         ),
+        (
+            "own authority",
+            report
+                .own_authority
+                .as_ref()
+                .map(|own| own_authority(own, report)),
+        ),
+        (
+            "new authority",
+            report
+                .own_authority
+                .as_ref()
+                .and_then(|own| own.succession.as_ref())
+                .map(|succession| change_of_authority(succession, report)),
+        ),
         ("authorities", shown.and_then(|shown| authorities(shown, report))),
         (
             "trust bundle",
@@ -471,16 +501,43 @@ fn handed_over(cluster: &ClusterReport, report: &StatusReport) -> Cell {
     }
 }
 
+/// By what this box certifies itself.
+fn own_authority(own: &AuthorityReport, report: &StatusReport) -> Cell {
+    let due = relative_time(own.rotation_due, report.clock.trusted);
+    format!("{}, followed by the next {due}", anchor(&own.issuing, report)).into()
+}
+
+fn change_of_authority(change: &SuccessionReport, report: &StatusReport) -> Cell {
+    let when = |at| relative_time(at, report.clock.trusted);
+    let other = anchor(&change.other, report);
+    let fetched = match change.fetched_at {
+        Some(at) => format!("the parent has fetched it {}", when(at)),
+        None => "the parent has not fetched it yet".to_owned(),
+    };
+    match (change.stage.as_str(), change.try_at) {
+        ("announced", Some(at)) => format!(
+            "{other} announced {}; {fetched}; tried {}",
+            when(change.begun_at),
+            when(at)
+        )
+        .into(),
+        ("overlap", _) => format!("in use; {fetched}; the one before is still served: {other}").into(),
+        (stage, _) => format!("{other} {stage}; {fetched}").into(),
+    }
+}
+
+fn anchor(anchor: &AnchorReport, report: &StatusReport) -> String {
+    let name = anchor.subject.as_deref().unwrap_or("without a name");
+    let ends = relative_time(anchor.not_after, report.clock.trusted);
+    format!("{name} ({}, ends {ends})", anchor.fingerprint)
+}
+
 /// The parent's, where there are several: a rotation is under way.
 fn authorities(certificate: &CertificateReport, report: &StatusReport) -> Option<Cell> {
     let [_, _, ..] = certificate.anchors.as_slice() else {
         return None;
     };
-    let shown = certificate.anchors.iter().map(|anchor| {
-        let name = anchor.subject.as_deref().unwrap_or("without a name");
-        let ends = relative_time(anchor.not_after, report.clock.trusted);
-        format!("{name} ({}, ends {ends})", anchor.fingerprint)
-    });
+    let shown = certificate.anchors.iter().map(|held| anchor(held, report));
     Some(shown.collect::<Vec<_>>().join("; ").into())
 }
 

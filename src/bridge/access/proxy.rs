@@ -14,12 +14,12 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::super::http_listener::serve_http;
 use super::super::operator_api::Operator;
+use super::super::places::Places;
 use super::super::reply::{Reply, ReplyBody};
 use super::credentials::Presented;
 use super::headers::Outside;
@@ -31,9 +31,6 @@ use crate::process::supervisor::TaskScope;
 /// Time for the first byte, and for all of SOCKS5's messages.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Pause after the system refused to give a connection, for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// What a client is told that has shown no token, or a wrong one.
 const CHALLENGE: HeaderValue =
     HeaderValue::from_static("Basic realm=\"powernode-host-bridge: name and operator token\"");
@@ -44,7 +41,7 @@ pub struct Proxy {
     access: Arc<Access>,
     /// What names end with.
     suffix: String,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 impl Proxy {
@@ -53,38 +50,23 @@ impl Proxy {
         Self {
             access,
             suffix,
-            places: Arc::new(Semaphore::new(connections_max)),
+            places: Places::new(connections_max),
         }
     }
 
     /// Takes connections until the scope is cancelled.
     pub async fn run(self: Arc<Self>, listener: TcpListener, intake: TaskScope) {
-        loop {
-            let accepted = async {
-                let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
-                Some((place, listener.accept().await))
-            };
-            let accepted = tokio::select! {
-                () = intake.cancelled() => return,
-                accepted = accepted => accepted,
-            };
-            match accepted {
-                Some((place, Ok((stream, address)))) => {
-                    let proxy = Arc::clone(&self);
-                    self.access.work().spawn("proxy", async move {
-                        // Whoever sends small pieces wants them to arrive.
-                        let _ = stream.set_nodelay(true);
-                        proxy.connection(stream, address).await;
-                        drop(place);
-                    });
-                }
-                Some((_, Err(error))) => {
-                    tracing::warn!(%error, "a proxy connection could not be taken");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-                None => return,
-            }
-        }
+        let places = Arc::clone(&self.places);
+        let take = |stream: TcpStream, address, place| {
+            let proxy = Arc::clone(&self);
+            self.access.work().spawn("proxy", async move {
+                // Whoever sends small pieces wants them to arrive.
+                let _ = stream.set_nodelay(true);
+                proxy.connection(stream, address).await;
+                drop(place);
+            });
+        };
+        places.take_in(&listener, &intake, take).await;
     }
 
     async fn connection(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) {

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use http::{Method, Request};
 use hyper::body::Body;
 
-use super::{Caller, FederationApi, internal_error, read_body, unreachable_peer};
+use super::{Caller, FederationApi, internal_error, unreachable_peer};
 use crate::bridge::dial_back::Reached;
 use crate::bridge::direct::Redial;
 use crate::bridge::registry::record::PeerRecord;
 use crate::bridge::reply::Reply;
+use crate::bridge::request_body::read_body;
 use crate::contract::TUNNEL_DIAL_BACK_PATH;
 use crate::tunnel::transport::Transport;
 

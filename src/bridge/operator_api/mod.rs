@@ -26,7 +26,7 @@ use tracing::info;
 pub(super) use self::peers::ProposalFields;
 pub(super) use self::relay::{PASSED_BACK, PASSED_ON, copy_headers, no_answer};
 use super::access::Access;
-use super::federation_api::{internal_error, read_body, stored_badly};
+use super::federation_api::{internal_error, stored_badly};
 use super::forwarded::strip_forwarded_identity;
 use super::links::Links;
 use super::mcp;
@@ -35,6 +35,7 @@ use super::permission::{Action, NotPermitted, OperatorIdentity, PeerAction, Peer
 use super::registry::record::PeerRecord;
 use super::registry::{Books, Ledger, Recognised, Registry, RegistryError, visible};
 use super::reply::{Reply, ReplyBody};
+use super::request_body::read_body;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::PeerId;
@@ -45,6 +46,9 @@ use crate::contract::FEDERATION_PEERS_PATH;
 use crate::contract::peer::PeerStatus;
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
+
+/// The code of a refusal that asks for a change of this host-bridge's configuration.
+pub const NOT_CONFIGURED: &str = "NOT_CONFIGURED";
 
 /// Path of the grants.
 pub const ACCESS_GRANTS_PATH: &str = "/api/v1/system/sdwan/access_grants";
@@ -201,8 +205,13 @@ impl OperatorApi {
             return self.relay(head, body, &operator).await;
         }
         // The registry blocks on the disk.
-        let answered =
-            tokio::task::spawn_blocking(move || self.dispatch(&head.method, &head.uri, &body, &operator));
+        let answered = tokio::task::spawn_blocking(move || {
+            let reply = self.dispatch(&head.method, &head.uri, &body, &operator);
+            match operator {
+                Operator::Local => reply.for_this_machine(),
+                Operator::Named(_) => reply,
+            }
+        });
         answered
             .await
             .unwrap_or_else(|_| internal_error())

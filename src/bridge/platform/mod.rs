@@ -4,10 +4,12 @@
 
 mod head;
 mod pool;
+mod review;
 pub mod roll;
 mod standing;
 mod target;
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use tracing::{Span, debug, info, warn};
 use super::dial_back::{DialBack, Reached};
 use super::direct::Redial;
 use super::federation_api::{
-    Caller, CallerCertificate, RedialFailed, internal_error, noted_request, read_body,
+    Caller, CallerCertificate, RedialFailed, internal_error, noted_request, of_peer, outcome_of,
 };
 use super::held_grants;
 use super::lent_body::LentBody;
@@ -30,10 +32,13 @@ use super::parent::{Answered, PeerEnds};
 use super::registry::Ledger;
 use super::registry::record::PeerRecord;
 use super::reply::{BodyError, Reply, ReplyBody};
+use super::request_body::read_body;
 use super::settings::BridgeSettings;
+use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::PeerId;
-use crate::base::limit::{JSON_BODY_MAX_BYTES, error_chain};
-use crate::contract::{PLATFORM_ANSWER_LOST, TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH};
+use crate::base::limit::{JSON_BODY_MAX_BYTES, error_chain, foreign_text};
+use crate::base::time::{Moment, UnixTime};
+use crate::contract::{NODE_REFRESH_PATH, PLATFORM_ANSWER_LOST, TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH};
 use crate::identity::certificate::CertificateFacts;
 use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
@@ -41,7 +46,7 @@ use crate::store::audit_log::AuditLog;
 use crate::tunnel::transport::Transport;
 use crate::wire::GoodbyeReason;
 use head::{Vouched, from_platform, to_platform};
-use roll::{HeartbeatExchange, RequestPlace, Roll};
+use roll::{HeartbeatExchange, RequestPlace, Roll, Verdict};
 use target::Target;
 
 pub(super) use head::{CALLING_INSTANCE, FORWARDED_FOR, ForwardedIdentity, SDWAN_NETWORK};
@@ -53,6 +58,9 @@ const AWAY_RETRY: Duration = Duration::from_secs(10);
 
 /// When a peer should come back that has too many requests on their way.
 const BUSY_RETRY: Duration = Duration::from_secs(2);
+
+/// Who has decided, in the audit log.
+const PLATFORM_ACTOR: &str = "platform";
 
 /// How long the platform may be silent where no configuration says so: for a moment during a reload.
 const SILENCE: Duration = Duration::from_secs(25);
@@ -89,14 +97,11 @@ impl PlatformParent {
         let (head, body) = request.into_parts();
         let (body, lender) = LentBody::lend(body);
         let request = Request::from_parts(head, body);
-        let (noted, answered) = match Target::of(&request) {
-            Ok(target) => (
-                target != Target::Heartbeat,
-                self.carry(request, target, caller).await,
-            ),
+        let (target, answered) = match Target::of(&request) {
+            Ok(target) => (target, self.carry(request, target, caller).await),
             Err(refusal) => {
                 drop(request);
-                (true, Err(refusal))
+                (Target::Other, Err(refusal))
             }
         };
         let answered = match answered {
@@ -108,20 +113,41 @@ impl PlatformParent {
         };
         self.answered
             .count(RequestCounts::kind_of(&path), answered.response.status());
-        if noted
-            && let Some(peer) = caller
-                .certificate
-                .as_ref()
-                .and_then(|certificate| certificate.peer)
-        {
-            self.audit.record(&noted_request(
-                &path,
-                peer,
-                caller.source,
-                answered.response.status(),
-            ));
-        }
+        self.note(&path, target, caller, answered.response.status());
         answered
+    }
+
+    /// A heartbeat is a sign of life, and the log would hold little else. Who has no certificate is nobody and could fill
+    /// the log, unless the platform has taken the token that was shown.
+    fn note(&self, path: &str, target: Target, caller: &Caller, status: StatusCode) {
+        let of_stranger = |action| AuditEvent {
+            object: Some(foreign_text(path)),
+            source: Some(SocketAddr::new(caller.source, 0)),
+            ..AuditEvent::of(action)
+        };
+        let event = match (&caller.certificate, target) {
+            (_, Target::Heartbeat) => return,
+            (None, Target::Accept) if status.is_success() => of_stranger(AuditAction::Joined),
+            (None, Target::NodeEnroll) if status.is_success() => of_stranger(AuditAction::NodeEnrolled),
+            (None, _) => return,
+            (Some(certificate), target) => match (certificate.peer, target) {
+                (Some(peer), Target::NodeEnroll) => AuditEvent {
+                    object: Some(foreign_text(path)),
+                    outcome: outcome_of(status),
+                    ..of_peer(AuditAction::NodeEnrolled, peer, caller.source)
+                },
+                (Some(peer), _) => noted_request(path, peer, caller.source, status),
+                (None, _) => AuditEvent {
+                    actor: ForwardedIdentity::of(&certificate.der).map(|identity| identity.actor()),
+                    outcome: outcome_of(status),
+                    ..of_stranger(match path.strip_suffix('/').unwrap_or(path) {
+                        NODE_REFRESH_PATH => AuditAction::CertificateRenewed,
+                        _ => AuditAction::Request,
+                    })
+                },
+            },
+        };
+        self.audit.record(&event);
     }
 
     async fn carry<B>(&self, request: Request<B>, target: Target, caller: &Caller) -> Result<Answered, Reply>
@@ -253,19 +279,46 @@ impl PlatformParent {
             http_status: head.status.as_u16(),
             answer: &answer,
         };
-        let now = self.clock.trusted().now;
-        let ends = self.roll.heartbeat_answered(peer, exchange, now).map(|message| {
-            warn!(%peer, why = message, "a peer's tunnels are closed");
-            PeerEnds {
-                peer,
-                reason: GoodbyeReason::Suspended,
-                message,
-            }
-        });
+        let verdict = self.roll.heartbeat_answered(peer, exchange, self.both_times());
+        let ends = self.told(peer, vouched.source, verdict);
         Ok(Answered {
             response: Response::from_parts(head, whole(answer)),
             ends,
         })
+    }
+
+    /// Notes what the platform has said of a peer, and says what that means for the peer's tunnels.
+    fn told(&self, peer: PeerId, source: IpAddr, verdict: Option<Verdict>) -> Option<PeerEnds> {
+        let noted = |action, object| {
+            self.audit.record(&AuditEvent {
+                actor: Some(PLATFORM_ACTOR.to_owned()),
+                object,
+                ..of_peer(action, peer, source)
+            });
+        };
+        match verdict? {
+            Verdict::Resumed => {
+                info!(%peer, "the platform takes a peer again");
+                noted(AuditAction::PeerResumed, None);
+                None
+            }
+            Verdict::Refused { words, news } => {
+                warn!(%peer, why = words, "a peer's tunnels are closed");
+                if news {
+                    noted(AuditAction::PeerSuspended, Some(words.clone()));
+                }
+                Some(PeerEnds {
+                    peer,
+                    reason: GoodbyeReason::Suspended,
+                    message: words,
+                })
+            }
+        }
+    }
+
+    /// For people, and for durations.
+    fn both_times(&self) -> (UnixTime, Moment) {
+        (self.clock.trusted().now, self.clock.now())
     }
 
     async fn send(
@@ -329,7 +382,7 @@ impl PlatformParent {
     {
         let (head, body) = request.into_parts();
         let reply = match read_body(body).await {
-            Ok(body) => self.told(&head, body, caller).await,
+            Ok(body) => self.tunnel_told(&head, body, caller).await,
             Err(refusal) => refusal,
         };
         reply.into_response()
@@ -372,7 +425,7 @@ impl PlatformParent {
         self.roll.peer(peer).filter(|_| self.roll.may_be_reached(peer))
     }
 
-    async fn told(&self, head: &request::Parts, body: Bytes, caller: &Caller) -> Reply {
+    async fn tunnel_told(&self, head: &request::Parts, body: Bytes, caller: &Caller) -> Reply {
         let Some(peer) = self.reachable_peer(caller) else {
             return unreachable_peer();
         };
@@ -385,8 +438,6 @@ impl PlatformParent {
                     .await
             }
             TUNNEL_DIAL_BACK_PATH => Reply::wrong_method("POST"),
-            // Only the platform can end the peering.
-            TUNNEL_LEAVE_PATH => Reply::unknown_path(path),
             _ => {
                 let (ledger, now, span) = (
                     Arc::clone(&self.ledger),
@@ -398,7 +449,12 @@ impl PlatformParent {
                 // The ledger blocks on the disk.
                 let answered = tokio::task::spawn_blocking(move || {
                     span.in_scope(|| {
-                        let reply = held_grants::answer(&ledger, &peer, (&method, &path), &body, now);
+                        let reply = match path.as_str() {
+                            TUNNEL_LEAVE_PATH => {
+                                held_grants::leave_platform(&ledger, peer.id, &method, &body)
+                            }
+                            path => held_grants::answer(&ledger, &peer, (&method, path), &body, now),
+                        };
                         let told = held_grants::noted(peer.id, source, &path, &body, reply.status());
                         if let Some(told) = told {
                             audit.record(&told);

@@ -27,7 +27,7 @@ use crate::base::limit::error_chain;
 use crate::base::time::Moment;
 use crate::contract::invitation::ParentTrust;
 use crate::identity::tls::{ClientTls, TimeSource, TlsConfigError, client_config};
-use crate::identity::tls_failure::FailureRecord;
+use crate::identity::tls_failure::{FailureRecord, TlsFailure, find_tls_failure};
 use crate::process::clock::Clock;
 use crate::process::config::platform::PlatformUrl;
 use crate::process::supervisor::TaskScope;
@@ -64,6 +64,9 @@ pub enum PlatformError {
     /// It cannot be reached. Nothing was sent.
     #[error("the platform cannot be reached")]
     Connect(#[source] io::Error),
+    /// Its server is not the one that it should be, or no server at all. Nothing was sent.
+    #[error("TLS with the platform failed; `platform.server_ca_file` says by which authorities it is known")]
+    Handshake(#[source] TlsFailure),
     /// TLS cannot be set up. Nothing was sent.
     #[error("TLS to the platform cannot be set up")]
     Tls(#[source] TlsConfigError),
@@ -81,7 +84,10 @@ pub enum PlatformError {
 impl PlatformError {
     /// Whether the request cannot have reached the platform.
     pub const fn nothing_was_sent(&self) -> bool {
-        matches!(self, Self::Busy | Self::Connect(_) | Self::Tls(_))
+        matches!(
+            self,
+            Self::Busy | Self::Connect(_) | Self::Handshake(_) | Self::Tls(_)
+        )
     }
 }
 
@@ -246,17 +252,23 @@ impl Pool {
         if !self.url.is_secure() {
             return self.drive(stream, place).await;
         }
-        let tls = self.tls().await?;
+        let failures = FailureRecord::default();
+        let tls = self.tls(failures.clone()).await?;
         let name = ServerName::try_from(host.host().to_owned())
             .map_err(|error| PlatformError::Connect(io::Error::other(error)))?;
         let stream = TlsConnector::from(Arc::new(tls))
             .connect(name, stream)
             .await
-            .map_err(PlatformError::Connect)?;
+            .map_err(
+                |error| match failures.take().or_else(|| find_tls_failure(&error)) {
+                    Some(failure) => PlatformError::Handshake(failure),
+                    None => PlatformError::Connect(error),
+                },
+            )?;
         self.drive(stream, place).await
     }
 
-    async fn tls(&self) -> Result<rustls::ClientConfig, PlatformError> {
+    async fn tls(&self, failures: FailureRecord) -> Result<rustls::ClientConfig, PlatformError> {
         let (trust, time) = (Arc::clone(&self.trust.borrow()), Arc::clone(&self.time));
         // The system's roots are files.
         let made = tokio::task::spawn_blocking(move || {
@@ -266,7 +278,7 @@ impl Pool {
                 identity: None,
                 alpn: &[HTTP_1_1],
                 time,
-                failures: FailureRecord::default(),
+                failures,
             })
         });
         match made.await {

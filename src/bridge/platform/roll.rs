@@ -4,15 +4,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
+use serde::de::IgnoredAny;
 
 use super::super::heartbeat::{Declaration, read_heartbeat};
 use super::super::registry::record::{PeerCertificate, PeerRecord};
-use super::standing::{Answered, Standing, StandingAction, StandingEvent, StandingMachine};
+use super::standing::{Answered, AskedBy, Standing, StandingAction, StandingEvent, StandingMachine};
 use super::target::Target;
 use crate::base::id::PeerId;
-use crate::base::time::UnixTime;
+use crate::base::time::{Moment, UnixTime};
 use crate::contract::message::{ContractAnswer, HeartbeatResponse, read_answer};
 use crate::contract::peer::{PeerKind, PeerStatus, SpawnMode, SpawnRole};
 use crate::identity::certificate::{CertificateFacts, peer_subject};
@@ -35,6 +37,22 @@ pub struct StandingView {
     pub standing: Standing,
     /// The platform's last answer to a heartbeat.
     pub heartbeat_answer: Option<Answered>,
+    /// Its last answer to a question of this end's about the peer.
+    pub question_answer: Option<Answered>,
+}
+
+/// What the platform has said of a peer that changes what the peer may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It does not take the peer: its tunnels end.
+    Refused {
+        /// In its words.
+        words: String,
+        /// Whether it is so only now.
+        news: bool,
+    },
+    /// It takes the peer again.
+    Resumed,
 }
 
 /// How the platform was found when it was last needed.
@@ -78,6 +96,32 @@ struct Entry {
     standing: StandingMachine,
     heard_at: UnixTime,
     requests: u32,
+}
+
+impl Entry {
+    fn answered(&mut self, by: AskedBy, answered: Answered, now: Moment, words: &str) -> Option<Verdict> {
+        let before = self.standing.standing();
+        self.standing
+            .handle_event(StandingEvent::Answered(by, answered), now);
+        let is = self.standing.standing();
+        if before != is {
+            self.record.status_since = answered.at;
+        }
+        match self.standing.poll_action() {
+            Some(StandingAction::CloseTunnels) => {
+                let words = format!("the platform does not take this peer: {words}");
+                self.record.status = PeerStatus::Suspended;
+                self.record.suspended_reason = Some(words.clone());
+                Some(Verdict::Refused {
+                    words,
+                    news: before != is,
+                })
+            }
+            Some(StandingAction::Ask) | None => {
+                (before == Standing::Refused && is == Standing::Taken).then_some(Verdict::Resumed)
+            }
+        }
+    }
 }
 
 /// A request's place among those of its peer, until its answer has passed.
@@ -152,32 +196,46 @@ impl Roll {
         Some(RequestPlace { roll, peer })
     }
 
-    /// The platform has answered a heartbeat. What its peer must be told at the end of its tunnels, if
-    /// they end by it.
+    /// The platform has answered a heartbeat.
     pub fn heartbeat_answered(
         &self,
         peer: PeerId,
         exchange: HeartbeatExchange<'_>,
-        now: UnixTime,
-    ) -> Option<String> {
+        (at, now): (UnixTime, Moment),
+    ) -> Option<Verdict> {
         let mut seen = self.seen();
         let entry = seen.peers.get_mut(&peer)?;
-        let before = entry.standing.standing();
-        let event = StandingEvent::HeartbeatAnswered(exchange.http_status);
+        entry.heard_at = at;
+        let words = take_answer(&mut entry.record, exchange, at);
+        let answered = Answered {
+            http_status: exchange.http_status,
+            at,
+        };
+        entry.answered(AskedBy::Heartbeat, answered, now, &words)
+    }
+
+    /// The platform has answered a question about a peer.
+    pub fn question_answered(
+        &self,
+        peer: PeerId,
+        (http_status, answer): (u16, &[u8]),
+        (at, now): (UnixTime, Moment),
+    ) -> Option<Verdict> {
+        let words = words_of(http_status, answer);
+        let mut seen = self.seen();
+        let entry = seen.peers.get_mut(&peer)?;
+        entry.answered(AskedBy::Bridge, Answered { http_status, at }, now, &words)
+    }
+
+    /// A peer has a tunnel. Whether the platform is to be asked about it now.
+    pub fn connected(&self, peer: PeerId, ask_after: Duration, now: Moment) -> bool {
+        let mut seen = self.seen();
+        let Some(entry) = seen.peers.get_mut(&peer) else {
+            return false;
+        };
+        let event = StandingEvent::Connected { ask_after };
         entry.standing.handle_event(event, now);
-        entry.heard_at = now;
-        let words = take_answer(&mut entry.record, exchange, now);
-        if before != entry.standing.standing() {
-            entry.record.status_since = now;
-        }
-        match entry.standing.poll_action()? {
-            StandingAction::CloseTunnels => {
-                let words = format!("the platform does not take this peer's heartbeat: {words}");
-                entry.record.status = PeerStatus::Suspended;
-                entry.record.suspended_reason = Some(words.clone());
-                Some(words)
-            }
-        }
+        entry.standing.poll_action() == Some(StandingAction::Ask)
     }
 
     /// The platform was needed, and answered or did not.
@@ -209,7 +267,8 @@ impl Roll {
     pub fn standing(&self, peer: PeerId) -> Option<StandingView> {
         self.seen().peers.get(&peer).map(|entry| StandingView {
             standing: entry.standing.standing(),
-            heartbeat_answer: entry.standing.answered(),
+            heartbeat_answer: entry.standing.heartbeat(),
+            question_answer: entry.standing.question(),
         })
     }
 
@@ -221,19 +280,26 @@ impl Roll {
 
 /// Takes over what an exchange says of the peer; the answer's words, where it is a failure.
 fn take_answer(record: &mut PeerRecord, exchange: HeartbeatExchange<'_>, now: UnixTime) -> String {
-    match read_answer::<HeartbeatResponse>(exchange.http_status, exchange.answer) {
-        Ok(ContractAnswer::Data(response)) => {
-            record.status = response.status;
-            record.last_heartbeat_at = Some(now);
-            record.suspended_reason = None;
-            if let Ok(sent) = read_heartbeat(exchange.sent) {
-                // What is not taken of it is the platform's to say.
-                record.declared.update(Declaration::from(sent));
-            }
-            String::new()
+    if let Ok(ContractAnswer::Data(response)) =
+        read_answer::<HeartbeatResponse>(exchange.http_status, exchange.answer)
+    {
+        record.status = response.status;
+        record.last_heartbeat_at = Some(now);
+        record.suspended_reason = None;
+        if let Ok(sent) = read_heartbeat(exchange.sent) {
+            // What is not taken of it is the platform's to say.
+            record.declared.update(Declaration::from(sent));
         }
+        return String::new();
+    }
+    words_of(exchange.http_status, exchange.answer)
+}
+
+/// Why an answer is a failure, in its words.
+fn words_of(http_status: u16, answer: &[u8]) -> String {
+    match read_answer::<IgnoredAny>(http_status, answer) {
         Ok(ContractAnswer::Failure(failure)) if !failure.error.is_empty() => failure.error,
-        Ok(ContractAnswer::Failure(_)) | Err(_) => format!("HTTP {}", exchange.http_status),
+        Ok(_) | Err(_) => format!("HTTP {http_status}"),
     }
 }
 
@@ -274,6 +340,7 @@ mod tests {
     use crate::identity::test_handshake::{Leaf, TestAuthority};
 
     const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
+    const TIMES: (UnixTime, Moment) = (NOW, Moment::START);
 
     fn peer() -> PeerId {
         "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d8e".parse().unwrap()
@@ -299,7 +366,7 @@ mod tests {
     fn nobody_is_known_who_was_not_seen() {
         let roll = Arc::new(Roll::default());
         assert!(roll.peers().is_empty() && roll.peer(peer()).is_none());
-        assert_eq!(roll.heartbeat_answered(peer(), answered(200, "{}"), NOW), None);
+        assert_eq!(roll.heartbeat_answered(peer(), answered(200, "{}"), TIMES), None);
         assert!(roll.peers().is_empty(), "an answer makes no peer");
         assert!(roll.begin_request(peer()).is_none());
         assert!(roll.may_send(peer(), Target::Other));
@@ -312,7 +379,7 @@ mod tests {
         assert_eq!(roll.peer(peer()).unwrap().status, PeerStatus::Enrolled);
         let taken =
             r#"{"success":true,"data":{"status":"active","last_heartbeat_at":"2027-01-15T08:00:00Z"}}"#;
-        assert_eq!(roll.heartbeat_answered(peer(), answered(200, taken), NOW), None);
+        assert_eq!(roll.heartbeat_answered(peer(), answered(200, taken), TIMES), None);
         let known = roll.peer(peer()).unwrap();
         assert_eq!(
             (known.status, known.last_heartbeat_at),
@@ -321,10 +388,16 @@ mod tests {
         assert_eq!(known.declared.capabilities["services"][0]["name"], "web");
 
         let refused = r#"{"error":"No reachable FederationPeer for mTLS subject","code":"UNAUTHORIZED"}"#;
-        let words = roll
-            .heartbeat_answered(peer(), answered(401, refused), NOW)
-            .unwrap();
+        let refused_now = roll.heartbeat_answered(peer(), answered(401, refused), TIMES);
+        let Some(Verdict::Refused { words, news: true }) = refused_now else {
+            panic!("{refused_now:?}");
+        };
         assert!(words.contains("No reachable FederationPeer"), "{words}");
+        let again = roll.question_answered(peer(), (401, b"{}"), TIMES);
+        assert!(
+            matches!(again, Some(Verdict::Refused { news: false, .. })),
+            "{again:?}"
+        );
         assert_eq!(roll.peer(peer()).unwrap().status, PeerStatus::Suspended);
         assert!(!roll.may_send(peer(), Target::Other) && !roll.may_be_reached(peer()));
         assert_eq!(
@@ -337,11 +410,14 @@ mod tests {
         );
 
         assert_eq!(
-            roll.heartbeat_answered(peer(), answered(502, "<html>"), NOW),
+            roll.heartbeat_answered(peer(), answered(502, "<html>"), TIMES),
             None
         );
         assert_eq!(roll.peer(peer()).unwrap().status, PeerStatus::Suspended);
-        assert_eq!(roll.heartbeat_answered(peer(), answered(200, taken), NOW), None);
+        assert_eq!(
+            roll.heartbeat_answered(peer(), answered(200, taken), TIMES),
+            Some(Verdict::Resumed)
+        );
         let resumed = roll.peer(peer()).unwrap();
         assert_eq!(
             (resumed.status, resumed.suspended_reason),

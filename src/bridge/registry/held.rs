@@ -80,6 +80,11 @@ impl Ledger {
         })
     }
 
+    /// Forgets what a peer has given: it has left, and its keys with it.
+    pub fn forget_held_grants(&self, peer: PeerId) -> Result<(), StoreError> {
+        self.db.write(|w| w.remove(&HELD_GRANTS, &peer).map(drop))
+    }
+
     /// Notes that a peer has ended a grant, and forgets its token. When it was the last under which
     /// this side operated the peer, the peering is from then on one between equals (contract
     /// section 7). `false` when the grant is not known.

@@ -10,7 +10,7 @@ use crate::contract::peer::PeerStatus;
 use crate::machine::join::{Farewell, JoinEvent, JoinState};
 use crate::machine::ladder::{DialFailure, Loss, TunnelId, WayIn};
 use crate::machine::membership::{
-    AcceptedAnswer, FollowedAnchors, KeyMaterial, Parent, StoredIdentity, StoredInvitation,
+    AcceptedAnswer, FollowedAnchors, KeptAuthority, KeyMaterial, Parent, StoredIdentity, StoredInvitation,
 };
 use crate::machine::node_identity::{NodeEvent, NodeMembership};
 use crate::machine::renewal::IdentityChoice;
@@ -97,6 +97,12 @@ pub enum ChildEvent {
     RefreshRefused,
     /// The parent's authorities are others now; that is durable.
     AnchorsFollowed(FollowedAnchors),
+    /// The certificate is to be renewed though it is not due: this box's own authority changes.
+    RenewalWanted,
+    /// This box certifies itself by another authority, which is durable already.
+    AuthorityAdopted(Box<KeptAuthority>),
+    /// The owner gives a rejoin up, which is durable already: the membership of before goes on.
+    RejoinCancelled,
     /// The owner has ended the peering, and that is durable.
     Left(Box<Farewell>),
     /// What a heartbeat would say has changed.

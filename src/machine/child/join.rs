@@ -23,6 +23,16 @@ impl ChildMachine {
         self.expired_for_good = false;
     }
 
+    pub(super) fn rejoin_cancelled(&mut self, now: Moment, wall: UnixTime) {
+        let Some(Ok(state)) = self.state().map(JoinState::without_rejoin) else {
+            return;
+        };
+        self.uplinks.disable(now);
+        self.purpose = None;
+        self.follow_primary(now, wall);
+        self.phase = self.phase_of(state);
+    }
+
     /// What is left of the membership is the record of it; the driver has made that durable.
     pub(super) fn left(&mut self, farewell: Farewell, now: Moment, wall: UnixTime) {
         self.uplinks.disable(now);

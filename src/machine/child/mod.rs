@@ -16,13 +16,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use event::{ChildAction, ChildEvent, ChildPolicy, EventKind, InvitationRefused, KeyUse, LinkPurpose};
-pub use rejoin::{Rejoin, WorkingMembership};
+pub use rejoin::{Rejoin, RejoinMode, WorkingMembership};
 
 use super::backoff::BackoffPolicy;
 use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};
 use super::join::{JoinEvent, JoinMachine, JoinState};
 use super::ladder::{LadderEvent, TunnelId};
-use super::membership::{Candidate, FollowedAnchors, KeyMaterial, Membership};
+use super::membership::{Candidate, FollowedAnchors, KeptAuthority, KeyMaterial, Membership};
 use super::node_identity::{NodeEvent, NodeIdentityMachine};
 use super::renewal::{RenewalEvent, RenewalMachine};
 use super::uplinks::{LinkState, Uplinks};
@@ -258,6 +258,9 @@ impl ChildMachine {
                 self.renewal_event(RenewalEvent::RefreshFailed, now, wall);
             }
             ChildEvent::AnchorsFollowed(followed) => self.anchors_followed(&followed),
+            ChildEvent::RejoinCancelled => self.rejoin_cancelled(now, wall),
+            ChildEvent::RenewalWanted => self.renewal_event(RenewalEvent::Wanted, now, wall),
+            ChildEvent::AuthorityAdopted(authority) => self.authority_adopted(*authority),
             ChildEvent::Left(farewell) => self.left(*farewell, now, wall),
             ChildEvent::ContentChanged => self.heartbeat.handle_event(HeartbeatEvent::ContentChanged, now),
             ChildEvent::RetryNow => self.uplinks.tell_all(&LadderEvent::RetryNow, now),
@@ -428,6 +431,16 @@ impl ChildMachine {
         self.update_member(|state| {
             if let Some(membership) = state.membership_mut() {
                 membership.follow(followed);
+            }
+            false
+        });
+    }
+
+    /// The driver has made it durable already.
+    fn authority_adopted(&mut self, authority: KeptAuthority) {
+        self.update_member(|state| {
+            if let Some(membership) = state.membership_mut() {
+                membership.own_authority = Some(authority);
             }
             false
         });

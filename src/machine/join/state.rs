@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::id::PeerId;
 use crate::base::time::UnixTime;
+use crate::contract::peer::SpawnMode;
 use crate::contract::token::TokenDigest;
 use crate::machine::membership::{
     AcceptedAnswer, JoinRefusal, KeyMaterial, Membership, Parent, StoredInvitation,
@@ -82,6 +83,25 @@ pub struct Farewell {
     pub former: Vec<FormerPeer>,
 }
 
+/// Why a rejoin cannot be given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CancelRefused {
+    /// There is none.
+    #[error(
+        "no rejoin is under way, so there is none to give up; `powernode-satellite status` shows how this box stands"
+    )]
+    NotUnderWay,
+    /// There is nothing to go back to.
+    #[error(
+        "this box had no membership before this join, so there is none to go back to; a join with another code takes \
+         the place of this one"
+    )]
+    NoMembership,
+    /// The parent has said yes.
+    #[error("the parent has just taken this box anew; see in `powernode-satellite status` what comes of it")]
+    Answered,
+}
+
 impl JoinState {
     /// The membership, once there is one.
     pub const fn membership(&self) -> Option<&Membership> {
@@ -130,6 +150,15 @@ impl JoinState {
             | Self::Sent { invitation, .. }
             | Self::Accepted { invitation, .. } => Some(invitation),
             Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => None,
+        }
+    }
+
+    /// How the parent treats this child, or means to.
+    pub const fn spawn_mode(&self) -> Option<SpawnMode> {
+        match (self.invitation(), self.membership()) {
+            (Some(invitation), _) => Some(invitation.spawn_mode),
+            (None, Some(membership)) => Some(membership.spawn_mode),
+            (None, None) => None,
         }
     }
 
@@ -200,6 +229,22 @@ impl JoinState {
                 key: key.clone(),
             },
             None => Self::Invited(invitation),
+        }
+    }
+
+    /// The membership that a rejoin under way was to replace, which goes on as if there had been none.
+    pub fn without_rejoin(&self) -> Result<Self, CancelRefused> {
+        match self {
+            Self::Invited(invitation) | Self::KeyReady { invitation, .. } | Self::Sent { invitation, .. } => {
+                match &invitation.past.membership {
+                    Some(membership) => Ok(Self::Joined(Membership::clone(membership))),
+                    None => Err(CancelRefused::NoMembership),
+                }
+            }
+            Self::Accepted { .. } => Err(CancelRefused::Answered),
+            Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => {
+                Err(CancelRefused::NotUnderWay)
+            }
         }
     }
 

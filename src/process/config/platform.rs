@@ -63,6 +63,8 @@ pub struct PlatformConfig {
     pub networks: Vec<ListenerNetwork>,
     /// How long the platform may be silent on a request.
     pub timeout: Duration,
+    /// How long it may say nothing of a peer that has a tunnel before it is asked.
+    pub ask_after: Duration,
 }
 
 /// The listeners' certificate.
@@ -290,6 +292,7 @@ pub(super) fn parent(settings: &Settings, listeners: &[SocketAddr]) -> Result<Pa
         },
         networks,
         timeout: settings.required(&TIMEOUT)?,
+        ask_after: settings.required(&ASK_AFTER)?,
     })))
 }
 
@@ -374,6 +377,14 @@ pub(super) static TIMEOUT: Key<Duration> = Key {
     form: &DurationBetween(Duration::from_secs(1), Duration::from_secs(300)),
     default: Fallback::Value("25s"),
     doc: "How long the platform may be silent on a request. Satellites wait 30 s for a whole answer.",
+    discreet: false,
+};
+
+pub(super) static ASK_AFTER: Key<Duration> = Key {
+    path: "platform.ask_after",
+    form: &DurationBetween(Duration::from_secs(5), Duration::from_secs(3_600)),
+    default: Fallback::Value("5m"),
+    doc: "How long the platform may say nothing of a satellite that holds a tunnel. Then this host-bridge asks for the trust\nbundle in its name; a 401 ends the tunnel, as it does after a heartbeat.",
     discreet: false,
 };
 

@@ -97,13 +97,6 @@ pub async fn examine(config: &SatelliteConfig, running: Option<&StatusReport>) -
     let clock = Clock::start(BUILD_TIME);
     let (mut checks, found) = look_at_disk(config, &clock).await;
     checks.insert(0, host::clock(clock.trusted()));
-    let membership = found
-        .as_ref()
-        .and_then(|found| found.loaded.state.as_ref()?.membership());
-    if let Some(membership) = membership {
-        let end = membership.identity.certificate.not_after;
-        checks.push(Check::ok("certificate's end", end.to_string()));
-    }
     checks.push(host::socket_buffers());
     checks.push(host::default_route(host::outbound_addresses()));
     let mut seen = bridges::Seen::default();

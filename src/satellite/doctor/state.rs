@@ -10,6 +10,7 @@ use crate::machine::join::JoinState;
 use crate::machine::renewal::CertificateStanding;
 use crate::satellite::membership_store::{CopyStanding, Examination, MembershipStore, SCHEMA};
 use crate::satellite::node_report::NodeReport;
+use crate::satellite::own_authority::AuthorityReport;
 use crate::store::state_key::StateKey;
 
 /// Looks at the state; `now` tells the time that certificates are judged by from the latest time
@@ -33,6 +34,7 @@ pub fn examine(
             checks.push(Check::ok("membership", state.name().replace('_', " ")));
             let now = now(found.loaded.latest_known_time());
             checks.extend(certificate(state, now));
+            checks.extend(own_authority(&found, state, now));
             checks.extend(node(state, now));
         }
     }
@@ -90,12 +92,37 @@ fn node(state: &JoinState, now: UnixTime) -> Option<Check> {
         (None, None) => Check::ok(NAME, "asked for, not there yet"),
         (None, Some(certificate)) if certificate.is_worrying() => Check::warn(
             NAME,
-            certificate.standing.clone(),
+            lasting(&certificate.standing, certificate.not_after),
             "it is renewed at the platform's own URL: see in `status` why that has not happened; once it has expired, \
              only a new acceptance token with `powernode-satellite rejoin` brings another",
         ),
-        (None, Some(certificate)) => Check::ok(NAME, certificate.standing.clone()),
+        (None, Some(certificate)) => Check::ok(NAME, lasting(&certificate.standing, certificate.not_after)),
     })
+}
+
+/// By what a box among equals certifies itself; it goes over to the next one in time by itself.
+fn own_authority(found: &Examination, state: &JoinState, now: UnixTime) -> Option<Check> {
+    const NAME: &str = "own authority";
+    let membership = state.membership()?;
+    let report = AuthorityReport::of(Some(membership), found.loaded.succession.as_ref())?;
+    let ends = report.issuing.not_after;
+    if now > ends {
+        return Some(Check::fail(
+            NAME,
+            lasting("expired", ends),
+            "this box can certify itself no more: set its clock if that is ahead, else have this peer suspended, ask for a \
+             new token for it and run `powernode-satellite rejoin` with that, which makes a new authority",
+        ));
+    }
+    let change = report
+        .succession
+        .map_or_else(String::new, |change| format!(", the next one {}", change.stage));
+    Some(Check::ok(NAME, lasting("valid", ends) + &change))
+}
+
+/// How something stands, and until when it lasts.
+fn lasting(standing: &str, not_after: UnixTime) -> String {
+    format!("{standing}, ends {not_after}")
 }
 
 fn certificate(state: &JoinState, now: UnixTime) -> Option<Check> {
@@ -103,7 +130,7 @@ fn certificate(state: &JoinState, now: UnixTime) -> Option<Check> {
     let identity = &state.membership()?.identity;
     let not_after = identity.certificate.not_after;
     let standing = CertificateStanding::judge(identity.not_before, not_after, now);
-    let finding = standing.to_string();
+    let finding = lasting(&standing.to_string(), not_after);
     Some(match standing {
         CertificateStanding::Valid | CertificateStanding::RenewalDue => Check::ok(NAME, finding),
         CertificateStanding::NotYetValid => {

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::Driver;
 use crate::base::limit::error_chain;
+use crate::base::radix::HEXLOWER;
 use crate::base::secret::Secret;
 use crate::base::time::Moment;
 use crate::machine::backoff::{Backoff, BackoffPolicy};
@@ -69,12 +70,7 @@ impl Handover {
     /// `None` where nothing was delivered for a cluster.
     fn of(membership: &Membership) -> Option<Self> {
         let delivered = membership.cluster_delivery()?;
-        let mut digest = Sha256::new();
-        digest.update(membership.peer_id.to_string());
-        digest.update(membership.accepted_at.as_seconds().to_be_bytes());
-        digest.update(delivered.expose());
-        let digest = digest.finalize();
-        let key = crate::base::radix::HEXLOWER.encode(digest.get(..KEY_BYTES)?);
+        let key = handover_key(membership)?;
         // A buffer that grows would leave unwiped pieces behind. The delivered part is JSON as it is.
         let mut input = Vec::with_capacity(FRAME_BYTES + delivered.len());
         write!(
@@ -92,6 +88,16 @@ impl Handover {
             input: Secret::new(input),
         })
     }
+}
+
+/// By what a hook knows what was delivered to this member again; `None` where nothing was.
+pub fn handover_key(membership: &Membership) -> Option<String> {
+    let mut digest = Sha256::new();
+    digest.update(membership.peer_id.to_string());
+    digest.update(membership.accepted_at.as_seconds().to_be_bytes());
+    digest.update(membership.cluster_delivery()?.expose());
+    let digest = digest.finalize();
+    Some(HEXLOWER.encode(digest.get(..KEY_BYTES)?))
 }
 
 impl Driver {
@@ -158,10 +164,10 @@ impl Driver {
 
     /// How that stands, for the status.
     pub(super) fn tell_cluster(&self, report: &mut ClusterReport) {
-        let handover = self.machine.membership().and_then(Handover::of);
+        let key = self.machine.membership().and_then(handover_key);
         let handed = self.cluster.handed_over.as_ref();
         report.handed_over_at = handed
-            .filter(|handed| handover.is_some_and(|handover| handover.key == handed.key))
+            .filter(|handed| key.as_ref() == Some(&handed.key))
             .map(|handed| handed.at);
         report.trouble.clone_from(&self.cluster.trouble);
         report.hook = self

@@ -10,13 +10,14 @@ use tokio::sync::watch;
 use super::{Departure, Driver, LeaveError};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::base::limit::error_chain;
-use crate::contract::peer::SpawnMode;
+use crate::contract::peer::{PeerStatus, SpawnMode};
 use crate::machine::child::ChildEvent;
 use crate::machine::join::Farewell;
 use crate::machine::node_identity::NodeStanding;
-use crate::satellite::grants::courier::{Courier, last_notice};
+use crate::satellite::grants::courier::{Courier, LastNotice, last_notice};
 use crate::satellite::membership_store::Facts;
 use crate::satellite::node_files;
+use crate::satellite::parent_client::farewell_request;
 use crate::tunnel::Tunnel;
 
 /// Time between the answer to whoever has asked to leave and the stop of the daemon.
@@ -101,9 +102,17 @@ impl Driver {
             .as_ref()
             .and_then(NodeStanding::membership)
             .cloned();
-        let not_told = match self.primary_tunnel() {
-            Some((_, tunnel, _)) => last_notice(&tunnel, &parent, &reason).await.err(),
-            None => Some("there is no tunnel to it at this moment".to_owned()),
+        let last = farewell_request(membership, &reason, self.clock.trusted().now);
+        let notice = match self.primary_tunnel() {
+            Some((_, tunnel, _)) => last_notice(&tunnel, &parent, &reason, &last).await,
+            // The parent has ended it before.
+            None if membership.status == PeerStatus::Revoked => LastNotice::Taken,
+            None => LastNotice::NotGiven("there is no tunnel to it at this moment".to_owned()),
+        };
+        let ends_by_operator = notice == LastNotice::Declared;
+        let not_told = match notice {
+            LastNotice::Taken | LastNotice::Declared => None,
+            LastNotice::NotGiven(why) => Some(why),
         };
         let farewell = Farewell {
             parent,
@@ -141,6 +150,10 @@ impl Driver {
             clock.sleep_until(clock.now().plus(ANSWER_TIME)).await;
             scope.request_stop();
         });
-        Ok(Departure { peer_id, not_told })
+        Ok(Departure {
+            peer_id,
+            not_told,
+            ends_by_operator,
+        })
     }
 }

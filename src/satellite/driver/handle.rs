@@ -11,6 +11,7 @@ use crate::base::id::PeerId;
 use crate::base::time::{Moment, UnixTime};
 use crate::identity::own_authority::OwnAuthorityError;
 use crate::machine::child::{ChildPolicy, InvitationRefused, Rejoin};
+use crate::machine::join::{CancelRefused, JoinState};
 use crate::machine::ladder::TunnelId;
 use crate::machine::membership::{Membership, Operator, StoredInvitation};
 use crate::machine::watchdog::Verdict;
@@ -19,6 +20,7 @@ use crate::process::config::node::NodeIdentityConfig;
 use crate::process::config::satellite::Ways;
 use crate::process::hook::Hook;
 use crate::satellite::membership_store::SaveStateError;
+use crate::satellite::own_authority::{AuthorityError, AuthorityReport, AuthorityWish};
 use crate::satellite::status::{HttpsReport, ReachReport, StatusReport};
 use crate::tunnel::{Tunnel, TunnelSettings};
 
@@ -59,8 +61,47 @@ pub enum Command {
     Reach(Box<ReachReport>, Vec<SocketAddr>),
     /// Show this of the HTTPS listener, and tell the parent of these endpoints from now on: all of them proven.
     Https(Box<HttpsReport>, Vec<SocketAddr>),
+    /// Give a rejoin up.
+    CancelRejoin(oneshot::Sender<Result<RejoinCancelled, CancelRejoinError>>),
+    /// Change the box's own authority.
+    Authority(
+        AuthorityWish,
+        oneshot::Sender<Result<AuthorityReport, AuthorityError>>,
+    ),
     /// End the peering, for this reason.
     Leave(String, oneshot::Sender<Result<Departure, LeaveError>>),
+}
+
+/// A rejoin that was given up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejoinCancelled {
+    /// Which peer this box goes on as.
+    pub peer_id: PeerId,
+    /// Whether the parent may have taken the new token all the same.
+    pub may_be_taken: bool,
+}
+
+impl RejoinCancelled {
+    /// Of the state in which it is given up.
+    pub(in crate::satellite) fn of(state: &JoinState) -> Result<Self, CancelRefused> {
+        let before = state.without_rejoin()?;
+        let membership = before.membership().ok_or(CancelRefused::NoMembership)?;
+        Ok(Self {
+            peer_id: membership.peer_id,
+            may_be_taken: matches!(state, JoinState::Sent { .. }),
+        })
+    }
+}
+
+/// Why a rejoin was not given up.
+#[derive(Debug, Error)]
+pub enum CancelRejoinError {
+    /// It cannot be.
+    #[error(transparent)]
+    Refused(#[from] CancelRefused),
+    /// It is not durable.
+    #[error("the membership of before could not be stored; the rejoin goes on")]
+    Save(#[source] SaveStateError),
 }
 
 /// How a peering was ended.
@@ -70,6 +111,9 @@ pub struct Departure {
     pub peer_id: PeerId,
     /// Why the parent was not told, if it was not.
     pub not_told: Option<String>,
+    /// It was told, and its own operators have to end the peering there.
+    #[serde(default)]
+    pub ends_by_operator: bool,
 }
 
 /// Why a peering was not ended.
@@ -182,12 +226,8 @@ impl DriverHandle {
         invitation: StoredInvitation,
         rejoin: Option<Rejoin>,
     ) -> Result<Result<(), JoinCommandError>, Stopping> {
-        let (reply, answer) = oneshot::channel();
-        self.commands
-            .send(Command::Join(Box::new(invitation), rejoin, reply))
+        self.ask(|reply| Command::Join(Box::new(invitation), rejoin, reply))
             .await
-            .map_err(|_| Stopping)?;
-        answer.await.map_err(|_| Stopping)
     }
 
     /// Has the next heartbeat sent soon: what it says has changed.
@@ -217,11 +257,25 @@ impl DriverHandle {
     /// Ends the peering; returns when its keys are out of use and the parent was told or cannot be. The
     /// daemon stops after it.
     pub async fn leave(&self, reason: String) -> Result<Result<Departure, LeaveError>, Stopping> {
+        self.ask(|reply| Command::Leave(reason, reply)).await
+    }
+
+    /// Gives a rejoin up; returns when the membership of before is stored.
+    pub async fn cancel_rejoin(&self) -> Result<Result<RejoinCancelled, CancelRejoinError>, Stopping> {
+        self.ask(Command::CancelRejoin).await
+    }
+
+    /// Changes the box's own authority; returns when that is stored.
+    pub async fn authority(
+        &self,
+        wish: AuthorityWish,
+    ) -> Result<Result<AuthorityReport, AuthorityError>, Stopping> {
+        self.ask(|reply| Command::Authority(wish, reply)).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Stopping> {
         let (reply, answer) = oneshot::channel();
-        self.commands
-            .send(Command::Leave(reason, reply))
-            .await
-            .map_err(|_| Stopping)?;
+        self.commands.send(command(reply)).await.map_err(|_| Stopping)?;
         answer.await.map_err(|_| Stopping)
     }
 

@@ -4,10 +4,12 @@
 //! loop, so nothing that depends on one can overtake it.
 
 mod anchors;
+mod authority;
 mod cluster;
 mod facts;
 mod grants;
 mod handle;
+mod joining;
 mod news;
 mod node;
 mod publish;
@@ -21,10 +23,11 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+pub use cluster::handover_key;
 pub use facts::FACTS_INTERVAL;
 pub use handle::{
-    Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError, Member, Standing,
-    Stopping,
+    CancelRejoinError, Command, Departure, DriverHandle, DriverSettings, JoinCommandError, LeaveError,
+    Member, RejoinCancelled, Standing, Stopping,
 };
 pub(super) use news::{EstablishedLink, News, Report, Reporter};
 use publish::CertificateWatch;
@@ -36,20 +39,15 @@ use super::report::Failures;
 use super::services::ServiceServer;
 use super::status::{CountersReport, StatusReport};
 use super::{exchange, parent_client};
-use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::error_chain;
-use crate::base::secret::Secret;
-use crate::base::time::{Moment, UnixTime};
+use crate::base::time::Moment;
 use crate::contract::invitation::HostPort;
 use crate::machine::binding_time::BindingTime;
-use crate::machine::child::{
-    ChildAction, ChildEvent, ChildMachine, EventKind, InvitationRefused, KeyUse, Rejoin,
-};
-use crate::machine::join::{JoinEvent, JoinState};
+use crate::machine::child::{ChildAction, ChildEvent, ChildMachine, EventKind};
+use crate::machine::join::JoinState;
 use crate::machine::ladder::TunnelId;
-use crate::machine::membership::{AcceptedAnswer, KeyMaterial, Parent, StoredInvitation};
-use crate::machine::past::Past;
+use crate::machine::membership::KeyMaterial;
 use crate::machine::watchdog::Verdict;
 use crate::process::clock::Clock;
 use crate::process::entropy;
@@ -90,6 +88,7 @@ pub struct Driver {
     facts_written: Option<Moment>,
     certificate: CertificateWatch,
     bundle: anchors::BundleWatch,
+    authority: authority::AuthorityCare,
     /// Where host-bridges can call; `None` where this box listens for none.
     listener: Option<Listener>,
     cluster: cluster::ClusterCare,
@@ -169,6 +168,7 @@ impl Driver {
             facts_written: None,
             certificate: CertificateWatch::default(),
             bundle: anchors::BundleWatch::new(clock.now()),
+            authority: authority::AuthorityCare::new(loaded.succession),
             listener: None,
             cluster: cluster::ClusterCare::new(loaded.handed_over),
             unasked: None,
@@ -325,6 +325,16 @@ impl Driver {
                 self.tell(ChildEvent::RetryNow);
             }
             Command::ContentChanged => self.tell(ChildEvent::ContentChanged),
+            Command::CancelRejoin(reply) => {
+                let outcome = self.cancel_rejoin().await;
+                self.publish();
+                let _ = reply.send(outcome);
+            }
+            Command::Authority(wish, reply) => {
+                let outcome = self.authority_wish(wish).await;
+                self.publish();
+                let _ = reply.send(outcome);
+            }
             Command::Leave(reason, reply) => {
                 let outcome = self.leave(reason).await;
                 self.publish();
@@ -344,71 +354,23 @@ impl Driver {
         }
     }
 
-    /// An equal brings an authority of its own, the same to the same parent.
-    fn certify_itself(&self, invitation: &mut StoredInvitation) -> Result<(), JoinCommandError> {
-        if !invitation.spawn_mode.between_equals() {
-            return Ok(());
-        }
-        let before = self
-            .machine
-            .state()
-            .filter(|state| state.parent().url == invitation.parent.url);
-        let kept = before.and_then(|state| match (state.invitation(), state.membership()) {
-            (Some(before), _) => before.own_authority.clone(),
-            (None, Some(membership)) => membership.own_authority.clone(),
-            (None, None) => None,
-        });
-        invitation.own_authority = Some(match kept {
-            Some(kept) => kept,
-            None => {
-                exchange::make_own_authority(self.clock.trusted().now).map_err(JoinCommandError::Authority)?
-            }
-        });
-        Ok(())
-    }
-
-    async fn join(
-        &mut self,
-        mut invitation: Box<StoredInvitation>,
-        rejoin: Option<Rejoin>,
-    ) -> Result<(), JoinCommandError> {
-        let (state, wall) = (self.machine.state(), self.clock.trusted().now);
-        invitation.past = match (rejoin, state) {
-            (Some(rejoin), Some(state)) => {
-                let heard = self.facts.last_acknowledged_at;
-                self.machine
-                    .may_rejoin(&invitation.parent.url, rejoin, heard, wall)?;
-                Past::rejoining(state, rejoin.grants)
-            }
-            (Some(_), None) => return Err(InvitationRefused::NothingToRejoin.into()),
-            (None, state) => {
-                self.machine.may_invite()?;
-                Past::of(state, wall)
-            }
-        };
-        if self
-            .machine
-            .state()
-            .is_some_and(|state| state.is_under_way(&invitation))
-        {
-            tracing::info!(parent = %invitation.parent.url, "invited again; the join goes on");
-            self.tell(ChildEvent::RetryNow);
-            return Ok(());
-        }
-        self.certify_itself(&mut invitation)?;
-        let state = JoinState::invited((*invitation).clone(), self.machine.state());
-        self.save(&state).await.map_err(JoinCommandError::Save)?;
-        tracing::info!(parent = %invitation.parent.url, "invited");
-        if let Some(minted) = invitation.minted_at {
-            self.learn_time(minted);
-        }
-        self.failures = Failures::default();
-        self.tell(ChildEvent::Invited(invitation));
-        Ok(())
-    }
-
     /// Does what the machine wants, until it wants nothing more.
     async fn carry_out(&mut self) {
+        self.carry_out_actions().await;
+        // A step of the own authority's change may have the certificate renewed.
+        while self.keep_authority().await {
+            self.carry_out_actions().await;
+        }
+        self.refuse_call();
+        self.follow_bundle().await;
+        self.keep_node().await;
+        self.serve_cluster();
+        self.hand_over_grants();
+        self.write_due_facts().await;
+        self.publish();
+    }
+
+    async fn carry_out_actions(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             match action {
                 ChildAction::GenerateKey {
@@ -429,42 +391,6 @@ impl Driver {
                 ChildAction::EnrollNode { enrollment, key } => self.enroll_node(*enrollment, *key),
                 ChildAction::RefreshNode { node, key } => self.refresh_node(*node, *key),
             }
-        }
-        self.refuse_call();
-        self.follow_bundle().await;
-        self.keep_node().await;
-        self.serve_cluster();
-        self.hand_over_grants();
-        self.write_due_facts().await;
-        self.publish();
-    }
-
-    fn generate_key(&mut self, purpose: KeyUse, common_name: &str, kept: Option<Secret>) {
-        match exchange::key_and_request(common_name, kept) {
-            Ok(key) => self.tell(ChildEvent::KeyGenerated(purpose, key)),
-            // Without randomness the process cannot go on; the entropy check at start has passed,
-            // so this is the crypto library refusing its own key.
-            Err(error) => tracing::error!(%error, "no key can be made; restart the daemon"),
-        }
-    }
-
-    fn verify(&mut self, parent: &Parent, answer: &AcceptedAnswer, key: &KeyMaterial) {
-        let trusted = self.clock.trusted();
-        let invitation = self.machine.state().and_then(JoinState::invitation);
-        let own = invitation.and_then(|invitation| invitation.own_authority.as_ref());
-        let verdict = exchange::verify_accept(parent, answer, key, own, trusted);
-        if let JoinEvent::CertificateVerified { not_before, .. } = &verdict
-            && trusted.doubt.is_some()
-        {
-            self.learn_time(*not_before);
-        }
-        self.tell(ChildEvent::Join(verdict));
-    }
-
-    /// A time that has certainly come: the parent has signed it, or made an invitation then.
-    fn learn_time(&self, passed: UnixTime) {
-        if Some(passed) > self.clock.seen_from_parent() {
-            self.clock.restore_parent_time(passed);
         }
     }
 
@@ -499,21 +425,6 @@ impl Driver {
         }
     }
 
-    /// The peering that this box has just entered, for the audit log.
-    fn note_join(&mut self, state: &JoinState) {
-        let Some(membership) = state.membership() else {
-            return;
-        };
-        if self.joined_as.replace(membership.peer_id) != Some(membership.peer_id) {
-            self.audit.record(&AuditEvent {
-                federation_peer_id: Some(membership.peer_id),
-                remote_subject: Some(membership.parent.url.host().host().to_owned()),
-                object: Some(membership.parent.url.to_string()),
-                ..AuditEvent::of(AuditAction::Joined)
-            });
-        }
-    }
-
     fn with_tunnel<F, T>(&mut self, work: T)
     where
         T: FnOnce(Tunnel, Reporter) -> F,
@@ -538,6 +449,7 @@ impl Driver {
             &membership,
             &services.unwrap_or_default(),
             self.endpoints(&membership),
+            &self.own_authorities(&membership),
         );
         self.with_tunnel(|tunnel, reporter| {
             exchange::heartbeat(tunnel, reporter, membership.parent, request)
@@ -550,7 +462,8 @@ impl Driver {
         };
         let trusted = self.clock.trusted();
         if let Some(own) = &membership.own_authority {
-            let renewed = exchange::renew_own(&membership, own, &key, trusted.now);
+            let (issuer, word) = self.own_issuer(own);
+            let renewed = exchange::renew_own(&membership, (&issuer, word.as_deref()), &key, trusted.now);
             return match renewed {
                 Ok(identity) => self.tell(ChildEvent::RefreshIssued(identity)),
                 Err(why) => {

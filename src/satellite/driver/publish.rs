@@ -58,6 +58,7 @@ impl Driver {
         if let Some(server) = &self.services {
             report.services = server.services().reports();
         }
+        report.own_authority = self.authority_report();
         report.reach = self.reach.report().cloned();
         report.https = self.reach.https().cloned();
         report.counters = CountersReport {

@@ -296,7 +296,6 @@ impl Driver {
         }
         let served = Served {
             api: self.surroundings.as_ref().map(|surroundings| FederationApi {
-                ca_bundle_pem: self.ca_bundle(),
                 surroundings: Arc::clone(surroundings),
             }),
             peer: self.machine.membership().map(|membership| membership.peer_id),
@@ -349,16 +348,6 @@ impl Driver {
         }
         // A change is one against what was true when the tunnel came up.
         self.look_at_ways();
-    }
-
-    fn ca_bundle(&self) -> String {
-        self.machine
-            .membership()
-            .map_or_else(String::new, |m| match &m.own_authority {
-                // What an equal is verified by.
-                Some(own) => own.certificate_pem.clone(),
-                None => m.identity.certificate.ca_chain_pem.clone(),
-            })
     }
 
     /// Its tasks end by themselves, and first say what became of what they asked.

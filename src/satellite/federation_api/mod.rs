@@ -33,7 +33,7 @@ use crate::base::id::{GrantId, PeerId, TraceId};
 use crate::base::limit::foreign_text;
 use crate::base::time::UnixTime;
 use crate::contract::compatibility::schema_compatibility;
-use crate::contract::message::{HeartbeatRequest, HeartbeatResponse, success_body};
+use crate::contract::message::{HeartbeatRequest, HeartbeatResponse, TrustBundle, success_body};
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
     HEARTBEAT_PATH, RESOURCES_PATH, SERVICE_CATALOG_PATH, SUBSCRIPTIONS_PATH, TRUST_BUNDLE_PATH,
@@ -55,6 +55,10 @@ pub struct Surroundings {
     pub clock: Clock,
     /// When the parent's own heartbeat last came.
     pub parent_heard: watch::Sender<Option<UnixTime>>,
+    /// What verifies this box, or its parent, and is served for it.
+    pub trust: watch::Sender<TrustBundle>,
+    /// The authorities that the parent has fetched last, until somebody looks.
+    pub trust_fetched: watch::Sender<Option<String>>,
     /// What stands in the way of handing grants over.
     pub handover_trouble: Arc<watch::Sender<Trouble>>,
 }
@@ -68,6 +72,8 @@ impl Surroundings {
             audit,
             clock,
             parent_heard: watch::channel(None).0,
+            trust: watch::channel(TrustBundle::default()).0,
+            trust_fetched: watch::channel(None).0,
             handover_trouble: Arc::new(watch::channel(None).0),
         }
     }
@@ -86,9 +92,7 @@ impl Surroundings {
 /// The interface as one tunnel or listener serves it.
 #[derive(Debug, Clone)]
 pub struct FederationApi {
-    /// The authorities that this satellite trusts for its parent, as PEM.
-    pub ca_bundle_pem: String,
-    /// The rest.
+    /// What it answers with.
     pub surroundings: Arc<Surroundings>,
 }
 
@@ -167,7 +171,10 @@ impl FederationApi {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        let path = head.uri.path().strip_suffix('/').unwrap_or(head.uri.path());
+        let path = match head.uri.path().strip_suffix('/') {
+            None | Some("") => head.uri.path(),
+            Some(path) => path,
+        };
         let call = Call {
             method: &head.method,
             path,
@@ -206,10 +213,7 @@ impl FederationApi {
             }
             TRUST_BUNDLE_PATH => {
                 call.expect(&Method::GET, "GET")?;
-                Ok(Answered::ok(json!({
-                    "ca_bundle_pem": self.ca_bundle_pem,
-                    "generated_at": call.now.to_string(),
-                })))
+                Ok(Answered::ok(self.trust_bundle(call)))
             }
             HEARTBEAT_PATH => {
                 call.expect(&Method::POST, "POST")?;
@@ -235,6 +239,25 @@ impl FederationApi {
                 }
             }
         }
+    }
+
+    fn trust_bundle(&self, call: &Call<'_>) -> Value {
+        let TrustBundle {
+            ca_bundle_pem,
+            cross_certificates_pem,
+        } = self.surroundings.trust.borrow().clone();
+        let mut data = json!({
+            "ca_bundle_pem": ca_bundle_pem,
+            "generated_at": call.now.to_string(),
+        });
+        if let Some(cross) = cross_certificates_pem {
+            data["cross_certificates_pem"] = cross.into();
+        }
+        // A person who looks at it leaves the parent as it is.
+        if call.caller.subject.is_none() {
+            self.surroundings.trust_fetched.send_replace(Some(ca_bundle_pem));
+        }
+        data
     }
 
     async fn parents_heartbeat<B>(&self, call: &Call<'_>, body: B) -> Result<Answered, Refusal>

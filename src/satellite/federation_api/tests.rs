@@ -54,9 +54,12 @@ impl Child {
         let database = Database::open(&dir.path().join("satellite.redb"), &SCHEMA).unwrap();
         let book = GrantBook::open(database, false, clock.clone()).unwrap();
         let surroundings = Surroundings::new(book.clone(), Arc::new(Shelf), AuditLog::default(), clock);
+        surroundings.trust.send_replace(TrustBundle {
+            ca_bundle_pem: "PEM".into(),
+            cross_certificates_pem: None,
+        });
         Self {
             api: FederationApi {
-                ca_bundle_pem: "PEM".into(),
                 surroundings: Arc::new(surroundings),
             },
             book,
@@ -108,6 +111,9 @@ async fn the_catalog_and_the_trust_bundle_are_served_without_a_grant() {
     assert_eq!(body["data"]["generated_at"], "2027-01-15T08:00:00Z");
     let (_, body) = child.get(TRUST_BUNDLE_PATH, &[]).await;
     assert_eq!(body["data"]["ca_bundle_pem"], "PEM");
+    assert_eq!(body["data"].get("cross_certificates_pem"), None);
+    let fetched = child.api.surroundings.trust_fetched.borrow().clone();
+    assert_eq!(fetched.as_deref(), Some("PEM"));
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use super::record::{Handover, KeptGrant};
 use crate::base::id::PeerId;
 use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
-use crate::contract::message::{ContractAnswer, ContractFailure};
+use crate::contract::message::{ContractAnswer, ContractFailure, HeartbeatRequest};
 use crate::contract::{TUNNEL_GRANTS_PATH, TUNNEL_LEAVE_PATH};
 use crate::grant::{GrantState, GrantView};
 use crate::machine::backoff::{Backoff, BackoffPolicy};
@@ -154,17 +154,51 @@ impl Courier {
     }
 }
 
-/// Tells the parent that this satellite leaves. `Err` says why it was not told.
-pub async fn last_notice(tunnel: &Tunnel, parent: &Parent, reason: &str) -> Result<(), String> {
-    let telling = Telling { reason };
-    let told = parent_client::post(tunnel, parent, TUNNEL_LEAVE_PATH, &telling);
-    match tokio::time::timeout(LEAVE_TIMEOUT, told).await {
-        Err(_) => Err(format!("it did not answer within {} s", LEAVE_TIMEOUT.as_secs())),
-        Ok(told) => match outcome(told) {
-            Outcome::Delivered => Ok(()),
-            Outcome::NotServed => Err("it takes no such notice through the tunnel".to_owned()),
-            Outcome::Failed(why) => Err(why),
-        },
+/// How the parent has heard that this satellite leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LastNotice {
+    /// It has ended the peering on its side.
+    Taken,
+    /// Its operators alone end peerings there; its row of this peer tells them that the box has left.
+    Declared,
+    /// Not at all, and why.
+    NotGiven(String),
+}
+
+/// Tells the parent that this satellite leaves: by the tunnel's own notice, and where that ends no peering (a platform's
+/// host-bridge), in the form that every parent understands, a heartbeat whose capabilities say so.
+pub async fn last_notice(
+    tunnel: &Tunnel,
+    parent: &Parent,
+    reason: &str,
+    farewell: &HeartbeatRequest,
+) -> LastNotice {
+    let telling = async {
+        let why = match parent_client::post(tunnel, parent, TUNNEL_LEAVE_PATH, &Telling { reason }).await {
+            // A bridge or parent that knows of no such notice, or may not act on it.
+            Ok(ContractAnswer::Failure(failure)) if failure.http_status < 500 => failure.error,
+            told => match outcome(told) {
+                Outcome::Delivered => return LastNotice::Taken,
+                Outcome::NotServed => "it takes no such notice through the tunnel".to_owned(),
+                Outcome::Failed(why) => return LastNotice::NotGiven(why),
+            },
+        };
+        tracing::info!(
+            why,
+            "the parent does not end the peering itself; it is told in a last heartbeat"
+        );
+        match parent_client::heartbeat(tunnel, parent, farewell).await {
+            Ok(ContractAnswer::Data(_)) => LastNotice::Declared,
+            Ok(ContractAnswer::Failure(failure)) => LastNotice::NotGiven(format!(
+                "the parent answered with HTTP {}: {}",
+                failure.http_status, failure.error
+            )),
+            Err(error) => LastNotice::NotGiven(error_chain(&error)),
+        }
+    };
+    match tokio::time::timeout(LEAVE_TIMEOUT, telling).await {
+        Ok(notice) => notice,
+        Err(_) => LastNotice::NotGiven(format!("it did not answer within {} s", LEAVE_TIMEOUT.as_secs())),
     }
 }
 

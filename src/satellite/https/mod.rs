@@ -235,7 +235,6 @@ impl Door {
             Err(_) => return tracing::debug!(%address, "a TLS handshake took too long"),
         };
         let api = FederationApi {
-            ca_bundle_pem: serving.ca_bundle_pem.clone(),
             surroundings: Arc::clone(&self.surroundings),
         };
         // The certificate speaks for the parent alone: what callers claim in headers is not looked at.

@@ -9,33 +9,26 @@ use tokio::sync::watch;
 use super::ALPN;
 use crate::base::id::PeerId;
 use crate::base::limit::error_chain;
-use crate::identity::anchors::{Anchors, AnchorsError};
-use crate::identity::certificate::{CertificateChain, PemError, peer_subject};
-use crate::identity::key::{InvalidPrivateKey, PrivateKey};
+use crate::identity::certificate::peer_subject;
 use crate::identity::parent_caller::parent_server_config;
 use crate::identity::reversed::BridgeTrust;
-use crate::identity::tls::{TimeSource, TlsConfigError, TlsIdentity, TlsIdentityError};
+use crate::identity::tls::TlsConfigError;
 use crate::process::clock::Clock;
+use crate::reach::dial::certificate_time;
+use crate::reach::presented::{Presented, PresentedError};
 use crate::satellite::driver::Member;
 
 /// One membership's.
 pub(super) struct Serving {
     pub(super) peer: PeerId,
     pub(super) tls: Arc<ServerConfig>,
-    pub(super) ca_bundle_pem: String,
 }
 
 /// Why a membership cannot be served.
 #[derive(Debug, Error)]
 enum ServeError {
-    #[error("the stored key cannot be used")]
-    Key(#[from] InvalidPrivateKey),
-    #[error("the stored certificate cannot be used")]
-    Certificate(#[from] PemError),
-    #[error("the stored authorities cannot be used")]
-    Anchors(#[from] AnchorsError),
-    #[error(transparent)]
-    Pair(#[from] TlsIdentityError),
+    #[error("the stored identity cannot be used")]
+    Identity(#[from] PresentedError),
     #[error("cannot prepare to be called")]
     Tls(#[from] TlsConfigError),
 }
@@ -52,7 +45,7 @@ pub(super) async fn follow_membership(
             None => None,
             Some(now) => {
                 let clock = clock.clone();
-                match tokio::task::spawn_blocking(move || serve(&now, clock)).await {
+                match tokio::task::spawn_blocking(move || serve(&now, &clock)).await {
                     Ok(Ok(made)) => Some(Arc::new(made)),
                     Ok(Err(error)) => {
                         tracing::error!(error = %error_chain(&error), "the parent cannot call this satellite by HTTPS");
@@ -70,23 +63,18 @@ pub(super) async fn follow_membership(
 }
 
 /// Reads the system's roots where the trust says so: blocking.
-fn serve(member: &Member, clock: Clock) -> Result<Serving, ServeError> {
-    let identity = &member.membership.identity;
-    let key = PrivateKey::from_pkcs8(identity.pkcs8.clone())?;
-    let chain = CertificateChain::from_pem(&identity.certificate.cert_pem)?;
-    let ca_bundle_pem = identity.certificate.ca_chain_pem.clone();
+fn serve(member: &Member, clock: &Clock) -> Result<Serving, ServeError> {
+    let (shown, learned) = Presented::read(&member.membership.identity)?.fixed();
     let bridge = BridgeTrust {
         trust: member.membership.parent.trust.clone(),
-        learned: Some(Anchors::from_pem(&ca_bundle_pem)?),
+        learned: Some(learned),
         names: member.names.clone(),
     };
-    let time: TimeSource = Arc::new(move || clock.trusted().now);
     let peer = member.membership.peer_id;
-    let own = TlsIdentity::new(&chain, &key)?;
-    let tls = parent_server_config(own, &bridge, peer_subject(peer), ALPN, time)?;
+    let time = certificate_time(clock);
+    let tls = parent_server_config(shown, &bridge, peer_subject(peer), ALPN, time)?;
     Ok(Serving {
         peer,
         tls: Arc::new(tls),
-        ca_bundle_pem,
     })
 }

@@ -7,6 +7,7 @@ use crate::base::time::UnixTime;
 use crate::contract::message::{OurEndpoint, SchemaCompatibility};
 use crate::machine::join::JoinState;
 use crate::machine::mapping_lease::MappingRecord;
+use crate::machine::own_authority::Succession;
 use crate::store::database::Table;
 use crate::store::record::{Only, Record, RecordError};
 
@@ -17,6 +18,8 @@ pub(super) const MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("mappings
 pub(super) const MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("mappings_v6");
 pub(super) const HTTPS_MAPPINGS_V4: Table<Only, StoredMappings> = Table::new("https_mappings_v4");
 pub(super) const HTTPS_MAPPINGS_V6: Table<Only, StoredMappings> = Table::new("https_mappings_v6");
+
+pub(super) const SUCCESSION: Table<Only, StoredSuccession> = Table::new("own_authority_succession");
 
 /// Which addresses a mapping is for, and what it carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +68,14 @@ impl Record for StoredState {
             }),
         }
     }
+}
+
+/// A change of the box's own authority.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct StoredSuccession(pub(super) Succession);
+
+impl Record for StoredSuccession {
+    const VERSION: u8 = 1;
 }
 
 /// What is good to know again after a restart, and no loss if it is old.

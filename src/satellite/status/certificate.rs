@@ -107,12 +107,15 @@ impl AnchorReport {
             .certificates()
             .iter()
             .filter_map(|der| CertificateFacts::of_der(der).ok());
-        facts
-            .map(|facts| Self {
-                fingerprint: facts.fingerprint.to_string(),
-                subject: facts.subject_cn.as_deref().map(foreign_text),
-                not_after: facts.not_after,
-            })
-            .collect()
+        facts.map(|facts| Self::of_facts(&facts)).collect()
+    }
+
+    /// As its certificate says.
+    pub(in crate::satellite) fn of_facts(facts: &CertificateFacts) -> Self {
+        Self {
+            fingerprint: facts.fingerprint.to_string(),
+            subject: facts.subject_cn.as_deref().map(foreign_text),
+            not_after: facts.not_after,
+        }
     }
 }

@@ -1,6 +1,5 @@
 //! What holds over every transport.
 
-use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -165,6 +164,7 @@ async fn a_hundred_streams_at_once_carry_their_content_whole_both_ways(over: Ove
     const STREAMS: usize = 100;
     const BYTES: usize = 200_000;
     let (ends, _site) = tunnel(over, 128).await;
+    let arrived = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
     let acceptor = ends.acceptor.clone();
     tasks.spawn(async move {
@@ -182,7 +182,7 @@ async fn a_hundred_streams_at_once_carry_their_content_whole_both_ways(over: Ove
         }
     });
     for seed in 0..STREAMS {
-        let dialer = ends.dialer.clone();
+        let (dialer, arrived) = (ends.dialer.clone(), Arc::clone(&arrived));
         tasks.spawn(async move {
             let stream = dialer.open_stream(header()).await.unwrap();
             let (mut read, mut write) = tokio::io::split(stream);
@@ -192,25 +192,43 @@ async fn a_hundred_streams_at_once_carry_their_content_whole_both_ways(over: Ove
                 write.write_all(&sent).await.unwrap();
                 write.shutdown().await.unwrap();
             };
-            tokio::join!(upload, async { read.read_to_end(&mut heard).await.unwrap() });
-            assert_eq!(Sha256::digest(&heard), Sha256::digest(&sent));
+            let download = async {
+                loop {
+                    match read.read_buf(&mut heard).await.unwrap() {
+                        0 => break,
+                        count => arrived.fetch_add(count, Ordering::Relaxed),
+                    };
+                }
+            };
+            tokio::join!(upload, download);
+            assert!(heard == sent, "stream {seed} differs");
         });
     }
-    while let Some(task) = timeout(SOON, tasks.join_next()).await.unwrap() {
-        task.unwrap();
-    }
+    let all = async {
+        while let Some(task) = tasks.join_next().await {
+            task.unwrap();
+        }
+    };
+    while_bytes_arrive(&arrived, all).await;
     assert_eq!(ends.dialer.stats().opened_streams, 100);
     assert_eq!(ends.dialer.stats().open_streams, 0);
 }
 
-/// Writes until nothing more is taken, and says how much was.
-async fn fill(stream: &mut TunnelStream) -> usize {
+/// Writes until nothing more is taken, and says how much was. The first so many bytes may take their time.
+async fn fill(stream: &mut TunnelStream, least: usize) -> usize {
     let content = pattern(7, 65_536);
     let mut pushed = 0;
-    while let Ok(wrote) = timeout(Duration::from_millis(300), stream.write(&content)).await {
-        pushed += wrote.unwrap();
+    loop {
+        let patience = if pushed < least {
+            SOON
+        } else {
+            Duration::from_millis(300)
+        };
+        match timeout(patience, stream.write(&content)).await {
+            Ok(wrote) => pushed += wrote.unwrap(),
+            Err(_) => return pushed,
+        }
     }
-    pushed
 }
 
 async fn readers_that_stand_still_bound_their_writers_and_hinder_nobody_else(over: Over) {
@@ -219,12 +237,12 @@ async fn readers_that_stand_still_bound_their_writers_and_hinder_nobody_else(ove
     let mut stalled = Vec::new();
     for _ in 0..STALLED {
         let (mut near, far) = stream(&ends).await;
-        let pushed = fill(&mut near).await;
         let (least, most) = match over {
             Over::Memory => (1, PIPE_BYTES),
             Over::Quic => (100_000, usize::try_from(STREAM_WINDOW_BYTES).unwrap()),
             Over::Tcp => (100_000, FIRST_WINDOW_BYTES),
         };
+        let pushed = fill(&mut near, least).await;
         assert!((least..=most).contains(&pushed), "{pushed}");
         stalled.push((near, far));
     }
@@ -241,7 +259,7 @@ async fn readers_that_stand_still_bound_their_writers_and_hinder_nobody_else(ove
         )
     };
     timeout(SOON, exchange).await.unwrap();
-    assert_eq!(Sha256::digest(&heard), Sha256::digest(&sent));
+    assert!(heard == sent, "what was read differs");
     // The control stream gets through as well: longer than a silent peer would be given.
     let ended = timeout(DEAD_AFTER_BUSY + Duration::from_secs(1), ends.dialer.closed()).await;
     assert!(ended.is_err(), "{ended:?}");
@@ -334,7 +352,7 @@ async fn requests_cross_the_network_in_both_directions_early_answers_too(over: O
             let answer = timeout(SOON, asked).await.unwrap().unwrap();
             assert_eq!(answer.status(), status);
             if path == "/echo" {
-                assert_eq!(Sha256::digest(answer.body()), Sha256::digest(pattern(5, 200_000)));
+                assert!(*answer.body() == pattern(5, 200_000), "the echo differs");
             }
         }
     }
@@ -347,11 +365,9 @@ async fn a_peer_that_is_gone_without_a_word_is_noticed_while_a_stream_is_open(ov
     let ends = greet(dialer, acceptor, 8).await;
     let (_near, _far) = stream(&ends).await;
     relay.fall_silent();
-    // The exact bound is tested with the paused clock; a loaded machine gets a second more here.
+    // The bound is tested with the paused clock; here, that it is noticed at all and by both sides.
     let both = async { tokio::join!(ends.dialer.closed(), ends.acceptor.closed()) };
-    let (near, far) = timeout(DEAD_AFTER_BUSY + Duration::from_secs(1), both)
-        .await
-        .unwrap();
+    let (near, far) = timeout(SOON, both).await.unwrap();
     assert!(matches!(near, CloseReason::Silent { .. }), "{near:?}");
     assert!(matches!(far, CloseReason::Silent { .. }), "{far:?}");
 }

@@ -352,3 +352,25 @@ async fn a_request_head_that_does_not_come_ends_the_stream() {
     let patience = REQUEST_HEAD_TIMEOUT + Duration::from_secs(1);
     assert!(timeout(patience, stream.read_to_end(&mut heard)).await.is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_read_whole_though_its_sender_takes_no_more_of_the_request() {
+    let (ends, _) = ends().await;
+    let post = Request::post("/early")
+        .body(Full::from(pattern(5, 200_000)))
+        .unwrap();
+    let asked = request(&ends.dialer, TRACE, post, HttpLimits::default());
+    let answered = async {
+        let incoming = ends.acceptor.accept_stream().await.unwrap();
+        let mut stream = incoming.accept().await.unwrap();
+        stream.read_exact(&mut [0; 1_000]).await.unwrap();
+        let answer = b"HTTP/1.1 413 Payload Too Large\r\ncontent-length: 8\r\n\r\ntoo much";
+        stream.write_all(answer).await.unwrap();
+        stream.shutdown().await.unwrap();
+        // With the stream's end its writer is stopped: answer and stop arrive together.
+    };
+    let (answer, ()) = tokio::join!(asked, answered);
+    let answer = answer.unwrap();
+    assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+    assert_eq!(answer.body(), "too much");
+}

@@ -11,7 +11,9 @@ mod network;
 mod quic;
 mod tcp;
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -85,6 +87,20 @@ async fn greet(near: Arc<dyn Transport>, far: Arc<dyn Transport>, max_streams: u
         dialer,
         acceptor,
         drivers,
+    }
+}
+
+/// Waits for work to end for as long as bytes arrive: that a busy machine needs long for all of them is no fault.
+async fn while_bytes_arrive<T>(arrived: &AtomicUsize, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    let mut before = 0;
+    loop {
+        if let Ok(done) = tokio::time::timeout(SOON, &mut work).await {
+            return done;
+        }
+        let now = arrived.load(Ordering::Relaxed);
+        assert!(now > before, "no byte has arrived for {SOON:?}; {now} had before");
+        before = now;
     }
 }
 

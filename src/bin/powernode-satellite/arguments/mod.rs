@@ -43,6 +43,7 @@ pub enum Command {
     Services(ServicesCommand),
     Audit(AuditCommand),
     Grants(GrantsCommand),
+    Authority(AuthorityCommand),
     Emancipate(Parting),
     Leave(Parting),
     Config(ConfigCommand),
@@ -50,6 +51,13 @@ pub enum Command {
     SelfCheck { json: bool },
     StateKey(StateKeyCommand),
     Version,
+}
+
+/// What to do with the box's own authority.
+#[derive(Clone, Copy)]
+pub enum AuthorityCommand {
+    Rotate { json: bool },
+    Retire { force: bool, json: bool },
 }
 
 /// What to do with grants.
@@ -137,6 +145,7 @@ pub struct RejoinArguments {
     pub join: JoinArguments,
     pub rebind_grants: bool,
     pub force: bool,
+    pub cancel: bool,
 }
 
 impl Asked {
@@ -160,6 +169,7 @@ impl Command {
                 join: JoinArguments::of(given)?,
                 rebind_grants: given.has("rebind-grants"),
                 force: given.has("force"),
+                cancel: given.has("cancel"),
             })),
             ["status"] => Self::Status { json },
             ["services", "list"] => Self::Services(ServicesCommand::List { json }),
@@ -171,6 +181,11 @@ impl Command {
             }),
             ["audit", which] => Self::Audit(AuditCommand::of(which, given)?),
             ["grants", which] => Self::Grants(GrantsCommand::of(which, given)?),
+            ["authority", "rotate"] => Self::Authority(AuthorityCommand::Rotate { json }),
+            ["authority", _] => Self::Authority(AuthorityCommand::Retire {
+                force: given.has("force"),
+                json,
+            }),
             ["emancipate"] => Self::Emancipate(Parting::of(given)?),
             ["leave"] => Self::Leave(Parting::of(given)?),
             ["config", "check"] => Self::Config(ConfigCommand::Check),
@@ -244,6 +259,11 @@ impl PublishArguments {
 }
 
 impl JoinArguments {
+    /// Whether a join code is given, in whatever way.
+    pub const fn has_code(&self) -> bool {
+        self.code.is_some() || self.code_file.is_some()
+    }
+
     fn of(given: &Given) -> Result<Self, UsageError> {
         Ok(Self {
             code: given.text("code")?,

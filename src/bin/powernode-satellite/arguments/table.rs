@@ -33,6 +33,10 @@ pub static PROGRAM: Definition = Definition {
         Definition {
             name: "join",
             about: "Join a parent",
+            details: "A join code says all there is to know of the parent; a bare token takes --parent-url and, unless \
+                      the system knows its CA, --ca-file or --ca-sha256. A running satellite takes the join over; \
+                      else `run` keeps the connection afterwards. Ctrl-C ends the waiting and not the join: the \
+                      invitation is stored.",
             arguments: JOIN,
             ..Definition::BARE
         },
@@ -40,7 +44,9 @@ pub static PROGRAM: Definition = Definition {
             name: "rejoin",
             about: "Join the same parent anew with a new token: key, grants, services and logs stay",
             details: "For when the parent's answer was lost, the certificate has expired, or the parent does not know \
-                      this peer any more. If the parent refuses, what was there goes on.",
+                      this peer any more. If the parent refuses, what was there goes on; as long as it does not \
+                      answer, --cancel goes back to that. A bare token says nothing of the parent: its URL and CA \
+                      are then those of the configuration, or of --parent-url and --ca-file or --ca-sha256.",
             arguments: &REJOIN,
             ..Definition::BARE
         },
@@ -69,14 +75,23 @@ pub static PROGRAM: Definition = Definition {
             ..Definition::BARE
         },
         Definition {
+            name: "authority",
+            about: "The certificate authority of a box that certifies itself, as among equals",
+            details: "A box that its parent certifies has none.",
+            commands: AUTHORITY,
+            ..Definition::BARE
+        },
+        Definition {
             name: "emancipate",
             about: "Take the parent's operator rights on this box back; the peering and the heartbeat go on",
+            details: "Asks before it does so; without a terminal it needs --yes.",
             arguments: &[REASON, YES, JSON],
             ..Definition::BARE
         },
         Definition {
             name: "leave",
             about: "Leave the parent: tell it, destroy the keys of the peering, keep the logs",
+            details: "Asks before it does so; without a terminal it needs --yes.",
             arguments: &[REASON, YES, JSON],
             ..Definition::BARE
         },
@@ -191,6 +206,27 @@ const SERVICES: &[Definition] = &[
     },
 ];
 
+const AUTHORITY: &[Definition] = &[
+    Definition {
+        name: "rotate",
+        about: "Go over to a new authority, which the present one vouches for",
+        details: "The parent is served both. When it has fetched the new one, or after a day, this box's certificate \
+                  is issued anew under it; the old one stays served for a month. No heartbeat is lost. It happens by \
+                  itself when three quarters of the authority's ten years are over.",
+        arguments: &[JSON],
+        ..Definition::BARE
+    },
+    Definition {
+        name: "retire",
+        about: "Serve the authority of before no more, ahead of its time",
+        arguments: &[
+            Argument::flag("force", "Also when the parent has not fetched the new one"),
+            JSON,
+        ],
+        ..Definition::BARE
+    },
+];
+
 const GRANT_ID: Argument = Argument::word("id", "ID", "Its id").required();
 
 const GRANTS: &[Definition] = &[
@@ -263,18 +299,30 @@ const GRANTS: &[Definition] = &[
 ];
 
 /// What a join takes, and these.
-const REJOIN: [Argument; JOIN.len() + 2] = {
+const REJOIN: [Argument; JOIN.len() + 3] = {
     let rebind = Argument::flag(
         "rebind-grants",
         "Let grants go on for the peer that this box is then, if the parent gives it another id",
     );
-    let mut all = [rebind; JOIN.len() + 2];
+    let mut all = [rebind; JOIN.len() + 3];
     let mut index = 0;
     while index < JOIN.len() {
         all[index] = JOIN[index];
         index += 1;
     }
     all[index + 1] = Argument::flag("force", "Also when the membership works");
+    all[index + 2] = Argument::flag(
+        "cancel",
+        "Give a rejoin up that the parent has not answered: the membership of before goes on",
+    )
+    .not_with(&[
+        "code",
+        "code-file",
+        "parent-url",
+        "token-file",
+        "token-stdin",
+        "token",
+    ]);
     all
 };
 

@@ -14,6 +14,7 @@ use crate::identity::reversed::BridgeTrust;
 use crate::machine::membership::StoredIdentity;
 use crate::process::supervisor::TaskScope;
 use crate::reach::listen::Listener;
+use crate::reach::presented::Presented;
 
 const NONCE: &str = "0123456789abcdef0123456789abcdef";
 
@@ -81,9 +82,7 @@ async fn https_of(bridge: &TestBridge, stored: &StoredIdentity, scope: &TaskScop
         learned: Some(authority.anchors().clone()),
         names: vec!["127.0.0.1".to_owned()],
     };
-    let key = PrivateKey::from_pkcs8(stored.pkcs8.clone()).unwrap();
-    let chain = CertificateChain::from_pem(&stored.certificate.cert_pem).unwrap();
-    let own = TlsIdentity::new(&chain, &key).unwrap();
+    let (own, _) = Presented::read(stored).unwrap().fixed();
     let clock = bridge.running.clock.clone();
     let time = Arc::new(move || clock.trusted().now);
     let tls = parent_server_config(own, &trust, "fed:nobody".to_owned(), &[b"http/1.1"], time).unwrap();

@@ -10,7 +10,7 @@ pub(super) static HTTPS_CONNECTIONS: Key<u32> = Key {
         unit: "connections",
     },
     default: Fallback::Value("256"),
-    doc: "HTTPS connections at the same time. Tunnels over TCP do not count, only their handshakes.",
+    doc: "HTTPS connections at the same time, of which one source address holds at most half. Tunnels over TCP do not count, only their handshakes.",
     discreet: false,
 };
 
@@ -71,6 +71,18 @@ pub(super) static STREAMS_TO_SATELLITE: Key<u32> = Key {
     },
     default: Fallback::Value("1024"),
     doc: "Streams that are opened in one tunnel at the same time: each is a connection to a service of the satellite's,\nor a request. Further ones wait. The satellite's own limit holds, too.",
+    discreet: false,
+};
+
+pub(super) static STREAM_WINDOW_KIB: Key<u32> = Key {
+    path: "limits.stream_window_kib",
+    form: &CountBetween {
+        least: 256,
+        most: 65_536,
+        unit: "KiB",
+    },
+    default: Fallback::Value("8192"),
+    doc: "What of one stream over QUIC may be on the way from a satellite or not yet read by who asked for it. It bounds\nhow fast a stream is over a long way: 8192 are 1.3 Gbit/s at 50 ms, and a third of that where packets are lost.\nA tunnel takes in 32 of them at most, for readers that stand still.",
     discreet: false,
 };
 
