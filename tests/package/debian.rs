@@ -147,6 +147,7 @@ fn an_upgrade_restarts_and_keeps_what_the_operator_wrote(container: &Container, 
 }
 
 /// While both packages are replaced, one after the other, the parent asks the satellite without a pause.
+#[expect(clippy::disallowed_methods, reason = "real daemons: real time")]
 fn an_upgrade_costs_no_more_than_a_reconnect(container: &Container, next: &Packages) {
     let done = AtomicBool::new(false);
     let programs = || [SATELLITE, BRIDGE].map(|name| container.property(name, "MainPID"));
