@@ -323,7 +323,11 @@ async fn connect(
     match way {
         Way::Quic => {
             // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-            let endpoint = QuicEndpoint::client(QuicSettings { max_streams }).map_err(DialError::Socket)?;
+            let endpoint = QuicEndpoint::client(QuicSettings {
+                max_streams,
+                ..QuicSettings::default()
+            })
+            .map_err(DialError::Socket)?;
             endpoint
                 .dial(address, host, config, &failures)
                 .await

@@ -90,6 +90,7 @@ impl Direct {
         }
         let settings = QuicSettings {
             max_streams: self.max_streams,
+            ..QuicSettings::default()
         };
         match Listener::bind(self.config.listen_port, settings, self.clock.clone(), AGENT) {
             Ok(listener) => Some(listener),
