@@ -200,3 +200,48 @@ fn a_killed_daemon_leaves_a_socket_that_the_next_one_replaces() {
     assert!(daemon.stop().success());
     assert!(!bridge.dir.path().join("admin.sock").exists());
 }
+
+#[test]
+fn a_directory_that_cannot_be_looked_into_is_not_said_to_be_empty() {
+    let bridge = BridgeSite::init();
+    let elsewhere = bridge.dir.path().join("elsewhere").display().to_string();
+    let (_, said) = fail(&bridge.output(&["peers", "list", "--state-dir", &elsewhere]));
+    assert!(said.contains(&elsewhere), "which one is not told: {said}");
+    // As root sees everything, a file where a directory should be takes the place of one that is closed.
+    let closed = bridge.dir.path().join("closed");
+    std::fs::write(&closed, "").unwrap();
+    let closed = closed.display().to_string();
+    for command in [&["peers", "list"][..], &["invite", "--name", "x"], &["run"]] {
+        let (code, said) = fail(&bridge.output(&[command, &["--state-dir", &closed]].concat()));
+        assert_eq!(code, 1, "{said}");
+        assert!(!said.contains("init") && said.contains(&closed), "{said}");
+    }
+}
+
+#[test]
+fn an_invitation_that_cannot_be_made_says_what_to_change() {
+    let bridge = BridgeSite::init();
+    for (ttl, shown) in [("0s", "0s"), ("9999d", "9999d")] {
+        let (code, said) = fail(&bridge.output(&["invite", "--name", "x", "--ttl", ttl]));
+        assert_eq!(code, 4);
+        assert!(
+            said.contains(&format!("lives from 1m to 366d, not {shown}")),
+            "{said}"
+        );
+    }
+    let state = bridge.dir.path().join("without-url").display().to_string();
+    succeed(&bridge.output(&["init", "--state-dir", &state]));
+    let (code, said) = fail(&bridge.output(&["invite", "--name", "x", "--state-dir", &state]));
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("public.url"), "{said}");
+}
+
+#[test]
+fn a_registry_that_others_may_read_is_warned_of() {
+    let bridge = BridgeSite::init();
+    assert!(!bridge.run().log_text().contains("chmod 600"));
+    let registry = bridge.dir.path().join("state/registry.redb");
+    std::fs::set_permissions(&registry, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let daemon = bridge.run();
+    assert!(daemon.log_text().contains("chmod 600"), "{}", daemon.log_text());
+}

@@ -8,8 +8,10 @@ use powernode_satellite::base::id::TraceId;
 use powernode_satellite::identity::tls_failure::FailureRecord;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::tunnel::quic::{QuicEndpoint, QuicSettings};
+use powernode_satellite::tunnel::tcp::{self, TcpSettings};
 use powernode_satellite::tunnel::{Tunnel, TunnelSettings};
 use powernode_satellite::wire::{Hello, StreamHeader, StreamKind, TUNNEL_VERSION};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -47,12 +49,24 @@ impl Way {
     }
 }
 
-pub fn run(carrier: Carrier, directory: &Path, address: SocketAddr, seconds: u64) {
+/// The default of the host-bridge's `limits.stream_window_kib`.
+const STREAM_WINDOW_KIB: u32 = 8 * 1024;
+
+/// Tunnels that are opened to see what an idle one costs.
+const IDLE_TUNNELS: u32 = 200;
+
+/// Time in which the other end must listen.
+const LISTENS_WITHIN: Duration = Duration::from_secs(20);
+
+pub fn run(carrier: Carrier, directory: &Path, address: SocketAddr, seconds: u64, server: u32) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let way = match carrier {
-            Carrier::Tcp => Way::Tcp(address),
-            Carrier::Quic => Way::Tunnel(quic(directory, address).await),
+            Carrier::Tcp | Carrier::Ssh => {
+                listening(address).await;
+                Way::Tcp(address)
+            }
+            Carrier::Quic | Carrier::Tls => Way::Tunnel(dial(carrier, directory, address).await),
         };
         let name = carrier.name();
         let time = Duration::from_secs(seconds);
@@ -73,14 +87,47 @@ pub fn run(carrier: Carrier, directory: &Path, address: SocketAddr, seconds: u64
         tokio::time::sleep(Duration::from_millis(500)).await;
         latency(name, "bulk", &way, time).await;
         bulk.await.unwrap();
+        if let Way::Tunnel(_) = way {
+            idle(carrier, directory, address, server).await;
+        }
     });
 }
 
-async fn quic(directory: &Path, address: SocketAddr) -> Tunnel {
+/// Waits until somebody listens.
+async fn listening(address: SocketAddr) {
+    let listens = async {
+        while TcpStream::connect(address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(LISTENS_WITHIN, listens).await.unwrap();
+}
+
+async fn dial(carrier: Carrier, directory: &Path, address: SocketAddr) -> Tunnel {
     let failures = FailureRecord::default();
     let tls = Credentials::of(directory, "client").client(&failures);
-    let endpoint = QuicEndpoint::client(QuicSettings::default()).unwrap();
-    let transport = endpoint.dial(address, SERVER_NAME, tls, &failures).await.unwrap();
+    // As a host-bridge reads what a satellite gives.
+    let settings = QuicSettings {
+        stream_window: 1024 * STREAM_WINDOW_KIB,
+        ..QuicSettings::default()
+    };
+    let transport = if carrier == Carrier::Quic {
+        let endpoint = QuicEndpoint::client(settings).unwrap();
+        endpoint.dial(address, SERVER_NAME, tls, &failures).await.unwrap()
+    } else {
+        let stream = TcpStream::connect(address).await.unwrap();
+        tcp::tune(&stream);
+        let name = ServerName::try_from(SERVER_NAME).unwrap();
+        let connected = tcp::connect(
+            Box::new(stream),
+            address,
+            name,
+            tls,
+            &failures,
+            TcpSettings::default(),
+        );
+        connected.await.unwrap()
+    };
     let hello = Hello {
         version: TUNNEL_VERSION,
         agent: "bench".into(),
@@ -184,4 +231,27 @@ async fn latency(name: &str, load: &str, way: &Way, time: Duration) {
         at(50),
         at(99)
     );
+}
+
+/// What one more idle tunnel takes, at either end.
+async fn idle(carrier: Carrier, directory: &Path, address: SocketAddr, server: u32) {
+    let resident = || [resident_kib(std::process::id()), resident_kib(server)];
+    let before = resident();
+    let mut tunnels = Vec::new();
+    for _ in 0..IDLE_TUNNELS {
+        tunnels.push(dial(carrier, directory, address).await);
+    }
+    let after = resident();
+    let [here, there] =
+        [0, 1].map(|end| f64::from(after[end].saturating_sub(before[end])) / f64::from(IDLE_TUNNELS));
+    println!(
+        "  {:5} idle tunnel {here:7.1} KiB here {there:7.1} KiB there",
+        carrier.name()
+    );
+}
+
+fn resident_kib(process: u32) -> u32 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.unwrap().split_whitespace().next().unwrap().parse().unwrap()
 }

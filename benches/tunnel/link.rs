@@ -1,6 +1,7 @@
 //! Two namespaces and a link between them that delays and loses packets (`impaired-link.py`).
 //! Everything is gone when the value is dropped.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, Command, Stdio};
@@ -8,6 +9,8 @@ use std::process::{Child, Command, Stdio};
 use crate::End;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/tunnel/impaired-link.py");
+
+const NETWORK: &str = "10.77.0.0/24";
 
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
@@ -45,9 +48,10 @@ impl ImpairedLink {
 
     /// Sets what TCP does about loss at both ends, where the kernel has it.
     pub fn set_tcp_congestion_control(&self, algorithm: &str) -> Result<(), String> {
-        let setting = format!("net.ipv4.tcp_congestion_control={algorithm}");
-        let set = |namespace| ip(&["netns", "exec", namespace, "sysctl", "-qw", &setting]);
-        self.namespaces.iter().try_for_each(|namespace| set(namespace))
+        // Of the route: what a namespace may set as its default is for the whole system to say.
+        let route = ["replace", NETWORK, "dev", "link0", "congctl", algorithm];
+        let set = |namespace: &String| ip(&[&["-n", namespace, "route"][..], &route].concat());
+        self.namespaces.iter().try_for_each(set)
     }
 
     /// Where the serving end listens.
@@ -55,16 +59,14 @@ impl ImpairedLink {
         IpAddr::V4(FAR)
     }
 
-    /// This program at one end.
-    pub fn command(&self, end: End) -> Command {
+    /// A program at one end.
+    pub fn command(&self, end: End, program: &OsStr) -> Command {
         let namespace = match end {
             End::Near => &self.namespaces[0],
             End::Far => &self.namespaces[1],
         };
         let mut command = Command::new("ip");
-        command
-            .args(["netns", "exec", namespace])
-            .arg(std::env::current_exe().unwrap());
+        command.args(["netns", "exec", namespace]).arg(program);
         command
     }
 }

@@ -2,16 +2,18 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
 use powernode_satellite::base::id::SessionId;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::tunnel::quic::{QuicEndpoint, QuicSettings};
+use powernode_satellite::tunnel::tcp::{self, TcpSettings};
 use powernode_satellite::tunnel::transport::Transport;
 use powernode_satellite::tunnel::{Tunnel, TunnelSettings};
 use powernode_satellite::wire::Welcome;
-use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::Carrier;
 use crate::credentials::Credentials;
@@ -33,7 +35,8 @@ pub fn run(carrier: Carrier, directory: &Path, ip: IpAddr) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         match carrier {
-            Carrier::Tcp => tcp(ip).await,
+            Carrier::Tcp | Carrier::Ssh => tcp(ip).await,
+            Carrier::Tls => tls(directory, ip).await,
             Carrier::Quic => quic(directory, ip).await,
         }
     });
@@ -52,12 +55,31 @@ async fn tcp(ip: IpAddr) {
 async fn quic(directory: &Path, ip: IpAddr) {
     let settings = QuicSettings {
         max_streams: STREAMS_MAX,
+        ..QuicSettings::default()
     };
     let tls = Credentials::of(directory, "server").server();
     let endpoint = QuicEndpoint::server(SocketAddr::new(ip, 0), tls, settings).unwrap();
     println!("{}", endpoint.local_address().unwrap());
     while let Some(incoming) = endpoint.accept().await {
         tokio::spawn(async move { tunnel(incoming.handshake().await.unwrap()).await });
+    }
+}
+
+async fn tls(directory: &Path, ip: IpAddr) {
+    let settings = TcpSettings {
+        max_streams: STREAMS_MAX,
+    };
+    let acceptor = TlsAcceptor::from(Arc::new(Credentials::of(directory, "server").server()));
+    let listener = TcpListener::bind((ip, 0)).await.unwrap();
+    println!("{}", listener.local_addr().unwrap());
+    loop {
+        let (stream, remote) = listener.accept().await.unwrap();
+        tcp::tune(&stream);
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            let stream = acceptor.accept(stream).await.unwrap();
+            tunnel(tcp::accept(stream, remote, settings)).await;
+        });
     }
 }
 

@@ -47,7 +47,7 @@ use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskFailure, TaskScope};
 use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::StoreError;
-use crate::tunnel::quic::{BindError, QuicEndpoint, QuicSettings};
+use crate::tunnel::quic::{BindError, QuicEndpoint};
 use crate::wire::TUNNEL_ALPN;
 
 /// Connections that the system may queue before they are taken.
@@ -223,9 +223,7 @@ impl Running {
             .https
             .extend(listeners.iter().filter_map(|listener| listener.local_addr().ok()));
         let mut endpoints = Vec::new();
-        let tunnels = QuicSettings {
-            max_streams: settings.config.limits.streams_per_session,
-        };
+        let tunnels = settings.quic();
         for &address in &settings.config.listen_quic {
             let endpoint =
                 QuicEndpoint::server(address, tls(&[TUNNEL_ALPN], material.satellites())?, tunnels)?;
@@ -374,9 +372,7 @@ impl Running {
             self.material.satellites(),
             equals,
             self.clock.clone(),
-            QuicSettings {
-                max_streams: self.settings.borrow().config.limits.streams_per_session,
-            },
+            self.settings.borrow().quic(),
         );
         match &self.books {
             Books::Own(registry) => {

@@ -462,6 +462,7 @@ pub(super) fn internal_error() -> Reply {
 
 /// Logs a fault of the store and words the answer.
 pub(super) fn stored_badly(what: &str, error: &(dyn std::error::Error + 'static)) -> Reply {
-    tracing::error!(what, error = %error_chain(error), "the registry could not be read or written");
-    internal_error()
+    let why = error_chain(error);
+    tracing::error!(what, error = %why, "the registry could not be read or written");
+    internal_error().because(why)
 }

@@ -27,6 +27,19 @@ const STRIPPED: &[&str] = &[
     "x-powernode-subject",
 ];
 
+/// By which a client could claim to be somebody else, somewhere else, to whatever server reads them; beside all that
+/// begin with [`CLAIM_PREFIX`].
+const CLAIMS: &[&str] = &[
+    "forwarded",
+    "x-real-ip",
+    "x-client-ip",
+    "true-client-ip",
+    "client-ip",
+    "x-cluster-client-ip",
+];
+
+const CLAIM_PREFIX: &str = "x-forwarded-";
+
 fn is_stripped(name: &HeaderName) -> bool {
     let name = dashed(name);
     STRIPPED.iter().any(|stripped| match stripped.strip_suffix('*') {
@@ -42,11 +55,22 @@ pub(super) fn dashed(name: &HeaderName) -> String {
 
 /// Takes every claim of identity away. How many there were.
 pub fn strip_forwarded_identity(headers: &mut HeaderMap) -> usize {
-    let claims: Vec<HeaderName> = headers.keys().filter(|name| is_stripped(name)).cloned().collect();
-    for claim in &claims {
-        headers.remove(claim);
+    strip_named(headers, is_stripped)
+}
+
+/// Whether a header claims where its sender is, in either way of writing it.
+pub(super) fn is_claim(name: &HeaderName) -> bool {
+    let name = dashed(name);
+    name.starts_with(CLAIM_PREFIX) || CLAIMS.contains(&name.as_str())
+}
+
+/// Takes the headers away whose names are such.
+pub(super) fn strip_named(headers: &mut HeaderMap, such: impl Fn(&HeaderName) -> bool) -> usize {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| such(name)).cloned().collect();
+    for name in &names {
+        headers.remove(name);
     }
-    claims.len()
+    names.len()
 }
 
 /// The parts of a list-valued header.

@@ -26,6 +26,8 @@ pub struct Reply {
     body: Vec<u8>,
     retry_after: Option<Duration>,
     allow: Option<&'static str>,
+    /// What went wrong on this side, for its own operators alone.
+    fault: Option<String>,
 }
 
 impl Reply {
@@ -46,6 +48,7 @@ impl Reply {
             body,
             retry_after: None,
             allow: None,
+            fault: None,
         }
     }
 
@@ -56,6 +59,7 @@ impl Reply {
             body: body.map(|body| body.to_string().into_bytes()).unwrap_or_default(),
             retry_after: None,
             allow: None,
+            fault: None,
         }
     }
 
@@ -109,6 +113,25 @@ impl Reply {
         self
     }
 
+    /// With what went wrong on this side, which [`Self::for_this_machine`] tells.
+    #[must_use]
+    pub fn because(mut self, fault: String) -> Self {
+        self.fault = Some(fault);
+        self
+    }
+
+    /// For whoever may read this side's files anyway: a command has no log that could say what went wrong.
+    #[must_use]
+    pub fn for_this_machine(self) -> Self {
+        match self.fault {
+            Some(fault) => Self::failure(
+                self.status,
+                &format!("the host-bridge could not do this, and nothing was changed: {fault}"),
+            ),
+            None => self,
+        }
+    }
+
     fn json(status: StatusCode, body: &Value) -> Self {
         Self::raw(status, Some(body))
     }
@@ -160,6 +183,19 @@ mod tests {
         let reply = Reply::validation(&["Data residency is too long (maximum is 64 characters)".to_owned()]);
         let body: Value = serde_json::from_slice(reply.body()).unwrap_or_default();
         assert_eq!(body["details"]["errors"][0], body["error"]);
+    }
+
+    #[test]
+    fn what_went_wrong_here_is_told_on_this_machine_alone() {
+        let reply = Reply::failure(StatusCode::INTERNAL_SERVER_ERROR, "its log says why")
+            .because("the disk is full".to_owned());
+        let text = |reply: &Reply| String::from_utf8_lossy(reply.body()).into_owned();
+        assert!(!text(&reply).contains("disk"));
+        let here = reply.for_this_machine();
+        assert!(text(&here).contains("nothing was changed: the disk is full"));
+        assert_eq!(here.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let refusal = Reply::failure(StatusCode::NOT_FOUND, "there is no peer");
+        assert_eq!(refusal.clone().for_this_machine(), refusal);
     }
 
     #[test]

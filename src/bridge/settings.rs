@@ -12,6 +12,7 @@ use crate::contract::invitation::{HostPort, ParentUrl};
 use crate::contract::message::OurEndpoint;
 use crate::process::config::host_bridge::HostBridgeConfig;
 use crate::process::config::platform::PlatformConfig;
+use crate::tunnel::quic::QuicSettings;
 
 /// The port of a URL that names none.
 const DEFAULT_HTTPS_PORT: u16 = 443;
@@ -152,6 +153,10 @@ impl BridgeSettings {
                 old.limits.streams_per_session != new.limits.streams_per_session,
             ),
             (
+                "limits.stream_window_kib",
+                old.limits.stream_window_kib != new.limits.stream_window_kib,
+            ),
+            (
                 "limits.streams_to_satellite",
                 old.limits.streams_to_satellite != new.limits.streams_to_satellite,
             ),
@@ -164,6 +169,14 @@ impl BridgeSettings {
             .into_iter()
             .filter_map(|(key, differs)| differs.then_some(key))
             .collect()
+    }
+
+    /// For tunnels over QUIC, whoever dials.
+    pub const fn quic(&self) -> QuicSettings {
+        QuicSettings {
+            max_streams: self.config.limits.streams_per_session,
+            stream_window: self.config.limits.stream_window_kib.saturating_mul(1_024),
+        }
     }
 
     /// For tunnels as they come in.
@@ -228,6 +241,7 @@ mod tests {
             ("shutdown.drain", "1s"),
             ("limits.streams_per_session", "8"),
             ("limits.streams_to_satellite", "8"),
+            ("limits.stream_window_kib", "2560"),
             ("limits.https_connections", "8"),
             ("log.format", "json"),
             ("listen.quic", "[::]:9000"),

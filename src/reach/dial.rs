@@ -15,6 +15,7 @@ use crate::identity::tls::{ClientTls, TimeSource, TlsConfigError, client_config}
 use crate::identity::tls_failure::{FailureRecord, TlsFailure};
 use crate::machine::ladder::{DialTarget, Setback};
 use crate::machine::membership::StoredIdentity;
+use crate::process::blocking;
 use crate::process::clock::Clock;
 use crate::process::config::proxy::Proxy;
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
@@ -323,7 +324,11 @@ async fn connect(
     match way {
         Way::Quic => {
             // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-            let endpoint = QuicEndpoint::client(QuicSettings { max_streams }).map_err(DialError::Socket)?;
+            let endpoint = QuicEndpoint::client(QuicSettings {
+                max_streams,
+                ..QuicSettings::default()
+            })
+            .map_err(DialError::Socket)?;
             endpoint
                 .dial(address, host, config, &failures)
                 .await
@@ -395,8 +400,5 @@ async fn tls_config(
         })
         .map_err(DialError::Tls)
     };
-    match tokio::task::spawn_blocking(build).await {
-        Ok(config) => config,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
+    blocking::run(build).await
 }

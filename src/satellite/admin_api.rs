@@ -23,11 +23,12 @@ use crate::contract::invitation::{ContractVersion, HostPort, Invitation, ParentT
 use crate::contract::message::{failure_body, success_body};
 use crate::contract::peer::SpawnMode;
 use crate::contract::token::{AcceptanceToken, InvalidToken};
-use crate::machine::child::{Rejoin, WorkingMembership};
+use crate::machine::child::{Rejoin, RejoinMode, WorkingMembership};
 use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::own_authority::Retirement;
 use crate::machine::past::FormerGrants;
 use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
+use crate::process::blocking;
 use crate::process::http_server;
 use crate::process::observation::{self, Observed};
 use crate::process::supervisor::TaskScope;
@@ -85,6 +86,9 @@ pub struct RejoinRequest {
     pub grants: FormerGrants,
     /// Whether one that works is replaced, too.
     pub force: bool,
+    /// Whether the token came without a word on how the parent treats this child.
+    #[serde(default)]
+    pub mode_as_before: bool,
 }
 
 impl From<Rejoin> for RejoinRequest {
@@ -92,6 +96,7 @@ impl From<Rejoin> for RejoinRequest {
         Self {
             grants: rejoin.grants,
             force: rejoin.working == WorkingMembership::Replace,
+            mode_as_before: rejoin.mode == RejoinMode::AsBefore,
         }
     }
 }
@@ -103,9 +108,15 @@ impl From<RejoinRequest> for Rejoin {
         } else {
             WorkingMembership::Keep
         };
+        let mode = if asked.mode_as_before {
+            RejoinMode::AsBefore
+        } else {
+            RejoinMode::Told
+        };
         Self {
             grants: asked.grants,
             working,
+            mode,
         }
     }
 }
@@ -347,7 +358,7 @@ async fn authority(wish: AuthorityWish, handle: &DriverHandle) -> Response<Full<
 
 async fn audit(database: Database, what: String, query: String) -> Response<Full<Bytes>> {
     let asked = move || reading::answer(&database, &what, &query, |_| true);
-    match tokio::task::spawn_blocking(asked).await {
+    match blocking::start(asked).await {
         Ok(Ok(data)) => reply(StatusCode::OK, &success_body(&data)),
         Ok(Err(error)) => refuse(
             match &error {

@@ -161,6 +161,19 @@ fn membership(out: &mut Exposition, report: &StatusReport, now: UnixTime) {
             certificate.not_after.since(now).as_secs(),
         );
     }
+    let of_node = report.node.as_ref().and_then(|node| node.certificate.as_ref());
+    if let Some(certificate) = of_node {
+        remaining.sample(
+            &[("identity", "node")],
+            certificate.not_after.since(now).as_secs(),
+        );
+    }
+    if let Some(own) = &report.own_authority {
+        remaining.sample(
+            &[("identity", "own_authority")],
+            own.issuing.not_after.since(now).as_secs(),
+        );
+    }
     let mut renewals = out.metric(
         MetricKind::Counter,
         "powernode_satellite_certificate_renewals_total",

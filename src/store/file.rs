@@ -66,7 +66,12 @@ pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Option<File>, OpenE
             Err(error) => return Err(OpenError::io(path, "open", needed, error)),
         };
         match try_lock(&file, path, lock) {
-            Ok(true) => return Ok(Some(file)),
+            Ok(true) => {
+                if lock == Lock::Exclusive {
+                    warn_if_open_to_others(&file, path);
+                }
+                return Ok(Some(file));
+            }
             Ok(false) => {}
             Err(Refused::Passing(_)) if waited < PASSING_RETRIES => {
                 waited += 1;
@@ -74,6 +79,18 @@ pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Option<File>, OpenE
             }
             Err(refused) => return Err(refused.into_error(path)),
         }
+    }
+}
+
+/// A copy that was put back may be anybody's to read, and whoever has the keys in it is this side.
+fn warn_if_open_to_others(file: &File, path: &Path) {
+    let mode = file.metadata().map_or(FILE_MODE, |found| found.mode() & 0o777);
+    if mode & !FILE_MODE != 0 {
+        tracing::warn!(
+            path = %path.display(),
+            mode = format_args!("{mode:o}"),
+            "the store is open to other users of this machine, and private keys are in it: chmod 600"
+        );
     }
 }
 

@@ -42,10 +42,11 @@ const IDLE_TIMEOUT_MILLIS: u32 = 75_000;
 /// with losses. A bridge that does not answer costs the dialer this long.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of one stream that may be on the way or unread: 200 Mbit/s at 100 ms round trip.
-pub(super) const STREAM_WINDOW_BYTES: u32 = 2_621_440;
+/// Bytes of one stream that may be on the way or unread, unless the settings say more: 200 Mbit/s at 100 ms
+/// round trip. A lost packet holds the stream up for two more, so where packets are lost it is a third of that.
+pub const STREAM_WINDOW_BYTES: u32 = 2_621_440;
 
-/// Streams whose whole windows a connection takes in at once, in number: 80 MiB. It bounds what a peer
+/// Streams whose whole windows a connection takes in at once, in number: 80 MiB of the windows above. It bounds what a peer
 /// can make this side hold. So many readers must stand still at once before they are felt by others;
 /// acknowledgements pass even then, so that the tunnel lives.
 pub const WHOLE_WINDOWS_MAX: u32 = 32;
@@ -162,12 +163,15 @@ impl DialError {
 pub struct QuicSettings {
     /// Streams that another side may hold open at once once it has shown a certificate.
     pub max_streams: u32,
+    /// Bytes of one stream that may be on the way to this side or unread.
+    pub stream_window: u32,
 }
 
 impl Default for QuicSettings {
     fn default() -> Self {
         Self {
             max_streams: DEFAULT_MAX_STREAMS,
+            stream_window: STREAM_WINDOW_BYTES,
         }
     }
 }
@@ -203,7 +207,7 @@ impl QuicEndpoint {
         tls: rustls::ServerConfig,
         settings: QuicSettings,
     ) -> Result<Self, BindError> {
-        Self::bind(address, Some(server_config(tls)?), settings)
+        Self::bind(address, Some(server_config(tls, settings)?), settings)
     }
 
     /// An endpoint that has its address and takes nobody before [`serve`](Self::serve).
@@ -213,7 +217,8 @@ impl QuicEndpoint {
 
     /// Takes dialers by this configuration from now on; those that are in stay.
     pub fn serve(&self, tls: rustls::ServerConfig) -> Result<(), BindError> {
-        self.endpoint.set_server_config(Some(server_config(tls)?));
+        self.endpoint
+            .set_server_config(Some(server_config(tls, self.settings)?));
         Ok(())
     }
 
@@ -348,7 +353,7 @@ impl IncomingConnection {
         if transport.peer_certificate().is_some() {
             let streams = self.settings.max_streams.max(BOOTSTRAP_MAX_STREAMS);
             let connection = &transport.connection;
-            connection.set_receive_window(receive_window(streams));
+            connection.set_receive_window(receive_window(streams, self.settings.stream_window));
             connection.set_max_concurrent_bi_streams(stream_limit(streams));
         }
         Ok(Arc::new(transport))
@@ -488,14 +493,23 @@ impl Transport for QuicTransport {
     }
 }
 
-fn server_config(mut tls: rustls::ServerConfig) -> Result<quinn::ServerConfig, BindError> {
+fn server_config(
+    mut tls: rustls::ServerConfig,
+    settings: QuicSettings,
+) -> Result<quinn::ServerConfig, BindError> {
     tls.alpn_protocols = vec![TUNNEL_ALPN.to_vec()];
     // No 0-RTT: a replayed accept must not reach the registry.
     tls.max_early_data_size = 0;
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| BindError::Tls(Arc::new(error)))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut transport = transport_config(QuicSettings {
+        max_streams: BOOTSTRAP_MAX_STREAMS,
+        ..settings
+    });
+    // Strangers get no more than they need, however large the windows of satellites are.
+    transport.receive_window(receive_window(BOOTSTRAP_MAX_STREAMS, STREAM_WINDOW_BYTES));
     config
-        .transport_config(Arc::new(transport_config(BOOTSTRAP_MAX_STREAMS)))
+        .transport_config(Arc::new(transport))
         .max_incoming(MAX_WAITING)
         .incoming_buffer_size(WAITING_BYTES)
         .incoming_buffer_size_total(WAITING_BYTES_TOTAL);
@@ -510,11 +524,15 @@ fn client_config(
     tls.enable_early_data = false;
     let crypto = QuicClientConfig::try_from(tls).map_err(|error| DialError::Tls(Arc::new(error)))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport_config(settings.max_streams)));
+    config.transport_config(Arc::new(transport_config(settings)));
     Ok(config)
 }
 
-fn transport_config(max_streams: u32) -> quinn::TransportConfig {
+fn transport_config(settings: QuicSettings) -> quinn::TransportConfig {
+    let QuicSettings {
+        max_streams,
+        stream_window,
+    } = settings;
     let mut config = quinn::TransportConfig::default();
     config
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MILLIS))))
@@ -522,8 +540,8 @@ fn transport_config(max_streams: u32) -> quinn::TransportConfig {
         .keep_alive_interval(None)
         .max_concurrent_bidi_streams(stream_limit(max_streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(receive_window(max_streams))
+        .stream_receive_window(VarInt::from_u32(stream_window))
+        .receive_window(receive_window(max_streams, stream_window))
         .min_mtu(MIN_MTU_BYTES)
         .initial_mtu(MIN_MTU_BYTES)
         .mtu_discovery_config(Some(mtu_discovery()))
@@ -547,9 +565,9 @@ fn stream_limit(max_streams: u32) -> VarInt {
 
 /// Room for all streams at once, up to a bound. Less would save memory, but a few readers that stand still
 /// could then use it up, and with it silence the control stream and all others.
-fn receive_window(max_streams: u32) -> VarInt {
+fn receive_window(max_streams: u32, stream_window: u32) -> VarInt {
     let streams = u64::from(max_streams.min(WHOLE_WINDOWS_MAX).saturating_add(CONTROL_STREAMS));
-    VarInt::from_u64(streams * u64::from(STREAM_WINDOW_BYTES)).unwrap_or(VarInt::MAX)
+    VarInt::from_u64(streams * u64::from(stream_window)).unwrap_or(VarInt::MAX)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

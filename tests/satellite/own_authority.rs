@@ -13,18 +13,31 @@ use powernode_satellite::identity::anchors::Anchors;
 use powernode_satellite::identity::certificate::peer_subject;
 use powernode_satellite::identity::own_authority::has_issued;
 use powernode_satellite::identity::succession::{ServedBundle, follow};
+use powernode_satellite::machine::child::{Rejoin, RejoinMode, WorkingMembership};
 use powernode_satellite::machine::own_authority::{OVERLAP, Retirement};
+use powernode_satellite::machine::past::FormerGrants;
 use powernode_satellite::satellite::own_authority::{AuthorityReport, AuthorityWish};
 use powernode_satellite::satellite::status::StatusReport;
 use powernode_satellite::tunnel::http::{self as tunnel_http, HttpLimits};
 use serde_json::{Value, json};
 
-use crate::scripted_parent::site::{Running, Site, invitation};
-use crate::scripted_parent::{Answer, Book, DAY, NOW, PEER, ScriptedParent};
+use crate::scripted_parent::site::{Running, Site, invitation, invitation_with};
+use crate::scripted_parent::{Answer, Book, DAY, NOW, PEER, SECOND_TOKEN, ScriptedParent};
 
 /// The box has joined as an equal, and runs.
 async fn equal() -> (ScriptedParent, Site, Running) {
     let (parent, site) = (ScriptedParent::start(), Site::new());
+    accept_as_equal(&parent);
+    let running = site.run().await;
+    let mut invitation = invitation(&parent);
+    invitation.spawn_mode = SpawnMode::AutonomousPeer;
+    running.join(invitation).await;
+    running.wait("active", StatusReport::is_active).await;
+    (parent, site, running)
+}
+
+/// The next accept exchanges authorities.
+fn accept_as_equal(parent: &ScriptedParent) {
     let known = Arc::clone(&parent.equal);
     parent.next(
         ACCEPT_PATH,
@@ -42,12 +55,6 @@ async fn equal() -> (ScriptedParent, Site, Running) {
             })
         })),
     );
-    let running = site.run().await;
-    let mut invitation = invitation(&parent);
-    invitation.spawn_mode = SpawnMode::AutonomousPeer;
-    running.join(invitation).await;
-    running.wait("active", StatusReport::is_active).await;
-    (parent, site, running)
 }
 
 /// As the parent fetches it.
@@ -216,6 +223,68 @@ async fn a_parent_that_never_fetches_takes_the_old_authoritys_word_in_the_chain(
     assert_eq!(retired.succession, None);
     running.stop().await;
     assert!(!has_issued(&old, &certificate(&site).await));
+}
+
+#[tokio::test]
+async fn an_equal_that_rejoins_by_a_bare_token_stays_one_and_keeps_its_authority() {
+    let (parent, _site, running) = equal().await;
+    let before = authority(&running.report()).clone();
+    accept_as_equal(&parent);
+    let rejoin = Rejoin {
+        grants: FormerGrants::Kept,
+        working: WorkingMembership::Replace,
+        mode: RejoinMode::AsBefore,
+    };
+    let bare = invitation_with(&parent, SECOND_TOKEN, vec![parent.bridge()]);
+    assert_eq!(
+        bare.spawn_mode,
+        SpawnMode::ManagedChild,
+        "as a bare token is taken else"
+    );
+    running.handle.join_as(bare, Some(rejoin)).await.unwrap().unwrap();
+    parent
+        .wait("asked anew", |book| (book.accepts().len() == 2).then_some(()))
+        .await;
+    let report = running.wait("active", StatusReport::is_active).await;
+    assert_eq!(
+        report.peer.as_ref().unwrap().spawn_mode,
+        SpawnMode::AutonomousPeer
+    );
+    assert_eq!(*authority(&report), before);
+    assert_eq!(report.grants.active, 0, "no operator grant");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_ends_with_the_peering_among_equals() {
+    let (parent, site, running) = equal().await;
+    rotate(&running).await;
+    let managed = Rejoin {
+        grants: FormerGrants::Kept,
+        working: WorkingMembership::Replace,
+        mode: RejoinMode::Told,
+    };
+    parent.mint(SECOND_TOKEN);
+    parent.equal.set(parent.book().authority.anchors().clone());
+    let invitation = invitation_with(&parent, SECOND_TOKEN, vec![parent.bridge()]);
+    running
+        .handle
+        .join_as(invitation, Some(managed))
+        .await
+        .unwrap()
+        .unwrap();
+    running
+        .wait("certified by the parent", |report| {
+            report.is_active()
+                && report
+                    .certificate
+                    .as_ref()
+                    .is_some_and(|shown| !shown.self_issued)
+        })
+        .await;
+    running.stop().await;
+    let (_, loaded) = site.open().await.unwrap();
+    assert!(loaded.succession.is_none(), "its key is not kept for nothing");
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use powernode_satellite::base::id::PeerId;
 use powernode_satellite::contract::peer::PeerStatus;
 use powernode_satellite::contract::{ACCEPT_PATH, HEARTBEAT_PATH};
 use powernode_satellite::grant::{GrantRequest, GrantState, MANAGED_CHILD_OPERATOR_KIND, NewGrant};
-use powernode_satellite::machine::child::{Rejoin, WorkingMembership};
+use powernode_satellite::machine::child::{Rejoin, RejoinMode, WorkingMembership};
 use powernode_satellite::machine::membership::{Membership, StoredInvitation};
 use powernode_satellite::machine::past::FormerGrants;
 use powernode_satellite::satellite::grants::{Handover, Issue};
@@ -21,6 +21,7 @@ const SECOND_PEER: &str = "0192f0c1-7c1e-7a53-9d0e-3f2b5a6c7d90";
 const REJOIN: Rejoin = Rejoin {
     grants: FormerGrants::Kept,
     working: WorkingMembership::Replace,
+    mode: RejoinMode::Told,
 };
 
 /// A member that has stopped, and its membership.

@@ -278,7 +278,10 @@ async fn tunnel(scope: &TaskScope, clock: &Clock, streams: u32) -> (Tunnel, Tunn
         time.clone(),
     )
     .unwrap();
-    let settings = QuicSettings { max_streams: streams };
+    let settings = QuicSettings {
+        max_streams: streams,
+        ..QuicSettings::default()
+    };
     let server = QuicEndpoint::server((Ipv4Addr::LOCALHOST, 0).into(), tls, settings).unwrap();
     let key = PrivateKey::generate().unwrap();
     let csr = key.csr_pem("satellite").unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use powernode_satellite::bridge::operator_api::{Operator, OperatorApi};
+use powernode_satellite::bridge::operator_api::{NOT_CONFIGURED, Operator, OperatorApi};
 use powernode_satellite::bridge::registry::{Books, Opening};
 use powernode_satellite::bridge::settings::BridgeSettings;
 use powernode_satellite::cli::client::{AdminClient, AdminError, Answer};
@@ -37,7 +37,11 @@ pub async fn call(
         } else {
             refused.error
         };
-        Failure::new(code_of(answer.status), message)
+        let code = match refused.code.as_deref() {
+            Some(NOT_CONFIGURED) => Code::Usage,
+            _ => code_of(answer.status),
+        };
+        Failure::new(code, message)
     })
 }
 

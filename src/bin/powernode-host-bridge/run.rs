@@ -64,7 +64,9 @@ pub fn run(
 /// A registry that is not there has a code of its own.
 pub fn not_opened(error: &OpenRegistryError) -> Failure {
     let code = match error {
-        OpenRegistryError::NotInitialised | OpenRegistryError::NoLedger => Code::NotJoined,
+        OpenRegistryError::NotThere { .. }
+        | OpenRegistryError::NotInitialised
+        | OpenRegistryError::NoLedger => Code::NotJoined,
         _ => Code::Failed,
     };
     Failure::of(code, error)

@@ -11,7 +11,7 @@ use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output;
 use powernode_satellite::contract::join_code::{InvalidJoinCode, JoinCode};
 use powernode_satellite::contract::token::{AcceptanceToken, InvalidToken};
-use powernode_satellite::machine::child::{Rejoin, WorkingMembership};
+use powernode_satellite::machine::child::{Rejoin, RejoinMode, WorkingMembership};
 use powernode_satellite::machine::membership::StoredInvitation;
 use powernode_satellite::machine::past::FormerGrants;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
@@ -85,6 +85,11 @@ pub fn rejoin(config: &SatelliteConfig, arguments: &RejoinArguments) -> Result<E
             WorkingMembership::Replace
         } else {
             WorkingMembership::Keep
+        },
+        mode: if arguments.join.has_code() {
+            RejoinMode::Told
+        } else {
+            RejoinMode::AsBefore
         },
     };
     join_as(config, &arguments.join, Some(rejoin))

@@ -7,19 +7,7 @@ use std::net::IpAddr;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Uri, Version};
 
-use super::super::forwarded::{listed, strip_forwarded_identity, strip_hop_by_hop};
-
-/// By which a client could claim to be somebody else, somewhere else.
-const CLAIMS: &[&str] = &[
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-port",
-    "x-forwarded-proto",
-    "x-forwarded-prefix",
-    "x-forwarded-server",
-    "x-real-ip",
-];
+use super::super::forwarded::{is_claim, listed, strip_forwarded_identity, strip_hop_by_hop, strip_named};
 
 /// What a service must not say to a browser that takes it for a part of this bridge: where else the
 /// bridge is, and that its scripts may watch other services' pages.
@@ -66,9 +54,7 @@ pub(super) fn to_service(
     let trailers = listed(headers, &header::TE).any(|te| te.eq_ignore_ascii_case("trailers"));
     strip_forwarded_identity(headers);
     strip_hop_by_hop(headers);
-    for claim in CLAIMS {
-        headers.remove(*claim);
-    }
+    strip_named(headers, is_claim);
     headers.remove(TOKEN_HEADER);
     // The server answers this itself when the body is first read.
     headers.remove(header::EXPECT);
@@ -302,6 +288,11 @@ mod tests {
                 ("x-forwarded-for", "203.0.113.1"),
                 ("forwarded", "for=203.0.113.1"),
                 ("x-real-ip", "203.0.113.1"),
+                // Servers that hand headers on as variables read them like those with dashes.
+                ("x_forwarded_for", "203.0.113.1"),
+                ("X_Real-IP", "203.0.113.1"),
+                ("true-client-ip", "203.0.113.1"),
+                ("x-forwarded-user", "forged"),
                 ("x-forwarded-prefix", "/evil"),
                 ("x-forwarded-tls-client-cert", "forged"),
                 ("x-calling-instance", "forged"),

@@ -47,6 +47,9 @@ use crate::contract::peer::PeerStatus;
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
 
+/// The code of a refusal that asks for a change of this host-bridge's configuration.
+pub const NOT_CONFIGURED: &str = "NOT_CONFIGURED";
+
 /// Path of the grants.
 pub const ACCESS_GRANTS_PATH: &str = "/api/v1/system/sdwan/access_grants";
 /// Path of the health report.
@@ -202,8 +205,13 @@ impl OperatorApi {
             return self.relay(head, body, &operator).await;
         }
         // The registry blocks on the disk.
-        let answered =
-            tokio::task::spawn_blocking(move || self.dispatch(&head.method, &head.uri, &body, &operator));
+        let answered = tokio::task::spawn_blocking(move || {
+            let reply = self.dispatch(&head.method, &head.uri, &body, &operator);
+            match operator {
+                Operator::Local => reply.for_this_machine(),
+                Operator::Named(_) => reply,
+            }
+        });
         answered
             .await
             .unwrap_or_else(|_| internal_error())

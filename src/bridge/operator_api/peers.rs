@@ -13,7 +13,7 @@ use super::super::permission::{Action, NotPermitted, PeerAction, PeerRef};
 use super::super::registry::record::PeerRecord;
 use super::super::registry::{AcceptError, MintedToken, Proposal, Registry, RegistryError, Resumption};
 use super::super::reply::Reply;
-use super::{Call, Operator, OperatorApi, fields, forbidden, refused};
+use super::{Call, NOT_CONFIGURED, Operator, OperatorApi, fields, forbidden, refused};
 use crate::audit::AuditAction;
 use crate::contract::join_code::JoinCode;
 use crate::contract::peer::{PeerKind, SpawnMode, SpawnRole, UnknownName};
@@ -113,8 +113,9 @@ impl OperatorApi {
         self.check_invitation(&proposal, call.operator)
             .map_err(|why| forbidden(&why))?;
         if self.settings.borrow().public.url.is_none() {
-            return Err(Reply::failure(
+            return Err(Reply::coded(
                 StatusCode::UNPROCESSABLE_ENTITY,
+                NOT_CONFIGURED,
                 "a join code names this parent's URL: set public.url in the configuration first",
             ));
         }

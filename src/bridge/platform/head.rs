@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::super::forwarded::{dashed, strip_forwarded_identity, strip_hop_by_hop};
+use super::super::forwarded::{dashed, is_claim, strip_forwarded_identity, strip_hop_by_hop, strip_named};
 use crate::base::id::{InstanceId, NetworkId};
 use crate::identity::certificate::{CertificateFacts, write_pem};
 
@@ -29,15 +29,8 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 /// What a node's certificate names its instance by (contract section 8).
 const INSTANCE_URI: &str = "powernode://instance/";
 
-/// By which a caller could claim to be elsewhere, or steer what the platform's server does with the
-/// request; and what is for this bridge alone.
-const CLAIMS: &[&str] = &[
-    "forwarded",
-    "x-real-ip",
-    "x-client-ip",
-    "true-client-ip",
-    "client-ip",
-    "x-cluster-client-ip",
+/// By which a caller could steer what the platform's server does with the request; and what is for this bridge alone.
+const STEERING: &[&str] = &[
     "x-http-method-override",
     "x-original-url",
     "x-rewrite-url",
@@ -46,7 +39,7 @@ const CLAIMS: &[&str] = &[
 ];
 
 /// Prefixes of the same.
-const CLAIM_PREFIXES: &[&str] = &["x-forwarded-", "x-powernode-", "x-ssl-", "ssl-client-"];
+const STEERING_PREFIXES: &[&str] = &["x-powernode-", "x-ssl-", "ssl-client-"];
 
 /// A verified certificate as the platform reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,10 +98,7 @@ pub struct Vouched<'a> {
 pub fn to_platform(headers: &mut HeaderMap, vouched: Vouched<'_>, host: &HeaderValue) {
     strip_hop_by_hop(headers);
     strip_forwarded_identity(headers);
-    let claims: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
-    for claim in claims {
-        headers.remove(claim);
-    }
+    strip_named(headers, |name| is_claim(name) || steers(name));
     headers.insert(header::HOST, host.clone());
     if let Some(identity) = vouched.identity {
         headers.insert(CERT_INFO, identity.info.clone());
@@ -135,9 +125,9 @@ pub fn from_platform(headers: &mut HeaderMap) {
     headers.remove(header::ALT_SVC);
 }
 
-fn is_claim(name: &HeaderName) -> bool {
+fn steers(name: &HeaderName) -> bool {
     let name = dashed(name);
-    CLAIMS.contains(&name.as_str()) || CLAIM_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    STEERING.contains(&name.as_str()) || STEERING_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn instance_of(der: &[u8]) -> Option<InstanceId> {

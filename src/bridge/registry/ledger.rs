@@ -86,7 +86,9 @@ impl Books {
             }
             ParentConfig::Platform(platform) => {
                 let db = match opening {
-                    Opening::ReadOnly if !path.exists() => return Err(OpenRegistryError::NoLedger),
+                    Opening::ReadOnly if matches!(path.try_exists(), Ok(false)) => {
+                        return Err(OpenRegistryError::NoLedger);
+                    }
                     Opening::ReadOnly => Database::open_read_only_under(key, &path, &SCHEMA),
                     Opening::ReadWrite => Database::open_under(key, &path, &SCHEMA),
                 };

@@ -20,7 +20,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use thiserror::Error;
@@ -109,7 +109,16 @@ pub enum OpenRegistryError {
     /// The store.
     #[error("the registry's store could not be opened")]
     Open(#[source] OpenError),
-    /// No store, or one without an authority: `init` was not run or was interrupted.
+    /// No store: `init` was not run, or for another directory.
+    #[error(
+        "there is no registry {}; run `powernode-host-bridge init` first, or name the state directory that it is in",
+        path.display()
+    )]
+    NotThere {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A store without an authority: `init` was interrupted.
     #[error("there is no registry in the state directory; run `powernode-host-bridge init` first")]
     NotInitialised,
     /// A host-bridge beside a platform that has not run yet.
@@ -273,28 +282,31 @@ impl Registry {
     /// Opens a registry for reading and writing, under a state key where there is one.
     pub fn open(path: &Path, key: Option<&StateKey>) -> Result<Self, OpenRegistryError> {
         // Opening a store makes one where there is none; a registry comes of `init` alone.
-        if !path.exists() {
-            return Err(OpenRegistryError::NotInitialised);
-        }
+        Self::look_for(path)?;
         let db = Database::open_under(key, path, &SCHEMA).map_err(OpenRegistryError::Open)?;
         Self::open_in(db)
     }
 
     /// Opens a registry for reading, without writing a byte.
     pub fn open_read_only(path: &Path, key: Option<&StateKey>) -> Result<Self, OpenRegistryError> {
-        if !path.exists() {
-            return Err(OpenRegistryError::NotInitialised);
-        }
+        Self::look_for(path)?;
         let db = Database::open_read_only_under(key, path, &SCHEMA).map_err(OpenRegistryError::Open)?;
         Self::open_in(db)
     }
 
     /// Takes the seals off a registry that no daemon has open. `false` when it has none.
     pub fn unseal(path: &Path, key: &StateKey) -> Result<bool, OpenRegistryError> {
-        if !path.exists() {
-            return Err(OpenRegistryError::NotInitialised);
-        }
+        Self::look_for(path)?;
         Database::unseal(key, path, &SCHEMA).map_err(OpenRegistryError::Open)
+    }
+
+    /// What cannot be looked at is not said to be missing: opening it says why.
+    fn look_for(path: &Path) -> Result<(), OpenRegistryError> {
+        if matches!(path.try_exists(), Ok(false)) {
+            let path = path.to_owned();
+            return Err(OpenRegistryError::NotThere { path });
+        }
+        Ok(())
     }
 
     /// On an open store.

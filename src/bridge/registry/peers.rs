@@ -16,6 +16,7 @@ use crate::base::time::UnixTime;
 use crate::bridge::heartbeat::Declaration;
 use crate::contract::peer::{PeerEvent, PeerKind, PeerStatus, SpawnMode, SpawnRole};
 use crate::contract::token::{AcceptanceToken, TOKEN_ENTROPY_BYTES};
+use crate::process::config::duration::HumaneDuration;
 use crate::process::entropy;
 use crate::store::database::{Reader, Writer};
 
@@ -257,10 +258,10 @@ fn check_ttl(ttl: Duration) -> Result<(), RegistryError> {
         return Ok(());
     }
     Err(RegistryError::InvalidField(format!(
-        "an acceptance token lives from {} to {} seconds, not {}",
-        TOKEN_TTL_RANGE.start().as_secs(),
-        TOKEN_TTL_RANGE.end().as_secs(),
-        ttl.as_secs()
+        "an acceptance token lives from {} to {}, not {}",
+        HumaneDuration(*TOKEN_TTL_RANGE.start()),
+        HumaneDuration(*TOKEN_TTL_RANGE.end()),
+        HumaneDuration(ttl)
     )))
 }
 

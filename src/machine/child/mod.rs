@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use event::{ChildAction, ChildEvent, ChildPolicy, EventKind, InvitationRefused, KeyUse, LinkPurpose};
-pub use rejoin::{Rejoin, WorkingMembership};
+pub use rejoin::{Rejoin, RejoinMode, WorkingMembership};
 
 use super::backoff::BackoffPolicy;
 use super::heartbeat::{HeartbeatAction, HeartbeatEvent, HeartbeatMachine};

@@ -16,6 +16,17 @@ pub struct Rejoin {
     pub grants: FormerGrants,
     /// Whether a membership that works is given up for it.
     pub working: WorkingMembership,
+    /// Whether the invitation says how the parent treats this child.
+    pub mode: RejoinMode,
+}
+
+/// How the parent treats the child that joins anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RejoinMode {
+    /// As the invitation says.
+    Told,
+    /// A bare token says nothing: an equal stays one, and gives no operator grant.
+    AsBefore,
 }
 
 /// What to do about a membership that works.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::id::PeerId;
 use crate::base::time::UnixTime;
+use crate::contract::peer::SpawnMode;
 use crate::contract::token::TokenDigest;
 use crate::machine::membership::{
     AcceptedAnswer, JoinRefusal, KeyMaterial, Membership, Parent, StoredInvitation,
@@ -149,6 +150,15 @@ impl JoinState {
             | Self::Sent { invitation, .. }
             | Self::Accepted { invitation, .. } => Some(invitation),
             Self::Enrolled(_) | Self::Joined(_) | Self::Refused { .. } | Self::Left(_) => None,
+        }
+    }
+
+    /// How the parent treats this child, or means to.
+    pub const fn spawn_mode(&self) -> Option<SpawnMode> {
+        match (self.invitation(), self.membership()) {
+            (Some(invitation), _) => Some(invitation.spawn_mode),
+            (None, Some(membership)) => Some(membership.spawn_mode),
+            (None, None) => None,
         }
     }
 

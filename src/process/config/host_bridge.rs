@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use limits::{
     ACCEPTS_PER_SOURCE, ACCESS_SESSIONS, BOOTSTRAP_CONNECTIONS, BOOTSTRAP_PER_SOURCE, HTTPS_CONNECTIONS,
-    SESSIONS, STREAMS_PER_SESSION, STREAMS_TO_SATELLITE, UNKNOWN_TOKENS_PER_SOURCE,
+    SESSIONS, STREAM_WINDOW_KIB, STREAMS_PER_SESSION, STREAMS_TO_SATELLITE, UNKNOWN_TOKENS_PER_SOURCE,
 };
 
 use super::audit::{self, HOST_BRIDGE_MAX_ROWS, RETENTION_DAYS};
@@ -120,6 +120,8 @@ pub struct LimitsConfig {
     pub streams_per_session: u32,
     /// Streams that this side opens in one tunnel at the same time.
     pub streams_to_satellite: u32,
+    /// What of one stream may be on the way from a satellite or unread, in KiB.
+    pub stream_window_kib: u32,
     /// Sessions of people and programs to services at the same time.
     pub access_sessions: u32,
     /// Accept requests of one source address in a minute.
@@ -173,6 +175,7 @@ impl HostBridgeConfig {
                 sessions: settings.required(&SESSIONS)?,
                 streams_per_session: settings.required(&STREAMS_PER_SESSION)?,
                 streams_to_satellite: settings.required(&STREAMS_TO_SATELLITE)?,
+                stream_window_kib: settings.required(&STREAM_WINDOW_KIB)?,
                 access_sessions: settings.required(&ACCESS_SESSIONS)?,
                 accepts_per_source_per_minute: settings.required(&ACCEPTS_PER_SOURCE)?,
                 unknown_tokens_per_source_per_minute: settings.required(&UNKNOWN_TOKENS_PER_SOURCE)?,
@@ -304,6 +307,7 @@ static KEYS: &[&dyn AnyKey] = &[
     &SESSIONS,
     &STREAMS_PER_SESSION,
     &STREAMS_TO_SATELLITE,
+    &STREAM_WINDOW_KIB,
     &ACCESS_SESSIONS,
     &ACCEPTS_PER_SOURCE,
     &UNKNOWN_TOKENS_PER_SOURCE,

@@ -1,6 +1,9 @@
 //! How much content may wait between the streams and the socket. Yamux has no priorities: what
 //! many streams have queued would stand before a ping. Here content waits in its streams, first
 //! come first served, while a little of it is on its way; the control stream does not wait.
+//!
+//! Room is given to who waits, in turn, and nobody else may take it meanwhile: a stream with a flood of small
+//! packets, which always has the next one ready, would else be there first each time.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -28,23 +31,76 @@ pub(super) struct Gate {
 
 #[derive(Debug, Default)]
 struct State {
-    between: usize,
-    waiting: VecDeque<(u32, Waker)>,
+    /// Below zero for a moment where a frame has left before its writer has counted it in: the two are on
+    /// different threads.
+    between: isize,
+    waiting: VecDeque<Waiting>,
+    /// Streams that have been called and have not come yet, in number as many as there is room for.
+    called: Vec<Called>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    stream: u32,
+    /// What it is about to write, in bytes.
+    bytes: usize,
+    waker: Waker,
+}
+
+/// Its bytes count as if they were between.
+#[derive(Debug)]
+struct Called {
+    stream: u32,
+    bytes: usize,
+    /// Whether it had not come at the last look either.
+    late: bool,
+}
+
+impl State {
+    /// Calls those who are next.
+    fn call(&mut self) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        while self.has_room()
+            && let Some(Waiting { stream, bytes, waker }) = self.waiting.pop_front()
+        {
+            self.between += signed(bytes);
+            self.called.push(Called {
+                stream,
+                bytes,
+                late: false,
+            });
+            wakers.push(waker);
+        }
+        wakers
+    }
+
+    /// Whether this stream was called, and then no longer.
+    fn has_come(&mut self, stream: u32) -> bool {
+        let Some(at) = self.called.iter().position(|called| called.stream == stream) else {
+            return false;
+        };
+        let called = self.called.swap_remove(at);
+        self.between -= signed(called.bytes);
+        true
+    }
+
+    fn has_room(&self) -> bool {
+        self.between < signed(GATE_BYTES)
+    }
 }
 
 impl Gate {
-    /// Ready when `stream` may put content in. `again` for one that has waited already: it has
-    /// lost its turn to another and comes next.
-    pub(super) fn poll_enter(&self, stream: u32, again: bool, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when `stream` may put so many bytes of content in, now.
+    pub(super) fn poll_enter(&self, stream: u32, bytes: usize, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state();
-        if state.between < GATE_BYTES {
+        if state.has_come(stream) || (state.has_room() && state.waiting.is_empty()) {
             return Poll::Ready(());
         }
         let waker = cx.waker().clone();
-        match state.waiting.iter_mut().find(|(waiting, _)| *waiting == stream) {
-            Some((_, old)) => *old = waker,
-            None if again => state.waiting.push_front((stream, waker)),
-            None => state.waiting.push_back((stream, waker)),
+        let bytes = bytes.min(super::FRAME_BODY_BYTES);
+        match state.waiting.iter_mut().find(|waiting| waiting.stream == stream) {
+            Some(waiting) => *waiting = Waiting { stream, bytes, waker },
+            None => state.waiting.push_back(Waiting { stream, bytes, waker }),
         }
         drop(state);
         self.waited_for.notify_one();
@@ -53,53 +109,73 @@ impl Gate {
 
     /// So many bytes, of content or not, were put in.
     pub(super) fn entered(&self, bytes: usize) {
-        self.state().between += bytes;
+        self.state().between += signed(bytes);
+    }
+
+    /// Who was let in has put nothing in: it waits for its stream's own window.
+    pub(super) fn passed_by(&self) {
+        self.change(|_| {});
     }
 
     /// So many have left for the socket; who is next goes on.
     pub(super) fn left(&self, bytes: usize) {
-        let mut state = self.state();
-        state.between = state.between.saturating_sub(bytes);
-        let next = (state.between < GATE_BYTES)
-            .then(|| state.waiting.pop_front())
-            .flatten();
-        drop(state);
-        if let Some((_, waker)) = next {
-            waker.wake();
-        }
+        self.change(|state| state.between -= signed(bytes));
     }
 
     /// Wakes everybody.
     pub(super) fn open_to_all(&self) {
         let mut state = self.state();
         state.between = 0;
+        state.called.clear();
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        for (_, waker) in waiting {
+        for Waiting { waker, .. } in waiting {
             waker.wake();
         }
     }
 
-    /// Sees to it that nobody waits in vain: a stream that was woken may have lost its interest, and
-    /// when nothing is on its way nobody else would be woken. Runs for ever.
+    /// Sees to it that nobody waits in vain: a stream that was called may have lost its interest. Runs for
+    /// ever.
     pub(super) async fn attend(&self) -> Infallible {
         loop {
             self.waited_for.notified().await;
-            tokio::time::sleep(STALL_LOOK).await;
-            if self.state().between == 0 {
-                self.open_to_all();
+            while !self.state().waiting.is_empty() {
+                tokio::time::sleep(STALL_LOOK).await;
+                self.change(|state| {
+                    let late = state
+                        .called
+                        .extract_if(.., |called| std::mem::replace(&mut called.late, true));
+                    let bytes: usize = late.map(|called| called.bytes).sum();
+                    state.between -= signed(bytes);
+                });
             }
         }
     }
 
     /// A stream that is gone waits no more.
     pub(super) fn forget(&self, stream: u32) {
-        self.state().waiting.retain(|(waiting, _)| *waiting != stream);
+        self.change(|state| {
+            state.waiting.retain(|waiting| waiting.stream != stream);
+            state.has_come(stream);
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        change(&mut state);
+        let wakers = state.call();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Of a frame or of some.
+fn signed(bytes: usize) -> isize {
+    isize::try_from(bytes).unwrap_or(isize::MAX)
 }
 
 #[cfg(test)]
@@ -108,11 +184,15 @@ mod tests {
 
     fn enter(gate: &Gate, stream: u32) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        gate.poll_enter(stream, false, &mut cx).is_ready()
+        gate.poll_enter(stream, 1, &mut cx).is_ready()
     }
 
     fn waiting(gate: &Gate) -> Vec<u32> {
-        gate.state().waiting.iter().map(|(stream, _)| *stream).collect()
+        gate.state()
+            .waiting
+            .iter()
+            .map(|waiting| waiting.stream)
+            .collect()
     }
 
     #[test]
@@ -130,7 +210,49 @@ mod tests {
         assert_eq!(waiting(&gate), [2, 3], "one goes on");
         assert!(enter(&gate, 1));
         gate.forget(3);
-        assert_eq!(waiting(&gate), [2]);
+        gate.forget(2);
+        assert!(waiting(&gate).is_empty());
+    }
+
+    #[test]
+    fn a_frame_that_has_left_before_it_is_counted_in_takes_no_room_for_good() {
+        let gate = Gate::default();
+        for _ in 0..3 {
+            assert!(enter(&gate, 1));
+            gate.left(GATE_BYTES);
+            gate.entered(GATE_BYTES);
+        }
+        assert!(enter(&gate, 1));
+    }
+
+    #[test]
+    fn who_was_called_is_not_overtaken_by_who_is_quicker() {
+        let gate = Gate::default();
+        gate.entered(GATE_BYTES);
+        assert!(!enter(&gate, 1));
+        assert!(!enter(&gate, 2));
+        gate.left(1);
+        assert!(!enter(&gate, 2), "the room is the first one's");
+        assert!(enter(&gate, 1));
+        gate.entered(1);
+        assert!(!enter(&gate, 1), "and then the next one's");
+        gate.left(1);
+        assert!(enter(&gate, 2));
+    }
+
+    #[test]
+    fn who_has_nothing_to_put_in_or_is_gone_makes_room_for_the_next() {
+        let gate = Gate::default();
+        gate.entered(GATE_BYTES);
+        for stream in 1..=3 {
+            assert!(!enter(&gate, stream));
+        }
+        gate.left(1);
+        assert!(enter(&gate, 1));
+        gate.passed_by();
+        assert_eq!(waiting(&gate), [3]);
+        gate.forget(2);
+        assert!(enter(&gate, 3));
     }
 
     #[tokio::test(start_paused = true)]
@@ -140,21 +262,13 @@ mod tests {
         for stream in 1..=3 {
             assert!(!enter(&gate, stream));
         }
-        // The first is woken, and that is all that would ever happen.
-        gate.left(GATE_BYTES);
+        // The first is called, and that is all that would ever happen.
+        gate.left(1);
         assert_eq!(waiting(&gate), [2, 3]);
-        let attended = tokio::time::timeout(2 * STALL_LOOK, gate.attend()).await;
+        let attended = tokio::time::timeout(3 * STALL_LOOK, gate.attend()).await;
         assert!(attended.is_err());
-        assert!(waiting(&gate).is_empty());
-    }
-
-    #[test]
-    fn one_that_was_overtaken_comes_next() {
-        let gate = Gate::default();
-        gate.entered(GATE_BYTES);
-        assert!(!enter(&gate, 1));
-        let mut cx = Context::from_waker(Waker::noop());
-        assert!(gate.poll_enter(2, true, &mut cx).is_pending());
-        assert_eq!(waiting(&gate), [2, 1]);
+        assert_eq!(waiting(&gate), [3]);
+        assert!(!enter(&gate, 1), "it comes after the others now");
+        assert!(enter(&gate, 2));
     }
 }

@@ -35,7 +35,6 @@ pub(super) fn byte_stream(
         write: Box::new(WriteHalf {
             stream: write,
             urgency,
-            waited: false,
             farewell: farewell.clone(),
             shared: Arc::clone(shared),
             _place: place,
@@ -105,8 +104,6 @@ impl Drop for ReadHalf {
 struct WriteHalf {
     stream: yamux::Stream,
     urgency: Urgency,
-    /// Whether it stood in the gate's queue for the bytes that it writes now.
-    waited: bool,
     farewell: Farewell,
     shared: Arc<Shared>,
     _place: Place,
@@ -121,11 +118,13 @@ impl AsyncWrite for WriteHalf {
         }
         if half.urgency == Urgency::Bulk {
             let number = half.stream.id().val();
-            let entered = half.shared.gate.poll_enter(number, half.waited, cx);
-            half.waited = entered.is_pending();
-            ready!(entered);
+            ready!(half.shared.gate.poll_enter(number, bytes.len(), cx));
         }
-        write(&mut half.stream, &half.shared, cx, bytes)
+        let written = write(&mut half.stream, &half.shared, cx, bytes);
+        if half.urgency == Urgency::Bulk && !matches!(written, Poll::Ready(Ok(_))) {
+            half.shared.gate.passed_by();
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

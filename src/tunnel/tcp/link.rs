@@ -2,6 +2,8 @@
 //! yamux does not do well enough for a tunnel:
 //!
 //! - A frame leaves as one TLS record; yamux writes head and body apart.
+//! - Reading has its turn. Yamux reads when there is nothing to write or no room for it, and between writers that
+//!   are quick and a socket that takes all, neither happens: then even the other side's windows are not heard of.
 //! - Pings are answered here. Yamux reads nothing while an answer waits for room to be written, so
 //!   two busy sides that ping each other at once could stand still for ever.
 //! - After a failed write the other side's last word is still read: it says why.
@@ -36,6 +38,10 @@ const FLAGS_AT: usize = 3;
 const FLAG_SYN: u8 = 1;
 const FLAG_ACK: u8 = 2;
 const FLAG_RST: u8 = 8;
+
+/// Frames that leave before what has come is looked at: as many as one window update stands for, and few enough
+/// for the runtime, which lets a task go on for 128 operations of its sockets and then takes them for blocked.
+const TURN_FRAMES: u8 = 8;
 
 /// Follows one direction's frames.
 #[derive(Debug, Default)]
@@ -113,6 +119,8 @@ pub(super) struct Link<T> {
     written: usize,
     /// Content in it.
     content: usize,
+    /// Frames that have left since reading had its turn.
+    turn: u8,
     /// At most one: a peer that floods pings gets the last answered.
     pong: Option<[u8; HEAD_BYTES]>,
     broken: bool,
@@ -129,6 +137,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Link<T> {
             frame: Vec::new(),
             written: 0,
             content: 0,
+            turn: 0,
             pong: None,
             broken: false,
         }
@@ -274,7 +283,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> futures_io::AsyncWrite for Link<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let link = &mut *self;
         if link.writing.between_frames() {
+            if link.turn == TURN_FRAMES {
+                link.turn = 0;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             ready!(link.poll_out(cx, false))?;
+            link.turn += 1;
         }
         let in_body = link.writing.body_left > 0;
         let count = bytes.len().min(link.writing.piece_left());
@@ -372,12 +387,12 @@ mod tests {
             .entered(super::super::gate::GATE_BYTES + content.len() - 1);
         for piece in data(&content).chunks(7) {
             let mut cx = Context::from_waker(std::task::Waker::noop());
-            assert!(shared.gate.poll_enter(1, false, &mut cx).is_pending());
+            assert!(shared.gate.poll_enter(1, 1, &mut cx).is_pending());
             write(&mut link, piece).await;
         }
         poll_fn(|cx| Pin::new(&mut link).poll_flush(cx)).await.unwrap();
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        assert!(shared.gate.poll_enter(1, false, &mut cx).is_ready());
+        assert!(shared.gate.poll_enter(1, 1, &mut cx).is_ready());
         let mut written = vec![0; HEAD_BYTES + content.len()];
         far.read_exact(&mut written).await.unwrap();
         assert_eq!(written, data(&content));

@@ -344,9 +344,8 @@ async fn heard_at_least(packets: &mut watch::Receiver<u64>, least: u64) -> u64 {
 
 /// A flood of packets beside a stream's content: whoever sends more than the path takes loses packets, and
 /// keeps nobody waiting.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_flood_over_quic_does_not_starve_streams() {
-    let (ends, _site) = tunnel(Over::Quic, 8).await;
+async fn a_flood_does_not_starve_streams(over: Over) {
+    let (ends, _site) = tunnel(over, 8).await;
     let (near, far) = flow(&ends.dialer, &ends.acceptor).await;
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
@@ -380,4 +379,14 @@ async fn a_flood_over_quic_does_not_starve_streams() {
     assert!(after > before);
     heard_at_least(&mut packets, after + 1_000).await;
     assert!(ends.dialer.close_reason().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_flood_over_quic_does_not_starve_streams() {
+    a_flood_does_not_starve_streams(Over::Quic).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_flood_over_tcp_does_not_starve_streams() {
+    a_flood_does_not_starve_streams(Over::Tcp).await;
 }

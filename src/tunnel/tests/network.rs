@@ -135,7 +135,10 @@ impl Site {
         let listening = match over {
             Over::Memory => Listening::Memory,
             Over::Quic => {
-                let settings = QuicSettings { max_streams };
+                let settings = QuicSettings {
+                    max_streams,
+                    ..QuicSettings::default()
+                };
                 Listening::Quic(QuicEndpoint::server(loopback, authority.server(), settings).unwrap())
             }
             Over::Tcp => {
@@ -178,7 +181,11 @@ impl Site {
         match &self.listening {
             Listening::Memory => unreachable!("memory is not dialled"),
             Listening::Quic(_) => {
-                let client = QuicEndpoint::client(QuicSettings { max_streams }).unwrap();
+                let client = QuicEndpoint::client(QuicSettings {
+                    max_streams,
+                    ..QuicSettings::default()
+                })
+                .unwrap();
                 let dialed = client.dial(address, SERVER_NAME, tls, failures).await;
                 dialed.map_err(|error| match error {
                     quic::DialError::Closed { reason, .. } => reason,

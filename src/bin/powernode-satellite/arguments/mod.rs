@@ -259,6 +259,11 @@ impl PublishArguments {
 }
 
 impl JoinArguments {
+    /// Whether a join code is given, in whatever way.
+    pub const fn has_code(&self) -> bool {
+        self.code.is_some() || self.code_file.is_some()
+    }
+
     fn of(given: &Given) -> Result<Self, UsageError> {
         Ok(Self {
             code: given.text("code")?,

@@ -232,7 +232,7 @@ fn a_registry_is_made_once() {
     let path = directory.path().join("registry.redb");
     assert!(matches!(
         Registry::open(&path, None),
-        Err(OpenRegistryError::NotInitialised)
+        Err(OpenRegistryError::NotThere { .. })
     ));
     let fingerprint = Registry::create(&path, None, "Test CA", at(0))
         .unwrap()

@@ -7,6 +7,7 @@ use crate::machine::past::FormerGrants;
 const KEEP: Rejoin = Rejoin {
     grants: FormerGrants::Kept,
     working: WorkingMembership::Keep,
+    mode: RejoinMode::Told,
 };
 
 const FORCE: Rejoin = Rejoin {

@@ -74,6 +74,18 @@ pub(super) static STREAMS_TO_SATELLITE: Key<u32> = Key {
     discreet: false,
 };
 
+pub(super) static STREAM_WINDOW_KIB: Key<u32> = Key {
+    path: "limits.stream_window_kib",
+    form: &CountBetween {
+        least: 256,
+        most: 65_536,
+        unit: "KiB",
+    },
+    default: Fallback::Value("8192"),
+    doc: "What of one stream over QUIC may be on the way from a satellite or not yet read by who asked for it. It bounds\nhow fast a stream is over a long way: 8192 are 1.3 Gbit/s at 50 ms, and a third of that where packets are lost.\nA tunnel takes in 32 of them at most, for readers that stand still.",
+    discreet: false,
+};
+
 pub(super) static ACCESS_SESSIONS: Key<u32> = Key {
     path: "limits.access_sessions",
     form: &CountBetween {
