@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "functions that tests share are tests, too")]
 
-use std::process::{Command, Stdio};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::environment::Environment;
+use powernode_satellite::process::fresh_start;
 use powernode_satellite::process::signals::{Signal, Signals};
 use powernode_satellite::process::supervisor::{Stage, Supervisor};
 use powernode_satellite::process::telemetry::{self, LogFormat};
@@ -52,6 +56,63 @@ fn a_filter_holds_until_it_is_changed() {
     let lines = logged(&[]);
     assert!(!lines.iter().any(|line| line.contains("too early")));
     assert!(lines.iter().any(|line| line.contains("after the change")));
+}
+
+#[test]
+fn a_panic_starts_a_program_afresh_that_has_run_for_a_while() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let (status, said) = panicking(log.path(), Duration::ZERO);
+    let runs = std::fs::read_to_string(log.path()).unwrap();
+    let runs: Vec<_> = runs.lines().collect();
+    assert_eq!(runs.len(), 2, "{said}");
+    assert_eq!(runs[0], runs[1], "the process is the same");
+    assert!(said.contains("on purpose") && said.contains("starts afresh"), "{said}");
+    assert!(status.success(), "{said}");
+}
+
+#[test]
+fn a_panic_soon_after_the_start_is_left_to_the_service_manager() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let (status, said) = panicking(log.path(), fresh_start::RUN_AT_LEAST);
+    assert_eq!(std::fs::read_to_string(log.path()).unwrap().lines().count(), 1, "{said}");
+    assert!(!status.success() && said.contains("the program ends"), "{said}");
+}
+
+/// Not a test of its own: a process that panics in its first run.
+#[test]
+fn panicking_child() {
+    let (Some(log), Some(run_at_least)) = (std::env::var_os(LOG), std::env::var_os(RUN_AT_LEAST)) else {
+        return;
+    };
+    let mut log = std::fs::File::options().append(true).open(log).unwrap();
+    writeln!(log, "{}", std::process::id()).unwrap();
+    if log.metadata().unwrap().len() > format!("{}\n", std::process::id()).len() as u64 {
+        return;
+    }
+    telemetry::init(
+        &"info".parse().unwrap(),
+        LogFormat::Auto,
+        &Environment::of_process(),
+    )
+    .unwrap();
+    let run_at_least = Duration::from_secs(run_at_least.to_str().unwrap().parse().unwrap());
+    fresh_start::after_panics(Clock::start(BUILD_TIME), run_at_least);
+    panic!("on purpose");
+}
+
+/// Where the runs of the child are noted; set in its environment alone, like the next.
+const LOG: &str = "PROCESS_TEST_RUNS";
+const RUN_AT_LEAST: &str = "PROCESS_TEST_RUN_AT_LEAST_S";
+
+fn panicking(log: &Path, run_at_least: Duration) -> (ExitStatus, String) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "panicking_child", "--nocapture"])
+        .env(LOG, log)
+        .env(RUN_AT_LEAST, run_at_least.as_secs().to_string())
+        .stdout(Stdio::null())
+        .output()
+        .unwrap();
+    (output.status, String::from_utf8(output.stderr).unwrap())
 }
 
 /// Not a test of its own: the process whose log the others read.

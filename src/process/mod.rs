@@ -9,6 +9,7 @@ pub mod config;
 pub mod connection;
 pub mod entropy;
 pub mod environment;
+pub mod fresh_start;
 pub mod hook;
 pub mod http_server;
 mod log_lines;

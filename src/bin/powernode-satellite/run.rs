@@ -4,11 +4,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use powernode_satellite::cli::failure::Failure;
+use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::process::environment::Environment;
 use powernode_satellite::process::service_notify::ServiceManager;
-use powernode_satellite::process::{open_files, telemetry};
+use powernode_satellite::process::{fresh_start, open_files, telemetry};
 use powernode_satellite::satellite::daemon::{self, RunError};
 
 /// Runs until a signal stops it.
@@ -18,6 +19,9 @@ pub fn run(
     (file, flags): (ConfigFile, Flags),
 ) -> Result<ExitCode, Failure> {
     let log = telemetry::init(&config.log.filter, config.log.format, environment).map_err(Failure::usage)?;
+    if cfg!(panic = "abort") {
+        fresh_start::after_panics(Clock::start(BUILD_TIME), fresh_start::RUN_AT_LEAST);
+    }
     let manager = ServiceManager::connect(environment).map_err(Failure::usage)?;
     open_files::allow_many();
     let (environment, running) = (environment.clone(), config.clone());
