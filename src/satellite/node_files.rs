@@ -3,9 +3,9 @@
 //! them are on the disk before the first takes its place, so that key and certificate of two identities stand
 //! beside each other for the time of a few renames alone. Knows nothing of how an identity is had. Blocking.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -160,9 +160,21 @@ fn make_directory(directory: &Path) -> io::Result<()> {
         return Ok(());
     }
     if let Some(above) = directory.parent() {
-        fs::create_dir_all(above)?;
+        make_above(above)?;
     }
     DirBuilder::new().mode(0o700).create(directory)
+}
+
+/// The daemon's own umask leaves others nothing, and would take these from the programs that they are for.
+fn make_above(directory: &Path) -> io::Result<()> {
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if let Some(above) = directory.parent() {
+        make_above(above)?;
+    }
+    fs::create_dir(directory)?;
+    fs::set_permissions(directory, Permissions::from_mode(0o755))
 }
 
 /// A draft that a power cut left may have any mode, and might be a link: it is made anew.
@@ -176,6 +188,8 @@ fn write_draft(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
         .create_new(true)
         .mode(mode)
         .open(path)?;
+    // Whatever the umask has left of it.
+    file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()
 }
@@ -183,7 +197,8 @@ fn write_draft(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use rustix::fs::Mode;
+    use rustix::process::umask;
 
     use super::*;
     use crate::base::time::UnixTime;
@@ -232,8 +247,15 @@ mod tests {
     fn the_layout_is_what_other_programs_expect() {
         let dir = tempfile::tempdir().unwrap();
         let pki = dir.path().join("powernode/pki");
+        // As in the unit.
+        let before = umask(Mode::from_raw_mode(0o077));
         assert!(write(&pki, &node("first")).unwrap());
+        umask(before);
         assert_eq!(mode(&pki), 0o700);
+        assert_eq!(mode(&dir.path().join("powernode")), 0o755);
+        for name in ["ca-bundle.crt", "ca-chain.crt", "node.crt", "meta.json"] {
+            assert_eq!(mode(&pki.join(name)), 0o644, "{name}");
+        }
         assert_eq!(
             names(&pki),
             [

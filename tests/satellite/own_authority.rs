@@ -256,6 +256,38 @@ async fn an_equal_that_rejoins_by_a_bare_token_stays_one_and_keeps_its_authority
 }
 
 #[tokio::test]
+async fn a_change_ends_with_the_peering_among_equals() {
+    let (parent, site, running) = equal().await;
+    rotate(&running).await;
+    let managed = Rejoin {
+        grants: FormerGrants::Kept,
+        working: WorkingMembership::Replace,
+        mode: RejoinMode::Told,
+    };
+    parent.mint(SECOND_TOKEN);
+    parent.equal.set(parent.book().authority.anchors().clone());
+    let invitation = invitation_with(&parent, SECOND_TOKEN, vec![parent.bridge()]);
+    running
+        .handle
+        .join_as(invitation, Some(managed))
+        .await
+        .unwrap()
+        .unwrap();
+    running
+        .wait("certified by the parent", |report| {
+            report.is_active()
+                && report
+                    .certificate
+                    .as_ref()
+                    .is_some_and(|shown| !shown.self_issued)
+        })
+        .await;
+    running.stop().await;
+    let (_, loaded) = site.open().await.unwrap();
+    assert!(loaded.succession.is_none(), "its key is not kept for nothing");
+}
+
+#[tokio::test]
 async fn a_box_that_its_parent_certifies_has_none() {
     let parent = ScriptedParent::start();
     let site = Site::joined(&parent).await;

@@ -51,6 +51,7 @@ impl Driver {
         if self.authority.due > self.clock.now() {
             return announces;
         }
+        self.forget_stale().await;
         self.take_fetched().await;
         let Some(step) = self.authority_step() else {
             return announces;
@@ -138,6 +139,24 @@ impl Driver {
         )
     }
 
+    /// A change that was under way in a peering before this one is over with that, and so is its key.
+    async fn forget_stale(&mut self) {
+        let (Some(membership), Some(kept)) = (self.machine.membership(), &self.authority.kept) else {
+            return;
+        };
+        let own = membership.own_authority.as_ref();
+        if own.is_some_and(|own| kept.concerns(own)) {
+            return;
+        }
+        match self.store.save_succession(None).await {
+            Ok(()) => self.authority = AuthorityCare::new(None),
+            Err(error) => {
+                self.authority.due = self.clock.now().plus(STEP_RETRY);
+                tracing::warn!(error = %error_chain(&error), "the next authority of a peering before could not be forgotten");
+            }
+        }
+    }
+
     /// Notes that the parent has fetched the new authority.
     async fn take_fetched(&mut self) {
         let Some(surroundings) = &self.surroundings else {
@@ -160,10 +179,6 @@ impl Driver {
         let membership = self.machine.membership()?;
         let own = membership.own_authority.as_ref()?;
         let kept = self.authority.kept.as_ref();
-        if kept.is_some_and(|kept| !kept.concerns(own)) {
-            // Of a peering before this one.
-            return Some(AuthorityStep::Retire);
-        }
         let facts = CertificateFacts::of_pem(&own.certificate_pem).ok()?;
         let in_use = &membership.identity.certificate.cert_pem;
         let facts = AuthorityFacts {
