@@ -28,6 +28,7 @@ use super::generation::{Generation, Purpose};
 use super::rewrite;
 use super::seal::Seals;
 use super::state_key::StateKey;
+use crate::process::blocking;
 
 pub use super::error::{Damage, Holder, OpenError, StoreError};
 pub use super::generation::CACHE_BYTES;
@@ -342,7 +343,7 @@ where
     T: Send + 'static,
     E: From<StoreError> + Send + 'static,
 {
-    match tokio::task::spawn_blocking(work).await {
+    match blocking::start(work).await {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),

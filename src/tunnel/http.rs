@@ -22,6 +22,7 @@ use super::connection::{OpenStreamError, Tunnel};
 use super::stream::{TunnelStream, refusal_in};
 use crate::base::id::TraceId;
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES};
+use crate::process::connection::{BoxedConnection, boxed};
 use crate::wire::{StreamHeader, StreamKind, StreamRefusal};
 
 /// Host of a request that names none. HTTP/1.1 demands one; behind a tunnel it means nothing.
@@ -149,7 +150,7 @@ where
         .keep_alive(false)
         .half_close(true)
         .max_header_size(HTTP_HEAD_MAX_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(boxed(stream)), service)
         .without_shutdown();
     let mut stream = served.await.map_err(HttpServeError)?.io.into_inner();
     // What fails from here on is nobody's loss: the answer is on its way, or its reader is gone.
@@ -161,7 +162,7 @@ where
 
 /// Reads on what the other side still sends. Stopping it at once could overtake the answer, and
 /// the sender would see a failed write instead.
-async fn linger(stream: TunnelStream) {
+async fn linger(stream: BoxedConnection) {
     let mut rest = stream.take(LINGER_MAX_BYTES);
     let mut nowhere = tokio::io::sink();
     let read = tokio::io::copy(&mut rest, &mut nowhere);
@@ -180,7 +181,7 @@ where
     connection: Option<Pin<Box<Connection<B>>>>,
 }
 
-type Connection<B> = client::Connection<TokioIo<LastWord>, B>;
+type Connection<B> = client::Connection<TokioIo<BoxedConnection>, B>;
 
 /// A stream of which the reading half has the last word. Where the other side takes no more of a request, its answer
 /// is on the way or has come, and hyper would drop it for the failed write; where there is none, reading fails, too.
@@ -309,10 +310,10 @@ where
     let failed = |error| exchange_failed(error, limits);
     let (mut sender, connection) = client::Builder::new()
         .max_header_size(limits.head_bytes)
-        .handshake(TokioIo::new(LastWord {
+        .handshake(TokioIo::new(boxed(LastWord {
             stream,
             stopped: false,
-        }))
+        })))
         .await
         .map_err(failed)?;
     let mut connection = Box::pin(connection);

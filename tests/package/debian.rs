@@ -3,11 +3,17 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::container::Container;
 use crate::prerequisites::{has, is_root};
 use crate::support::succeed;
 use crate::units::{BRIDGE, SATELLITE, answers, begin, join};
+
+/// The longest silence that an upgrade of either end may cost: a stop and a start each, the bridge's word of
+/// when to come back, and handshakes of programs without optimisation.
+const RECONNECT_MAX: Duration = Duration::from_secs(20);
 
 /// Both packages of one version, out of the programs under test.
 struct Packages {
@@ -91,6 +97,7 @@ fn the_packages_live_a_boxs_life() {
     answers(&container, "shop-17");
 
     an_upgrade_restarts_and_keeps_what_the_operator_wrote(&container, &second);
+    an_upgrade_costs_no_more_than_a_reconnect(&container, &first);
     removed_keeps_the_state_and_purged_keeps_nothing(&container, &second);
 }
 
@@ -137,6 +144,37 @@ fn an_upgrade_restarts_and_keeps_what_the_operator_wrote(container: &Container, 
     answers(container, "shop-17");
     let said = container.run(&[SATELLITE, "self-check"]);
     assert!(said.contains("joined"), "{said}");
+}
+
+/// While both packages are replaced, one after the other, the parent asks the satellite without a pause.
+#[expect(clippy::disallowed_methods, reason = "real daemons: real time")]
+fn an_upgrade_costs_no_more_than_a_reconnect(container: &Container, next: &Packages) {
+    let done = AtomicBool::new(false);
+    let programs = || [SATELLITE, BRIDGE].map(|name| container.property(name, "MainPID"));
+    let before = programs();
+    let longest = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+            // Once more after the end, so that an answer closes the last silence.
+            loop {
+                let is_last = done.load(Ordering::Acquire);
+                answers(container, "shop-17");
+                longest = longest.max(last.elapsed());
+                last = Instant::now();
+                if is_last {
+                    return longest;
+                }
+            }
+        });
+        next.install(container);
+        done.store(true, Ordering::Release);
+        asking.join().unwrap()
+    });
+    assert_ne!(programs(), before, "both are others");
+    assert!(
+        longest < RECONNECT_MAX,
+        "the parent heard nothing for {longest:?}"
+    );
 }
 
 fn removed_keeps_the_state_and_purged_keeps_nothing(container: &Container, again: &Packages) {

@@ -7,10 +7,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod container;
+mod cross;
 mod debian;
+mod documents;
+mod drop_ins;
 mod image;
 mod openwrt;
 mod prerequisites;
+mod processors;
 mod release;
 #[path = "../support/mod.rs"]
 mod support;

@@ -13,6 +13,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("lintian", "lintian"),
     ("mandoc", "mandoc"),
     ("minisign", "minisign"),
+    ("openssl", "openssl"),
+    ("readelf", "binutils"),
     ("shellcheck", "shellcheck"),
     ("strip", "binutils"),
     ("systemd-analyze", "systemd"),
@@ -48,7 +50,8 @@ pub fn skip(test: &str, why: &str) -> bool {
     false
 }
 
-fn is_installed(program: &str) -> bool {
+/// Whether this program is here.
+pub fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain([Path::new("/usr/sbin").to_owned(), Path::new("/sbin").to_owned()])

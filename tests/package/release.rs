@@ -1,15 +1,23 @@
 //! `scripts/release` in a repository of its own, with a throw-away key and programs that merely are
-//! static: what it refuses, and what it leaves.
+//! static: what it refuses, and what it leaves. For all targets, of which this machine's compiler has one.
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::documents;
 use crate::prerequisites::has;
+use crate::processors::smallest_program;
 use crate::support::{fail, succeed};
 
-const TARGET: &str = "x86_64-unknown-linux-musl";
+const NATIVE: &str = "x86_64-unknown-linux-musl";
+
+/// The others of a release, with Debian's words for their processors.
+const OTHERS: [(&str, &str); 2] = [
+    ("aarch64-unknown-linux-musl", "arm64"),
+    ("armv7-unknown-linux-musleabihf", "armhf"),
+];
 
 struct Repository {
     place: tempfile::TempDir,
@@ -64,37 +72,29 @@ impl Repository {
 
     fn release(&self, more: &[&str]) -> Output {
         let mut command = self.command("scripts/release", more);
-        command.args([
-            "--key",
-            "../key",
-            "--output",
-            "../output",
-            "--built",
-            "../built",
-            TARGET,
-        ]);
-        // Out of this tree, where all that they need is built already.
-        let docs = self.place.path().join("docs");
-        let mut generate = Command::new(env!("CARGO"));
-        generate
-            .args(["run", "--locked", "--quiet", "--example", "generate-docs", "--"])
-            .arg(&docs)
-            .current_dir(env!("CARGO_MANIFEST_DIR"));
-        succeed(&generate.output().unwrap());
+        command.args(["--key", "../key", "--output", "../output", "--built", "../built"]);
+        let docs = documents::generate(self.place.path());
         command.env("POWERNODE_DOCS", docs).output().unwrap()
     }
 
-    /// Something in the place of both programs.
+    /// Something in the place of both programs, for each target.
     fn build(&self, options: &[&str]) {
-        let built = self.place.path().join("built").join(TARGET);
-        std::fs::create_dir_all(&built).unwrap();
         let source = self.place.path().join("program.c");
         std::fs::write(&source, "int main(void) { return 0; }\n").unwrap();
         for program in ["powernode-satellite", "powernode-host-bridge"] {
             let mut compiler = self.command("cc", options);
-            compiler.arg("-s").arg("-o").arg(built.join(program)).arg(&source);
-            succeed(&compiler.output().unwrap());
+            compiler.arg("-s").arg("-o").arg(self.built(NATIVE).join(program));
+            succeed(&compiler.arg(&source).output().unwrap());
+            for (target, _) in OTHERS {
+                std::fs::write(self.built(target).join(program), smallest_program(target)).unwrap();
+            }
         }
+    }
+
+    fn built(&self, target: &str) -> PathBuf {
+        let built = self.place.path().join("built").join(target);
+        std::fs::create_dir_all(&built).unwrap();
+        built
     }
 }
 
@@ -135,25 +135,28 @@ fn a_release_is_whole_and_signed_or_not_made() {
 
 fn is_whole(repository: &Repository, said: &str) {
     let version = env!("CARGO_PKG_VERSION");
-    let names = [
-        format!("powernode-satellite-{version}-linux-x86_64"),
-        format!("powernode-host-bridge-{version}-linux-x86_64"),
-        format!("powernode-satellite_{version}-1_amd64.deb"),
-        format!("powernode-host-bridge_{version}-1_amd64.deb"),
-        format!("powernode-satellite-{version}.cdx.json"),
+    let materials = format!("powernode-satellite-{version}.cdx.json");
+    let mut names = vec![
+        materials.clone(),
         format!("powernode-satellite-{version}-openwrt.init"),
         format!("powernode-satellite-{version}-openwrt.keep"),
         "SHA256SUMS".to_owned(),
         "SHA256SUMS.minisig".to_owned(),
     ];
+    for (target, architecture) in [(NATIVE, "amd64")].into_iter().chain(OTHERS) {
+        let processor = target.split('-').next().unwrap();
+        for program in ["powernode-satellite", "powernode-host-bridge"] {
+            names.push(format!("{program}-{version}-linux-{processor}"));
+            names.push(format!("{program}_{version}-1_{architecture}.deb"));
+        }
+    }
     let mut found: Vec<_> = std::fs::read_dir(repository.output())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     found.sort();
-    let mut expected = names.to_vec();
-    expected.sort();
-    assert_eq!(found, expected);
+    names.sort();
+    assert_eq!(found, names);
     assert!(names.iter().all(|name| said.contains(name.as_str())), "{said}");
 
     let in_output = |program: &str, arguments: &[&str]| {
@@ -167,7 +170,7 @@ fn is_whole(repository: &Repository, said: &str) {
     let checked = succeed(&in_output("sha256sum", &["-c", "SHA256SUMS"]));
     assert_eq!(checked.lines().count(), names.len() - 2, "{checked}");
 
-    let materials = std::fs::read(repository.output().join(&names[4])).unwrap();
+    let materials = std::fs::read(repository.output().join(materials)).unwrap();
     let materials: Value = serde_json::from_slice(&materials).unwrap();
     assert_eq!(materials["bomFormat"], "CycloneDX");
     let components = materials["components"].as_array().unwrap();

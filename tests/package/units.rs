@@ -43,6 +43,31 @@ fn the_units_are_understood_and_work_with_all_their_hardening() {
     else {
         return;
     };
+    install_units(&container);
+
+    without_a_registry_the_bridge_stays_down(&container);
+    let ca = begin(&container);
+    satellite_joins(&container);
+    for name in [SATELLITE, BRIDGE] {
+        assert_confined(&container, name);
+    }
+    both_outlive_reload_and_restart(&container);
+    a_backup_comes_back_here_and_elsewhere(&container);
+    an_administrator_joins_while_the_daemon_is_stopped(&container);
+    a_token_arrives_as_a_credential(&container, &ca);
+    let journal = container.journal();
+    for bad in [
+        "panicked",
+        "Operation not permitted",
+        "core-dump",
+        "status=31/SYS",
+    ] {
+        assert!(!journal.contains(bad), "{bad}: {journal}");
+    }
+}
+
+/// The programs under test with their units, which systemd understands without a complaint.
+pub fn install_units(container: &Container) {
     for (name, program) in [
         (SATELLITE, env!("CARGO_BIN_EXE_powernode-satellite")),
         (BRIDGE, env!("CARGO_BIN_EXE_powernode-host-bridge")),
@@ -56,25 +81,6 @@ fn the_units_are_understood_and_work_with_all_their_hardening() {
         assert!(verified.status.success() && own.is_empty(), "{complaints}");
     }
     container.run(&["systemctl", "daemon-reload"]);
-
-    without_a_registry_the_bridge_stays_down(&container);
-    let ca = begin(&container);
-    satellite_joins(&container);
-    for name in [SATELLITE, BRIDGE] {
-        assert_confined(&container, name);
-    }
-    both_outlive_reload_and_restart(&container);
-    an_administrator_joins_while_the_daemon_is_stopped(&container);
-    a_token_arrives_as_a_credential(&container, &ca);
-    let journal = container.journal();
-    for bad in [
-        "panicked",
-        "Operation not permitted",
-        "core-dump",
-        "status=31/SYS",
-    ] {
-        assert!(!journal.contains(bad), "{bad}: {journal}");
-    }
 }
 
 fn without_a_registry_the_bridge_stays_down(container: &Container) {
@@ -198,6 +204,26 @@ fn both_outlive_reload_and_restart(container: &Container) {
     wait_for("systemd has started it again", || {
         (container.property(SATELLITE, "NRestarts") == "1").then_some(())
     });
+    answers(container, "shop-17");
+}
+
+/// As OPERATING.md says it: over what was there, and on a machine that has none.
+fn a_backup_comes_back_here_and_elsewhere(container: &Container) {
+    let directory = "/var/lib/powernode-host-bridge";
+    let file = &format!("{directory}/registry.redb");
+    container.run(&["systemctl", "stop", BRIDGE]);
+    container.run(&["cp", file, "/root/backup"]);
+    container.run(&["rm", file]);
+    container.run(&["install", "-m", "0600", "/root/backup", file]);
+    container.run(&["chown", &format!("--reference={directory}/."), file]);
+    container.run(&["systemctl", "start", BRIDGE]);
+    answers(container, "shop-17");
+
+    container.run(&["systemctl", "stop", BRIDGE]);
+    container.run(&["rm", "-r", directory, "/var/lib/private/powernode-host-bridge"]);
+    container.run(&["mkdir", "-m", "0700", directory]);
+    container.run(&["install", "-m", "0600", "/root/backup", file]);
+    container.run(&["systemctl", "start", BRIDGE]);
     answers(container, "shop-17");
 }
 
