@@ -116,6 +116,7 @@ read!(StatusReport {
     link,
     heartbeat,
     certificate,
+    own_authority,
     node,
     cluster,
     clock,
@@ -345,6 +346,10 @@ mod tests {
                 },
             },
             "certificate": certificate(),
+            "own_authority": {
+                "issuing": { "fingerprint": "cd", "subject": "box", "not_after": "2030-05-17T13:44:12Z" },
+                "rotation_due": "2029-05-17T13:44:12Z", "succession": null,
+            },
             "node": {
                 "state": "enrolled", "platform_url": "https://platform.example", "subject": "node",
                 "instance_id": "i", "mtls_subject": "CN=node", "certificate_id": "c", "certificate": certificate(),
