@@ -2,7 +2,7 @@
 //! transaction. Every write is durable when it returns, or has changed nothing.
 //!
 //! All calls but the `_async` ones block on the disk, and so does the drop of the last clone, which
-//! closes the file. Async callers use those, or `spawn_blocking`.
+//! closes the file. Async callers use those, or `process::blocking`.
 //!
 //! Opened under a state key, the values of the schema's secret tables are sealed with it in the
 //! file. A store from before the key is sealed when it is opened for writing.

@@ -320,7 +320,9 @@ impl GrantBook {
             Ok::<_, StoreError>(())
         })?;
         self.shared.change(|all| {
-            all.extend(changed.iter().map(|kept| (kept.grant.id, kept.clone())));
+            for kept in changed {
+                all.insert(kept.grant.id, kept.clone());
+            }
         });
         Ok(())
     }

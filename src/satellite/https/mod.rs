@@ -10,7 +10,6 @@ mod mapped;
 mod nonces;
 mod serving;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,6 +25,7 @@ use super::driver::DriverHandle;
 use super::federation_api::{ApiCaller, FederationApi, Surroundings};
 use super::membership_store::MembershipStore;
 use super::status::HttpsReport;
+use crate::base::ordered_map::OrderedMap;
 use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
 use crate::process::config::satellite::ReachConfig;
@@ -139,14 +139,14 @@ struct Door {
 
 /// Who is connected, and who has tried.
 struct Sources {
-    open: BTreeMap<Source, u32>,
+    open: OrderedMap<Source, u32>,
     tries: SourceRate,
 }
 
 impl Sources {
     const fn new() -> Self {
         Self {
-            open: BTreeMap::new(),
+            open: OrderedMap::new(),
             tries: SourceRate::new(TRIES_A_MINUTE),
         }
     }
