@@ -68,6 +68,10 @@ pub fn run(carrier: Carrier, directory: &Path, address: SocketAddr, seconds: u64
             }
             Carrier::Quic | Carrier::Tls => Way::Tunnel(dial(carrier, directory, address).await),
         };
+        if let Way::Tunnel(_) = way {
+            // Before anything has made room for more.
+            idle(carrier, directory, address, server).await;
+        }
         let name = carrier.name();
         let time = Duration::from_secs(seconds);
         for streams in [1, 8] {
@@ -87,9 +91,6 @@ pub fn run(carrier: Carrier, directory: &Path, address: SocketAddr, seconds: u64
         tokio::time::sleep(Duration::from_millis(500)).await;
         latency(name, "bulk", &way, time).await;
         bulk.await.unwrap();
-        if let Way::Tunnel(_) = way {
-            idle(carrier, directory, address, server).await;
-        }
     });
 }
 

@@ -1,4 +1,4 @@
-//! Floor 0: ids, secrets, time and bounds. Knows nothing of the rest of the crate, and no
+//! Floor 0: ids, secrets, time, bounds and an ordered map. Knows nothing of the rest of the crate, and no
 //! clock, socket, file, task or source of randomness: what varies arrives as an argument.
 
 pub mod address;
@@ -6,6 +6,7 @@ pub mod counter;
 pub mod exposition;
 pub mod id;
 pub mod limit;
+pub mod ordered_map;
 pub mod radix;
 pub mod secret;
 pub mod time;

@@ -331,7 +331,7 @@ impl HttpsListener {
                 let refusal = match no_program {
                     Some(why) if refusal.status() == StatusCode::UNAUTHORIZED => {
                         Reply::unauthorized(&format!(
-                            "this is none of the parent's programs ({why}), and no operator's token was shown"
+                            "this is none of the parent's programs ({why}), and no known operator token was shown"
                         ))
                     }
                     _ => refusal,

@@ -16,6 +16,7 @@ use thiserror::Error;
 use tokio::net::UnixStream;
 
 use crate::contract::message::{ContractAnswer, ContractFailure, UnusableAnswer, read_answer};
+use crate::process::connection::boxed;
 
 /// Largest answer that is read, in bytes. A listing of ten thousand peers has about 10 MiB.
 pub const ANSWER_MAX_BYTES: usize = 32 * 1024 * 1024;
@@ -128,7 +129,7 @@ impl AdminClient {
         let stream = UnixStream::connect(&self.socket)
             .await
             .map_err(|source| AdminError::of_connect(&self.socket, source))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        let (mut sender, connection) = http1::handshake(TokioIo::new(boxed(stream)))
             .await
             .map_err(AdminError::Broken)?;
         let answer = async {

@@ -327,6 +327,18 @@ pub fn read_answer<T: DeserializeOwned>(
     http_status: u16,
     body: &[u8],
 ) -> Result<ContractAnswer<T>, UnusableAnswer> {
+    Ok(match read_untyped_answer(http_status, body)? {
+        ContractAnswer::Data(data) => {
+            ContractAnswer::Data(serde_json::from_value(data).map_err(|error| UnusableAnswer {
+                http_status,
+                why: foreign_text(&error.to_string()),
+            })?)
+        }
+        ContractAnswer::Failure(failure) => ContractAnswer::Failure(failure),
+    })
+}
+
+fn read_untyped_answer(http_status: u16, body: &[u8]) -> Result<ContractAnswer<Value>, UnusableAnswer> {
     let parsed: Option<Value> = serde_json::from_slice(body).ok();
     let field = |name: &str| parsed.as_ref().and_then(|value| value.get(name));
     let text = |name: &str| field(name).and_then(Value::as_str).map(foreign_text);
@@ -343,12 +355,9 @@ pub fn read_answer<T: DeserializeOwned>(
     if parsed.is_none() {
         return Err(unusable("it is not JSON".to_owned()));
     }
-    let data = field("data")
-        .cloned()
-        .ok_or_else(|| unusable("it has no `data`".to_owned()))?;
-    serde_json::from_value(data)
-        .map(ContractAnswer::Data)
-        .map_err(|error| unusable(foreign_text(&error.to_string())))
+    let data = field("data").cloned();
+    data.map(ContractAnswer::Data)
+        .ok_or_else(|| unusable("it has no `data`".to_owned()))
 }
 
 /// The success form that a server of ours always sends.

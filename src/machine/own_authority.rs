@@ -251,7 +251,9 @@ pub fn next_step(
     now: UnixTime,
 ) -> Option<AuthorityStep> {
     let Some(succession) = succession else {
-        return (now >= rotation_due(facts.not_before, facts.not_after)).then_some(AuthorityStep::Announce);
+        // One that has ended can vouch for nobody any more.
+        let due = now >= rotation_due(facts.not_before, facts.not_after) && now < facts.not_after;
+        return due.then_some(AuthorityStep::Announce);
     };
     match &succession.stage {
         SuccessionStage::Announced { try_at, .. } => {
@@ -329,6 +331,7 @@ mod tests {
     fn it_begins_by_itself_at_three_quarters_of_the_authoritys_life() {
         assert_eq!(next_step(None, &FACTS, at(749)), None);
         assert_eq!(next_step(None, &FACTS, at(750)), Some(AuthorityStep::Announce));
+        assert_eq!(next_step(None, &FACTS, at(1_000)), None, "it has ended");
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! The process's environment as a value, read once at start: the rest takes it as an argument, so
 //! that a test needs no variables of its own.
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+
+use crate::base::ordered_map::OrderedMap;
 
 /// Variables and their values.
 #[derive(Clone, Default)]
 pub struct Environment {
-    variables: BTreeMap<OsString, OsString>,
+    variables: OrderedMap<OsString, OsString>,
 }
 
 impl Environment {

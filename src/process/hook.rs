@@ -11,6 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use thiserror::Error;
 
+use super::blocking;
 use crate::base::secret::Secret;
 
 /// Where a hook finds programs; nothing of this process's environment is passed on.
@@ -95,7 +96,7 @@ impl Hook {
         };
         let child = self.spawn().map_err(failed_to_start)?;
         let mut group = Group(i32::try_from(child.id()).ok().and_then(Pid::from_raw));
-        let ending = tokio::task::spawn_blocking(move || feed(child, &input));
+        let ending = blocking::start(move || feed(child, &input));
         let ended = match tokio::time::timeout(self.timeout, ending).await {
             Ok(Ok(ended)) => ended,
             Ok(Err(failed)) => Err(io::Error::other(failed)),

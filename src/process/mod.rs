@@ -1,10 +1,12 @@
 //! Floor 3: what every daemon of ours needs around its work: configuration, logs, the only clock,
-//! the only randomness, the supervisor that owns all tasks, signals, the limit of open files, and the
-//! talk with the service manager. Knows nothing of peers, tunnels or stores.
+//! the only randomness, the supervisor that owns all tasks, the way to threads that may block,
+//! connections of any kind, signals, the limit of open files, and the talk with the service manager. Knows nothing of peers, tunnels or stores.
 
 pub mod admin_socket;
+pub mod blocking;
 pub mod clock;
 pub mod config;
+pub mod connection;
 pub mod entropy;
 pub mod environment;
 pub mod hook;

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+use super::blocking;
 use super::http_server;
 use super::supervisor::TaskScope;
 use crate::base::exposition::EXPOSITION_CONTENT_TYPE;
@@ -140,7 +141,7 @@ pub async fn answer(
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return Some(refusal);
     }
-    let answered = tokio::task::spawn_blocking(move || asked(&*observed)).await;
+    let answered = blocking::start(move || asked(&*observed)).await;
     Some(answered.unwrap_or_else(|_| {
         let message = "the program failed at looking at itself; this is a defect, please report it\n";
         text(StatusCode::INTERNAL_SERVER_ERROR, message.to_owned())

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::machine::mapping_lease::Gateway;
+use crate::process::blocking;
 
 const ROUTES_V4: &str = "/proc/self/net/route";
 const ROUTES_V6: &str = "/proc/self/net/ipv6_route";
@@ -86,7 +87,7 @@ pub async fn watch_gateways(family: Family, told: watch::Sender<Vec<Gateway>>) {
             () = told.closed() => return,
         }
         // A panic there shows in its own task; the next look may fare better.
-        if let Ok(found) = tokio::task::spawn_blocking(move || gateways(family)).await {
+        if let Ok(found) = blocking::start(move || gateways(family)).await {
             told.send_if_modified(|known| {
                 let changed = *known != found;
                 *known = found;

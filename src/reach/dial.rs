@@ -15,6 +15,7 @@ use crate::identity::tls::{ClientTls, TimeSource, TlsConfigError, client_config}
 use crate::identity::tls_failure::{FailureRecord, TlsFailure};
 use crate::machine::ladder::{DialTarget, Setback};
 use crate::machine::membership::StoredIdentity;
+use crate::process::blocking;
 use crate::process::clock::Clock;
 use crate::process::config::proxy::Proxy;
 use crate::tunnel::quic::{self, QuicEndpoint, QuicSettings};
@@ -399,8 +400,5 @@ async fn tls_config(
         })
         .map_err(DialError::Tls)
     };
-    match tokio::task::spawn_blocking(build).await {
-        Ok(config) => config,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
+    blocking::run(build).await
 }

@@ -24,10 +24,12 @@ use crate::identity::anchors::Anchors;
 use crate::identity::tls::{ClientTls, TlsConfigError, client_config};
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, find_tls_failure};
 use crate::machine::membership::StoredIdentity;
+use crate::process::blocking;
 use crate::process::clock::Clock;
 use crate::process::config::proxy::Proxy;
+use crate::process::connection::{BoxedConnection, boxed};
 use crate::tunnel::http::HttpLimits;
-use crate::tunnel::tcp::{BoxedIo, HANDSHAKE_TIMEOUT};
+use crate::tunnel::tcp::HANDSHAKE_TIMEOUT;
 
 /// Whom to ask, by what it is known, and as whom.
 #[derive(Debug, Clone)]
@@ -126,7 +128,7 @@ pub async fn request(
     let exchange = async {
         let (mut sender, connection) = client::Builder::new()
             .max_buf_size(limits.head_bytes)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(boxed(stream)))
             .await
             .map_err(|error| after_handshake(&host, &error))?;
         let mut connection = std::pin::pin!(connection);
@@ -184,7 +186,9 @@ fn after_handshake(host: &HostPort, error: &hyper::Error) -> HttpsError {
     }
 }
 
-async fn connect(target: HttpsTarget) -> Result<tokio_rustls::client::TlsStream<BoxedIo>, HttpsError> {
+async fn connect(
+    target: HttpsTarget,
+) -> Result<tokio_rustls::client::TlsStream<BoxedConnection>, HttpsError> {
     let HttpsTarget {
         host,
         trust,
@@ -198,7 +202,7 @@ async fn connect(target: HttpsTarget) -> Result<tokio_rustls::client::TlsStream<
     let (time, of_host) = (certificate_time(&clock), host.clone());
     let proxy_time = Arc::clone(&time);
     // The system's roots are files.
-    let config = tokio::task::spawn_blocking(move || {
+    let config = blocking::run(move || {
         let learned = learned.as_deref().map(Anchors::from_pem).transpose();
         let learned = learned.map_err(PresentedError::from)?;
         let shown = identity.as_ref().map(Presented::read).transpose()?;
@@ -215,10 +219,7 @@ async fn connect(target: HttpsTarget) -> Result<tokio_rustls::client::TlsStream<
             source,
         })
     });
-    let config = match config.await {
-        Ok(config) => config?,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    };
+    let config = config.await?;
     let Some(name) = certificate_name(host.host()) else {
         let source = io::ErrorKind::InvalidInput.into();
         return Err(HttpsError::NotReached { host, source });
@@ -246,7 +247,7 @@ async fn connect(target: HttpsTarget) -> Result<tokio_rustls::client::TlsStream<
 }
 
 /// Tries all of the host's addresses in turn.
-async fn reach(host: &HostPort) -> Result<BoxedIo, HttpsError> {
+async fn reach(host: &HostPort) -> Result<BoxedConnection, HttpsError> {
     let connecting = TcpStream::connect((host.host(), host.port()));
     let within = RESOLVE_TIMEOUT + CONNECT_TIMEOUT;
     let connected = match tokio::time::timeout(within, connecting).await {
@@ -254,7 +255,7 @@ async fn reach(host: &HostPort) -> Result<BoxedIo, HttpsError> {
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     };
     match connected {
-        Ok(stream) => Ok(Box::new(stream)),
+        Ok(stream) => Ok(boxed(stream)),
         Err(source) => Err(HttpsError::NotReached {
             host: host.clone(),
             source,

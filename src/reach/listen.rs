@@ -5,7 +5,7 @@
 //! parent's bridge ends in the handshake; few handshakes are made at once, and each is bounded in
 //! time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,6 +16,7 @@ use super::dial::certificate_time;
 use super::presented::{Presented, PresentedError};
 use crate::base::id::SessionId;
 use crate::base::limit::{error_chain, foreign_text};
+use crate::base::ordered_map::OrderedMap;
 use crate::contract::invitation::ParentTrust;
 use crate::identity::reversed::{BridgeTrust, satellite_server_config};
 use crate::identity::tls::TlsConfigError;
@@ -69,7 +70,7 @@ struct Awaited {
     /// The features by which proofs are known.
     proofs: BTreeSet<String>,
     /// Calls for a tunnel, by their nonce.
-    calls: BTreeMap<String, oneshot::Sender<Greeted>>,
+    calls: OrderedMap<String, oneshot::Sender<Greeted>>,
     /// Who takes calls that nobody has asked for.
     unasked: Option<mpsc::Sender<Unasked>>,
 }

@@ -25,8 +25,10 @@ use crate::base::secret::Secret;
 use crate::contract::invitation::{HostPort, ParentTrust};
 use crate::identity::tls::{ClientTls, TimeSource, TlsConfigError, client_config};
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, find_tls_failure};
+use crate::process::blocking;
 use crate::process::config::proxy::{Proxy, ProxyCredentials, ProxyUrl};
-use crate::tunnel::tcp::{self as transport, BoxedIo, TcpSettings};
+use crate::process::connection::{BoxedConnection, boxed};
+use crate::tunnel::tcp::{self as transport, TcpSettings};
 use crate::tunnel::transport::{Outlook, Transport, TransportClosed};
 
 /// Time for the proxy to open the way, from its first byte on: it resolves and dials itself.
@@ -245,7 +247,7 @@ pub(super) async fn open(
     proxy: &Proxy,
     target: &str,
     time: TimeSource,
-) -> Result<(BoxedIo, SocketAddr), ProxyError> {
+) -> Result<(BoxedConnection, SocketAddr), ProxyError> {
     let credentials = match &proxy.credentials {
         Some(credentials) => Some(credentials_text(credentials).await?),
         None => None,
@@ -255,7 +257,7 @@ pub(super) async fn open(
     let address = stream.peer_addr().map_err(ProxyError::Unreachable)?;
     let within = ANSWER_TIMEOUT;
     let opening = async {
-        let mut io: BoxedIo = if proxy.url.tls {
+        let mut io: BoxedConnection = if proxy.url.tls {
             encrypt(stream, proxy.url.address.host(), time).await?
         } else {
             Box::new(stream)
@@ -285,12 +287,12 @@ async fn reach(proxy: &HostPort) -> Result<TcpStream, ProxyError> {
         .map_err(ProxyError::Unreachable)
 }
 
-async fn encrypt(stream: TcpStream, host: &str, time: TimeSource) -> Result<BoxedIo, ProxyError> {
+async fn encrypt(stream: TcpStream, host: &str, time: TimeSource) -> Result<BoxedConnection, ProxyError> {
     let name = certificate_name(host).ok_or_else(|| ProxyError::NoProxy {
         why: "its name cannot be a certificate's".to_owned(),
     })?;
     // The system's roots are files.
-    let config = tokio::task::spawn_blocking(move || {
+    let config = blocking::run(move || {
         client_config(ClientTls {
             trust: &ParentTrust::SystemRoots,
             learned: None,
@@ -300,12 +302,12 @@ async fn encrypt(stream: TcpStream, host: &str, time: TimeSource) -> Result<Boxe
             failures: FailureRecord::default(),
         })
     });
-    let config = match config.await {
-        Ok(config) => config.map_err(ProxyError::Trust)?,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    };
-    match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
-        Ok(stream) => Ok(Box::new(stream)),
+    let config = config.await.map_err(ProxyError::Trust)?;
+    match TlsConnector::from(Arc::new(config))
+        .connect(name, boxed(stream))
+        .await
+    {
+        Ok(stream) => Ok(boxed(stream)),
         Err(error) => Err(match find_tls_failure(&error) {
             Some(failure) => ProxyError::Tls(failure),
             None => ProxyError::Lost(error),
@@ -326,7 +328,7 @@ fn request(target: &str, credentials: Option<&Secret>) -> Zeroizing<Vec<u8>> {
     request
 }
 
-async fn read_answer(io: &mut BoxedIo) -> Result<Answer, ProxyError> {
+async fn read_answer(io: &mut BoxedConnection) -> Result<Answer, ProxyError> {
     let mut head = Vec::new();
     loop {
         let read = answer::read(&head).map_err(|no_answer| ProxyError::NoProxy {

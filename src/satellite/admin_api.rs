@@ -28,6 +28,7 @@ use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::own_authority::Retirement;
 use crate::machine::past::FormerGrants;
 use crate::process::admin_socket::{AdminSocket, Caller, STRANGER_REFUSED};
+use crate::process::blocking;
 use crate::process::http_server;
 use crate::process::observation::{self, Observed};
 use crate::process::supervisor::TaskScope;
@@ -357,7 +358,7 @@ async fn authority(wish: AuthorityWish, handle: &DriverHandle) -> Response<Full<
 
 async fn audit(database: Database, what: String, query: String) -> Response<Full<Bytes>> {
     let asked = move || reading::answer(&database, &what, &query, |_| true);
-    match tokio::task::spawn_blocking(asked).await {
+    match blocking::start(asked).await {
         Ok(Ok(data)) => reply(StatusCode::OK, &success_body(&data)),
         Ok(Err(error)) => refuse(
             match &error {

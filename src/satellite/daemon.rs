@@ -29,6 +29,7 @@ use crate::machine::membership::{Operator, StoredInvitation};
 use crate::machine::uplinks::UplinksPolicy;
 use crate::machine::watchdog::Verdict;
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
+use crate::process::blocking;
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::{SatelliteConfig, TunnelTransport, Ways};
 use crate::process::entropy::{self, EntropyUnavailable};
@@ -114,7 +115,7 @@ pub async fn run(config: SatelliteConfig, manager: ServiceManager, reload: Reloa
     if run_to_the_end(config, manager, reload).await? {
         // Opening the state of a satellite that has left erases what is left of its keys.
         let (directory, key_file) = state;
-        blocking(move || {
+        blocking::run(move || {
             let key = StateKey::read(&key_file)?;
             MembershipStore::open(&directory, key.as_ref())?;
             Ok::<_, RunError>(())
@@ -302,7 +303,7 @@ pub fn outcome_of(report: &StatusReport) -> Option<JoinOutcome> {
 
 async fn open(config: &SatelliteConfig) -> Result<(MembershipStore, Loaded), RunError> {
     let (directory, key_file) = (config.state_dir.clone(), config.state_key.clone());
-    blocking(move || {
+    blocking::run(move || {
         let key = StateKey::read(&key_file)?;
         Ok(MembershipStore::open(&directory, key.as_ref())?)
     })
@@ -317,7 +318,7 @@ async fn keep_audit_log(
     base: &TaskScope,
 ) -> Result<AuditLog, RunError> {
     let (database, clock) = (store.database().clone(), clock.clone());
-    let (audit, writer) = blocking(move || AuditLog::open(database, clock, kept))
+    let (audit, writer) = blocking::run(move || AuditLog::open(database, clock, kept))
         .await
         .map_err(RunError::Audit)?;
     let writing = AuditWriter::run(writer, base.clone());
@@ -339,7 +340,7 @@ async fn wanted_invitation(
         Some(_) => return Ok(None),
     };
     let config = config.clone();
-    let found = blocking(move || waiting_invitation(&config)).await?;
+    let found = blocking::run(move || waiting_invitation(&config)).await?;
     match (&found, refused) {
         (None, None) => tracing::info!("not invited yet; run `powernode-satellite join` with a join code"),
         (Some(found), Some(refused)) if found.token_digest == refused => {
@@ -430,7 +431,7 @@ async fn grant_book(
     clock: Clock,
 ) -> Result<GrantBook, OpenGrantsError> {
     let accept_unsigned = config.accept_unsigned_grants;
-    blocking(move || GrantBook::open(database, accept_unsigned, clock)).await
+    blocking::run(move || GrantBook::open(database, accept_unsigned, clock)).await
 }
 
 /// What is published and who may reach it, as configuration and store say.
@@ -441,7 +442,7 @@ async fn service_server(
     clock: Clock,
     scope: TaskScope,
 ) -> Result<ServiceServer, RunError> {
-    let (published, store) = blocking(move || {
+    let (published, store) = blocking::run(move || {
         let store = PublishedServices::new(database);
         Ok::<_, RunError>((store.all().map_err(RunError::Services)?, store))
     })
@@ -500,12 +501,5 @@ async fn keep_told(manager: ServiceManager, handle: DriverHandle) {
                 }
             }
         }
-    }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }

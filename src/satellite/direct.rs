@@ -18,6 +18,7 @@ use crate::base::address::is_public;
 use crate::base::limit::error_chain;
 use crate::contract::message::{DialBackOver, DialBackRequest, FederationCertificate};
 use crate::machine::mapping_lease::ProofOutcome;
+use crate::process::blocking;
 use crate::process::clock::Clock;
 use crate::process::config::satellite::ReachConfig;
 use crate::process::entropy;
@@ -175,13 +176,11 @@ async fn serve(
         standing.membership.parent.trust.clone(),
         standing.names.clone(),
     );
-    let serving = tokio::task::spawn_blocking(move || listener.serve(&identity, trust, names)).await;
-    match serving {
-        Ok(Ok(())) => *served = Some(wanted),
-        Ok(Err(error)) => {
+    match blocking::run(move || listener.serve(&identity, trust, names)).await {
+        Ok(()) => *served = Some(wanted),
+        Err(error) => {
             tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside");
         }
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
 

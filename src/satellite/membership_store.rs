@@ -17,6 +17,7 @@ use crate::base::time::UnixTime;
 use crate::machine::join::{Farewell, JoinState};
 use crate::machine::mapping_lease::MappingRecord;
 use crate::machine::own_authority::Succession;
+use crate::process::blocking;
 use crate::store::audit_log::add_audit_log;
 use crate::store::copy;
 use crate::store::database::{Database, OpenError, Schema, StoreError};
@@ -210,7 +211,7 @@ impl MembershipStore {
     /// Makes a state durable: first the store, then the second copy.
     pub async fn save_state(&self, state: &JoinState) -> Result<(), SaveStateError> {
         let (store, state) = (self.clone(), state.clone());
-        run_blocking(move || store.save_state_blocking(&state)).await
+        blocking::run(move || store.save_state_blocking(&state)).await
     }
 
     /// The same, for where blocking is allowed.
@@ -227,7 +228,7 @@ impl MembershipStore {
     /// its free pages until it is opened the next time.
     pub async fn save_farewell(&self, farewell: Farewell) -> Result<(), SaveStateError> {
         let store = self.clone();
-        run_blocking(move || store.save_farewell_blocking(farewell)).await
+        blocking::run(move || store.save_farewell_blocking(farewell)).await
     }
 
     /// The same, for where blocking is allowed.
@@ -294,7 +295,7 @@ impl MembershipStore {
     /// Makes a change of the box's own authority durable, or its end.
     pub async fn save_succession(&self, succession: Option<&Succession>) -> Result<(), StoreError> {
         let (store, succession) = (self.clone(), succession.cloned());
-        run_blocking(move || store.save_succession_blocking(succession.as_ref())).await
+        blocking::run(move || store.save_succession_blocking(succession.as_ref())).await
     }
 
     /// The same, for where blocking is allowed.
@@ -385,13 +386,6 @@ fn read(database: &Database, directory: &Path) -> Result<Loaded, OpenStateError>
         succession: succession.map(|StoredSuccession(succession)| succession),
         recovered: None,
     })
-}
-
-async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(outcome) => outcome,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::machine::node_identity::NodeStanding;
 
 /// The node's identity. Field names are the `--json` output: additions only.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "super::status::reading::Fields")]
 pub struct NodeReport {
     /// `due`, `asked`, `enrolled` or `ended`.
     pub state: String,
@@ -26,13 +27,10 @@ pub struct NodeReport {
     /// Why there will be none, and what to do.
     pub refusal: Option<String>,
     /// The last failure, in words, until a request succeeds.
-    #[serde(default)]
     pub last_error: Option<String>,
     /// Where it is written for other programs.
-    #[serde(default)]
     pub files: Option<String>,
     /// Why it could not be written there.
-    #[serde(default)]
     pub files_error: Option<String>,
 }
 

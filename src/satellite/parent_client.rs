@@ -132,7 +132,7 @@ pub async fn trust_bundle(
         .header(USER_AGENT, AGENT)
         .body(Full::new(Bytes::new()))
         .map_err(|_| ExchangeError::Request("the path is not a path"))?;
-    exchange(tunnel, parent, request).await
+    Ok(answer_of(&exchange(tunnel, parent, request).await?)?)
 }
 
 /// Asks the bridge to dial an endpoint of this satellite's for a tunnel.
@@ -198,15 +198,15 @@ pub(super) async fn post<T: DeserializeOwned>(
     body: &impl Serialize,
 ) -> Result<ContractAnswer<T>, ExchangeError> {
     let request = post_request(&parent.url.host().to_string(), path, body)?;
-    exchange(tunnel, parent, request).await
+    Ok(answer_of(&exchange(tunnel, parent, request).await?)?)
 }
 
 /// Asks, and follows redirects on the parent's own host.
-async fn exchange<T: DeserializeOwned>(
+async fn exchange(
     tunnel: &Tunnel,
     parent: &Parent,
     mut request: Request<Full<Bytes>>,
-) -> Result<ContractAnswer<T>, ExchangeError> {
+) -> Result<Response<Bytes>, ExchangeError> {
     let mut redirects = 0;
     loop {
         let trace = TraceId(entropy::seed());
@@ -214,7 +214,7 @@ async fn exchange<T: DeserializeOwned>(
             .await
             .map_err(ExchangeError::Lost)?;
         match redirect_of(parent.url.host(), &response) {
-            None => return Ok(answer_of(&response)?),
+            None => return Ok(response),
             Some(Ok(next)) if redirects < REDIRECTS_MAX => *request.uri_mut() = next,
             Some(next) => return Err(next.err().unwrap_or(RedirectRefused::TooMany).into()),
         }

@@ -1,9 +1,6 @@
 //! Serves what the parent opens on a tunnel: HTTP streams for the federation API, and streams to
 //! published services. Also notices the tunnel's end and reports it.
 
-use std::convert::Infallible;
-
-use hyper::service::service_fn;
 use tracing::{Instrument as _, Span};
 
 use super::driver::{News, Reporter};
@@ -14,6 +11,7 @@ use crate::base::limit::error_chain;
 use crate::contract::peer::PeerStatus;
 use crate::machine::child::ChildEvent;
 use crate::machine::ladder::{Loss, Setback};
+use crate::process::http_server;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::transport::Outlook;
 use crate::tunnel::{CloseReason, IncomingStream, Tunnel, http};
@@ -73,10 +71,11 @@ async fn serve_stream(stream: IncomingStream, served: Served) {
             return;
         }
     };
-    let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| async {
-        Ok::<_, Infallible>(api.answer_bridge(request, peer, trace).await)
-    });
-    if let Err(error) = http::serve(stream, service).await {
+    let answer = move |request| -> http_server::Answer {
+        let api = api.clone();
+        Box::pin(async move { api.answer_bridge(request, peer, trace).await })
+    };
+    if let Err(error) = http::serve(stream, http_server::service(Box::new(answer))).await {
         tracing::debug!(trace = %trace, error = %error_chain(&error), "exchange broken off");
     }
 }

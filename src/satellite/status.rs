@@ -3,6 +3,7 @@
 
 mod certificate;
 mod link;
+pub(super) mod reading;
 mod ways_in;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub use ways_in::{HttpsReport, MappingReport, ReachReport};
 
 /// The whole report. Field names are the `--json` output: additions only.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "reading::Fields")]
 pub struct StatusReport {
     /// Version of the program that made the report.
     pub version: String,
@@ -49,10 +51,8 @@ pub struct StatusReport {
     /// The membership.
     pub peer: Option<PeerReport>,
     /// The peer that a rejoin under way is to replace, and that goes on if the parent refuses.
-    #[serde(default)]
     pub replaces: Option<PeerId>,
     /// Which peers this box was before, the latest first.
-    #[serde(default)]
     pub former_peers: Vec<FormerPeerReport>,
     /// The tunnel.
     pub link: LinkReport,
@@ -64,35 +64,28 @@ pub struct StatusReport {
     #[serde(default)]
     pub own_authority: Option<AuthorityReport>,
     /// The node's identity, where the box is to be a node of its platform.
-    #[serde(default)]
     pub node: Option<NodeReport>,
     /// What the parent delivered for its cluster, to a member of it.
-    #[serde(default)]
     pub cluster: Option<ClusterReport>,
     /// The time in use.
     pub clock: ClockReport,
     /// Where the state is kept.
     pub store: StoreReport,
     /// What is published; empty without a daemon.
-    #[serde(default)]
     pub services: Vec<ServiceReport>,
     /// By what the parent may act here.
-    #[serde(default)]
     pub grants: GrantsReport,
     /// The ways in from outside; absent without a daemon.
-    #[serde(default)]
     pub reach: Option<ReachReport>,
     /// The satellite's own HTTPS listener; absent where none is configured.
-    #[serde(default)]
     pub https: Option<HttpsReport>,
     /// What has happened since the daemon was started; all 0 without one.
-    #[serde(default)]
     pub counters: CountersReport,
 }
 
 /// What has happened since the daemon was started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(try_from = "reading::Fields")]
 pub struct CountersReport {
     /// Tunnels that came up.
     pub tunnels_established: u64,
@@ -129,6 +122,7 @@ impl CountersReport {
 
 /// The membership.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "reading::Fields")]
 pub struct PeerReport {
     /// The parent's id for this peering.
     pub id: PeerId,
@@ -148,19 +142,19 @@ pub struct PeerReport {
     /// Declared data residency.
     pub data_residency: Option<String>,
     /// What the parent warned of when it accepted, and what of its answer could not be used.
-    #[serde(default)]
     pub warnings: Vec<String>,
 }
 
 /// A peer that this box has been.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "reading::Fields")]
 pub struct FormerPeerReport {
     /// The id.
     pub id: PeerId,
     /// Whose.
     pub parent_url: String,
     /// Since when.
-    #[serde(default, with = "rfc3339::option")]
+    #[serde(with = "rfc3339::option")]
     pub accepted_at: Option<UnixTime>,
     /// Until when.
     #[serde(with = "rfc3339")]
@@ -183,9 +177,10 @@ impl FormerPeerReport {
 
 /// The heartbeats.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(try_from = "reading::Fields")]
 pub struct HeartbeatReport {
     /// The parent's last acknowledgement.
-    #[serde(default, with = "rfc3339::option")]
+    #[serde(with = "rfc3339::option")]
     pub last_acknowledged_at: Option<UnixTime>,
     /// The last failure since then, in words.
     pub last_error: Option<String>,
@@ -197,13 +192,14 @@ pub struct HeartbeatReport {
 
 /// What was delivered for the cluster, without what it says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "reading::Fields")]
 pub struct ClusterReport {
     /// Its parts and their sizes in bytes.
     pub parts: BTreeMap<String, usize>,
     /// The executable that takes it.
     pub hook: Option<String>,
     /// When that has taken it.
-    #[serde(default, with = "rfc3339::option")]
+    #[serde(with = "rfc3339::option")]
     pub handed_over_at: Option<UnixTime>,
     /// Why it has not, in words.
     pub trouble: Option<String>,
@@ -229,6 +225,7 @@ pub const NEEDS_REJOIN: &str = "the certificate has expired and the parent does 
 
 /// The time in use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "reading::Fields")]
 pub struct ClockReport {
     /// The system clock.
     #[serde(with = "rfc3339")]
@@ -242,18 +239,17 @@ pub struct ClockReport {
 
 /// Where the state is kept.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(try_from = "reading::Fields")]
 pub struct StoreReport {
     /// The state directory.
     pub directory: String,
     /// Size of the store file in bytes.
     pub size_bytes: u64,
     /// Whether the private keys in it are sealed with a state key.
-    #[serde(default)]
     pub sealed: bool,
     /// Set when the store was damaged and the second copy of the identity was used.
     pub recovered: Option<String>,
     /// Why the last write failed, in words, until one succeeds.
-    #[serde(default)]
     pub last_error: Option<String>,
 }
 

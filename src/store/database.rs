@@ -2,7 +2,7 @@
 //! transaction. Every write is durable when it returns, or has changed nothing.
 //!
 //! All calls but the `_async` ones block on the disk, and so does the drop of the last clone, which
-//! closes the file. Async callers use those, or `spawn_blocking`.
+//! closes the file. Async callers use those, or `process::blocking`.
 //!
 //! Opened under a state key, the values of the schema's secret tables are sealed with it in the
 //! file. A store from before the key is sealed when it is opened for writing.
@@ -28,6 +28,7 @@ use super::generation::{Generation, Purpose};
 use super::rewrite;
 use super::seal::Seals;
 use super::state_key::StateKey;
+use crate::process::blocking;
 
 pub use super::error::{Damage, Holder, OpenError, StoreError};
 pub use super::generation::CACHE_BYTES;
@@ -342,7 +343,7 @@ where
     T: Send + 'static,
     E: From<StoreError> + Send + 'static,
 {
-    match tokio::task::spawn_blocking(work).await {
+    match blocking::start(work).await {
         Ok(result) => result,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),

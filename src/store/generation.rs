@@ -26,6 +26,12 @@ pub(super) enum Purpose {
     Write,
 }
 
+/// What becomes of a change.
+enum Verdict {
+    Keep,
+    Undo,
+}
+
 /// One opening of a store's bytes. Closed when dropped.
 pub(super) struct Generation {
     redb: redb::Database,
@@ -165,17 +171,32 @@ impl Generation {
         &self,
         write: impl FnOnce(&mut Writer<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let transaction = self.redb.begin_write().map_err(StoreError::from)?;
+        let mut write = Some(write);
+        let mut result = None;
+        self.change(&mut |writer| {
+            result = write.take().map(|write| write(writer));
+            match result {
+                Some(Ok(_)) => Verdict::Keep,
+                _ => Verdict::Undo,
+            }
+        })?;
+        result.unwrap_or_else(|| Err(StoreError::Stopping.into()))
+    }
+
+    /// One transaction. Apart from what it is about, so that this is in the program once.
+    fn change(&self, write: &mut dyn FnMut(&mut Writer<'_>) -> Verdict) -> Result<(), StoreError> {
+        let transaction = self.redb.begin_write()?;
         let mut writer = Writer::new(&transaction, &self.seals);
         // A transaction that is dropped while a panic unwinds is not undone by redb.
-        let result = catch_unwind(AssertUnwindSafe(|| write(&mut writer)));
-        if matches!(result, Ok(Ok(_))) && writer.changed() {
-            transaction.commit().map_err(StoreError::from)?;
+        let verdict = catch_unwind(AssertUnwindSafe(|| write(&mut writer)));
+        if matches!(verdict, Ok(Verdict::Keep)) && writer.changed() {
+            transaction.commit()?;
         } else if let Err(error) = transaction.abort() {
             // Nothing of it is on the disk either way, and the next opening tidies up.
             tracing::debug!(%error, "an unwanted transaction was not undone in memory");
         }
-        result.unwrap_or_else(|panic| resume_unwind(panic))
+        verdict.map_or_else(|panic| resume_unwind(panic), drop);
+        Ok(())
     }
 
     /// Length of the bytes.

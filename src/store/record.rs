@@ -5,6 +5,7 @@
 //! read the bytes of earlier versions; rows are rewritten when they are next put. What concerns
 //! whole tables is a migration of the schema instead.
 
+use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -87,7 +88,7 @@ pub fn encode<R: Record>(record: &R) -> Result<Zeroizing<Vec<u8>>, RecordError> 
             "sealed values begin with what no record does"
         );
     };
-    let size = postcard::experimental::serialized_size(record).map_err(RecordError::Unencodable)?;
+    let size = written(record, &mut [])?;
     if size >= RECORD_MAX_BYTES {
         return Err(RecordError::TooLarge { bytes: size + 1 });
     }
@@ -95,9 +96,44 @@ pub fn encode<R: Record>(record: &R) -> Result<Zeroizing<Vec<u8>>, RecordError> 
     let mut bytes = Zeroizing::new(vec![0; size + 1]);
     if let Some((version, content)) = bytes.split_first_mut() {
         *version = R::VERSION;
-        postcard::to_slice(record, content).map_err(RecordError::Unencodable)?;
+        written(record, content)?;
     }
     Ok(bytes)
+}
+
+/// Writes the record as far as there is room and gives the length of the whole.
+fn written<R: Record>(record: &R, room: &mut [u8]) -> Result<usize, RecordError> {
+    postcard::serialize_with_flavor(record, Measured { room, length: 0 }).map_err(RecordError::Unencodable)
+}
+
+/// Measures and writes with the same code, which is large for each type of record.
+struct Measured<'r> {
+    room: &'r mut [u8],
+    length: usize,
+}
+
+impl Flavor for Measured<'_> {
+    type Output = usize;
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        let end = self
+            .length
+            .checked_add(bytes.len())
+            .ok_or(postcard::Error::SerializeBufferFull)?;
+        if let Some(place) = self.room.get_mut(self.length..end) {
+            place.copy_from_slice(bytes);
+        }
+        self.length = end;
+        Ok(())
+    }
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.try_extend(&[byte])
+    }
+
+    fn finalize(self) -> postcard::Result<usize> {
+        Ok(self.length)
+    }
 }
 
 /// The record of its stored form.

@@ -38,32 +38,48 @@ impl<K: Key, V: Record> Table<K, V> {
         self.name
     }
 
-    const fn raw(&self) -> Raw<'static> {
+    /// The table without its types.
+    const fn plain(&self) -> Plain {
+        Plain {
+            name: self.name,
+            shown: shown::<K>,
+        }
+    }
+
+    fn value(&self, seals: &Seals, key: &[u8], stored: &[u8]) -> Result<V, StoreError> {
+        let value = self.plain().opened(seals, key, stored)?;
+        record::decode(&value).map_err(|source| self.plain().damaged(key, source))
+    }
+
+    fn key(&self, key: &[u8]) -> Result<K, StoreError> {
+        K::decode(key).ok_or_else(|| self.plain().damaged(key, RecordError::Key))
+    }
+}
+
+/// A table of bytes. What is done with those is in the program once, not once for each table.
+#[derive(Clone, Copy)]
+struct Plain {
+    name: &'static str,
+    shown: fn(&[u8]) -> String,
+}
+
+impl Plain {
+    const fn raw(self) -> Raw<'static> {
         TableDefinition::new(self.name)
     }
 
-    fn damaged(&self, key: &[u8], source: RecordError) -> StoreError {
-        StoreError::record(self.name, shown::<K>(key), source)
+    fn damaged(self, key: &[u8], source: RecordError) -> StoreError {
+        StoreError::record(self.name, (self.shown)(key), source)
     }
 
-    fn opened<'v>(&self, seals: &Seals, key: &[u8], stored: &'v [u8]) -> Result<Opened<'v>, StoreError> {
+    fn opened<'v>(self, seals: &Seals, key: &[u8], stored: &'v [u8]) -> Result<Opened<'v>, StoreError> {
         seals
             .opened(self.name, key, stored)
             .map_err(|source| self.sealed(key, source))
     }
 
-    fn value(&self, seals: &Seals, key: &[u8], stored: &[u8]) -> Result<V, StoreError> {
-        let value = self.opened(seals, key, stored)?;
-        record::decode(&value).map_err(|source| self.damaged(key, source))
-    }
-
-    fn row(&self, seals: &Seals, key: &[u8], stored: &[u8]) -> Result<(K, V), StoreError> {
-        let decoded = K::decode(key).ok_or_else(|| self.damaged(key, RecordError::Key))?;
-        Ok((decoded, self.value(seals, key, stored)?))
-    }
-
-    fn sealed(&self, key: &[u8], source: SealError) -> StoreError {
-        StoreError::sealed(self.name, shown::<K>(key), source)
+    fn sealed(self, key: &[u8], source: SealError) -> StoreError {
+        StoreError::sealed(self.name, (self.shown)(key), source)
     }
 }
 
@@ -110,22 +126,22 @@ impl<'t> Reader<'t> {
     /// The row under `key`.
     pub fn get<K: Key, V: Record>(&self, table: &Table<K, V>, key: &K) -> Result<Option<V>, StoreError> {
         let key = key.encode();
-        self.with(table, None, |rows| match rows.at(&key)? {
-            Some(value) => table.value(self.seals, &key, value.value()).map(Some),
-            None => Ok(None),
-        })
+        let mut found = None;
+        self.row(table.plain(), &key, &mut |stored| {
+            found = Some(table.value(self.seals, &key, stored)?);
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     /// All rows in the order of their keys. The table's writers bound how many there are.
     pub fn list<K: Key, V: Record>(&self, table: &Table<K, V>) -> Result<Vec<(K, V)>, StoreError> {
-        self.with(table, Vec::new(), |rows| {
-            rows.all()?
-                .map(|row| {
-                    let (key, value) = row?;
-                    table.row(self.seals, key.value(), value.value())
-                })
-                .collect()
-        })
+        let mut listed = Vec::new();
+        self.rows(table.plain(), None, Direction::Forward, &mut |key, stored| {
+            listed.push((table.key(key)?, table.value(self.seals, key, stored)?));
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(listed)
     }
 
     /// Goes through the rows from a key on (with it), or all, one at a time, until `each` breaks. A
@@ -138,10 +154,42 @@ impl<'t> Reader<'t> {
         mut each: impl FnMut(K, Result<V, StoreError>) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         let from = from.map(Key::encode);
-        let bound = from
-            .as_deref()
-            .map_or(Bound::Unbounded, |key: &[u8]| Bound::Included(key));
-        self.with(table, (), |rows| {
+        self.rows(table.plain(), from.as_deref(), direction, &mut |key, stored| {
+            Ok(each(table.key(key)?, table.value(self.seals, key, stored)))
+        })
+    }
+
+    /// How many rows there are.
+    pub fn count<K: Key, V: Record>(&self, table: &Table<K, V>) -> Result<usize, StoreError> {
+        let mut number = 0;
+        self.with(table.plain(), &mut |rows| {
+            number = usize::try_from(rows.number()?).unwrap_or(usize::MAX);
+            Ok(())
+        })?;
+        Ok(number)
+    }
+
+    fn row(
+        &self,
+        table: Plain,
+        key: &[u8],
+        found: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        self.with(table, &mut |rows| match rows.at(key)? {
+            Some(value) => found(value.value()),
+            None => Ok(()),
+        })
+    }
+
+    fn rows(
+        &self,
+        table: Plain,
+        from: Option<&[u8]>,
+        direction: Direction,
+        each: &mut EachRow<'_>,
+    ) -> Result<(), StoreError> {
+        let bound = from.map_or(Bound::Unbounded, Bound::Included);
+        self.with(table, &mut |rows| {
             let mut range = match direction {
                 Direction::Forward => rows.between(bound, Bound::Unbounded)?,
                 Direction::Backward => rows.between(Bound::Unbounded, bound)?,
@@ -150,22 +198,12 @@ impl<'t> Reader<'t> {
                 Direction::Forward => range.next(),
                 Direction::Backward => range.next_back(),
             } {
-                let (stored_key, value) = row?;
-                let key = K::decode(stored_key.value())
-                    .ok_or_else(|| table.damaged(stored_key.value(), RecordError::Key))?;
-                let value = table.value(self.seals, stored_key.value(), value.value());
-                if each(key, value).is_break() {
+                let (key, value) = row?;
+                if each(key.value(), value.value())?.is_break() {
                     break;
                 }
             }
             Ok(())
-        })
-    }
-
-    /// How many rows there are.
-    pub fn count<K: Key, V: Record>(&self, table: &Table<K, V>) -> Result<usize, StoreError> {
-        self.with(table, 0, |rows| {
-            Ok(usize::try_from(rows.number()?).unwrap_or(usize::MAX))
         })
     }
 
@@ -177,17 +215,16 @@ impl<'t> Reader<'t> {
         })
     }
 
-    /// Calls `read` with the open table, or gives `absent` where there is none.
-    fn with<K: Key, V: Record, T>(
+    /// Calls `read` with the open table, unless there is none.
+    fn with(
         &self,
-        table: &Table<K, V>,
-        absent: T,
-        read: impl FnOnce(&dyn Rows) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
+        table: Plain,
+        read: &mut dyn FnMut(&dyn Rows) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         match &self.transaction {
             Transaction::Read(transaction) => match transaction.open_table(table.raw()) {
                 Ok(rows) => read(&rows),
-                Err(TableError::TableDoesNotExist(_)) => Ok(absent),
+                Err(TableError::TableDoesNotExist(_)) => Ok(()),
                 Err(error) => Err(error.into()),
             },
             // Makes the table where there is none: harmless, and gone unless something is put.
@@ -196,10 +233,12 @@ impl<'t> Reader<'t> {
     }
 }
 
+/// What is done with a row's key and value, until it breaks.
+type EachRow<'e> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, StoreError> + 'e;
+
 /// What the two kinds of open tables have in common.
 trait Rows {
     fn at(&self, key: &[u8]) -> redb::Result<Option<redb::AccessGuard<'_, &'static [u8]>>>;
-    fn all(&self) -> redb::Result<redb::Range<'_, &'static [u8], &'static [u8]>>;
     fn between<'k>(
         &self,
         from: Bound<&'k [u8]>,
@@ -211,10 +250,6 @@ trait Rows {
 impl<T: ReadableTable<&'static [u8], &'static [u8]>> Rows for T {
     fn at(&self, key: &[u8]) -> redb::Result<Option<redb::AccessGuard<'_, &'static [u8]>>> {
         ReadableTable::get(self, key)
-    }
-
-    fn all(&self) -> redb::Result<redb::Range<'_, &'static [u8], &'static [u8]>> {
-        ReadableTable::iter(self)
     }
 
     fn between<'k>(
@@ -258,20 +293,25 @@ impl<'t> Writer<'t> {
         value: &V,
     ) -> Result<(), StoreError> {
         let key = key.encode();
+        let table = table.plain();
         let value = record::encode(value).map_err(|source| table.damaged(&key, source))?;
+        self.put_bytes(table, &key, &value)
+    }
+
+    fn put_bytes(&mut self, table: Plain, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
         let seals = self.reader.seals;
         let mut rows = self.transaction.open_table(table.raw())?;
-        let same = match rows.at(&key)? {
+        let same = match rows.at(key)? {
             Some(stored) if seals.is_in_form(table.name, stored.value()) => {
-                *table.opened(seals, &key, stored.value())? == **value
+                *table.opened(seals, key, stored.value())? == *value
             }
             _ => false,
         };
         if !same {
             let stored = seals
-                .stored(table.name, &key, &value)
-                .map_err(|source| table.sealed(&key, source))?;
-            rows.insert(key.as_slice(), &*stored)?;
+                .stored(table.name, key, value)
+                .map_err(|source| table.sealed(key, source))?;
+            rows.insert(key, &*stored)?;
         }
         drop(rows);
         self.changed |= !same;
@@ -280,18 +320,18 @@ impl<'t> Writer<'t> {
 
     /// Removes the row under `key`; says whether there was one.
     pub fn remove<K: Key, V: Record>(&mut self, table: &Table<K, V>, key: &K) -> Result<bool, StoreError> {
-        let removed = self
-            .transaction
-            .open_table(table.raw())?
-            .remove(key.encode().as_slice())?
-            .is_some();
+        self.remove_bytes(table.plain(), &key.encode())
+    }
+
+    fn remove_bytes(&mut self, table: Plain, key: &[u8]) -> Result<bool, StoreError> {
+        let removed = self.transaction.open_table(table.raw())?.remove(key)?.is_some();
         self.changed |= removed;
         Ok(removed)
     }
 
     /// Removes a whole table: for migrations that have moved its rows.
     pub fn delete_table<K: Key, V: Record>(&mut self, table: &Table<K, V>) -> Result<(), StoreError> {
-        let deleted = self.transaction.delete_table(table.raw())?;
+        let deleted = self.transaction.delete_table(table.plain().raw())?;
         self.changed |= deleted;
         Ok(())
     }

@@ -2,8 +2,9 @@
 //! connection's work is done by whoever waits for the answer, so no task is left behind.
 
 use std::error::Error;
+use std::io;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,12 +17,14 @@ use hyper::server::conn::http1 as server;
 use hyper::service::HttpService;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
 
 use super::connection::{OpenStreamError, Tunnel};
 use super::stream::{TunnelStream, refusal_in};
 use crate::base::id::TraceId;
 use crate::base::limit::{CONTRACT_REQUEST_TIMEOUT, HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES};
+use crate::process::connection::{BoxedConnection, boxed};
 use crate::wire::{StreamHeader, StreamKind, StreamRefusal};
 
 /// Host of a request that names none. HTTP/1.1 demands one; behind a tunnel it means nothing.
@@ -34,7 +37,10 @@ pub const REQUEST_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes of it that are read on: what the other side may have on the way at 4 Mbit/s in that time.
-const LINGER_MAX_BYTES: u64 = 1024 * 1024;
+const LINGER_MAX_BYTES: usize = 1024 * 1024;
+
+/// Bytes of it that are read at once: a few packets.
+const LINGER_READ_BYTES: usize = 4 * 1024;
 
 /// What an answer may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,30 +149,76 @@ where
     S::ResBody: 'static,
     <S::ResBody as Body>::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let served = server::Builder::new()
+    // Hyper's own shutdown alone waits for an answer that has not left yet.
+    server::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_HEAD_TIMEOUT)
         .keep_alive(false)
         .half_close(true)
         .max_header_size(HTTP_HEAD_MAX_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .without_shutdown();
-    let mut stream = served.await.map_err(HttpServeError)?.io.into_inner();
-    // What fails from here on is nobody's loss: the answer is on its way, or its reader is gone.
-    if stream.shutdown().await.is_ok() {
-        linger(stream).await;
-    }
-    Ok(())
+        .serve_connection(TokioIo::new(boxed(Lingering::new(stream))), service)
+        .await
+        .map_err(HttpServeError)
 }
 
-/// Reads on what the other side still sends. Stopping it at once could overtake the answer, and
+/// A stream whose shutdown reads on what the other side still sends. Stopping it at once could overtake the answer, and
 /// the sender would see a failed write instead.
-async fn linger(stream: TunnelStream) {
-    let mut rest = stream.take(LINGER_MAX_BYTES);
-    let mut nowhere = tokio::io::sink();
-    let read = tokio::io::copy(&mut rest, &mut nowhere);
-    if !matches!(tokio::time::timeout(LINGER_TIMEOUT, read).await, Ok(Ok(_))) {
+struct Lingering {
+    stream: TunnelStream,
+    /// Runs from the end of what this side writes.
+    patience: Option<Pin<Box<Sleep>>>,
+    left: usize,
+}
+
+impl Lingering {
+    const fn new(stream: TunnelStream) -> Self {
+        Self {
+            stream,
+            patience: None,
+            left: LINGER_MAX_BYTES,
+        }
+    }
+}
+
+impl AsyncRead for Lingering {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Lingering {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.patience.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        }
+        let patience = this
+            .patience
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER_TIMEOUT)));
+        // What fails from here on is nobody's loss: the answer is on its way, or its reader is gone.
+        while this.left > 0 && patience.as_mut().poll(cx).is_pending() {
+            let mut bytes = [0; LINGER_READ_BYTES];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            let read = ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer));
+            match (read, buffer.filled().len()) {
+                (Err(_), _) | (Ok(()), 0) => return Poll::Ready(Ok(())),
+                (Ok(()), count) => this.left = this.left.saturating_sub(count),
+            }
+        }
         tracing::trace!("a request was not sent to its end");
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -180,58 +232,7 @@ where
     connection: Option<Pin<Box<Connection<B>>>>,
 }
 
-type Connection<B> = client::Connection<TokioIo<LastWord>, B>;
-
-/// A stream of which the reading half has the last word. Where the other side takes no more of a request, its answer
-/// is on the way or has come, and hyper would drop it for the failed write; where there is none, reading fails, too.
-struct LastWord {
-    stream: TunnelStream,
-    stopped: bool,
-}
-
-impl AsyncRead for LastWord {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for LastWord {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        if self.stopped {
-            return Poll::Pending;
-        }
-        match Pin::new(&mut self.stream).poll_write(cx, bytes) {
-            Poll::Ready(Err(error)) => {
-                tracing::trace!(%error, "the other side takes no more of a request");
-                self.stopped = true;
-                Poll::Pending
-            }
-            other => other,
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        if self.stopped {
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        if self.stopped {
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
+type Connection<B> = client::Connection<TokioIo<BoxedConnection>, B>;
 
 impl<B> std::fmt::Debug for AnswerBody<B>
 where
@@ -309,10 +310,7 @@ where
     let failed = |error| exchange_failed(error, limits);
     let (mut sender, connection) = client::Builder::new()
         .max_header_size(limits.head_bytes)
-        .handshake(TokioIo::new(LastWord {
-            stream,
-            stopped: false,
-        }))
+        .handshake(TokioIo::new(boxed(stream)))
         .await
         .map_err(failed)?;
     let mut connection = Box::pin(connection);

@@ -47,6 +47,7 @@ use super::transport::{
 };
 use crate::base::limit::foreign_text;
 use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_tls_failure};
+use crate::process::connection::BoxedConnection;
 use crate::wire::TUNNEL_ALPN;
 
 /// Time in which the TLS handshake must be done, as over QUIC.
@@ -122,20 +123,11 @@ pub fn tune(stream: &TcpStream) {
     }
 }
 
-/// What a dialer shakes hands over: a socket, or what a proxy has given. One type, so that the
-/// multiplexer is compiled once.
-pub type BoxedIo = Box<dyn Duplex>;
-
-/// Bytes both ways.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
 /// The dialer's side: shakes hands over `io` within [`HANDSHAKE_TIMEOUT`]. `server_name` is what
 /// the certificate is checked for; `failures` is the record that `tls` was made with, whose
 /// verdict the error takes over.
 pub async fn connect(
-    io: BoxedIo,
+    io: BoxedConnection,
     remote: SocketAddr,
     server_name: ServerName<'static>,
     mut tls: rustls::ClientConfig,

@@ -47,6 +47,7 @@ use child_cases::{CHILD_CASES, Caller, Child};
 use client::Client;
 use owner::Commands;
 use parents::{CREDENTIAL, SatelliteOwner, Sidecar, Standalone};
+use serde_json::Value;
 use server_cases::CASES;
 use suite::{Kind, Target, run_cases};
 use support::{SatelliteSite, succeed, wait_for};
@@ -70,7 +71,8 @@ fn the_standalone_host_bridge_keeps_the_contract() {
 
 #[test]
 fn a_platform_keeps_the_contract_behind_a_host_bridge() {
-    let target = Rc::new(Sidecar::start()).target();
+    let side = Rc::new(Sidecar::start());
+    let target = Rc::clone(&side).target();
     let skipped = run_cases("platform", CASES, &target);
     assert_eq!(
         skipped,
@@ -83,6 +85,21 @@ fn a_platform_keeps_the_contract_behind_a_host_bridge() {
             "the same three verbs are tools",
         ]
     );
+    // The log of the host-bridge has all of it, and who it was.
+    wait_for("all is noted", || {
+        let noted = succeed(&side.bridge.output(&["audit", "export"]));
+        let has = |action: &str, field: &str| {
+            let rows = noted
+                .lines()
+                .map(|row| serde_json::from_str::<Value>(row).unwrap());
+            rows.filter(|row| row["action"] == action)
+                .any(|row| row[field].is_string())
+        };
+        let all = has("joined", "federation_peer_id")
+            && has("node_enrolled", "actor")
+            && has("certificate_renewed", "actor");
+        all.then_some(())
+    });
 }
 
 #[test]

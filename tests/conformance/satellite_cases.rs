@@ -251,37 +251,20 @@ fn every_heartbeat_discloses_who_is_responsible_and_a_child_that_leaves_says_so(
     assert!(log.contains("the shop moves"), "{log}");
 }
 
-#[test]
-fn heartbeats_survive_every_answer_and_a_suspension_is_believed() {
+/// Sends heartbeats until one is taken.
+fn heard_again(side: &Sidecar, running: &Running) {
+    let before = side.heartbeats("shop");
+    running.signal("HUP");
+    wait_for("a heartbeat is taken", || {
+        (side.heartbeats("shop") > before).then_some(())
+    });
+}
+
+/// Lets the next heartbeats be answered so, one after the other, and proves that the one after them is taken.
+fn survives(answers: impl IntoIterator<Item = Canned>) {
     let side = Sidecar::start();
     let (satellite, running) = side.member("shop");
-    let again = |what: &str| {
-        let before = side.heartbeats("shop");
-        running.signal("HUP");
-        wait_for(what, || (side.heartbeats("shop") > before).then_some(()));
-    };
-    let huge = format!(r#"{{"success":true,"data":"{}"}}"#, "x".repeat(HUGE_BYTES));
-    let redirect = Canned {
-        headers: vec![("location", "https://elsewhere.example.com/heartbeat".to_owned())],
-        ..Canned::new(307, "")
-    };
-    for canned in [
-        Canned::new(
-            500,
-            r#"{"success":false,"error":"Something went wrong","code":"INTERNAL_ERROR"}"#,
-        ),
-        Canned::new(200, "not JSON"),
-        Canned::new(
-            422,
-            r#"{"success":false,"error":"Data residency is too long","code":"VALIDATION_ERROR"}"#,
-        ),
-        Canned {
-            cut: true,
-            ..Canned::new(200, r#"{"success":true,"data":{"status""#)
-        },
-        Canned::new(200, huge),
-        redirect,
-    ] {
+    for canned in answers {
         side.platform.book().answer_next(HEARTBEAT, canned);
         running.signal("HUP");
         wait_for("the answer was given", || {
@@ -293,11 +276,54 @@ fn heartbeats_survive_every_answer_and_a_suspension_is_believed() {
                 .then_some(())
         });
     }
-    again("a heartbeat is taken after bad answers");
+    heard_again(&side, &running);
     is_active(&satellite);
+    assert!(running.stop().success());
+}
+
+#[test]
+fn heartbeats_survive_a_parent_at_fault() {
+    survives([
+        Canned::new(
+            500,
+            r#"{"success":false,"error":"Something went wrong","code":"INTERNAL_ERROR"}"#,
+        ),
+        Canned::new(200, "{}"),
+        Canned::new(200, "not JSON"),
+        Canned::new(
+            422,
+            r#"{"success":false,"error":"Data residency is too long","code":"VALIDATION_ERROR"}"#,
+        ),
+    ]);
+}
+
+#[test]
+fn heartbeats_survive_what_comes_slowly_in_part_or_without_end() {
+    let huge = format!(r#"{{"success":true,"data":"{}"}}"#, "x".repeat(HUGE_BYTES));
+    survives([
+        Canned {
+            cut: true,
+            ..Canned::new(200, r#"{"success":true,"data":{"status""#)
+        },
+        Canned {
+            delay: Duration::from_secs(1),
+            ..Canned::new(504, "")
+        },
+        Canned::new(200, huge),
+        Canned {
+            headers: vec![("location", "https://elsewhere.example.com/heartbeat".to_owned())],
+            ..Canned::new(307, "")
+        },
+    ]);
+}
+
+#[test]
+fn a_later_parents_heartbeats_are_understood_and_a_suspension_is_believed() {
+    let side = Sidecar::start();
+    let (satellite, running) = side.member("shop");
     // A parent of a later version, whose answers have more in them.
     side.platform.book().form = Form::Odd;
-    again("a heartbeat is taken in another form");
+    heard_again(&side, &running);
     is_active(&satellite);
 
     side.platform.book().named("shop").status = "suspended".to_owned();

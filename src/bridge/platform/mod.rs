@@ -3,13 +3,15 @@
 //! hold a tunnel follows from its answers. Knows no registry and no certificate authority.
 
 mod head;
+mod noted;
+mod overheard;
 mod pool;
 mod review;
 pub mod roll;
 mod standing;
 mod target;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,9 +24,7 @@ use tracing::{Span, debug, info, warn};
 
 use super::dial_back::{DialBack, Reached};
 use super::direct::Redial;
-use super::federation_api::{
-    Caller, CallerCertificate, RedialFailed, internal_error, noted_request, of_peer, outcome_of,
-};
+use super::federation_api::{Caller, CallerCertificate, RedialFailed, internal_error, of_peer};
 use super::held_grants;
 use super::lent_body::LentBody;
 use super::metrics::RequestCounts;
@@ -36,9 +36,9 @@ use super::request_body::read_body;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::PeerId;
-use crate::base::limit::{JSON_BODY_MAX_BYTES, error_chain, foreign_text};
+use crate::base::limit::{JSON_BODY_MAX_BYTES, error_chain};
 use crate::base::time::{Moment, UnixTime};
-use crate::contract::{NODE_REFRESH_PATH, PLATFORM_ANSWER_LOST, TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH};
+use crate::contract::{PLATFORM_ANSWER_LOST, TUNNEL_DIAL_BACK_PATH, TUNNEL_LEAVE_PATH};
 use crate::identity::certificate::CertificateFacts;
 use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
@@ -113,41 +113,7 @@ impl PlatformParent {
         };
         self.answered
             .count(RequestCounts::kind_of(&path), answered.response.status());
-        self.note(&path, target, caller, answered.response.status());
-        answered
-    }
-
-    /// A heartbeat is a sign of life, and the log would hold little else. Who has no certificate is nobody and could fill
-    /// the log, unless the platform has taken the token that was shown.
-    fn note(&self, path: &str, target: Target, caller: &Caller, status: StatusCode) {
-        let of_stranger = |action| AuditEvent {
-            object: Some(foreign_text(path)),
-            source: Some(SocketAddr::new(caller.source, 0)),
-            ..AuditEvent::of(action)
-        };
-        let event = match (&caller.certificate, target) {
-            (_, Target::Heartbeat) => return,
-            (None, Target::Accept) if status.is_success() => of_stranger(AuditAction::Joined),
-            (None, Target::NodeEnroll) if status.is_success() => of_stranger(AuditAction::NodeEnrolled),
-            (None, _) => return,
-            (Some(certificate), target) => match (certificate.peer, target) {
-                (Some(peer), Target::NodeEnroll) => AuditEvent {
-                    object: Some(foreign_text(path)),
-                    outcome: outcome_of(status),
-                    ..of_peer(AuditAction::NodeEnrolled, peer, caller.source)
-                },
-                (Some(peer), _) => noted_request(path, peer, caller.source, status),
-                (None, _) => AuditEvent {
-                    actor: ForwardedIdentity::of(&certificate.der).map(|identity| identity.actor()),
-                    outcome: outcome_of(status),
-                    ..of_stranger(match path.strip_suffix('/').unwrap_or(path) {
-                        NODE_REFRESH_PATH => AuditAction::CertificateRenewed,
-                        _ => AuditAction::Request,
-                    })
-                },
-            },
-        };
-        self.audit.record(&event);
+        self.note(&path, target, caller, answered)
     }
 
     async fn carry<B>(&self, request: Request<B>, target: Target, caller: &Caller) -> Result<Answered, Reply>

@@ -10,6 +10,7 @@ use toml::de::{DeTable, DeValue};
 use super::key::{AnyKey, Fallback, Key, Raw, Refusal, nearest};
 use super::loader::{ConfigError, FileText, Origin, raw_of, refused};
 use crate::base::limit::foreign_text;
+use crate::base::ordered_map::OrderedMap;
 
 /// A kind of sections.
 pub struct Family {
@@ -37,7 +38,7 @@ pub struct Member {
     /// Where it begins.
     pub origin: Origin,
     section: String,
-    values: BTreeMap<&'static str, (Raw, Origin)>,
+    values: OrderedMap<&'static str, (Raw, Origin)>,
 }
 
 impl Member {
@@ -119,7 +120,7 @@ impl Family {
         let mut member = Member {
             origin,
             section,
-            values: BTreeMap::new(),
+            values: OrderedMap::new(),
         };
         for key in self.keys {
             if let Fallback::Value(text) = key.fallback() {

@@ -14,6 +14,7 @@ use super::family::{Family, Member, Members, key_example};
 use super::key::{AnyKey, Fallback, Key, Raw, Refusal, nearest};
 use super::proxy::InvalidProxyUrl;
 use crate::base::limit::foreign_text;
+use crate::base::ordered_map::OrderedMap;
 use crate::process::environment::Environment;
 
 /// Largest configuration file that is read, in bytes; one with every key and its documentation has
@@ -176,7 +177,7 @@ pub struct InvalidValue {
 /// All values of a program, each with its origin.
 pub struct Settings {
     program: &'static Program,
-    values: BTreeMap<&'static str, (Raw, Origin)>,
+    values: OrderedMap<&'static str, (Raw, Origin)>,
     members: BTreeMap<&'static str, Members>,
 }
 
@@ -192,7 +193,7 @@ impl Settings {
     ) -> Result<Self, ConfigError> {
         let mut settings = Self {
             program,
-            values: BTreeMap::new(),
+            values: OrderedMap::new(),
             members: BTreeMap::new(),
         };
         settings.add_defaults();

@@ -18,7 +18,6 @@ mod upnp_text;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -28,6 +27,7 @@ pub use keeper::{Keeper, MappingView, Surroundings};
 pub use nat_type::{NatKind, nat_kind};
 
 use crate::base::limit::error_chain;
+use crate::base::ordered_map::OrderedMap;
 use crate::machine::mapping_lease::{
     Denial, Finding, Gateway, Granted, MappingProtocol, MappingRecord, Removal, Seen, Sight,
 };
@@ -72,7 +72,7 @@ pub async fn probe(gateways: &[Gateway]) -> Vec<ProtocolAnswer> {
 #[derive(Debug, Clone, Default)]
 pub struct RouterClients {
     carries: Carries,
-    upnp: Arc<Mutex<BTreeMap<IpAddr, UpnpGateway>>>,
+    upnp: Arc<Mutex<OrderedMap<IpAddr, UpnpGateway>>>,
 }
 
 impl RouterClients {
@@ -335,7 +335,7 @@ impl RouterClients {
         }
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<IpAddr, UpnpGateway>> {
+    fn known(&self) -> std::sync::MutexGuard<'_, OrderedMap<IpAddr, UpnpGateway>> {
         self.upnp.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

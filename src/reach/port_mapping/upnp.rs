@@ -18,6 +18,7 @@ use super::upnp_text::{
     Call, Place, SEARCH_TARGETS, Service, Unusable, read_description, read_external_address, read_fault,
     read_search_answer, search,
 };
+use crate::process::connection::boxed;
 
 /// The group and port of searches.
 const SEARCH_GROUP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(239, 255, 255, 250)), 1_900);
@@ -182,7 +183,7 @@ async fn exchange(
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
             .title_case_headers(true)
             .max_header_size(TEXT_MAX_BYTES)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(boxed(stream)))
             .await
             .map_err(http_failed)?;
         let answer = async {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::Check;
 use crate::machine::ladder::Rung;
 use crate::machine::mapping_lease::Gateway;
+use crate::process::blocking;
 use crate::reach::default_route::{Family, gateways};
 use crate::reach::port_mapping::{NatKind, ProtocolAnswer, nat_kind, probe};
 use crate::satellite::status::{LinkReport, ReachReport};
@@ -13,7 +14,7 @@ use crate::satellite::status::{LinkReport, ReachReport};
 /// Asks them, without changing anything on them.
 pub async fn examine(seen: Option<IpAddr>) -> Vec<Check> {
     // The routes are two small files of the kernel's.
-    let found = tokio::task::spawn_blocking(|| {
+    let found = blocking::start(|| {
         let mut found = gateways(Family::V4);
         found.extend(gateways(Family::V6));
         found

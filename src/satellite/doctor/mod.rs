@@ -17,6 +17,7 @@ use super::status::StatusReport;
 use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{HostPort, ParentTrust, dial_addresses};
+use crate::process::blocking;
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::SatelliteConfig;
 use crate::store::state_key::StateKey;
@@ -130,7 +131,7 @@ pub async fn examine(config: &SatelliteConfig, running: Option<&StatusReport>) -
 async fn look_at_disk(config: &SatelliteConfig, clock: &Clock) -> (Vec<Check>, Option<Examination>) {
     let (directory, key_file): (PathBuf, _) = (config.state_dir.clone(), config.state_key.clone());
     let clock = clock.clone();
-    let looked = tokio::task::spawn_blocking(move || {
+    let looked = blocking::run(move || {
         let mut checks = vec![
             host::permissions(&directory),
             host::judge_free_space(host::free_space(&directory), &directory),
@@ -152,10 +153,7 @@ async fn look_at_disk(config: &SatelliteConfig, clock: &Clock) -> (Vec<Check>, O
         checks.extend(state);
         (checks, found)
     });
-    match looked.await {
-        Ok(looked) => looked,
-        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
+    looked.await
 }
 
 /// Where the parent is and by what it is known: as the membership says, else a waiting invitation,

@@ -14,6 +14,7 @@ use crate::contract::peer::{PeerStatus, SpawnMode};
 use crate::machine::child::ChildEvent;
 use crate::machine::join::Farewell;
 use crate::machine::node_identity::NodeStanding;
+use crate::process::blocking;
 use crate::satellite::grants::courier::{Courier, LastNotice, last_notice};
 use crate::satellite::membership_store::Facts;
 use crate::satellite::node_files;
@@ -130,7 +131,7 @@ impl Driver {
         if let Some(node) = node {
             let place = self.settings.node.write_to.clone();
             // What fails is logged; the task outlives nobody.
-            let _ = tokio::task::spawn_blocking(move || node_files::leave(&place, &node)).await;
+            let _ = blocking::start(move || node_files::leave(&place, &node)).await;
         }
         if let Some(surroundings) = &self.surroundings {
             surroundings.grants.close();

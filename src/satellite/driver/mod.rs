@@ -17,7 +17,6 @@ mod reach;
 mod sockets;
 mod tunnels;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +40,7 @@ use super::status::{CountersReport, StatusReport};
 use super::{exchange, parent_client};
 use crate::base::id::{PeerId, SessionId};
 use crate::base::limit::error_chain;
+use crate::base::ordered_map::OrderedMap;
 use crate::base::time::Moment;
 use crate::contract::invitation::HostPort;
 use crate::machine::binding_time::BindingTime;
@@ -98,7 +98,7 @@ pub struct Driver {
     /// What the parent may reach of this box; `None` in a short run that only joins.
     services: Option<ServiceServer>,
     /// Dials under way and tunnels that are up.
-    links: BTreeMap<TunnelId, Link>,
+    links: OrderedMap<TunnelId, Link>,
     /// Tells the sessions of this run of the program from those of another.
     run: u64,
     /// The tunnel that was the primary and was lost, while no other is: what was asked over it fails now.
@@ -174,7 +174,7 @@ impl Driver {
             unasked: None,
             call: None,
             services: None,
-            links: BTreeMap::new(),
+            links: OrderedMap::new(),
             run: entropy::seed(),
             lost_primary: None,
             lost_sessions: Vec::new(),

@@ -14,6 +14,7 @@ use crate::contract::invitation::ParentTrust;
 use crate::machine::child::ChildEvent;
 use crate::machine::membership::{KeyMaterial, Membership};
 use crate::machine::node_identity::{NodeEvent, NodeMembership, NodeStanding};
+use crate::process::blocking;
 use crate::process::config::node::PlatformCa;
 use crate::satellite::node_client::{NodeClient, Outcome, goes_over_tunnel};
 use crate::satellite::node_files;
@@ -159,9 +160,8 @@ impl Driver {
         if self.node.written.as_ref() == Some(&wanted) || waits {
             return;
         }
-        let written = tokio::task::spawn_blocking(move || node_files::write(&directory, &node)).await;
-        match written {
-            Ok(Ok(changed)) => {
+        match blocking::run(move || node_files::write(&directory, &node)).await {
+            Ok(changed) => {
                 if changed {
                     tracing::info!(directory = %wanted.1.display(), "the node's identity is written");
                 }
@@ -169,7 +169,7 @@ impl Driver {
                 self.node.files_error = None;
                 self.node.files_again = None;
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 let why = error_chain(&error);
                 if self.node.files_error.as_ref() != Some(&why) {
                     tracing::error!(reason = %why, "the node's identity could not be written; trying again");
@@ -177,7 +177,6 @@ impl Driver {
                 self.node.files_error = Some(why);
                 self.node.files_again = Some(now.plus(FILES_RETRY));
             }
-            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
     }
 }

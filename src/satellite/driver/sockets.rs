@@ -14,7 +14,7 @@ impl Driver {
         }
         self.sockets_looked_at = now;
         let mut overrun = Vec::new();
-        for (id, link) in &mut self.links {
+        for (id, link) in self.links.iter_mut() {
             let Some(live) = link.live_mut() else { continue };
             let Some(arrivals) = live.udp_arrivals() else {
                 continue;

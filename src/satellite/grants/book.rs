@@ -16,6 +16,7 @@ use crate::grant::{
     RevokeError,
 };
 use crate::machine::past::{FormerGrants, FormerPeer};
+use crate::process::blocking;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::store::database::{Database, StoreError, Writer};
@@ -221,7 +222,7 @@ impl GrantBook {
         change: impl FnOnce(&Self, UnixTime) -> Result<T, GrantBookError> + Send + 'static,
     ) -> Result<T, GrantBookError> {
         let book = self.clone();
-        let changed = tokio::task::spawn_blocking(move || {
+        let changed = blocking::start(move || {
             let _alone = book.changing.lock().unwrap_or_else(PoisonError::into_inner);
             change(&book, book.now())
         });
@@ -319,7 +320,9 @@ impl GrantBook {
             Ok::<_, StoreError>(())
         })?;
         self.shared.change(|all| {
-            all.extend(changed.iter().map(|kept| (kept.grant.id, kept.clone())));
+            for kept in changed {
+                all.insert(kept.grant.id, kept.clone());
+            }
         });
         Ok(())
     }

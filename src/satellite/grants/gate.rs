@@ -1,7 +1,6 @@
 //! Decides on what arrives and tells what was let in when its grant is over. All in memory: a
 //! stream waits for no disk. Knows nothing of how grants are stored.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +12,7 @@ use tokio::sync::watch;
 
 use super::record::KeptGrant;
 use crate::base::id::{GrantId, PeerId};
+use crate::base::ordered_map::OrderedMap;
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::grant::{
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     /// `None` once this satellite has left: no token is good any more.
     key: RwLock<Option<GrantKey>>,
     accept_unsigned: AtomicBool,
-    grants: RwLock<BTreeMap<GrantId, KeptGrant>>,
+    grants: RwLock<OrderedMap<GrantId, KeptGrant>>,
     /// Counts changes, so that whoever waits looks again.
     changes: watch::Sender<u64>,
     /// How many admissions there are.
@@ -241,7 +241,7 @@ impl Shared {
     pub(super) fn new(
         key: GrantKey,
         accept_unsigned: bool,
-        grants: BTreeMap<GrantId, KeptGrant>,
+        grants: OrderedMap<GrantId, KeptGrant>,
         clock: Clock,
     ) -> Self {
         Self {
@@ -255,12 +255,12 @@ impl Shared {
     }
 
     /// Changes the grants in force and wakes all who must look again.
-    pub(super) fn change(&self, change: impl FnOnce(&mut BTreeMap<GrantId, KeptGrant>)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut OrderedMap<GrantId, KeptGrant>)) {
         change(&mut self.grants.write().unwrap_or_else(PoisonError::into_inner));
         self.wake();
     }
 
-    pub(super) fn look<T>(&self, look: impl FnOnce(&BTreeMap<GrantId, KeptGrant>) -> T) -> T {
+    pub(super) fn look<T>(&self, look: impl FnOnce(&OrderedMap<GrantId, KeptGrant>) -> T) -> T {
         look(&self.grants.read().unwrap_or_else(PoisonError::into_inner))
     }
 

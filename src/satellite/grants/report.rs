@@ -11,11 +11,11 @@ use crate::grant::GrantState;
 
 /// The grants in the status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "crate::satellite::status::reading::Fields")]
 pub struct GrantsReport {
     /// How many let something through now.
     pub active: usize,
     /// How many are of earlier peerings, so that nobody can use them.
-    #[serde(default)]
     pub of_former_peers: usize,
     /// Whether the owner has taken the parent's operator rights back.
     pub emancipated: bool,
@@ -24,7 +24,7 @@ pub struct GrantsReport {
     /// Why they are not handed over, in words.
     pub trouble: Option<String>,
     /// The parent's own last heartbeat to this box.
-    #[serde(default, with = "rfc3339::option")]
+    #[serde(with = "rfc3339::option")]
     pub parent_heard_at: Option<UnixTime>,
 }
 

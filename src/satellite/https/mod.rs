@@ -10,15 +10,10 @@ mod mapped;
 mod nonces;
 mod serving;
 
-use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -30,10 +25,12 @@ use super::driver::DriverHandle;
 use super::federation_api::{ApiCaller, FederationApi, Surroundings};
 use super::membership_store::MembershipStore;
 use super::status::HttpsReport;
-use crate::base::limit::HTTP_HEAD_MAX_BYTES;
+use crate::base::ordered_map::OrderedMap;
 use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
 use crate::process::config::satellite::ReachConfig;
+use crate::process::connection::boxed;
+use crate::process::http_server;
 use crate::process::supervisor::TaskScope;
 
 /// Connections at once, in number: the parent needs one or two, a bridge and a platform each, and room.
@@ -49,9 +46,6 @@ const TRIES_A_MINUTE: u32 = 60;
 
 /// Time for a handshake: some round trips over a satellite link.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Time for a request's head, and for which an idle connection is kept.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest life of a connection: a caller comes back, by the certificate and the anchors of then.
 const CONNECTION_TIME: Duration = Duration::from_secs(3_600);
@@ -145,14 +139,14 @@ struct Door {
 
 /// Who is connected, and who has tried.
 struct Sources {
-    open: BTreeMap<Source, u32>,
+    open: OrderedMap<Source, u32>,
     tries: SourceRate,
 }
 
 impl Sources {
     const fn new() -> Self {
         Self {
-            open: BTreeMap::new(),
+            open: OrderedMap::new(),
             tries: SourceRate::new(TRIES_A_MINUTE),
         }
     }
@@ -228,7 +222,7 @@ impl Door {
         let Some(serving) = serving else { return };
         // Answers are small and wanted at once.
         let _ = stream.set_nodelay(true);
-        let shaken = TlsAcceptor::from(Arc::clone(&serving.tls)).accept(stream);
+        let shaken = TlsAcceptor::from(Arc::clone(&serving.tls)).accept(boxed(stream));
         let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%address, %error, "somebody was not let in by HTTPS"),
@@ -239,20 +233,17 @@ impl Door {
         };
         // The certificate speaks for the parent alone: what callers claim in headers is not looked at.
         let caller = ApiCaller::direct(serving.peer, Some(address.ip()));
-        let service = service_fn(|request| {
-            let (api, caller, nonces) = (&api, &caller, &self.nonces);
-            async move {
-                Ok::<_, Infallible>(match nonces.answer(&request) {
+        let nonces = self.nonces.clone();
+        let answer = move |request| -> http_server::Answer {
+            let (api, caller, nonces) = (api.clone(), caller.clone(), nonces.clone());
+            Box::pin(async move {
+                match nonces.answer(&request) {
                     Some(proof) => proof,
-                    None => api.answer(request, caller, None).await,
-                })
-            }
-        });
-        let exchange = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_header_size(HTTP_HEAD_MAX_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
+                    None => api.answer(request, &caller, None).await,
+                }
+            })
+        };
+        let exchange = http_server::answer_all(boxed(stream), Box::new(answer));
         let left = served.wait_for(|now| now.as_ref().is_none_or(|now| now.peer != serving.peer));
         tokio::select! {
             ended = exchange => if let Err(error) = ended {

@@ -13,6 +13,7 @@ use crate::identity::certificate::peer_subject;
 use crate::identity::parent_caller::parent_server_config;
 use crate::identity::reversed::BridgeTrust;
 use crate::identity::tls::TlsConfigError;
+use crate::process::blocking;
 use crate::process::clock::Clock;
 use crate::reach::dial::certificate_time;
 use crate::reach::presented::{Presented, PresentedError};
@@ -45,13 +46,12 @@ pub(super) async fn follow_membership(
             None => None,
             Some(now) => {
                 let clock = clock.clone();
-                match tokio::task::spawn_blocking(move || serve(&now, &clock)).await {
-                    Ok(Ok(made)) => Some(Arc::new(made)),
-                    Ok(Err(error)) => {
+                match blocking::run(move || serve(&now, &clock)).await {
+                    Ok(made) => Some(Arc::new(made)),
+                    Err(error) => {
                         tracing::error!(error = %error_chain(&error), "the parent cannot call this satellite by HTTPS");
                         None
                     }
-                    Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
                 }
             }
         };

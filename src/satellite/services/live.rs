@@ -29,6 +29,7 @@ pub(super) struct LiveService {
 
 /// A service for the command line and the status. Field names are the `--json` output: additions only.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "crate::satellite::status::reading::Fields")]
 pub struct ServiceReport {
     /// As it is published.
     #[serde(flatten)]

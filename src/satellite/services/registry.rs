@@ -2,7 +2,6 @@
 //! run time where the configuration has none of the name. A change touches the services that it is about
 //! and no other: their streams, counters and checks go on.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +15,7 @@ use super::live::{LiveService, ServiceReport};
 use super::meter::Meter;
 use super::published::PublishedServices;
 use crate::base::limit::foreign_text;
+use crate::base::ordered_map::OrderedMap;
 use crate::contract::service::{Offering, SERVICES_MAX, ServiceDefinition, ServiceHealth, ServiceName};
 use crate::process::clock::Clock;
 use crate::process::config::services::LimitsConfig;
@@ -111,9 +111,9 @@ struct Shared {
 
 #[derive(Default)]
 struct Book {
-    configured: BTreeMap<ServiceName, ServiceDefinition>,
-    published: BTreeMap<ServiceName, ServiceDefinition>,
-    live: BTreeMap<ServiceName, Arc<LiveService>>,
+    configured: OrderedMap<ServiceName, ServiceDefinition>,
+    published: OrderedMap<ServiceName, ServiceDefinition>,
+    live: OrderedMap<ServiceName, Arc<LiveService>>,
 }
 
 impl Services {
@@ -259,9 +259,9 @@ impl Services {
 
     /// Brings what is live in line with what should be.
     fn apply(&self, mut book: MutexGuard<'_, Book>) {
-        let mut wanted: BTreeMap<ServiceName, (ServiceDefinition, bool)> = BTreeMap::new();
+        let mut wanted: OrderedMap<ServiceName, (ServiceDefinition, bool)> = OrderedMap::new();
         for (services, configured) in [(&book.configured, true), (&book.published, false)] {
-            for (name, service) in services {
+            for (name, service) in services.iter() {
                 if wanted.contains_key(name) {
                     continue;
                 }
@@ -322,7 +322,7 @@ impl Book {
     }
 }
 
-fn by_name(services: Vec<ServiceDefinition>) -> BTreeMap<ServiceName, ServiceDefinition> {
+fn by_name(services: Vec<ServiceDefinition>) -> OrderedMap<ServiceName, ServiceDefinition> {
     services
         .into_iter()
         .map(|service| (service.name.clone(), service))

@@ -11,6 +11,7 @@ use crate::machine::renewal::{CertificateStanding, renewal_due};
 
 /// A certificate: the federation's, or the node's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "super::reading::Fields")]
 pub struct CertificateReport {
     /// `valid`, `renewal due`, `expires soon`, `expired`, `not yet valid`.
     pub standing: String,
@@ -28,19 +29,14 @@ pub struct CertificateReport {
     /// A renewal under way: `requested` or `proving`.
     pub renewal: Option<String>,
     /// The last failure of the renewal under way, in words.
-    #[serde(default)]
     pub renewal_error: Option<String>,
     /// Whether it has expired and the parent, when it was reached, did not renew it.
-    #[serde(default)]
     pub needs_rejoin: bool,
     /// Whether it was issued by this box's own authority, as among equals.
-    #[serde(default)]
     pub self_issued: bool,
     /// The parent's authorities that are trusted, the oldest first.
-    #[serde(default)]
     pub anchors: Vec<AnchorReport>,
     /// Why the parent's trust bundle is not followed, in words.
-    #[serde(default)]
     pub bundle_error: Option<String>,
 }
 
@@ -88,6 +84,7 @@ impl CertificateReport {
 
 /// An authority that is trusted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "super::reading::Fields")]
 pub struct AnchorReport {
     /// SHA-256 of its certificate.
     pub fingerprint: String,

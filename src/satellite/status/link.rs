@@ -6,6 +6,7 @@ use crate::base::time::{UnixTime, rfc3339};
 
 /// The tunnel.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(try_from = "super::reading::Fields")]
 pub struct LinkReport {
     /// `off`, `dialing`, `connected`, `waiting`; `unknown` without a daemon.
     pub state: String,
@@ -14,22 +15,22 @@ pub struct LinkReport {
     /// The way in use: `direct`, `quic`, `tls` or `proxy`.
     pub transport: Option<String>,
     /// Since when it is connected.
-    #[serde(default, with = "rfc3339::option")]
+    #[serde(with = "rfc3339::option")]
     pub since: Option<UnixTime>,
     /// When the next try starts.
-    #[serde(default, with = "rfc3339::option")]
+    #[serde(with = "rfc3339::option")]
     pub next_attempt_at: Option<UnixTime>,
     /// Failed rounds since the last stable connection.
     pub failures: u32,
     /// The last failure, in words.
     pub last_error: Option<String>,
     /// Every host-bridge of which a tunnel is wanted, best first.
-    #[serde(default)]
     pub bridges: Vec<BridgeReport>,
 }
 
 /// One host-bridge and how it is reached.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(try_from = "super::reading::Fields")]
 pub struct BridgeReport {
     /// Its name and port.
     pub bridge: String,
@@ -42,10 +43,10 @@ pub struct BridgeReport {
     /// The way in use: `direct`, `quic`, `tls` or `proxy`.
     pub rung: Option<String>,
     /// Since when the tunnel is up.
-    #[serde(default, with = "rfc3339::option")]
+    #[serde(with = "rfc3339::option")]
     pub since: Option<UnixTime>,
     /// When the next try starts, while there is no tunnel.
-    #[serde(default, with = "rfc3339::option")]
+    #[serde(with = "rfc3339::option")]
     pub next_attempt_at: Option<UnixTime>,
     /// Failed tries since the last stable tunnel.
     pub failures: u32,
@@ -56,18 +57,18 @@ pub struct BridgeReport {
     /// Better ways than the one in use.
     pub better: Vec<BetterReport>,
     /// UDP packets that the system dropped because this program did not take them in time.
-    #[serde(default)]
     pub udp_dropped: u64,
 }
 
 /// A better way than the one in use.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(try_from = "super::reading::Fields")]
 pub struct BetterReport {
     /// Its name.
     pub rung: String,
     /// Why it is not in use.
     pub why: String,
     /// When it is tried again.
-    #[serde(default, with = "rfc3339::option")]
+    #[serde(with = "rfc3339::option")]
     pub next_try_at: Option<UnixTime>,
 }

@@ -7,18 +7,19 @@ use crate::reach::port_mapping::MappingView;
 
 /// Where the parent can call the satellite itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "super::reading::Fields")]
 pub struct HttpsReport {
     /// Its address on this box.
     pub listening: Option<std::net::SocketAddr>,
     /// Why it does not listen.
     pub error: Option<String>,
     /// What leads to it from outside, for each family of addresses; empty where nothing is looked for.
-    #[serde(default)]
     pub mappings: Vec<MappingReport>,
 }
 
 /// The ways in from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "super::reading::Fields")]
 pub struct ReachReport {
     /// The UDP port on which the satellite can be dialled; none when it does not listen.
     pub listening: Option<u16>,
@@ -28,6 +29,7 @@ pub struct ReachReport {
 
 /// A port on a router, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "super::reading::Fields")]
 pub struct MappingReport {
     /// `ipv4` or `ipv6`.
     pub family: String,

@@ -72,8 +72,16 @@ struct Ends {
 }
 
 async fn greet(near: Arc<dyn Transport>, far: Arc<dyn Transport>, max_streams: u32) -> Ends {
+    greet_with(TunnelSettings::default(), near, far, max_streams).await
+}
+
+async fn greet_with(
+    settings: TunnelSettings,
+    near: Arc<dyn Transport>,
+    far: Arc<dyn Transport>,
+    max_streams: u32,
+) -> Ends {
     let clock = Clock::start(BUILD_TIME);
-    let settings = TunnelSettings::default();
     let (near, far) = tokio::join!(
         Tunnel::dial(near, hello(), settings, clock.clone()),
         Tunnel::accept(far, settings, clock.clone(), |_| Ok(welcome(max_streams))),

@@ -246,7 +246,12 @@ pub(super) async fn tunnel(over: Over, max_streams: u32) -> (Ends, Site) {
         }
         Over::Quic | Over::Tcp => site.connected().await,
     };
-    (greet(dialer, acceptor, max_streams).await, site)
+    // How long a header may take is tested with the paused clock; a busy machine may need longer for a hundred.
+    let settings = TunnelSettings {
+        header_timeout: 10 * SOON,
+        ..TunnelSettings::default()
+    };
+    (greet_with(settings, dialer, acceptor, max_streams).await, site)
 }
 
 pub(super) async fn stream(ends: &Ends) -> (TunnelStream, TunnelStream) {

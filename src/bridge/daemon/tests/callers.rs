@@ -41,7 +41,12 @@ async fn a_credential_reaches_peers_and_nothing_else() {
 
     // Nobody else: a grant alone is no credential, and an operator has no business at a host name.
     for (host, path, credential, words) in [
-        ("127.0.0.1", by_path.as_str(), None, "operator token"),
+        (
+            "127.0.0.1",
+            by_path.as_str(),
+            None,
+            "X-Powernode-Credential was shown",
+        ),
         (
             "127.0.0.1",
             &by_path,

@@ -44,6 +44,7 @@ use crate::process::config::loader::{ConfigFile, Flags};
 use crate::process::environment::Environment;
 use crate::tunnel::greeting::GreetingError;
 use crate::tunnel::http as tunnel_http;
+use crate::tunnel::quic::QuicSettings;
 use crate::tunnel::tcp::{self, TcpSettings};
 use crate::tunnel::transport::Transport;
 use crate::tunnel::{Tunnel, TunnelDriver, TunnelSettings};
