@@ -21,13 +21,15 @@ const OTHERS: [(&str, &str); 2] = [
 
 struct Repository {
     place: tempfile::TempDir,
+    documents: PathBuf,
 }
 
 impl Repository {
     /// One commit with the files of this one, as they are now.
     fn new() -> Self {
         let place = tempfile::tempdir().unwrap();
-        let repository = Self { place };
+        let documents = documents::generate(place.path());
+        let repository = Self { place, documents };
         std::fs::create_dir(repository.tree()).unwrap();
         let copy =
             "git ls-files -z --cached --others --exclude-standard | xargs -0 cp -P --parents -t \"$1\"";
@@ -73,8 +75,7 @@ impl Repository {
     fn release(&self, more: &[&str]) -> Output {
         let mut command = self.command("scripts/release", more);
         command.args(["--key", "../key", "--output", "../output", "--built", "../built"]);
-        let docs = documents::generate(self.place.path());
-        command.env("POWERNODE_DOCS", docs).output().unwrap()
+        command.env("POWERNODE_DOCS", &self.documents).output().unwrap()
     }
 
     /// Something in the place of both programs, for each target.
