@@ -84,7 +84,8 @@ mod tests {
     async fn a_panic_is_an_error_of_the_one_and_goes_on_in_the_other() {
         let error = start(|| -> u8 { panic!("on purpose") }).await.unwrap_err();
         assert_eq!(*error.into_panic().downcast::<&str>().unwrap(), "on purpose");
-        let carried = tokio::spawn(run(|| -> u8 { panic!("on purpose") })).await;
-        assert!(carried.unwrap_err().is_panic());
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(run(|| -> u8 { panic!("on purpose") }));
+        assert!(tasks.join_next().await.unwrap().unwrap_err().is_panic());
     }
 }
