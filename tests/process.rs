@@ -66,7 +66,10 @@ fn a_panic_starts_a_program_afresh_that_has_run_for_a_while() {
     let runs: Vec<_> = runs.lines().collect();
     assert_eq!(runs.len(), 2, "{said}");
     assert_eq!(runs[0], runs[1], "the process is the same");
-    assert!(said.contains("on purpose") && said.contains("starts afresh"), "{said}");
+    assert!(
+        said.contains("on purpose") && said.contains("starts afresh"),
+        "{said}"
+    );
     assert!(status.success(), "{said}");
 }
 
@@ -74,7 +77,11 @@ fn a_panic_starts_a_program_afresh_that_has_run_for_a_while() {
 fn a_panic_soon_after_the_start_is_left_to_the_service_manager() {
     let log = tempfile::NamedTempFile::new().unwrap();
     let (status, said) = panicking(log.path(), fresh_start::RUN_AT_LEAST);
-    assert_eq!(std::fs::read_to_string(log.path()).unwrap().lines().count(), 1, "{said}");
+    assert_eq!(
+        std::fs::read_to_string(log.path()).unwrap().lines().count(),
+        1,
+        "{said}"
+    );
     assert!(!status.success() && said.contains("the program ends"), "{said}");
 }
 

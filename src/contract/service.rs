@@ -356,6 +356,19 @@ const fn default_connections() -> u32 {
 }
 
 impl ServiceFields {
+    /// What the fields are called where they stand among others.
+    pub const NAMES: [&'static str; 9] = [
+        "name",
+        "protocol",
+        "address",
+        "description",
+        "health_check",
+        "health_interval_seconds",
+        "max_connections",
+        "bandwidth",
+        "proxy_protocol",
+    ];
+
     /// Without description, check and limits of its own.
     pub fn new(name: ServiceName, protocol: ServiceProtocol, address: LocalAddress) -> Self {
         Self {

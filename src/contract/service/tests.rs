@@ -15,6 +15,14 @@ fn refused(fields: ServiceFields) -> String {
 }
 
 #[test]
+fn every_field_is_among_the_names() {
+    let written = serde_json::to_value(service("tcp", "127.0.0.1:80")).unwrap();
+    let mut names = ServiceFields::NAMES;
+    names.sort_unstable();
+    assert!(written.as_object().unwrap().keys().eq(names));
+}
+
+#[test]
 fn names_are_labels_of_host_names() {
     for good in ["a", "0", "web-2", &"x".repeat(63)] {
         assert_eq!(good.parse::<ServiceName>().unwrap().as_str(), good);

@@ -12,6 +12,7 @@ use super::{
     StatusReport, StoreReport,
 };
 use crate::base::time::UnixTime;
+use crate::contract::service::ServiceFields;
 use crate::satellite::grants::GrantsReport;
 use crate::satellite::node_report::NodeReport;
 use crate::satellite::services::ServiceReport;
@@ -66,9 +67,10 @@ impl Fields {
         moment(field, self.raw(field))
     }
 
-    /// What is left, as one value.
-    fn rest<T: DeserializeOwned>(self, field: &'static str) -> Result<T, InvalidField> {
-        value(field, Value::Object(self.0))
+    /// Those of the names that are there, as one value.
+    fn those<T: DeserializeOwned>(&mut self, names: &[&str], field: &'static str) -> Result<T, InvalidField> {
+        let there = names.iter().filter_map(|name| self.0.remove_entry(*name));
+        value(field, Value::Object(there.collect()))
     }
 }
 
@@ -281,7 +283,7 @@ impl TryFrom<Fields> for ServiceReport {
             refused: fields.required("refused")?,
             bytes_in: fields.required("bytes_in")?,
             bytes_out: fields.required("bytes_out")?,
-            service: fields.rest("service")?,
+            service: fields.those(&ServiceFields::NAMES, "service")?,
         })
     }
 }
