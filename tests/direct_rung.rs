@@ -5,8 +5,9 @@
 mod support;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use support::{BridgeSite, SatelliteSite, fail, free_port, succeed, wait_for};
+use support::{BridgeSite, DEADLINE, SatelliteSite, fail, free_port, succeed, wait_for, wait_within};
 
 const CATALOG: &str = "/api/v1/system/federation_api/service_catalog";
 
@@ -25,7 +26,6 @@ fn open_to_the_world() -> SatelliteSite {
     );
     let endpoint = format!("127.0.0.1:{port}");
     set(&mut satellite, "POWERNODE_SATELLITE_REACH_ENDPOINT", &endpoint);
-    set(&mut satellite, "POWERNODE_SATELLITE_REACH_PORT_MAPPING", "false");
     set(&mut satellite, "POWERNODE_SATELLITE_REACH_ALLOW_PRIVATE", "true");
     set(&mut satellite, "POWERNODE_SATELLITE_TUNNEL_CLIMB_MAX", "2s");
     satellite
@@ -37,8 +37,11 @@ fn wait_direct(satellite: &SatelliteSite) {
     });
 }
 
+/// In which an idle tunnel is given up whose other side has died without a word (docs/ARCHITECTURE.md).
+const IDLE_GIVEN_UP: Duration = Duration::from_secs(60);
+
 fn answers(bridge: &BridgeSite) {
-    wait_for("the satellite answers", || {
+    wait_within(IDLE_GIVEN_UP + DEADLINE, "the satellite answers", || {
         let asked = bridge.output(&["request", "shop-17", CATALOG]);
         asked.status.success().then_some(())
     });

@@ -46,6 +46,9 @@ fn a_box_that_knows_no_parent_is_told_what_to_set() {
     let (verdict, _, advice) = check(&report, "host-bridge");
     assert_eq!(verdict, "warn");
     assert!(advice.contains("parent.url"), "{advice}");
+    let (verdict, finding, _) = check(&report, "routers");
+    assert_eq!(verdict, "ok");
+    assert!(finding.contains("reach.port_mapping is false"), "{finding}");
     assert!(!satellite.state_dir().exists(), "nothing is made by looking");
 }
 

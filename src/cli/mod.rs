@@ -7,4 +7,7 @@ pub mod check;
 pub mod client;
 pub mod command_line;
 pub mod failure;
+mod from_here;
 pub mod output;
+
+pub use from_here::from_here;

@@ -25,13 +25,18 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Waits until the condition gives a value.
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_within(DEADLINE, what, condition)
+}
+
+/// The same where the programs themselves may take a known time.
+pub fn wait_within<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(started.elapsed() < DEADLINE, "gave up waiting until {what}");
+        assert!(started.elapsed() < deadline, "gave up waiting until {what}");
         std::thread::sleep(LOOK_AGAIN);
     }
 }
@@ -321,6 +326,8 @@ impl SatelliteSite {
                 self.dir.path().join("fw"),
             )
             .env("POWERNODE_SATELLITE_LOG_LEVEL", "debug")
+            // The routers of this machine are not ours to ask.
+            .env("POWERNODE_SATELLITE_REACH_PORT_MAPPING", "false")
             .envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use powernode_satellite::bridge::permission::{NamePattern, Role};
 use powernode_satellite::cli::audit::AuditCommand;
+use powernode_satellite::cli::from_here;
 use powernode_satellite::contract::invitation::{HostPort, ParentUrl};
 use powernode_satellite::process::config::duration::{HumaneDuration, InvalidDuration};
 use powernode_satellite::process::config::host_bridge::ServerName;
@@ -540,7 +541,7 @@ impl Arguments {
         self.config.clone().map_or(ConfigFile::Default, ConfigFile::Named)
     }
 
-    /// What the command line sets of the configuration.
+    /// What the command line sets of the configuration: paths, from where the command is run.
     pub fn flags(&self) -> Flags {
         let set = [
             ("state_dir", &self.state_dir),
@@ -548,7 +549,7 @@ impl Arguments {
             ("admin_socket", &self.admin_socket),
         ];
         set.into_iter()
-            .filter_map(|(path, value)| Some((path, value.clone()?)))
+            .filter_map(|(path, value)| Some((path, from_here(value.as_ref()?))))
             .collect()
     }
 }

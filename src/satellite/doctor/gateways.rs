@@ -11,8 +11,14 @@ use crate::reach::default_route::{Family, gateways};
 use crate::reach::port_mapping::{NatKind, ProtocolAnswer, nat_kind, probe};
 use crate::satellite::status::{LinkReport, ReachReport};
 
-/// Asks them, without changing anything on them.
-pub async fn examine(seen: Option<IpAddr>) -> Vec<Check> {
+/// Asks them, without changing anything on them; none where the configuration lets nobody ask them for a port.
+pub async fn examine(seen: Option<IpAddr>, port_mapping: bool) -> Vec<Check> {
+    if !port_mapping {
+        return vec![Check::ok(
+            "routers",
+            "not asked for anything: reach.port_mapping is false",
+        )];
+    }
     // The routes are two small files of the kernel's.
     let found = blocking::start(|| {
         let mut found = gateways(Family::V4);

@@ -115,7 +115,7 @@ pub async fn examine(config: &SatelliteConfig, running: Option<&StatusReport>) -
         )),
         Err(why) => checks.push(Check::fail("host-bridge", why, "")),
     }
-    checks.extend(gateways::examine(seen.address).await);
+    checks.extend(gateways::examine(seen.address, config.reach.port_mapping).await);
     checks.extend(host::interfaces());
     match running {
         Some(report) => {

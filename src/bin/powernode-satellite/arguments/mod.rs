@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::cli::command_line::{Definition, Given, Read, UsageError, read};
+use powernode_satellite::cli::from_here;
 use powernode_satellite::contract::service::{HealthCheck, LocalAddress, ServiceName, ServiceProtocol};
 use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
@@ -307,9 +308,10 @@ impl Arguments {
                 flags.insert(path, value.clone());
             }
         };
-        set("state_dir", self.state_dir.as_ref());
-        set("state_key_file", self.state_key_file.as_ref());
-        set("admin_socket", self.admin_socket.as_ref());
+        let path = |given: &Option<String>| given.as_ref().map(|given| from_here(given));
+        set("state_dir", path(&self.state_dir).as_ref());
+        set("state_key_file", path(&self.state_key_file).as_ref());
+        set("admin_socket", path(&self.admin_socket).as_ref());
         let join = match &self.command {
             Command::Join(join) => Some(&**join),
             Command::Rejoin(rejoin) => Some(&rejoin.join),
@@ -317,8 +319,8 @@ impl Arguments {
         };
         if let Some(join) = join {
             set("parent.url", join.parent_url.as_ref());
-            set("parent.token_file", join.token_file.as_ref());
-            set("parent.ca_file", join.ca_file.as_ref());
+            set("parent.token_file", path(&join.token_file).as_ref());
+            set("parent.ca_file", path(&join.ca_file).as_ref());
             set("parent.ca_sha256", join.ca_sha256.as_ref());
             set("disclosure.operator_contact", join.contact.as_ref());
             set("disclosure.location", join.location.as_ref());
