@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{self, CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::crypto::{CryptoProvider, KeyProvider, aws_lc_rs};
+use rustls::pki_types::{self, CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::time_provider::TimeProvider;
 use rustls::{
     CertificateError, ClientConfig, DistinguishedName, OtherError, RootCertStore, ServerConfig,
@@ -213,8 +213,23 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
             aws_lc_rs::kx_group::SECP256R1,
             aws_lc_rs::kx_group::SECP384R1,
         ],
+        key_provider: &Ed25519Keys,
         ..aws_lc_rs::default_provider()
     })
+}
+
+/// Loads keys of the one kind that both sides make for themselves ([`PrivateKey`]). The library's own brings along
+/// all that signs with any other.
+#[derive(Debug)]
+struct Ed25519Keys;
+
+impl KeyProvider for Ed25519Keys {
+    fn load_private_key(&self, key: PrivateKeyDer<'static>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+        match key {
+            PrivateKeyDer::Pkcs8(key) => aws_lc_rs::sign::any_eddsa_type(&key),
+            _ => Err(rustls::Error::General("the key is not in PKCS #8".to_owned())),
+        }
+    }
 }
 
 pub(super) fn owned_alpn(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
