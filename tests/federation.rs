@@ -445,16 +445,12 @@ fn a_bare_token_rejoins_by_the_configured_trust_and_what_gets_no_answer_is_given
     succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "rejoins"]));
     let minted = bridge.json(&["token", "mint", "shop-17"]);
     let token = minted["acceptance_token"].as_str().unwrap();
+    // Who runs the box need not be said again.
     let rejoin = |more: &[&str]| {
-        let disclosed = [
-            "rejoin",
-            "--token-stdin",
-            "--contact",
-            "ops@example.com",
-            "--location",
-            "DE",
-        ];
-        run_with_input(satellite.command(&[&disclosed, more].concat()), token)
+        run_with_input(
+            satellite.command(&[&["rejoin", "--token-stdin"], more].concat()),
+            token,
+        )
     };
     let (code, said) = fail(&rejoin(&[]));
     assert!(code == 2 && said.contains("--parent-url"), "{code}: {said}");
@@ -477,6 +473,8 @@ fn a_bare_token_rejoins_by_the_configured_trust_and_what_gets_no_answer_is_given
 
     let ca = bridge.ca_file.display().to_string();
     succeed(&rejoin(&["--force", "--parent-url", &url, "--ca-file", &ca]));
-    assert_eq!(satellite.status()["peer"]["id"], peer);
+    let status = satellite.status();
+    assert_eq!(status["peer"]["id"], peer);
+    assert_eq!(status["peer"]["operator_contact"], "ops@example.com");
     drop(daemon);
 }

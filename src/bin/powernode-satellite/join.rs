@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 use crate::arguments::{JoinArguments, RejoinArguments};
 use crate::owner;
 use crate::run::{block_on, not_run};
+use crate::status;
 
 /// Most that is read from standard input or a code file, in bytes.
 const INPUT_MAX_BYTES: u64 = 8 * 1024;
@@ -92,7 +93,22 @@ pub fn rejoin(config: &SatelliteConfig, arguments: &RejoinArguments) -> Result<E
             RejoinMode::AsBefore
         },
     };
-    join_as(config, &arguments.join, Some(rejoin))
+    join_as(&disclosed_as_before(config), &arguments.join, Some(rejoin))
+}
+
+/// The same configuration, where it does not say who runs this box with what the parent was told before.
+fn disclosed_as_before(config: &SatelliteConfig) -> SatelliteConfig {
+    let mut config = config.clone();
+    if invite::operator(&config.disclosure).is_err()
+        && let Ok(Ok(report)) = block_on(status::report(&config))
+        && let Some(peer) = report.peer
+    {
+        let disclosure = &mut config.disclosure;
+        disclosure.operator_contact.get_or_insert(peer.operator_contact);
+        disclosure.location.get_or_insert(peer.location);
+        disclosure.data_residency = disclosure.data_residency.take().or(peer.data_residency);
+    }
+    config
 }
 
 fn cancel(config: &SatelliteConfig) -> Result<ExitCode, Failure> {
