@@ -160,6 +160,20 @@ fn numbers_move_when_something_happens_and_documents_name_them_all() {
         );
     }
     serde_json::from_str::<serde_json::Value>(&document("grafana-dashboard.json")).unwrap();
+
+    // Nobody is to be called for a peer that was paused.
+    succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "moving"]));
+    let paused = bridge_metrics();
+    assert_eq!(
+        sample(&paused, "powernode_host_bridge_peers{status=\"suspended\"}"),
+        Some(1)
+    );
+    for awaited in ["peer_connected", "peer_heartbeat_age_seconds"] {
+        assert!(
+            !paused.contains(&format!("powernode_host_bridge_{awaited}{{peer=")),
+            "{paused}"
+        );
+    }
 }
 
 #[test]
