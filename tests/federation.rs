@@ -214,6 +214,10 @@ fn refusals_have_words_and_exit_codes() {
 
     let (exit, _) = fail(&SatelliteSite::new().output(&["status"]));
     assert_eq!(exit, 3);
+    let stranger = SatelliteSite::new().command(&["rejoin", "-"]);
+    let (exit, said) = fail(&run_with_input(stranger, newer["join_code"].as_str().unwrap()));
+    assert_eq!(exit, 3, "{said}");
+    assert!(said.contains("join -"), "{said}");
 }
 
 #[test]
@@ -273,6 +277,7 @@ fn a_second_daemon_is_told_who_holds_the_store() {
     let (exit, said) = fail(&second.output().unwrap());
     assert_eq!(exit, 1);
     assert!(said.contains(&running.id().to_string()), "{said}");
+    assert!(said.contains("--admin-socket"), "{said}");
 }
 
 #[test]

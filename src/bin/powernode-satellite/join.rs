@@ -93,22 +93,26 @@ pub fn rejoin(config: &SatelliteConfig, arguments: &RejoinArguments) -> Result<E
             RejoinMode::AsBefore
         },
     };
-    join_as(&disclosed_as_before(config), &arguments.join, Some(rejoin))
+    join_as(&disclosed_as_before(config)?, &arguments.join, Some(rejoin))
 }
 
 /// The same configuration, where it does not say who runs this box with what the parent was told before.
-fn disclosed_as_before(config: &SatelliteConfig) -> SatelliteConfig {
+fn disclosed_as_before(config: &SatelliteConfig) -> Result<SatelliteConfig, Failure> {
     let mut config = config.clone();
     if invite::operator(&config.disclosure).is_err()
         && let Ok(Ok(report)) = block_on(status::report(&config))
-        && let Some(peer) = report.peer
     {
-        let disclosure = &mut config.disclosure;
-        disclosure.operator_contact.get_or_insert(peer.operator_contact);
-        disclosure.location.get_or_insert(peer.location);
-        disclosure.data_residency = disclosure.data_residency.take().or(peer.data_residency);
+        if matches!(report.state.as_str(), "not_invited" | "left") {
+            return Err(status::not_joined(&report));
+        }
+        if let Some(peer) = report.peer {
+            let disclosure = &mut config.disclosure;
+            disclosure.operator_contact.get_or_insert(peer.operator_contact);
+            disclosure.location.get_or_insert(peer.location);
+            disclosure.data_residency = disclosure.data_residency.take().or(peer.data_residency);
+        }
     }
-    config
+    Ok(config)
 }
 
 fn cancel(config: &SatelliteConfig) -> Result<ExitCode, Failure> {
@@ -154,10 +158,13 @@ fn join_as(
         JoinOutcome::TimedOut(last) => Err(Failure::new(
             Code::Unreachable,
             format!(
-                "no answer from the parent within {} s{}. The invitation is stored: `powernode-satellite run` keeps \
-                 trying, and {}",
+                "no answer from the parent within {} s{}. The invitation is stored: {} keeps trying, and {}",
                 arguments.timeout.0.as_secs(),
                 last.map_or_else(String::new, |last| format!("; the last try: {last}")),
+                match keeper {
+                    Keeper::Daemon => "the running satellite",
+                    Keeper::Nobody => "`powernode-satellite run`",
+                },
                 goes_on(rejoin)
             ),
         )),
