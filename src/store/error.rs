@@ -90,6 +90,14 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The store's directory cannot be made, because something else has its name.
+    #[error("{} {obstacle}, or use another state directory", path.display())]
+    NotADirectory {
+        /// What has the name.
+        path: PathBuf,
+        /// What it is.
+        obstacle: Obstacle,
+    },
     /// No room.
     #[error("the disk is full: could not {attempt} {}; free some space and start again", path.display())]
     DiskFull {
@@ -125,6 +133,29 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+}
+
+/// What has the name of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// A symbolic link whose target is missing or no directory.
+    LinkToNowhere(PathBuf),
+    /// Anything else.
+    File,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LinkToNowhere(target) => write!(
+                f,
+                "is a symbolic link to {}, where there is no directory; make that one (a disk may not be mounted), \
+                 remove the link",
+                target.display()
+            ),
+            Self::File => f.write_str("is a file where a directory is needed; move it away"),
+        }
+    }
 }
 
 /// What is wrong with a store's file.

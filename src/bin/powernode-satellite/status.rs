@@ -41,7 +41,7 @@ pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
 }
 
 /// What to do on a box that has no membership.
-pub fn not_joined(report: &StatusReport) -> Failure {
+fn not_joined(report: &StatusReport) -> Failure {
     let what = match &report.refusal {
         Some(refusal) => refusal,
         None if report.state == "left" => {
