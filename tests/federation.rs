@@ -275,6 +275,7 @@ fn a_second_daemon_is_told_who_holds_the_store() {
     assert_eq!(exit, 1);
     let holder = format!("in use by powernode-satellite (process {})", running.id());
     assert!(said.contains(&holder), "{said}");
+    assert!(said.contains("--admin-socket"), "{said}");
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub enum TlsFailure {
     },
     /// No anchor of ours leads to it.
     #[error(
-        "the other side's certificate was not issued by a CA that is trusted here; check that the CA given is this parent's and was not replaced since, and that no proxy on the way inspects TLS"
+        "the other side's certificate was not issued by a CA that is trusted here; check that the CA given is this parent's and was not replaced since (where none is given, those of this system count), and that no proxy on the way inspects TLS"
     )]
     UnknownIssuer,
     /// The CA named by the join code or by `--ca-sha256` was not shown.

@@ -18,7 +18,10 @@ type Source = Box<dyn StdError + Send + Sync>;
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("the store {} is in use by {holder}; stop that first, or use another state directory", path.display())]
+    #[error(
+        "the store {} is in use by {holder}. Where that is the daemon, ask it: --admin-socket names its socket; else stop it, or use another state directory",
+        path.display()
+    )]
     Held {
         /// The file.
         path: PathBuf,

@@ -171,10 +171,13 @@ fn join_as(
         JoinOutcome::TimedOut(last) => Err(Failure::new(
             Code::Unreachable,
             format!(
-                "no answer from the parent within {} s{}. The invitation is stored: `powernode-satellite run` keeps \
-                 trying, and {}",
+                "no answer from the parent within {} s{}. The invitation is stored: {} keeps trying, and {}",
                 timeout.as_secs(),
                 last.map_or_else(String::new, |last| format!("; the last try: {last}")),
+                match keeper {
+                    Keeper::Daemon => "the running satellite",
+                    Keeper::Nobody => "`powernode-satellite run`",
+                },
                 goes_on(rejoin)
             ),
         )),
