@@ -248,6 +248,36 @@ fn plain_name(presented: &str) -> String {
     inner.trim_matches('"').to_owned()
 }
 
+impl TlsFailure {
+    /// Whether it is the other side's certificate that this side did not take.
+    pub const fn is_about_their_certificate(&self) -> bool {
+        match self {
+            Self::Expired { .. }
+            | Self::NotYetValid { .. }
+            | Self::UnknownIssuer
+            | Self::PinNotInChain { .. }
+            | Self::NameMismatch { .. }
+            | Self::WrongPurpose { .. }
+            | Self::BadCertificate { .. } => true,
+            Self::CertificateRefused { .. }
+            | Self::Incompatible { .. }
+            | Self::NotTls
+            | Self::Other { .. } => false,
+        }
+    }
+}
+
+/// What this side found, of which there is but the alert that it sent, and words.
+pub fn explain_own_alert(alert: AlertDescription, detail: String) -> TlsFailure {
+    match explain_alert(alert) {
+        TlsFailure::CertificateRefused {
+            reason: RefusalReason::UnknownCa,
+        } => TlsFailure::UnknownIssuer,
+        TlsFailure::CertificateRefused { .. } => TlsFailure::BadCertificate { detail },
+        _ => TlsFailure::Other { detail },
+    }
+}
+
 /// What an alert means that the other side sent.
 pub fn explain_alert(alert: AlertDescription) -> TlsFailure {
     let reason = match alert {
