@@ -78,6 +78,26 @@ fn both_ways_to_a_bridge_are_tried_for_real_and_no_tunnel_is_displaced() {
 }
 
 #[test]
+fn a_parent_is_known_by_the_authority_that_has_followed_the_invitations() {
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    succeed(&satellite.join(&bridge.join_code("shop-17")));
+    bridge.json(&["ca", "rotate"]);
+    let _running = satellite.run();
+    wait_for("both authorities are trusted", || {
+        let status = satellite.status();
+        (status["certificate"]["anchors"].as_array()?.len() == 2).then_some(())
+    });
+    succeed(&bridge.output(&["ca", "retire", "--force"]));
+    let report = examine(&satellite, &[]);
+    for way in ["UDP to ", "TCP to "] {
+        let (verdict, finding, _) = check(&report, way);
+        assert_eq!(verdict, "ok", "{finding}");
+    }
+}
+
+#[test]
 fn a_parent_that_is_not_there_or_not_trusted_fails_with_advice() {
     let bridge = BridgeSite::init();
     let url = bridge.url();

@@ -291,3 +291,44 @@ fn a_client_with_a_certificate_of_another_authority_is_found_in_the_log() {
         "{warned:?}"
     );
 }
+
+#[test]
+fn a_backup_is_made_beside_the_daemon_and_restored_without_it() {
+    let bridge = BridgeSite::init();
+    let file = bridge.dir.path().join("backup.redb");
+    let file = file.to_str().unwrap();
+    let (code, _) = fail(&bridge.output(&["backup", file, "--state-dir", "/nowhere"]));
+    assert_eq!(code, 3);
+    let daemon = bridge.run();
+    bridge.invite("shop-17");
+    let made = succeed(&bridge.output(&["backup", file]));
+    let authority = bridge.json(&["ca", "show"])["fingerprint"].clone();
+    assert!(made.contains(authority.as_str().unwrap()), "{made}");
+    assert!(made.contains("not sealed"), "{made}");
+    assert_eq!(
+        std::fs::metadata(file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let (code, said) = fail(&bridge.output(&["backup", file]));
+    assert_eq!(code, 1);
+    assert!(said.contains("already"), "{said}");
+    bridge.invite("shop-18");
+    let (code, said) = fail(&bridge.output(&["restore", file]));
+    assert_eq!(code, 1);
+    assert!(said.contains("in use by"), "{said}");
+    assert!(daemon.stop().success());
+    let (_, said) = fail(&bridge.output(&["restore", "/etc/hostname"]));
+    assert!(said.contains("is not a store"), "{said}");
+    let beside = [("POWERNODE_HOST_BRIDGE_PLATFORM_URL", "http://127.0.0.1:9")];
+    let mut wrong = bridge.command(&["restore", file]);
+    let (_, said) = fail(&wrong.envs(beside).output().unwrap());
+    assert!(said.contains("platform"), "{said}");
+
+    let restored = succeed(&bridge.output(&["restore", file]));
+    assert!(restored.contains("registry.redb.before"), "{restored}");
+    let _daemon = bridge.run();
+    assert_eq!(bridge.json(&["ca", "show"])["fingerprint"], authority);
+    assert!(bridge.json(&["peers", "show", "shop-17"])["id"].is_string());
+    let (code, _) = fail(&bridge.output(&["peers", "show", "shop-18"]));
+    assert_eq!(code, 4);
+}

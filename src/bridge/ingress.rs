@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio_rustls::server::TlsStream;
+use tracing::field::display;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use self::visit::Visitor;
@@ -187,29 +188,41 @@ impl Ingress {
         let address = transport.remote_address();
         match transport.peer_certificate() {
             None => self.visit(transport, (address, network), Visitor::Stranger).await,
-            Some(der) => match self
-                .admit(CallerCertificate::read(&der, self.clock.trusted().now))
-                .await
-            {
-                Ok(Admitted { peer, certificate }) if certificate.standing == Standing::Expired => {
-                    info!(%address, %peer, "a peer comes with a certificate that has expired, and may renew it");
-                    self.visit(transport, (address, network), Visitor::Expired(certificate))
-                        .instrument(info_span!("tunnel", %peer))
-                        .await;
-                }
-                Ok(admitted) => {
-                    let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
-                    let span = info_span!("tunnel", peer = %admitted.peer, %session);
-                    let arrival = Arrival::Dialled(transport);
-                    self.session(arrival, (address, network), admitted, session)
-                        .instrument(span)
-                        .await;
-                }
-                Err(refused) => {
-                    warn!(%address, why = %refused.message, "a tunnel was not admitted");
-                    self.decline(transport, refused).await;
-                }
-            },
+            Some(der) => {
+                let shown = CallerCertificate::read(&der, self.clock.trusted().now);
+                self.member(transport, (address, network), shown).await;
+            }
+        }
+    }
+
+    /// Takes a connection whose dialer has shown a certificate.
+    async fn member(
+        self: Arc<Self>,
+        transport: Arc<dyn Transport>,
+        (address, network): (SocketAddr, Option<NetworkId>),
+        shown: Option<CallerCertificate>,
+    ) {
+        let named = shown.as_ref().and_then(|certificate| certificate.peer);
+        match self.admit(shown).await {
+            Ok(Admitted { peer, certificate }) if certificate.standing == Standing::Expired => {
+                info!(%address, %peer, "a peer comes with a certificate that has expired, and may renew it");
+                self.visit(transport, (address, network), Visitor::Expired(certificate))
+                    .instrument(info_span!("tunnel", %peer))
+                    .await;
+            }
+            Ok(admitted) => {
+                let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
+                let span = info_span!("tunnel", peer = %admitted.peer, %session);
+                let arrival = Arrival::Dialled(transport);
+                self.session(arrival, (address, network), admitted, session)
+                    .instrument(span)
+                    .await;
+            }
+            Err(refused) => {
+                let peer = named.map(display);
+                warn!(%address, peer, why = %refused.message, "a tunnel was not admitted");
+                self.decline(transport, refused).await;
+            }
         }
     }
 

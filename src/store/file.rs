@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io;
+use std::io::{self, Seek as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
@@ -114,7 +114,9 @@ impl Draft {
     /// and keeps locked; it belongs to whom the old one belongs to.
     pub(super) fn replacing(path: &Path, old: &File) -> Result<Self, OpenError> {
         let begun = Self::locked(path)?;
-        belong_as(&begun.file, old).map_err(|error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error))?;
+        give_to_owner(&begun.file, path)
+            .and_then(|()| belong_as(&begun.file, old))
+            .map_err(|error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error))?;
         Ok(begun)
     }
 
@@ -122,11 +124,28 @@ impl Draft {
     /// locked, so that of two processes one makes the store and the other is told who does.
     pub(super) fn begin(path: &Path) -> Result<Option<Self>, OpenError> {
         make_directory(path)?;
-        let begun = Self::locked(path)?;
-        if path.exists() {
-            return Ok(None);
+        let begun = Self::elsewhere(path)?;
+        if let Some(begun) = &begun {
+            give_to_owner(&begun.file, path)
+                .map_err(|error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error))?;
         }
-        Ok(Some(begun))
+        Ok(begun)
+    }
+
+    /// Begins a draft of a file in a directory that is nobody's state: it stays its maker's. `None` when
+    /// there is such a file.
+    pub(super) fn elsewhere(path: &Path) -> Result<Option<Self>, OpenError> {
+        let begun = Self::locked(path)?;
+        Ok((!path.exists()).then_some(begun))
+    }
+
+    /// Fills the draft anew with what `source` has.
+    pub(super) fn refill(&self, source: &mut File) -> io::Result<()> {
+        let mut file = self.file.as_ref();
+        file.set_len(0)?;
+        file.rewind()?;
+        io::copy(source, &mut file)?;
+        Ok(())
     }
 
     /// An empty draft, locked.
@@ -150,7 +169,6 @@ impl Draft {
                     };
                     let io_error = |error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error);
                     begun.file.set_len(0).map_err(io_error)?;
-                    give_to_owner(&begun.file, path).map_err(io_error)?;
                     begun
                         .file
                         .set_permissions(Permissions::from_mode(FILE_MODE))
