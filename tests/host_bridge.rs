@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "support/authority.rs"]
+mod authority;
 mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -244,6 +246,50 @@ fn a_registry_that_others_may_read_is_warned_of() {
     std::fs::set_permissions(&registry, std::fs::Permissions::from_mode(0o644)).unwrap();
     let daemon = bridge.run();
     assert!(daemon.log_text().contains("chmod 600"), "{}", daemon.log_text());
+}
+
+#[test]
+fn a_client_with_a_certificate_of_another_authority_is_found_in_the_log() {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let stranger = authority::Authority::new("another parent's").client("fed:shop-17");
+    let (certificate, key) = (bridge.dir.path().join("c.pem"), bridge.dir.path().join("c.key"));
+    std::fs::write(&certificate, stranger.certificate).unwrap();
+    std::fs::write(&key, stranger.key).unwrap();
+    let url = format!("{}/api/v1/system/federation_api/trust_bundle", bridge.url());
+    for _ in 0..4 {
+        let curl = std::process::Command::new("curl")
+            .args(["-sS", &url, "--cacert"])
+            .arg(&bridge.ca_file)
+            .arg("--cert")
+            .arg(&certificate)
+            .arg("--key")
+            .arg(&key)
+            .output();
+        let Ok(output) = curl else {
+            println!("SKIPPED: curl is not installed");
+            return;
+        };
+        fail(&output);
+    }
+    let refused = "a client's certificate was refused";
+    let log = wait_for("all four are noted", || {
+        let log = daemon.log_text();
+        (log.matches(refused).count() == 4).then_some(log)
+    });
+    let warned: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains(refused) && line.to_ascii_lowercase().contains("warn"))
+        .collect();
+    assert_eq!(
+        warned.len(),
+        2,
+        "one source is told of twice a minute: {warned:?}"
+    );
+    assert!(
+        warned[0].contains("127.0.0.1") && warned[0].contains("not issued by a CA that is trusted here"),
+        "{warned:?}"
+    );
 }
 
 #[test]

@@ -22,10 +22,12 @@ use super::direct::{self, Calling, RedialEvent, Redialer};
 use super::federation_api::{Caller, CallerCertificate, Standing};
 use super::links::{Link, Links, SessionGuard};
 use super::parent::Parent;
+use super::refused_certificates::RefusedCertificates;
 use super::settings::BridgeSettings;
 use crate::base::id::{NetworkId, PeerId, SessionId};
 use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::TUNNEL_DIRECT_PATH;
+use crate::identity::tls_failure::TlsFailure;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
@@ -34,7 +36,7 @@ use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::tcp::{self, TcpSettings};
-use crate::tunnel::transport::{BoxFuture, Transport, TunnelProtocol};
+use crate::tunnel::transport::{BoxFuture, Side, Transport, TransportClosed, TunnelProtocol};
 use crate::tunnel::{CloseReason, TunnelDriver};
 use crate::wire::{
     DIRECT_FEATURE, Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, SESSIONS_FEATURE, SessionClaim,
@@ -88,6 +90,8 @@ pub struct Ingress {
     pub live: watch::Receiver<BridgeSettings>,
     /// Dials satellites again that it has dialled and lost.
     pub redialer: Arc<Redialer>,
+    /// Says whose certificates do not pass.
+    pub refused_certificates: RefusedCertificates,
 }
 
 /// The endpoint is gone.
@@ -134,12 +138,34 @@ impl Ingress {
         let Some(shaken) = self.unless_stopping(incoming.handshake()).await else {
             return;
         };
-        self.links
-            .counters()
-            .count_handshake(TunnelProtocol::Quic, shaken.is_ok());
         match shaken {
-            Ok(transport) => self.take(transport, network).await,
-            Err(reason) => debug!(%address, %reason, "a handshake failed"),
+            Ok(transport) => {
+                let counters = self.links.counters();
+                counters.count_handshake(TunnelProtocol::Quic, true);
+                self.take(transport, network).await;
+            }
+            Err(TransportClosed::Tls {
+                found_by: Side::Ours,
+                failure,
+            }) => self.handshake_failed(address, TunnelProtocol::Quic, &failure, Some(&failure)),
+            Err(reason) => self.handshake_failed(address, TunnelProtocol::Quic, &reason, None),
+        }
+    }
+
+    /// A handshake came to nothing, over whatever transport; with what was found here, if anything was.
+    pub(super) fn handshake_failed(
+        &self,
+        address: SocketAddr,
+        protocol: TunnelProtocol,
+        why: &dyn std::fmt::Display,
+        found: Option<&TlsFailure>,
+    ) {
+        self.links.counters().count_handshake(protocol, false);
+        if let Some(refused) = found.filter(|failure| failure.is_about_their_certificate()) {
+            let (source, why) = (address.ip().to_canonical(), refused.to_string());
+            self.refused_certificates.note(source, &why, self.clock.now());
+        } else {
+            debug!(%address, %why, transport = protocol.word(), "a handshake failed");
         }
     }
 

@@ -30,6 +30,7 @@ pub mod permission;
 pub mod places;
 mod plain_path;
 pub mod platform;
+pub mod refused_certificates;
 pub mod registry;
 pub mod reply;
 mod request_body;

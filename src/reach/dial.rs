@@ -191,6 +191,12 @@ impl DialError {
         refused || self.refuses_identity()
     }
 
+    /// Whether something spoke at the other end, whatever it said: the network is then not what is in the way.
+    pub fn was_heard(&self) -> bool {
+        matches!(self, Self::Greeting { .. } | Self::Identity(_))
+            || matches!(self.closed(), Some(TransportClosed::Tls { .. }))
+    }
+
     /// How much it says, compared with what other addresses of the same host-bridge say.
     pub(super) fn weight(&self) -> u8 {
         match self {
