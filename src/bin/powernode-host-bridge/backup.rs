@@ -16,10 +16,14 @@ pub fn back_up(config: &HostBridgeConfig, to: &Path) -> Result<(), Failure> {
     let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
     let backup = Books::back_up(config, key.as_ref(), to).map_err(|error| refused(&error))?;
     show(("backup", to), &backup, None)?;
-    print(if backup.sealed {
-        "\nThe private keys in it are sealed: it is of use only with the state key, so keep that elsewhere.\n"
-    } else {
-        "\nThe authority's private key is in it, not sealed: keep it as you would that key.\n"
+    print(match (backup.sealed, &backup.authority) {
+        (true, _) => {
+            "\nWhat is secret in it is sealed: it is of use only with the state key, so keep that elsewhere.\n"
+        }
+        (false, Some(_)) => {
+            "\nThe authority's private key is in it, not sealed: keep it as you would that key.\n"
+        }
+        (false, None) => "\nTokens of satellites' grants are in it, not sealed: keep it from others.\n",
     })
 }
 
