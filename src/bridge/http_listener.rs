@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::access::{Access, InScope};
+use super::attended::Attended;
 use super::federation_api::{Caller, CallerCertificate};
 use super::ingress::Ingress;
 use super::operator_api::{OperatorApi, RequestSource};
@@ -72,7 +73,7 @@ pub(super) const HTTPS_ALPN: [&[u8]; 3] = [TUNNEL_ALPN, HTTP_2, b"http/1.1"];
 const HTTP_2: &[u8] = b"h2";
 
 /// Serves one connection, whatever it runs over; when the scope is cancelled, the request in
-/// progress is the last.
+/// progress is the last. A client that takes nothing of its answers is hung up on.
 pub(super) async fn serve_http<I, F, R>(io: I, scope: &TaskScope, answer: F)
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -83,6 +84,7 @@ where
         let answer = answer(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
+    let (io, watched) = Attended::new(io);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -98,6 +100,8 @@ where
             connection.await
         }
     };
+    // It may be something else's than HTTP's now.
+    watched.end();
     if let Err(error) = ended {
         debug!(%error, "an HTTP connection ended early");
     }

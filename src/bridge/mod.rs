@@ -4,6 +4,7 @@
 pub mod acceptance;
 pub mod access;
 pub mod admin_socket;
+mod attended;
 pub mod authorities;
 pub mod certificate_authority;
 pub mod daemon;
