@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -63,6 +63,40 @@ fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {
     // Nobody else on this machine needed the token, and it works no second time.
     assert!(running.stop().success());
     assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_code_pasted_on_a_terminal_ends_with_its_line() {
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: a_code_pasted_on_a_terminal_ends_with_its_line because there is no script");
+        return;
+    }
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    let code = bridge.join_code("shop-17");
+    let satellite = SatelliteSite::new();
+    let join = satellite.join_command(&["-"]);
+    let words: Vec<_> = std::iter::once(join.get_program())
+        .chain(join.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]);
+    terminal.envs(join.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut terminal = terminal
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Kept open: nobody presses Ctrl-D.
+    let mut typed = terminal.stdin.take().unwrap();
+    writeln!(typed, "{code}").unwrap();
+    let ended = wait_for("the join ends by itself", || terminal.try_wait().unwrap());
+    let mut said = String::new();
+    terminal.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(ended.success(), "{said}");
+    assert!(said.contains("Paste the join code"), "{said}");
+    assert!(said.contains("joined "), "{said}");
 }
 
 #[test]

@@ -81,12 +81,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "needs an engine: tests/package/image.rs runs the same root without one",
     ),
     (
+        "cp powernode-satellite-",
+        "needs OpenWrt: tests/package/openwrt.rs",
+    ),
+    ("chmod 0755 ", "needs OpenWrt: tests/package/openwrt.rs"),
+    ("rm -rf ", "needs root: undoes what the lines above it install"),
+    (
         "/etc/init.d/powernode-satellite ",
         "needs OpenWrt: tests/package/openwrt.rs has its rc.common",
-    ),
-    (
-        "export POWERNODE_",
-        "holds for the shell of a reader; the names are checked here",
     ),
     (
         "(umask 077; head -c 32 /dev/urandom >/",

@@ -147,6 +147,8 @@ fn is_whole(repository: &Repository, said: &str) {
         materials.clone(),
         format!("powernode-satellite-{version}-openwrt.init"),
         format!("powernode-satellite-{version}-openwrt.keep"),
+        format!("powernode-satellite-{version}.service"),
+        format!("powernode-host-bridge-{version}.service"),
         "SHA256SUMS".to_owned(),
         "SHA256SUMS.minisig".to_owned(),
     ];

@@ -1,6 +1,6 @@
 //! `join`: hands an invitation to the running daemon, or joins by itself when none runs.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -156,6 +156,14 @@ fn join_as(
     timeout: Duration,
     rejoin: Option<Rejoin>,
 ) -> Result<ExitCode, Failure> {
+    if std::io::stderr().is_terminal() {
+        // A closed standard error cannot be told.
+        let _ = writeln!(
+            std::io::stderr(),
+            "Asking the parent, for up to {} s; Ctrl-C ends the waiting, not the join.",
+            timeout.as_secs()
+        );
+    }
     let (keeper, outcome) = block_on(async {
         tokio::select! {
             joined = join_either_way(config, invitation, rejoin, timeout) => joined,
@@ -266,7 +274,11 @@ fn invitation(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<Inv
 
 fn code(arguments: &JoinArguments) -> Result<Option<String>, Failure> {
     match (&arguments.code, &arguments.code_file) {
-        (Some(dash), _) if dash == "-" => read_stdin("the join code from standard input").map(Some),
+        (Some(dash), _) if dash == "-" => {
+            // Mail programs break it into several lines.
+            let is_whole = |text: &str| JoinCode::parse(text.to_owned()).is_ok();
+            read_stdin("the join code", is_whole).map(Some)
+        }
         (Some(code), _) => {
             warn_of_argv(
                 "the join code",
@@ -282,7 +294,7 @@ fn code(arguments: &JoinArguments) -> Result<Option<String>, Failure> {
 fn token(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<AcceptanceToken, Failure> {
     let invalid = |error| Failure::usage(InputError::Token(error));
     if arguments.token_stdin {
-        return AcceptanceToken::parse(read_stdin("the token from standard input")?).map_err(invalid);
+        return AcceptanceToken::parse(read_stdin("the token", |_| true)?).map_err(invalid);
     }
     if let Some(token) = &arguments.token {
         warn_of_argv("the token", "--token-stdin or --token-file");
@@ -307,8 +319,30 @@ fn warn_of_argv(what: &str, safer: &str) {
     );
 }
 
-fn read_stdin(what: &str) -> Result<String, Failure> {
-    read_text(std::io::stdin().lock(), what)
+/// To its end; what is pasted on a terminal ends with the line that makes it whole, or with an empty one.
+fn read_stdin(what: &str, is_whole: impl Fn(&str) -> bool) -> Result<String, Failure> {
+    let source = format!("{what} from standard input");
+    let input = std::io::stdin();
+    if !input.is_terminal() {
+        return read_text(input.lock(), &source);
+    }
+    // A closed standard error cannot be told.
+    let _ = writeln!(std::io::stderr(), "Paste {what} and press Enter:");
+    let mut lines = input.lock().take(INPUT_MAX_BYTES);
+    let mut text = String::new();
+    loop {
+        let before = text.len();
+        match lines.read_line(&mut text) {
+            Ok(_) if text[before..].trim().is_empty() || is_whole(&text) => return Ok(text),
+            Ok(_) => {}
+            Err(error) => {
+                return Err(Failure::usage(InputError::Read {
+                    what: source,
+                    source: error,
+                }));
+            }
+        }
+    }
 }
 
 fn read_file(path: &Path) -> Result<String, Failure> {
