@@ -281,10 +281,9 @@ async fn dial_unbounded(
         clock,
     } = introduction;
     let time = certificate_time(&clock);
-    let max_streams = settings.max_streams;
-    let transport = match connect(target, way, credentials.clone(), time, max_streams).await {
+    let transport = match connect(target, way, credentials.clone(), time, settings).await {
         Err(error) => match time_for_doubtful_clock(&error, &clock) {
-            Some(time) => connect(target, way, credentials, time, max_streams).await?,
+            Some(time) => connect(target, way, credentials, time, settings).await?,
             None => return Err(error),
         },
         Ok(transport) => transport,
@@ -313,8 +312,13 @@ async fn connect(
     way: &Way,
     credentials: Credentials,
     time: TimeSource,
-    max_streams: u32,
+    settings: TunnelSettings,
 ) -> Result<Arc<dyn Transport>, DialError> {
+    let TunnelSettings {
+        max_streams,
+        stream_window,
+        ..
+    } = settings;
     let failures = FailureRecord::default();
     let config = tls_config(credentials, Arc::clone(&time), failures.clone()).await?;
     let (host, address) = (&target.host, target.address);
@@ -332,7 +336,7 @@ async fn connect(
             // A new socket for each dial: a port that some router on the way has black-holed is left behind.
             let endpoint = QuicEndpoint::client(QuicSettings {
                 max_streams,
-                ..QuicSettings::default()
+                stream_window,
             })
             .map_err(DialError::Socket)?;
             endpoint
