@@ -248,7 +248,9 @@ fn refusals_have_words_and_exit_codes() {
     assert!(!said.contains("panicked"), "{said}");
     let shown = other.output(&["status"]).stdout;
     assert!(
-        String::from_utf8(shown).unwrap().contains("joining (not running)"),
+        String::from_utf8(shown)
+            .unwrap()
+            .contains("joining (not running)"),
         "{said}"
     );
 
