@@ -19,7 +19,7 @@ use powernode_satellite::satellite::own_authority::{AuthorityReport, SuccessionR
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
     AnchorReport, BetterReport, BridgeReport, CertificateReport, ClockReport, ClusterReport, HeartbeatReport,
-    LinkReport, NEEDS_REJOIN, StatusReport, StoreReport,
+    LinkReport, NEEDS_REJOIN, StatusReport, StoreReport, remedy,
 };
 use powernode_satellite::store::state_key::StateKey;
 
@@ -168,6 +168,10 @@ fn membership(report: &StatusReport) -> Vec<Line> {
     let mode = format!("{mode}, contract version {}", peer.contract_version);
     let operator = format!("{}, {}", peer.operator_contact, peer.location);
     let mut lines: Vec<Line> = vec![
+        (
+            "what to do",
+            remedy(peer.status).map(|text| Cell::toned(text, Tone::Bad)),
+        ),
         ("peer", Some(peer.id.into())),
         ("mode", Some(mode.into())),
         ("joined", Some(relative_time(peer.accepted_at, now).into())),
