@@ -191,6 +191,8 @@ fn unknown_variables_are_refused_and_others_left_alone() {
         "{error}"
     );
     assert!(!told(&error).contains("hunter2"));
+    let error = loaded("POWERNODE_SATELLITE_FOO", "1").err().unwrap();
+    assert!(told(&error).contains("config show"), "{error}");
     assert!(loaded("POWERNODE_HOST_BRIDGE_NONSENSE", "1").is_ok());
     assert!(loaded("HOME", "/root").is_ok());
 }

@@ -78,6 +78,26 @@ fn both_ways_to_a_bridge_are_tried_for_real_and_no_tunnel_is_displaced() {
 }
 
 #[test]
+fn a_parent_is_known_by_the_authority_that_has_followed_the_invitations() {
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    succeed(&satellite.join(&bridge.join_code("shop-17")));
+    bridge.json(&["ca", "rotate"]);
+    let _running = satellite.run();
+    wait_for("both authorities are trusted", || {
+        let status = satellite.status();
+        (status["certificate"]["anchors"].as_array()?.len() == 2).then_some(())
+    });
+    succeed(&bridge.output(&["ca", "retire", "--force"]));
+    let report = examine(&satellite, &[]);
+    for way in ["UDP to ", "TCP to "] {
+        let (verdict, finding, _) = check(&report, way);
+        assert_eq!(verdict, "ok", "{finding}");
+    }
+}
+
+#[test]
 fn a_parent_that_is_not_there_or_not_trusted_fails_with_advice() {
     let bridge = BridgeSite::init();
     let url = bridge.url();
@@ -87,16 +107,26 @@ fn a_parent_that_is_not_there_or_not_trusted_fails_with_advice() {
         ("POWERNODE_SATELLITE_PARENT_CA_SHA256", &"0".repeat(64)),
         ("POWERNODE_SATELLITE_TUNNEL_TRANSPORT", "tls"),
     ];
-    let (verdict, _, advice) = {
-        let report = examine(&satellite, &named);
-        let (verdict, finding, advice) = check(&report, "TCP to ");
-        (verdict.to_owned(), finding.to_owned(), advice.to_owned())
-    };
-    assert_eq!(verdict, "fail");
-    assert!(advice.contains("TCP"), "{advice}");
-    let _daemon = bridge.run();
     let report = examine(&satellite, &named);
-    let (verdict, finding, _) = check(&report, "TCP to ");
+    let (verdict, _, advice) = check(&report, "TCP to ");
     assert_eq!(verdict, "fail");
+    assert!(advice.contains("whether the host-bridge runs"), "{advice}");
+
+    // Whoever answered is no matter of the network, and says itself what is wrong.
+    let daemon = bridge.run();
+    let report = examine(&satellite, &named);
+    let (verdict, finding, advice) = check(&report, "TCP to ");
+    assert_eq!((verdict, advice), ("fail", ""));
     assert!(finding.contains("expected CA"), "{finding}");
+    assert!(daemon.stop().success());
+
+    let unknown = [
+        ("POWERNODE_SATELLITE_PARENT_URL", "https://bridge.invalid"),
+        named[1],
+        named[2],
+    ];
+    let report = examine(&satellite, &unknown);
+    assert!(check(&report, "DNS ").2.contains("resolv.conf"), "{report}");
+    let (verdict, _, advice) = check(&report, "TCP to ");
+    assert_eq!((verdict, advice), ("fail", ""), "{report}");
 }

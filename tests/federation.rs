@@ -4,10 +4,9 @@
 
 mod support;
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Command, Stdio};
 
-use powernode_satellite::satellite::membership_store::MembershipStore;
 use serde_json::{Value, json};
 use support::{BridgeSite, SatelliteSite, fail, run_with_input, succeed, wait_for};
 
@@ -67,12 +66,49 @@ fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {
 }
 
 #[test]
+fn a_code_pasted_on_a_terminal_ends_with_its_line() {
+    if Command::new("script").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: a_code_pasted_on_a_terminal_ends_with_its_line because there is no script");
+        return;
+    }
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    let code = bridge.join_code("shop-17");
+    let satellite = SatelliteSite::new();
+    let join = satellite.join_command(&["-"]);
+    let words: Vec<_> = std::iter::once(join.get_program())
+        .chain(join.get_args())
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]);
+    terminal.envs(join.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut terminal = terminal
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Kept open: nobody presses Ctrl-D.
+    let mut typed = terminal.stdin.take().unwrap();
+    writeln!(typed, "{code}").unwrap();
+    let ended = wait_for("the join ends by itself", || terminal.try_wait().unwrap());
+    let mut said = String::new();
+    terminal.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(ended.success(), "{said}");
+    assert!(said.contains("Paste the join code"), "{said}");
+    assert!(said.contains("joined "), "{said}");
+}
+
+#[test]
 fn a_join_waits_for_a_daemon_that_has_just_been_started() {
     let bridge = BridgeSite::init();
     let _daemon = bridge.run();
     let satellite = SatelliteSite::new();
     // What a daemon does before it answers at its socket: it holds the state.
-    let held = MembershipStore::open(&satellite.state_dir(), None).unwrap();
+    let elsewhere = satellite.dir.path().join("other.sock");
+    let mut daemon = satellite.command(&["run"]);
+    daemon.env("POWERNODE_SATELLITE_ADMIN_SOCKET", &elsewhere);
+    let running = satellite.run_as(daemon, &elsewhere);
     let mut join = satellite
         .join_command(&["-"])
         .stdin(Stdio::piped())
@@ -85,8 +121,7 @@ fn a_join_waits_for_a_daemon_that_has_just_been_started() {
     let mut told = BufReader::new(join.stderr.take().unwrap()).lines();
     let waits = told.find(|line| line.as_ref().unwrap().contains("waiting for up to"));
     assert!(waits.is_some(), "it did not say that it waits");
-    drop(held);
-    let running = satellite.run_unwatched();
+    std::os::unix::fs::symlink(&elsewhere, satellite.dir.path().join("admin.sock")).unwrap();
     // Its log must be read, or it could not write on.
     let rest: Vec<_> = told.map(Result::unwrap).collect();
     assert!(join.wait().unwrap().success(), "{rest:?}");
@@ -211,6 +246,13 @@ fn refusals_have_words_and_exit_codes() {
     let (exit, said) = fail(&run_with_input(command, newer["join_code"].as_str().unwrap()));
     assert_eq!(exit, 5, "{said}");
     assert!(!said.contains("panicked"), "{said}");
+    let shown = other.output(&["status"]).stdout;
+    assert!(
+        String::from_utf8(shown)
+            .unwrap()
+            .contains("joining (not running)"),
+        "{said}"
+    );
 
     let (exit, _) = fail(&SatelliteSite::new().output(&["status"]));
     assert_eq!(exit, 3);
@@ -272,7 +314,24 @@ fn a_second_daemon_is_told_who_holds_the_store() {
     );
     let (exit, said) = fail(&second.output().unwrap());
     assert_eq!(exit, 1);
-    assert!(said.contains(&running.id().to_string()), "{said}");
+    let holder = format!("in use by powernode-satellite (process {})", running.id());
+    assert!(said.contains(&holder), "{said}");
+    assert!(said.contains("--admin-socket"), "{said}");
+}
+
+#[test]
+fn a_box_that_is_no_member_is_told_so_before_it_is_asked_who_runs_it() {
+    let satellite = SatelliteSite::new();
+    let rejoin = |code: &str| fail(&run_with_input(satellite.command(&["rejoin", "-"]), code));
+    let (exit, said) = rejoin("pnjoin1nonsense");
+    assert!(exit == 2 && said.contains("join code"), "{exit}: {said}");
+    assert!(!said.contains("--contact"), "{said}");
+    let bridge = BridgeSite::init();
+    let (exit, said) = rejoin(&bridge.join_code("shop-17"));
+    assert!(
+        exit == 3 && said.contains("joined no parent yet"),
+        "{exit}: {said}"
+    );
 }
 
 #[test]

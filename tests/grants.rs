@@ -208,6 +208,9 @@ fn without_a_daemon_the_commands_work_and_say_what_is_left_to_do() {
     let satellite = &pair.satellite;
     let said = succeed(&satellite.output(&["grants", "issue", "--subject", "anna", "--ttl", "7d"]));
     assert!(said.contains("when the satellite runs"), "{said}");
+    let (code, said) = fail(&satellite.output(&["grants", "issue", "--subject", "anna", "--ttl", "1d"]));
+    assert_eq!(code, 1);
+    assert!(said.contains("from 7 to 3650 days"), "{said}");
     let said = succeed(&satellite.output(&["emancipate", "--yes"]));
     assert!(said.contains("when the satellite runs again"), "{said}");
     assert_eq!(satellite.status()["grants"]["undelivered"], 2);

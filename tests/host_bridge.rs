@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "support/authority.rs"]
+mod authority;
 mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
@@ -244,4 +246,89 @@ fn a_registry_that_others_may_read_is_warned_of() {
     std::fs::set_permissions(&registry, std::fs::Permissions::from_mode(0o644)).unwrap();
     let daemon = bridge.run();
     assert!(daemon.log_text().contains("chmod 600"), "{}", daemon.log_text());
+}
+
+#[test]
+fn a_client_with_a_certificate_of_another_authority_is_found_in_the_log() {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let stranger = authority::Authority::new("another parent's").client("fed:shop-17");
+    let (certificate, key) = (bridge.dir.path().join("c.pem"), bridge.dir.path().join("c.key"));
+    std::fs::write(&certificate, stranger.certificate).unwrap();
+    std::fs::write(&key, stranger.key).unwrap();
+    let url = format!("{}/api/v1/system/federation_api/trust_bundle", bridge.url());
+    for _ in 0..4 {
+        let curl = std::process::Command::new("curl")
+            .args(["-sS", &url, "--cacert"])
+            .arg(&bridge.ca_file)
+            .arg("--cert")
+            .arg(&certificate)
+            .arg("--key")
+            .arg(&key)
+            .output();
+        let Ok(output) = curl else {
+            println!("SKIPPED: curl is not installed");
+            return;
+        };
+        fail(&output);
+    }
+    let refused = "a client's certificate was refused";
+    let log = wait_for("all four are noted", || {
+        let log = daemon.log_text();
+        (log.matches(refused).count() == 4).then_some(log)
+    });
+    let warned: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains(refused) && line.to_ascii_lowercase().contains("warn"))
+        .collect();
+    assert_eq!(
+        warned.len(),
+        2,
+        "one source is told of twice a minute: {warned:?}"
+    );
+    assert!(
+        warned[0].contains("127.0.0.1") && warned[0].contains("not issued by a CA that is trusted here"),
+        "{warned:?}"
+    );
+}
+
+#[test]
+fn a_backup_is_made_beside_the_daemon_and_restored_without_it() {
+    let bridge = BridgeSite::init();
+    let file = bridge.dir.path().join("backup.redb");
+    let file = file.to_str().unwrap();
+    let (code, _) = fail(&bridge.output(&["backup", file, "--state-dir", "/nowhere"]));
+    assert_eq!(code, 3);
+    let daemon = bridge.run();
+    bridge.invite("shop-17");
+    let made = succeed(&bridge.output(&["backup", file]));
+    let authority = bridge.json(&["ca", "show"])["fingerprint"].clone();
+    assert!(made.contains(authority.as_str().unwrap()), "{made}");
+    assert!(made.contains("not sealed"), "{made}");
+    assert_eq!(
+        std::fs::metadata(file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let (code, said) = fail(&bridge.output(&["backup", file]));
+    assert_eq!(code, 1);
+    assert!(said.contains("already"), "{said}");
+    bridge.invite("shop-18");
+    let (code, said) = fail(&bridge.output(&["restore", file]));
+    assert_eq!(code, 1);
+    assert!(said.contains("in use by"), "{said}");
+    assert!(daemon.stop().success());
+    let (_, said) = fail(&bridge.output(&["restore", "/etc/hostname"]));
+    assert!(said.contains("is not a store"), "{said}");
+    let beside = [("POWERNODE_HOST_BRIDGE_PLATFORM_URL", "http://127.0.0.1:9")];
+    let mut wrong = bridge.command(&["restore", file]);
+    let (_, said) = fail(&wrong.envs(beside).output().unwrap());
+    assert!(said.contains("platform"), "{said}");
+
+    let restored = succeed(&bridge.output(&["restore", file]));
+    assert!(restored.contains("registry.redb.before"), "{restored}");
+    let _daemon = bridge.run();
+    assert_eq!(bridge.json(&["ca", "show"])["fingerprint"], authority);
+    assert!(bridge.json(&["peers", "show", "shop-17"])["id"].is_string());
+    let (code, _) = fail(&bridge.output(&["peers", "show", "shop-18"]));
+    assert_eq!(code, 4);
 }

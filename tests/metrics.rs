@@ -60,6 +60,24 @@ fn document(name: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name)).unwrap()
 }
 
+/// That the documents speak of these metrics: one of each, the others of no others.
+fn check_documents(all: &BTreeSet<String>) {
+    assert_eq!(
+        mentioned(&document("metrics.md")),
+        *all,
+        "docs/metrics.md names every metric"
+    );
+    for name in ["alerts.yaml", "grafana-dashboard.json"] {
+        let unknown: Vec<String> = mentioned(&document(name)).difference(all).cloned().collect();
+        assert_eq!(
+            unknown,
+            Vec::<String>::new(),
+            "docs/{name} speaks of metrics that are not there"
+        );
+    }
+    serde_json::from_str::<serde_json::Value>(&document("grafana-dashboard.json")).unwrap();
+}
+
 #[test]
 fn numbers_move_when_something_happens_and_documents_name_them_all() {
     let port = free_port();
@@ -146,20 +164,21 @@ fn numbers_move_when_something_happens_and_documents_name_them_all() {
         .union(&declared(&bridge_text))
         .cloned()
         .collect();
+    check_documents(&all);
+
+    // Nobody is to be called for a peer that was paused.
+    succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "moving"]));
+    let paused = bridge_metrics();
     assert_eq!(
-        mentioned(&document("metrics.md")),
-        all,
-        "docs/metrics.md names every metric"
+        sample(&paused, "powernode_host_bridge_peers{status=\"suspended\"}"),
+        Some(1)
     );
-    for name in ["alerts.yaml", "grafana-dashboard.json"] {
-        let unknown: Vec<String> = mentioned(&document(name)).difference(&all).cloned().collect();
-        assert_eq!(
-            unknown,
-            Vec::<String>::new(),
-            "docs/{name} speaks of metrics that are not there"
+    for awaited in ["peer_connected", "peer_heartbeat_age_seconds"] {
+        assert!(
+            !paused.contains(&format!("powernode_host_bridge_{awaited}{{peer=")),
+            "{paused}"
         );
     }
-    serde_json::from_str::<serde_json::Value>(&document("grafana-dashboard.json")).unwrap();
 }
 
 #[test]

@@ -32,6 +32,7 @@ use super::parent::Parent;
 use super::parent_calls::ParentCalls;
 use super::places::Places;
 use super::platform::{PlatformParent, Pool};
+use super::refused_certificates::RefusedCertificates;
 use super::registry::Books;
 use super::settings::BridgeSettings;
 use super::upkeep::{Upkeep, blocking, keep, ticks};
@@ -307,6 +308,7 @@ impl Running {
             settings: self.settings.borrow().ingress(),
             live: self.settings.subscribe(),
             redialer: Arc::new(Redialer::new(self.clock.clone())),
+            refused_certificates: RefusedCertificates::default(),
         });
         intake.spawn_until_cancelled("redials", Redialer::run(Arc::clone(&ingress)));
         if let Parent::Platform(platform) = &ingress.parent {

@@ -4,7 +4,7 @@
 //! told apart by ALPN, and are handed on.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
 use super::access::{Access, InScope};
+use super::attended::Attended;
 use super::federation_api::{Caller, CallerCertificate};
 use super::ingress::Ingress;
 use super::operator_api::{OperatorApi, RequestSource};
@@ -35,6 +36,7 @@ use crate::base::time::UnixTime;
 use crate::identity::anchors::Anchors;
 use crate::identity::certificate::CertificateFacts;
 use crate::identity::tls::is_client_of;
+use crate::identity::tls_failure::find_tls_failure;
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::tcp;
 use crate::tunnel::transport::TunnelProtocol;
@@ -71,7 +73,7 @@ pub(super) const HTTPS_ALPN: [&[u8]; 3] = [TUNNEL_ALPN, HTTP_2, b"http/1.1"];
 const HTTP_2: &[u8] = b"h2";
 
 /// Serves one connection, whatever it runs over; when the scope is cancelled, the request in
-/// progress is the last.
+/// progress is the last. A client that takes nothing of its answers is hung up on.
 pub(super) async fn serve_http<I, F, R>(io: I, scope: &TaskScope, answer: F)
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -82,6 +84,7 @@ where
         let answer = answer(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
+    let (io, watched) = Attended::new(io);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -97,6 +100,8 @@ where
             connection.await
         }
     };
+    // It may be something else's than HTTP's now.
+    watched.end();
     if let Err(error) = ended {
         debug!(%error, "an HTTP connection ended early");
     }
@@ -212,8 +217,14 @@ impl HttpsListener {
         let stream = tokio::select! {
             shaken = handshake => match shaken {
                 Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return self.handshake_failed(source, &error.to_string()),
-                Err(_) => return self.handshake_failed(source, "it took too long"),
+                Ok(Err(error)) => {
+                    let found = find_tls_failure(&error);
+                    return self.ingress.handshake_failed(address, TunnelProtocol::Tls, &error, found.as_ref());
+                }
+                Err(_) => {
+                    let why = "it took too long";
+                    return self.ingress.handshake_failed(address, TunnelProtocol::Tls, &why, None);
+                }
             },
             () = self.work.cancelled() => return,
         };
@@ -232,7 +243,9 @@ impl HttpsListener {
             // Tunnels have limits of their own.
             drop(place);
             if !shown.is_empty() && !is_satellites {
-                return debug!(%source, "a tunnel with a certificate that is no satellite's was hung up");
+                let why = "it is no satellite's, and a tunnel was asked for";
+                let now = self.ingress.clock.now();
+                return self.ingress.refused_certificates.note(source, why, now);
             }
             return Arc::clone(&self.ingress).take_tcp(stream, address, network).await;
         }
@@ -277,12 +290,6 @@ impl HttpsListener {
 
     fn now(&self) -> UnixTime {
         self.ingress.clock.trusted().now
-    }
-
-    fn handshake_failed(&self, source: IpAddr, why: &str) {
-        let counters = self.ingress.links.counters();
-        counters.count_handshake(TunnelProtocol::Tls, false);
-        debug!(%source, why, "a TLS handshake failed");
     }
 
     async fn answer(

@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio_rustls::server::TlsStream;
+use tracing::field::display;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use self::visit::Visitor;
@@ -21,10 +22,12 @@ use super::direct::{self, Calling, RedialEvent, Redialer};
 use super::federation_api::{Caller, CallerCertificate, Standing};
 use super::links::{Link, Links, SessionGuard};
 use super::parent::Parent;
+use super::refused_certificates::RefusedCertificates;
 use super::settings::BridgeSettings;
 use crate::base::id::{NetworkId, PeerId, SessionId};
 use crate::base::limit::{error_chain, foreign_text};
 use crate::contract::TUNNEL_DIRECT_PATH;
+use crate::identity::tls_failure::TlsFailure;
 use crate::process::clock::Clock;
 use crate::process::entropy;
 use crate::process::supervisor::TaskScope;
@@ -33,7 +36,7 @@ use crate::tunnel::http;
 use crate::tunnel::quic::{IncomingConnection, QuicEndpoint};
 use crate::tunnel::stream::TunnelStream;
 use crate::tunnel::tcp::{self, TcpSettings};
-use crate::tunnel::transport::{BoxFuture, Transport, TunnelProtocol};
+use crate::tunnel::transport::{BoxFuture, Side, Transport, TransportClosed, TunnelProtocol};
 use crate::tunnel::{CloseReason, TunnelDriver};
 use crate::wire::{
     DIRECT_FEATURE, Goodbye, GoodbyeReason, Hello, RefusalCode, Refused, SESSIONS_FEATURE, SessionClaim,
@@ -87,6 +90,8 @@ pub struct Ingress {
     pub live: watch::Receiver<BridgeSettings>,
     /// Dials satellites again that it has dialled and lost.
     pub redialer: Arc<Redialer>,
+    /// Says whose certificates do not pass.
+    pub refused_certificates: RefusedCertificates,
 }
 
 /// The endpoint is gone.
@@ -133,12 +138,34 @@ impl Ingress {
         let Some(shaken) = self.unless_stopping(incoming.handshake()).await else {
             return;
         };
-        self.links
-            .counters()
-            .count_handshake(TunnelProtocol::Quic, shaken.is_ok());
         match shaken {
-            Ok(transport) => self.take(transport, network).await,
-            Err(reason) => debug!(%address, %reason, "a handshake failed"),
+            Ok(transport) => {
+                let counters = self.links.counters();
+                counters.count_handshake(TunnelProtocol::Quic, true);
+                self.take(transport, network).await;
+            }
+            Err(TransportClosed::Tls {
+                found_by: Side::Ours,
+                failure,
+            }) => self.handshake_failed(address, TunnelProtocol::Quic, &failure, Some(&failure)),
+            Err(reason) => self.handshake_failed(address, TunnelProtocol::Quic, &reason, None),
+        }
+    }
+
+    /// A handshake came to nothing, over whatever transport; with what was found here, if anything was.
+    pub(super) fn handshake_failed(
+        &self,
+        address: SocketAddr,
+        protocol: TunnelProtocol,
+        why: &dyn std::fmt::Display,
+        found: Option<&TlsFailure>,
+    ) {
+        self.links.counters().count_handshake(protocol, false);
+        if let Some(refused) = found.filter(|failure| failure.is_about_their_certificate()) {
+            let (source, why) = (address.ip().to_canonical(), refused.to_string());
+            self.refused_certificates.note(source, &why, self.clock.now());
+        } else {
+            debug!(%address, %why, transport = protocol.word(), "a handshake failed");
         }
     }
 
@@ -161,29 +188,41 @@ impl Ingress {
         let address = transport.remote_address();
         match transport.peer_certificate() {
             None => self.visit(transport, (address, network), Visitor::Stranger).await,
-            Some(der) => match self
-                .admit(CallerCertificate::read(&der, self.clock.trusted().now))
-                .await
-            {
-                Ok(Admitted { peer, certificate }) if certificate.standing == Standing::Expired => {
-                    info!(%address, %peer, "a peer comes with a certificate that has expired, and may renew it");
-                    self.visit(transport, (address, network), Visitor::Expired(certificate))
-                        .instrument(info_span!("tunnel", %peer))
-                        .await;
-                }
-                Ok(admitted) => {
-                    let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
-                    let span = info_span!("tunnel", peer = %admitted.peer, %session);
-                    let arrival = Arrival::Dialled(transport);
-                    self.session(arrival, (address, network), admitted, session)
-                        .instrument(span)
-                        .await;
-                }
-                Err(refused) => {
-                    warn!(%address, why = %refused.message, "a tunnel was not admitted");
-                    self.decline(transport, refused).await;
-                }
-            },
+            Some(der) => {
+                let shown = CallerCertificate::read(&der, self.clock.trusted().now);
+                self.member(transport, (address, network), shown).await;
+            }
+        }
+    }
+
+    /// Takes a connection whose dialer has shown a certificate.
+    async fn member(
+        self: Arc<Self>,
+        transport: Arc<dyn Transport>,
+        (address, network): (SocketAddr, Option<NetworkId>),
+        shown: Option<CallerCertificate>,
+    ) {
+        let named = shown.as_ref().and_then(|certificate| certificate.peer);
+        match self.admit(shown).await {
+            Ok(Admitted { peer, certificate }) if certificate.standing == Standing::Expired => {
+                info!(%address, %peer, "a peer comes with a certificate that has expired, and may renew it");
+                self.visit(transport, (address, network), Visitor::Expired(certificate))
+                    .instrument(info_span!("tunnel", %peer))
+                    .await;
+            }
+            Ok(admitted) => {
+                let session = SessionId::new_v7(self.clock.trusted().now, entropy::id_entropy());
+                let span = info_span!("tunnel", peer = %admitted.peer, %session);
+                let arrival = Arrival::Dialled(transport);
+                self.session(arrival, (address, network), admitted, session)
+                    .instrument(span)
+                    .await;
+            }
+            Err(refused) => {
+                let peer = named.map(display);
+                warn!(%address, peer, why = %refused.message, "a tunnel was not admitted");
+                self.decline(transport, refused).await;
+            }
         }
     }
 

@@ -122,6 +122,11 @@ impl BridgeObserved {
             "Size of the registry's file.",
             self.books.ledger().size_bytes(),
         );
+        out.gauge(
+            "powernode_host_bridge_store_failing",
+            "1 while the registry cannot be written.",
+            self.books.ledger().is_failing().into(),
+        );
         out.counter(
             "powernode_host_bridge_audit_events_lost_total",
             "Events that came faster than the audit log could write them.",
@@ -247,17 +252,17 @@ impl BridgeObserved {
         let mut connected = out.metric(
             MetricKind::Gauge,
             "powernode_host_bridge_peer_connected",
-            "1 while the peer has a tunnel.",
+            "1 while the peer has a tunnel; absent where it is to have none.",
         );
-        for peer in shown.iter().filter(|peer| peer.status != PeerStatus::Proposed) {
+        for peer in shown.iter().filter(|peer| is_awaited(peer.status)) {
             peer_sample(&mut connected, peer, self.links.get(peer.id).is_some().into());
         }
         let mut age = out.metric(
             MetricKind::Gauge,
             "powernode_host_bridge_peer_heartbeat_age_seconds",
-            "Time since the peer's last heartbeat; absent before the first.",
+            "Time since the peer's last heartbeat; absent before the first, and where none is to come.",
         );
-        for peer in &shown {
+        for peer in shown.iter().filter(|peer| is_awaited(peer.status)) {
             if let Some(heard) = peer.last_heartbeat_at {
                 peer_sample(&mut age, peer, now.since(heard).as_secs());
             }
@@ -272,6 +277,14 @@ impl BridgeObserved {
                 peer_sample(&mut remaining, peer, newest.not_after.since(now).as_secs());
             }
         }
+    }
+}
+
+/// Whether a tunnel and heartbeats are to come: nobody needs an alert of a peer that is paused.
+const fn is_awaited(status: PeerStatus) -> bool {
+    match status {
+        PeerStatus::Accepted | PeerStatus::Enrolled | PeerStatus::Active | PeerStatus::Degraded => true,
+        PeerStatus::Proposed | PeerStatus::Suspended | PeerStatus::Revoked => false,
     }
 }
 

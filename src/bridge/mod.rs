@@ -4,6 +4,7 @@
 pub mod acceptance;
 pub mod access;
 pub mod admin_socket;
+mod attended;
 pub mod authorities;
 pub mod certificate_authority;
 pub mod daemon;
@@ -30,6 +31,7 @@ pub mod permission;
 pub mod places;
 mod plain_path;
 pub mod platform;
+pub mod refused_certificates;
 pub mod registry;
 pub mod reply;
 mod request_body;

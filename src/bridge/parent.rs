@@ -108,7 +108,8 @@ impl Parent {
                 Some((reason, format!("the peer is {}", row.status)))
             }
             Some(row) if !own.is_enrolled(&row, certificate.key) => {
-                let why = "another key has taken this peer's place; join again";
+                let why = "this box's key is none that the peer has enrolled: another box has taken its place, or the \
+                           host-bridge's registry is an older backup; rejoin with a new token";
                 Some((GoodbyeReason::Superseded, why.to_owned()))
             }
             Some(_) => None,

@@ -176,6 +176,20 @@ impl BridgeClient {
         })
     }
 
+    /// Whether the bridge answers and knows who asks. Says nothing of any peer, which may come later.
+    pub async fn check(&self) -> Result<(), BridgeClientError> {
+        self.exchange(
+            self.request(SESSIONS_PATH)?,
+            async |response: Response<Incoming>| {
+                if response.status().is_success() {
+                    return Ok(());
+                }
+                Err(refusal(response).await)
+            },
+        )
+        .await
+    }
+
     /// Opens a stream to a service.
     pub async fn open(&self, peer: &str, service: &str) -> Result<BridgeStream, BridgeClientError> {
         self.upgraded(peer, service, UPGRADE_PROTOCOL).await

@@ -17,11 +17,13 @@ use crate::base::time::UnixTime;
 pub const GRANT_TTL_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The shortest that may be asked for (contract section 7).
-pub const GRANT_TTL_MIN: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const GRANT_TTL_MIN: Duration = Duration::from_secs(7 * DAY_SECONDS);
 
 /// The longest that may be asked for: ten years. The contract names none; what is longer is
 /// meant in another unit than seconds.
-pub const GRANT_TTL_MAX: Duration = Duration::from_secs(3_650 * 24 * 3600);
+pub const GRANT_TTL_MAX: Duration = Duration::from_secs(3_650 * DAY_SECONDS);
+
+const DAY_SECONDS: u64 = 24 * 3600;
 
 /// How long a managed child's operator grant lasts (contract section 7).
 pub const MANAGED_CHILD_OPERATOR_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -128,9 +130,9 @@ pub enum InvalidGrant {
     },
     /// Too short or too long.
     #[error(
-        "a grant lasts from {} to {} seconds, {given} were asked for",
-        GRANT_TTL_MIN.as_secs(),
-        GRANT_TTL_MAX.as_secs()
+        "a grant lasts from {} to {} days; {given} seconds were asked for",
+        GRANT_TTL_MIN.as_secs() / DAY_SECONDS,
+        GRANT_TTL_MAX.as_secs() / DAY_SECONDS
     )]
     Ttl {
         /// As asked for.

@@ -43,7 +43,7 @@ pub enum TlsFailure {
     },
     /// No anchor of ours leads to it.
     #[error(
-        "the other side's certificate was not issued by a CA that is trusted here; check that the CA given is this parent's and was not replaced since, and that no proxy on the way inspects TLS"
+        "the other side's certificate was not issued by a CA that is trusted here; check that the CA given is this parent's and was not replaced since (where none is given, those of this system count), and that no proxy on the way inspects TLS"
     )]
     UnknownIssuer,
     /// The CA named by the join code or by `--ca-sha256` was not shown.
@@ -246,6 +246,36 @@ fn plain_name(presented: &str) -> String {
         .and_then(|(_, rest)| rest.strip_suffix(')'))
         .unwrap_or(presented);
     inner.trim_matches('"').to_owned()
+}
+
+impl TlsFailure {
+    /// Whether it is the other side's certificate that this side did not take.
+    pub const fn is_about_their_certificate(&self) -> bool {
+        match self {
+            Self::Expired { .. }
+            | Self::NotYetValid { .. }
+            | Self::UnknownIssuer
+            | Self::PinNotInChain { .. }
+            | Self::NameMismatch { .. }
+            | Self::WrongPurpose { .. }
+            | Self::BadCertificate { .. } => true,
+            Self::CertificateRefused { .. }
+            | Self::Incompatible { .. }
+            | Self::NotTls
+            | Self::Other { .. } => false,
+        }
+    }
+}
+
+/// What this side found, of which there is but the alert that it sent, and words.
+pub fn explain_own_alert(alert: AlertDescription, detail: String) -> TlsFailure {
+    match explain_alert(alert) {
+        TlsFailure::CertificateRefused {
+            reason: RefusalReason::UnknownCa,
+        } => TlsFailure::UnknownIssuer,
+        TlsFailure::CertificateRefused { .. } => TlsFailure::BadCertificate { detail },
+        _ => TlsFailure::Other { detail },
+    }
 }
 
 /// What an alert means that the other side sent.

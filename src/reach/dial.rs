@@ -191,6 +191,12 @@ impl DialError {
         refused || self.refuses_identity()
     }
 
+    /// Whether something spoke at the other end, whatever it said: the network is then not what is in the way.
+    pub fn was_heard(&self) -> bool {
+        matches!(self, Self::Greeting { .. } | Self::Identity(_))
+            || matches!(self.closed(), Some(TransportClosed::Tls { .. }))
+    }
+
     /// How much it says, compared with what other addresses of the same host-bridge say.
     pub(super) fn weight(&self) -> u8 {
         match self {
@@ -275,10 +281,9 @@ async fn dial_unbounded(
         clock,
     } = introduction;
     let time = certificate_time(&clock);
-    let max_streams = settings.max_streams;
-    let transport = match connect(target, way, credentials.clone(), time, max_streams).await {
+    let transport = match connect(target, way, credentials.clone(), time, settings).await {
         Err(error) => match time_for_doubtful_clock(&error, &clock) {
-            Some(time) => connect(target, way, credentials, time, max_streams).await?,
+            Some(time) => connect(target, way, credentials, time, settings).await?,
             None => return Err(error),
         },
         Ok(transport) => transport,
@@ -307,8 +312,13 @@ async fn connect(
     way: &Way,
     credentials: Credentials,
     time: TimeSource,
-    max_streams: u32,
+    settings: TunnelSettings,
 ) -> Result<Arc<dyn Transport>, DialError> {
+    let TunnelSettings {
+        max_streams,
+        stream_window,
+        ..
+    } = settings;
     let failures = FailureRecord::default();
     let config = tls_config(credentials, Arc::clone(&time), failures.clone()).await?;
     let (host, address) = (&target.host, target.address);
@@ -326,7 +336,7 @@ async fn connect(
             // A new socket for each dial: a port that some router on the way has black-holed is left behind.
             let endpoint = QuicEndpoint::client(QuicSettings {
                 max_streams,
-                ..QuicSettings::default()
+                stream_window,
             })
             .map_err(DialError::Socket)?;
             endpoint

@@ -42,6 +42,7 @@ use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::{Database, OpenError, StoreError};
 use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
+use crate::tunnel::quic::QuicSettings;
 
 /// Time for goodbyes and the last write. Well below the service manager's 90 s.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
@@ -375,6 +376,7 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
         tunnel: TunnelSettings {
             keepalive_ceiling: config.tunnel_keepalive,
             max_streams: config.limits.streams_per_session,
+            stream_window: config.limits.stream_window_bytes(),
             ..TunnelSettings::default()
         },
         ways: config.ways.clone(),
@@ -416,7 +418,10 @@ async fn open_ways_in(
     https.spawn(scope).await;
     let dialled = Direct {
         config: config.reach,
-        max_streams: config.limits.streams_per_session,
+        quic: QuicSettings {
+            max_streams: config.limits.streams_per_session,
+            stream_window: config.limits.stream_window_bytes(),
+        },
         store,
         clock,
         driver: driver.clone(),
@@ -503,3 +508,7 @@ async fn keep_told(manager: ServiceManager, handle: DriverHandle) {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

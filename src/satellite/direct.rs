@@ -37,8 +37,8 @@ const GATHER: Duration = Duration::from_millis(200);
 pub struct Direct {
     /// The configuration.
     pub config: ReachConfig,
-    /// Streams that a bridge which calls may hold open at once.
-    pub max_streams: u32,
+    /// How much is taken of a bridge that calls.
+    pub quic: QuicSettings,
     /// Where records of mappings are kept.
     pub store: MembershipStore,
     /// The time.
@@ -89,11 +89,7 @@ impl Direct {
         if !self.config.wants_ways_in() {
             return None;
         }
-        let settings = QuicSettings {
-            max_streams: self.max_streams,
-            ..QuicSettings::default()
-        };
-        match Listener::bind(self.config.listen_port, settings, self.clock.clone(), AGENT) {
+        match Listener::bind(self.config.listen_port, self.quic, self.clock.clone(), AGENT) {
             Ok(listener) => Some(listener),
             Err(error) => {
                 tracing::warn!(error = %error_chain(&error), "the satellite cannot be dialled from outside; reach.listen_port sets the port");

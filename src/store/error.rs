@@ -18,7 +18,10 @@ type Source = Box<dyn StdError + Send + Sync>;
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("the store {} is in use by {holder}; stop that first, or use another state directory", path.display())]
+    #[error(
+        "the store {} is in use by {holder}. Where that is the daemon, ask it: --admin-socket names its socket; else stop it, or use another state directory",
+        path.display()
+    )]
     Held {
         /// The file.
         path: PathBuf,
@@ -87,6 +90,14 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+    /// The store's directory cannot be made, because something else has its name.
+    #[error("{} {obstacle}, or use another state directory", path.display())]
+    NotADirectory {
+        /// What has the name.
+        path: PathBuf,
+        /// What it is.
+        obstacle: Obstacle,
+    },
     /// No room.
     #[error("the disk is full: could not {attempt} {}; free some space and start again", path.display())]
     DiskFull {
@@ -122,6 +133,29 @@ pub enum OpenError {
         #[source]
         source: io::Error,
     },
+}
+
+/// What has the name of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Obstacle {
+    /// A symbolic link whose target is missing or no directory.
+    LinkToNowhere(PathBuf),
+    /// Anything else.
+    File,
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LinkToNowhere(target) => write!(
+                f,
+                "is a symbolic link to {}, where there is no directory; make that one (a disk may not be mounted), \
+                 remove the link",
+                target.display()
+            ),
+            Self::File => f.write_str("is a file where a directory is needed; move it away"),
+        }
+    }
 }
 
 /// What is wrong with a store's file.

@@ -1,15 +1,17 @@
 //! The store's file: made whole or not at all, locked by one process, and the name of that
 //! process for the error of the next. Knows bytes and locks, not redb.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io;
+use std::io::{self, Seek as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt, FileExt as _, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::error::{Holder, OpenError};
+use super::error::{Holder, Obstacle, OpenError};
 use crate::base::limit::foreign_text;
 
 /// Mode of the files: they hold private keys.
@@ -63,7 +65,11 @@ pub(super) fn open_locked(path: &Path, lock: Lock) -> Result<Option<File>, OpenE
         {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(OpenError::io(path, "open", needed, error)),
+            Err(error) => {
+                return Err(
+                    in_the_way(directory(path)).unwrap_or_else(|| OpenError::io(path, "open", needed, error))
+                );
+            }
         };
         match try_lock(&file, path, lock) {
             Ok(true) => {
@@ -108,7 +114,9 @@ impl Draft {
     /// and keeps locked; it belongs to whom the old one belongs to.
     pub(super) fn replacing(path: &Path, old: &File) -> Result<Self, OpenError> {
         let begun = Self::locked(path)?;
-        belong_as(&begun.file, old).map_err(|error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error))?;
+        give_to_owner(&begun.file, path)
+            .and_then(|()| belong_as(&begun.file, old))
+            .map_err(|error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error))?;
         Ok(begun)
     }
 
@@ -116,11 +124,28 @@ impl Draft {
     /// locked, so that of two processes one makes the store and the other is told who does.
     pub(super) fn begin(path: &Path) -> Result<Option<Self>, OpenError> {
         make_directory(path)?;
-        let begun = Self::locked(path)?;
-        if path.exists() {
-            return Ok(None);
+        let begun = Self::elsewhere(path)?;
+        if let Some(begun) = &begun {
+            give_to_owner(&begun.file, path)
+                .map_err(|error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error))?;
         }
-        Ok(Some(begun))
+        Ok(begun)
+    }
+
+    /// Begins a draft of a file in a directory that is nobody's state: it stays its maker's. `None` when
+    /// there is such a file.
+    pub(super) fn elsewhere(path: &Path) -> Result<Option<Self>, OpenError> {
+        let begun = Self::locked(path)?;
+        Ok((!path.exists()).then_some(begun))
+    }
+
+    /// Fills the draft anew with what `source` has.
+    pub(super) fn refill(&self, source: &mut File) -> io::Result<()> {
+        let mut file = self.file.as_ref();
+        file.set_len(0)?;
+        file.rewind()?;
+        io::copy(source, &mut file)?;
+        Ok(())
     }
 
     /// An empty draft, locked.
@@ -144,7 +169,6 @@ impl Draft {
                     };
                     let io_error = |error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error);
                     begun.file.set_len(0).map_err(io_error)?;
-                    give_to_owner(&begun.file, path).map_err(io_error)?;
                     begun
                         .file
                         .set_permissions(Permissions::from_mode(FILE_MODE))
@@ -287,7 +311,29 @@ fn make_directory(path: &Path) -> Result<(), OpenError> {
         .mode(DIRECTORY_MODE)
         .create(parent)
         .and_then(|()| sync_directory(parent))
-        .map_err(|error| OpenError::io(parent, "make the directory", "write access above it", error))
+        .map_err(|error| {
+            in_the_way(parent).unwrap_or_else(|| {
+                OpenError::io(parent, "make the directory", "write access above it", error)
+            })
+        })
+}
+
+/// What stands where a directory should be, on the way to this one.
+fn in_the_way(directory: &Path) -> Option<OpenError> {
+    let (path, found) = directory
+        .ancestors()
+        .find_map(|path| Some((path, fs::symlink_metadata(path).ok()?)))?;
+    if path.is_dir() {
+        return None;
+    }
+    let obstacle = match fs::read_link(path) {
+        Ok(target) if found.is_symlink() => Obstacle::LinkToNowhere(target),
+        _ => Obstacle::File,
+    };
+    Some(OpenError::NotADirectory {
+        path: path.to_owned(),
+        obstacle,
+    })
 }
 
 /// Why a lock was not had.
@@ -341,14 +387,32 @@ fn holder(file: &File) -> Refused {
     }
     // Process 0 is one outside of this container.
     let pid = found.map(|(pid, _)| pid).filter(|pid| *pid != 0);
-    let command = pid
-        .and_then(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok())
-        .map(|command| foreign_text(command.trim_end()));
+    let command = pid.and_then(program_of);
     let holder = Holder { pid, command };
     match found {
         Some((_, false)) => Refused::Writing(holder),
         Some((_, true)) | None => Refused::Passing(holder),
     }
+}
+
+/// What a process runs. `comm` is the last resort: it ends after 15 characters.
+fn program_of(pid: u32) -> Option<String> {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    // Who may not look at the program may still read what it was called by.
+    let program = fs::read_link(process.join("exe")).ok().or_else(|| {
+        let words = fs::read(process.join("cmdline")).ok()?;
+        let first = words.split(|byte| *byte == 0).next()?;
+        Some(PathBuf::from(OsStr::from_bytes(first)))
+    });
+    let name = program.as_deref().and_then(Path::file_name).map(|name| {
+        let name = name.to_string_lossy();
+        // Of a program that was updated since.
+        foreign_text(name.strip_suffix(" (deleted)").unwrap_or(&name))
+    });
+    name.or_else(|| {
+        let command = fs::read_to_string(process.join("comm")).ok()?;
+        Some(foreign_text(command.trim_end()))
+    })
 }
 
 /// The process that holds a whole-file lock according to the lines of `/proc/locks`, such as

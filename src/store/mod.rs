@@ -3,10 +3,11 @@
 //! Knows no record of the floors above.
 //!
 //! [`record`] says how a value and a key become bytes, [`database`] is the file with its reads,
-//! writes and schema, [`copy`] is the second copy, [`seal`] encrypts what is secret with a [`state_key`]. redb is seen by this module alone.
+//! writes and schema, [`backup`] copies it for keeping, [`copy`] is the second copy, [`seal`] encrypts what is secret with a [`state_key`]. redb is seen by this module alone.
 
 pub mod audit_log;
 mod backend;
+pub mod backup;
 pub mod copy;
 pub mod database;
 mod error;

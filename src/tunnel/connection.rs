@@ -21,6 +21,7 @@ use super::close::CloseReason;
 use super::driver::{ControlStream, TunnelDriver};
 use super::flow::{FlowStats, Flows};
 use super::frame::{FrameError, PartialFrame};
+use super::quic::STREAM_WINDOW_BYTES;
 use super::stream::{CountedStream, IncomingStream, StreamCount, TunnelStream, refuse};
 use super::transport::{BoxFuture, ByteStream, Transport, TransportClosed, TunnelProtocol, Urgency};
 use crate::machine::binding_time::BindingTime;
@@ -52,6 +53,8 @@ pub struct TunnelSettings {
     /// How many streams of the other side's the dialing side takes at once, and how many the
     /// accepting side opens at once. The other direction is in the welcome.
     pub max_streams: u32,
+    /// Bytes of one stream over QUIC that may be on the way to the dialing side or unread there.
+    pub stream_window: u32,
     /// Time for the greeting.
     pub greeting_timeout: Duration,
     /// Time for a stream's header and for its reply.
@@ -67,6 +70,7 @@ impl Default for TunnelSettings {
     fn default() -> Self {
         Self {
             max_streams: DEFAULT_MAX_STREAMS,
+            stream_window: STREAM_WINDOW_BYTES,
             greeting_timeout: GREETING_TIMEOUT,
             header_timeout: HEADER_TIMEOUT,
             keepalive_ceiling: Duration::MAX,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod endings;
+mod forward;
 mod grpc;
 #[path = "../support/mod.rs"]
 mod support;
@@ -288,11 +289,7 @@ fn a_download_that_is_cut_is_no_whole_one() {
         site.elsewhere(&forward, &site.bridge.operator_token),
     ] {
         let mut forward = spawn(&mut forward);
-        let mut line = String::new();
-        BufReader::new(forward.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let address = line.split([' ', ',']).nth(2).unwrap().to_owned();
+        let address = forward::address_of(&mut forward);
         let stream = TcpStream::connect(&address).unwrap();
         let reader = thread::spawn(move || received(stream));
         let id = wait_for("the download is under way", || {
@@ -311,53 +308,6 @@ fn a_download_that_is_cut_is_no_whole_one() {
         forward.kill().unwrap();
         forward.wait().unwrap();
     }
-}
-
-#[test]
-fn forward_goes_on_when_the_satellite_has_been_away() {
-    let mut site = Site::start();
-    let mut forward =
-        spawn(
-            &mut site
-                .bridge
-                .command(&["forward", "shop-17", "echo", "--listen", "127.0.0.1:0"]),
-        );
-    let mut line = String::new();
-    BufReader::new(forward.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    let address = line.split([' ', ',']).nth(2).unwrap().to_owned();
-    let through = || {
-        let mut stream = TcpStream::connect(&address).unwrap();
-        stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
-        let mut got = Vec::new();
-        let sent = stream
-            .write_all(b"ping")
-            .and_then(|()| stream.shutdown(Shutdown::Write));
-        let read = sent.and_then(|()| stream.read_to_end(&mut got));
-        read.is_ok() && got == b"ping"
-    };
-    assert!(through(), "{line}");
-    assert!(site.agent.take().unwrap().stop().success());
-    wait_for("the satellite is away", || (!through()).then_some(()));
-    site.agent = Some(site.satellite.run());
-    wait_for("the forwarded port works again", || through().then_some(()));
-    let stopped = Command::new("kill")
-        .args(["-TERM", &forward.id().to_string()])
-        .status();
-    assert!(stopped.unwrap().success());
-    assert!(wait_for("forward has ended", || forward.try_wait().unwrap()).success());
-    let mut said = String::new();
-    forward.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(said.contains("shop-17 is not connected"), "{said}");
-
-    let (code, said) = fail(
-        &site
-            .bridge
-            .output(&["forward", "shop-17", "echo", "--listen", "0.0.0.0:0"]),
-    );
-    assert_eq!(code, 2, "{said}");
-    assert!(said.contains("--expose"), "{said}");
 }
 
 #[test]

@@ -81,12 +81,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "needs an engine: tests/package/image.rs runs the same root without one",
     ),
     (
+        "cp powernode-satellite-",
+        "needs OpenWrt: tests/package/openwrt.rs",
+    ),
+    ("chmod 0755 ", "needs OpenWrt: tests/package/openwrt.rs"),
+    ("rm -rf ", "needs root: undoes what the lines above it install"),
+    (
         "/etc/init.d/powernode-satellite ",
         "needs OpenWrt: tests/package/openwrt.rs has its rc.common",
-    ),
-    (
-        "export POWERNODE_",
-        "holds for the shell of a reader; the names are checked here",
     ),
     (
         "(umask 077; head -c 32 /dev/urandom >/",
@@ -377,6 +379,46 @@ fn scripts_and_variables_are_real() {
     assert!(scripts > 5, "only {scripts} scripts were found in the documents");
 }
 
+#[test]
+fn the_tests_that_a_contributor_is_shown_are_there() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut shown = 0;
+    for command in commands("CONTRIBUTING.md") {
+        let words = words(&command.text);
+        if !command.text.starts_with("cargo test ") {
+            continue;
+        }
+        shown += 1;
+        let filter = words.last().unwrap();
+        let (place, wanted) = match words.iter().position(|word| word == "--test") {
+            Some(at) => (root.join("tests").join(&words[at + 1]), format!("fn {filter}")),
+            None => (root.join("src"), format!("mod {}", filter.trim_end_matches(':'))),
+        };
+        let sources = sources(&place);
+        assert!(
+            sources.iter().any(|source| source.contains(&wanted)),
+            "`{}` runs nothing",
+            command.text
+        );
+    }
+    assert_eq!(shown, 3);
+}
+
+/// The sources of a target in one file, or those in its directory.
+fn sources(place: &std::path::Path) -> Vec<String> {
+    let file = place.with_extension("rs");
+    if file.is_file() {
+        return vec![std::fs::read_to_string(file).unwrap()];
+    }
+    let entries = std::fs::read_dir(place)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    entries
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect()
+}
+
 /// Where the variable of an operator's token is told of.
 fn help_of_connect() -> String {
     let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_powernode-host-bridge"));
@@ -391,6 +433,7 @@ fn is_variable(name: &str) -> bool {
         "scripts/package",
         "scripts/cross/setup",
         "tests/conformance/main.rs",
+        "tests/lab/prerequisites.rs",
     ];
     [
         ("POWERNODE_SATELLITE_", env!("CARGO_BIN_EXE_powernode-satellite")),

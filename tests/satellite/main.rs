@@ -14,6 +14,7 @@ mod daemon;
 mod grants;
 mod https;
 mod join;
+mod leave;
 mod link;
 mod membership;
 mod node;

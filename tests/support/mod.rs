@@ -351,14 +351,19 @@ impl SatelliteSite {
 
     /// Runs the daemon; returns when it answers.
     pub fn run(&self) -> Running {
-        let running = self.run_unwatched();
+        self.run_as(self.command(&["run"]), &self.dir.path().join("admin.sock"))
+    }
+
+    /// The same by a command of the test's, which has it answer at this socket.
+    pub fn run_as(&self, command: Command, socket: &Path) -> Running {
+        let running = Running::start(command, self.dir.path().join("satellite.log"));
         wait_for("the satellite answers", || {
             assert!(
                 Path::new(&format!("/proc/{}", running.id())).exists(),
                 "{}",
                 running.log_text()
             );
-            std::os::unix::net::UnixStream::connect(self.dir.path().join("admin.sock")).ok()
+            std::os::unix::net::UnixStream::connect(socket).ok()
         });
         running
     }

@@ -115,6 +115,16 @@ pub enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Copy the registry to a new file, also while the daemon runs
+    Backup {
+        /// File that is to be made
+        file: PathBuf,
+    },
+    /// Put a backup in the registry's place, while the daemon is stopped; what was there is kept
+    Restore {
+        /// File that `backup` made
+        file: PathBuf,
+    },
     /// The key that seals the state
     StateKey {
         #[command(subcommand)]

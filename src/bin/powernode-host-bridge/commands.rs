@@ -67,6 +67,8 @@ impl Shell<'_> {
             | Command::Connect(_)
             | Command::Forward(_)
             | Command::StateKey { .. }
+            | Command::Backup { .. }
+            | Command::Restore { .. }
             | Command::Config { .. }
             | Command::Version => Ok(()),
         }

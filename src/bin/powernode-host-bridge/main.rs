@@ -3,6 +3,7 @@
 
 mod arguments;
 mod audit;
+mod backup;
 mod call;
 mod commands;
 mod complete;
@@ -50,6 +51,8 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Init(init) => init::init(&config, &init),
         Command::Run => run::run(config, &environment, (file, flags)),
+        Command::Backup { file } => backup::back_up(&config, &file),
+        Command::Restore { file } => backup::restore(&config, &file),
         Command::StateKey {
             command: StateKeyCommand::Unseal,
         } => state_key::unseal(&config),

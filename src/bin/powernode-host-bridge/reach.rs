@@ -89,7 +89,8 @@ pub fn connect(
     outcome
 }
 
-/// Listens on this machine and carries each connection to the service, until a signal.
+/// Listens on this machine and carries each connection to the service, until a signal. A bridge that does
+/// not answer, or not to this caller, is said at once; one that goes later, of each connection.
 pub fn forward(
     config: &HostBridgeConfig,
     environment: &Environment,
@@ -111,6 +112,10 @@ pub fn forward(
         let supervisor = Supervisor::new();
         let scope = supervisor.scope(Stage::Work);
         let mut signals = Signals::listen().map_err(Failure::failed)?;
+        tokio::select! {
+            known = client.check() => known.map_err(|error| failure(&error))?,
+            () = signals.stop() => return Ok(()),
+        }
         let cannot_listen =
             |error| Failure::new(Code::Failed, format!("cannot listen on {address}: {error}"));
         let (service, peer) = (&arguments.service, &arguments.peer);

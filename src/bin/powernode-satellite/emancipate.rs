@@ -30,11 +30,11 @@ pub fn emancipate(config: &SatelliteConfig, arguments: &Parting) -> Result<ExitC
     let told = match (revoked, running) {
         (0, _) => "the parent had no operator grant that was still good; nothing was changed\n".to_owned(),
         (_, true) => format!(
-            "emancipated: {revoked} grants of the parent's operators are revoked, their connections are cut; the \
+            "emancipated: grants of the parent's operators that were revoked: {revoked}. Their connections are cut; the \
              parent is told. The peering goes on\n"
         ),
         (_, false) => format!(
-            "emancipated: {revoked} grants of the parent's operators are revoked. The parent is told when the \
+            "emancipated: grants of the parent's operators that were revoked: {revoked}. The parent is told when the \
              satellite runs again\n"
         ),
     };

@@ -1,6 +1,6 @@
 //! `join`: hands an invitation to the running daemon, or joins by itself when none runs.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,12 +9,13 @@ use http::Method;
 use powernode_satellite::cli::client::{AdminClient, AdminError};
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output;
+use powernode_satellite::contract::invitation::Invitation;
 use powernode_satellite::contract::join_code::{InvalidJoinCode, JoinCode};
 use powernode_satellite::contract::token::{AcceptanceToken, InvalidToken};
-use powernode_satellite::machine::child::{Rejoin, RejoinMode, WorkingMembership};
-use powernode_satellite::machine::membership::StoredInvitation;
+use powernode_satellite::machine::child::{InvitationRefused, Rejoin, RejoinMode, WorkingMembership};
+use powernode_satellite::machine::membership::{Operator, StoredInvitation};
 use powernode_satellite::machine::past::FormerGrants;
-use powernode_satellite::process::config::satellite::SatelliteConfig;
+use powernode_satellite::process::config::satellite::{DisclosureConfig, SatelliteConfig};
 use powernode_satellite::satellite::admin_api::{CANCEL_REJOIN_PATH, JOIN_PATH, JoinRequest, STATUS_PATH};
 use powernode_satellite::satellite::daemon::{self, JoinOutcome};
 use powernode_satellite::satellite::driver::RejoinCancelled;
@@ -68,7 +69,14 @@ enum Keeper {
 
 /// Joins.
 pub fn join(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<ExitCode, Failure> {
-    join_as(config, arguments, None)
+    let invitation = invitation(config, arguments)?;
+    let operator = invite::operator(&config.disclosure).map_err(Failure::usage)?;
+    join_as(
+        config,
+        &StoredInvitation::new(invitation, operator),
+        arguments.timeout.0,
+        None,
+    )
 }
 
 /// Joins the same parent anew.
@@ -93,22 +101,31 @@ pub fn rejoin(config: &SatelliteConfig, arguments: &RejoinArguments) -> Result<E
             RejoinMode::AsBefore
         },
     };
-    join_as(&disclosed_as_before(config), &arguments.join, Some(rejoin))
+    let invitation = invitation(config, &arguments.join)?;
+    let invitation = StoredInvitation::new(invitation, operator_as_before(&config.disclosure, config)?);
+    join_as(config, &invitation, arguments.join.timeout.0, Some(rejoin))
 }
 
-/// The same configuration, where it does not say who runs this box with what the parent was told before.
-fn disclosed_as_before(config: &SatelliteConfig) -> SatelliteConfig {
-    let mut config = config.clone();
-    if invite::operator(&config.disclosure).is_err()
-        && let Ok(Ok(report)) = block_on(status::report(&config))
-        && let Some(peer) = report.peer
-    {
-        let disclosure = &mut config.disclosure;
-        disclosure.operator_contact.get_or_insert(peer.operator_contact);
-        disclosure.location.get_or_insert(peer.location);
-        disclosure.data_residency = disclosure.data_residency.take().or(peer.data_residency);
-    }
-    config
+/// Who runs this box; what the configuration does not say of that, as the parent was told it before.
+fn operator_as_before(said: &DisclosureConfig, config: &SatelliteConfig) -> Result<Operator, Failure> {
+    let missing = match invite::operator(said) {
+        Ok(operator) => return Ok(operator),
+        Err(missing) => missing,
+    };
+    let report = block_on(status::report(config))??;
+    let Some(peer) = report.peer else {
+        // Asked for more, the owner would give it and be refused then.
+        return Err(if report.parent_url.is_none() || report.state == "left" {
+            Failure::of(Code::NotJoined, &InvitationRefused::NothingToRejoin)
+        } else {
+            Failure::usage(missing)
+        });
+    };
+    Ok(Operator {
+        contact: said.operator_contact.clone().unwrap_or(peer.operator_contact),
+        location: said.location.clone().unwrap_or(peer.location),
+        data_residency: said.data_residency.clone().or(peer.data_residency),
+    })
 }
 
 fn cancel(config: &SatelliteConfig) -> Result<ExitCode, Failure> {
@@ -135,13 +152,21 @@ fn given_up(cancelled: &RejoinCancelled) -> String {
 
 fn join_as(
     config: &SatelliteConfig,
-    arguments: &JoinArguments,
+    invitation: &StoredInvitation,
+    timeout: Duration,
     rejoin: Option<Rejoin>,
 ) -> Result<ExitCode, Failure> {
-    let invitation = invitation(config, arguments)?;
+    if std::io::stderr().is_terminal() {
+        // A closed standard error cannot be told.
+        let _ = writeln!(
+            std::io::stderr(),
+            "Asking the parent, for up to {} s; Ctrl-C ends the waiting, not the join.",
+            timeout.as_secs()
+        );
+    }
     let (keeper, outcome) = block_on(async {
         tokio::select! {
-            joined = join_either_way(config, &invitation, rejoin, arguments.timeout.0) => joined,
+            joined = join_either_way(config, invitation, rejoin, timeout) => joined,
             Ok(()) = tokio::signal::ctrl_c() => (Keeper::Nobody, Err(interrupted(rejoin))),
         }
     })?;
@@ -154,10 +179,13 @@ fn join_as(
         JoinOutcome::TimedOut(last) => Err(Failure::new(
             Code::Unreachable,
             format!(
-                "no answer from the parent within {} s{}. The invitation is stored: `powernode-satellite run` keeps \
-                 trying, and {}",
-                arguments.timeout.0.as_secs(),
+                "no answer from the parent within {} s{}. The invitation is stored: {} keeps trying, and {}",
+                timeout.as_secs(),
                 last.map_or_else(String::new, |last| format!("; the last try: {last}")),
+                match keeper {
+                    Keeper::Daemon => "the running satellite",
+                    Keeper::Nobody => "`powernode-satellite run`",
+                },
                 goes_on(rejoin)
             ),
         )),
@@ -232,23 +260,25 @@ fn success(report: &StatusReport, keeper: Keeper) -> String {
     format!("joined {parent}{peer}\n{next}\n")
 }
 
-fn invitation(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<StoredInvitation, Failure> {
-    let operator = invite::operator(&config.disclosure).map_err(Failure::usage)?;
-    let invitation = if let Some(code) = code(arguments)? {
-        JoinCode::parse(code)
-            .map_err(|error| Failure::usage(InputError::Code(error)))?
-            .into_invitation()
-    } else {
-        let token = token(config, arguments)?;
-        let trust = invite::configured_trust(&config.parent).map_err(Failure::usage)?;
-        invite::of_token(&config.parent, token, trust).map_err(Failure::usage)?
-    };
-    Ok(StoredInvitation::new(invitation, operator))
+/// What code, token and configuration say of whom to join. Asked for first: who cannot join gains nothing by
+/// saying who runs the box.
+fn invitation(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<Invitation, Failure> {
+    if let Some(code) = code(arguments)? {
+        let code = JoinCode::parse(code).map_err(|error| Failure::usage(InputError::Code(error)))?;
+        return Ok(code.into_invitation());
+    }
+    let token = token(config, arguments)?;
+    let trust = invite::configured_trust(&config.parent).map_err(Failure::usage)?;
+    invite::of_token(&config.parent, token, trust).map_err(Failure::usage)
 }
 
 fn code(arguments: &JoinArguments) -> Result<Option<String>, Failure> {
     match (&arguments.code, &arguments.code_file) {
-        (Some(dash), _) if dash == "-" => read_stdin("the join code from standard input").map(Some),
+        (Some(dash), _) if dash == "-" => {
+            // Mail programs break it into several lines.
+            let is_whole = |text: &str| JoinCode::parse(text.to_owned()).is_ok();
+            read_stdin("the join code", is_whole).map(Some)
+        }
         (Some(code), _) => {
             warn_of_argv(
                 "the join code",
@@ -264,7 +294,7 @@ fn code(arguments: &JoinArguments) -> Result<Option<String>, Failure> {
 fn token(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<AcceptanceToken, Failure> {
     let invalid = |error| Failure::usage(InputError::Token(error));
     if arguments.token_stdin {
-        return AcceptanceToken::parse(read_stdin("the token from standard input")?).map_err(invalid);
+        return AcceptanceToken::parse(read_stdin("the token", |_| true)?).map_err(invalid);
     }
     if let Some(token) = &arguments.token {
         warn_of_argv("the token", "--token-stdin or --token-file");
@@ -289,8 +319,30 @@ fn warn_of_argv(what: &str, safer: &str) {
     );
 }
 
-fn read_stdin(what: &str) -> Result<String, Failure> {
-    read_text(std::io::stdin().lock(), what)
+/// To its end; what is pasted on a terminal ends with the line that makes it whole, or with an empty one.
+fn read_stdin(what: &str, is_whole: impl Fn(&str) -> bool) -> Result<String, Failure> {
+    let source = format!("{what} from standard input");
+    let input = std::io::stdin();
+    if !input.is_terminal() {
+        return read_text(input.lock(), &source);
+    }
+    // A closed standard error cannot be told.
+    let _ = writeln!(std::io::stderr(), "Paste {what} and press Enter:");
+    let mut lines = input.lock().take(INPUT_MAX_BYTES);
+    let mut text = String::new();
+    loop {
+        let before = text.len();
+        match lines.read_line(&mut text) {
+            Ok(_) if text[before..].trim().is_empty() || is_whole(&text) => return Ok(text),
+            Ok(_) => {}
+            Err(error) => {
+                return Err(Failure::usage(InputError::Read {
+                    what: source,
+                    source: error,
+                }));
+            }
+        }
+    }
 }
 
 fn read_file(path: &Path) -> Result<String, Failure> {

@@ -37,28 +37,29 @@ pub fn status(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
     if report.peer.is_some() {
         return Ok(ExitCode::SUCCESS);
     }
-    Err(Failure::new(
-        Code::NotJoined,
-        match &report.refusal {
-            Some(refusal) => refusal.clone(),
-            None if report.state == "left" => {
-                "this box has left its parent; run `powernode-satellite join -` with a join code to join another"
-                    .to_owned()
-            }
-            None if report.state == "not_invited" => {
-                "this box has not joined a parent; run `powernode-satellite join -` with a join code"
-                    .to_owned()
-            }
-            None if report.replaces.is_some() => {
-                "a rejoin is under way, and the parent has not answered; `powernode-satellite rejoin --cancel` goes back to \
-                 the membership of before"
-                    .to_owned()
-            }
-            None if report.daemon_running => "this box has not joined yet: the join is under way".to_owned(),
-            None => "this box has not joined yet: the join goes on when `powernode-satellite run` is started"
-                .to_owned(),
-        },
-    ))
+    Err(not_joined(&report))
+}
+
+/// What to do on a box that has no membership.
+fn not_joined(report: &StatusReport) -> Failure {
+    let what = match &report.refusal {
+        Some(refusal) => refusal,
+        None if report.state == "left" => {
+            "this box has left its parent; run `powernode-satellite join -` with a join code to join another"
+        }
+        None if report.state == "not_invited" => {
+            "this box has not joined a parent; run `powernode-satellite join -` with a join code"
+        }
+        None if report.replaces.is_some() => {
+            "a rejoin is under way, and the parent has not answered; `powernode-satellite rejoin --cancel` goes back to \
+             the membership of before"
+        }
+        None if report.daemon_running => {
+            "this box has not joined yet: the join is under way, and the parent has not answered"
+        }
+        None => "this box has not joined yet: the join goes on when `powernode-satellite run` is started",
+    };
+    Failure::new(Code::NotJoined, what)
 }
 
 /// What the daemon tells, or the store where none runs.
@@ -445,7 +446,16 @@ fn state(report: &StatusReport) -> Cell {
             };
             Cell::toned(format!("{}{running}", peer.status), tone)
         }
-        None => Cell::toned(format!("{}{running}", report.state.replace('_', " ")), Tone::Warn),
+        None => Cell::toned(format!("{}{running}", on_the_way(&report.state)), Tone::Warn),
+    }
+}
+
+/// How far a join has come is for those who look into it.
+fn on_the_way(state: &str) -> &str {
+    match state {
+        "invited" | "key_ready" | "sent" | "accepted" | "enrolled" => "joining",
+        "not_invited" => "not invited",
+        state => state,
     }
 }
 

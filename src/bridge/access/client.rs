@@ -11,6 +11,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::super::attended::Attended;
+
 /// See the module's text.
 #[derive(Debug)]
 pub struct Client {
@@ -33,12 +35,14 @@ enum Io {
 impl Client {
     /// Of a connection that was HTTP's.
     pub(super) fn of_upgraded(upgraded: Upgraded) -> Self {
-        let upgraded = match upgraded.downcast::<TokioIo<UnixStream>>() {
-            Ok(Parts { io, read_buf, .. }) => return Self::new(Io::Socket(io.into_inner()), read_buf),
+        let upgraded = match upgraded.downcast::<TokioIo<Attended<UnixStream>>>() {
+            Ok(Parts { io, read_buf, .. }) => {
+                return Self::new(Io::Socket(io.into_inner().into_inner()), read_buf);
+            }
             Err(upgraded) => upgraded,
         };
-        match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(Parts { io, read_buf, .. }) => Self::new(Io::Tcp(io.into_inner()), read_buf),
+        match upgraded.downcast::<TokioIo<Attended<TcpStream>>>() {
+            Ok(Parts { io, read_buf, .. }) => Self::new(Io::Tcp(io.into_inner().into_inner()), read_buf),
             Err(upgraded) => Self::new(Io::Other(Box::new(TokioIo::new(upgraded))), Bytes::new()),
         }
     }

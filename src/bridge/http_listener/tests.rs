@@ -5,6 +5,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::time::{Instant, sleep};
 
 use super::*;
+use crate::bridge::attended::UNTAKEN_MAX;
 use crate::process::supervisor::{Stage, Supervisor};
 
 /// Far more than any connection gets that says nothing.
@@ -13,12 +14,19 @@ const AGES: Duration = Duration::from_secs(3_600);
 /// Time that an answer under way takes in these tests: several times what a quiet connection is kept.
 const SLOW_ANSWER: Duration = Duration::from_secs(300);
 
+/// More than lies between the two sides.
+const LARGE_ANSWER: usize = 512 * 1024;
+
 /// What every request is answered with.
 async fn answer(request: Request<Incoming>) -> Response<ReplyBody> {
     if request.uri().path() == "/slow" {
         sleep(SLOW_ANSWER).await;
     }
-    let body = Full::new(Bytes::from_static(b"here")).map_err(|never| match never {});
+    let words = match request.uri().path() {
+        "/large" => Bytes::from(vec![b'.'; LARGE_ANSWER]),
+        _ => Bytes::from_static(b"here"),
+    };
+    let body = Full::new(words).map_err(|never| match never {});
     Response::new(body.boxed_unsync())
 }
 
@@ -131,4 +139,27 @@ async fn a_client_that_asks_no_more_is_let_go_over_either_version() {
             "{paths:?}: {kept:?}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_nothing_of_its_answers_is_hung_up_and_who_takes_little_is_not() {
+    const ASKED: &[u8] = b"GET /large HTTP/1.1\r\nhost: bridge\r\n\r\n";
+    let never_reads = async |mut io: DuplexStream| {
+        // In advance, and as many as are taken.
+        while io.write_all(ASKED).await.is_ok() {}
+    };
+    let ended = kept(false, never_reads).await;
+    assert!((UNTAKEN_MAX..UNTAKEN_MAX * 2).contains(&ended), "{ended:?}");
+
+    let reads_slowly = async |mut io: DuplexStream| {
+        io.write_all(ASKED).await.unwrap();
+        let (mut taken, mut buffer) = (0, vec![0; 64 * 1024]);
+        while taken < LARGE_ANSWER {
+            sleep(UNTAKEN_MAX * 2 / 3).await;
+            let count = io.read(&mut buffer).await.unwrap();
+            assert!(count > 0, "after {taken} bytes");
+            taken += count;
+        }
+    };
+    assert!(kept(false, reads_slowly).await > UNTAKEN_MAX * 2);
 }

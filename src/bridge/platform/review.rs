@@ -1,7 +1,7 @@
 //! Asks the platform about peers that hold a tunnel while it has said nothing of them for long. Who is suspended
 //! there and sends no more heartbeats would keep an idle tunnel for ever; and those who send theirs through another
 //! host-bridge are never heard of at this one. The question is one that changes nothing, in the peer's name, as its
-//! tunnel's certificate has proven it.
+//! tunnel's certificate has proven it. The contract asks for no grant there: it is refused for what a heartbeat would be.
 
 use std::sync::Arc;
 use std::time::Duration;

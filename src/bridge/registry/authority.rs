@@ -61,11 +61,14 @@ pub enum RetireError {
     Nothing,
     /// Satellites may not have heard of the new one.
     #[error(
-        "the overlap ends at {overlap_ends}; with --force it ends now, and satellites that have not heard of the new authority must rejoin"
+        "the overlap ends at {overlap_ends}. With --force it ends now, and who has not heard of the new authority must \
+         rejoin with a new token, as must who has a certificate of the old one: {}", in_words(.peers)
     )]
     Overlap {
         /// When it ends.
         overlap_ends: UnixTime,
+        /// Who has certificates of the old one: names, or ids.
+        peers: Vec<String>,
     },
     /// Certificates.
     #[error("certificates of the old authority are still in use by {}; with --force those peers must rejoin with a new token", in_words(.peers))]
@@ -79,6 +82,9 @@ pub enum RetireError {
 }
 
 fn in_words(peers: &[String]) -> String {
+    if peers.is_empty() {
+        return "nobody".to_owned();
+    }
     let named = peers
         .iter()
         .take(NAMED_MAX)
@@ -157,12 +163,13 @@ impl Registry {
         let alone = self.db.write(|w| {
             let before = w.get(&PREDECESSOR, &Only)?.ok_or(RetireError::Nothing)?;
             if retirement == Retirement::InTime {
+                let peers = depending(w, before.rotated_at, now)?;
                 if now < before.overlap_ends {
                     return Err(RetireError::Overlap {
                         overlap_ends: before.overlap_ends,
+                        peers,
                     });
                 }
-                let peers = depending(w, before.rotated_at, now)?;
                 if !peers.is_empty() {
                     return Err(RetireError::InUse { peers });
                 }

@@ -6,6 +6,7 @@
 mod accepting;
 mod access;
 mod authority;
+mod backup;
 mod certificates;
 mod equals;
 mod held;
@@ -46,6 +47,7 @@ use crate::store::state_key::StateKey;
 
 pub use self::accepting::{AcceptError, Accepted};
 pub use self::authority::{RetireError, Retirement, RotateError};
+pub use self::backup::{Backup, BackupRefused, Restored};
 pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::equals::FollowError;
 pub use self::held::HELD_GRANTS_MAX;

@@ -379,16 +379,25 @@ fn hex(letter: char, bit: u32) -> char {
     char::from_digit((u32::from(letter) >> bit) & 0xf, 16).unwrap_or('0')
 }
 
-/// The known name that is meant by an unknown one, where one is near: a typo (by similarity), or a
-/// right name in the wrong section.
+/// The known name that is meant by an unknown one, where one is near: a typo (by similarity), a right name in the
+/// wrong section, or a word of a name in the right one.
 pub(super) fn nearest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     /// Below this similarity (0 to 1) a proposal confuses more than it helps.
     const NEAR: f64 = 0.8;
-    let last = |path: &str| path.rsplit(['.']).next().map(str::to_owned);
+    let (section, name) = unknown.rsplit_once('.').unwrap_or(("", unknown));
     let score = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(unknown, candidate);
-        let same_name = last(unknown) == last(candidate);
-        if same_name { whole.max(NEAR) } else { whole }
+        let (its_section, its_name) = candidate.rsplit_once('.').unwrap_or(("", candidate));
+        if name == its_name {
+            whole.max(NEAR)
+        } else if section != its_section {
+            whole
+        } else if its_name.split('_').any(|word| word == name) {
+            NEAR
+        } else {
+            // What both have in common says nothing.
+            strsim::normalized_damerau_levenshtein(name, its_name)
+        }
     };
     known
         .map(|candidate| (candidate, score(candidate)))
@@ -408,6 +417,10 @@ mod tests {
         assert_eq!(near("tunel.keepalive"), Some("tunnel.keepalive"));
         assert_eq!(near("keepalive"), Some("tunnel.keepalive"));
         assert_eq!(near("log.levle"), Some("log.level"));
+        let known = ["disclosure.operator_contact", "disclosure.location"];
+        let near = |unknown| nearest(unknown, known.into_iter());
+        assert_eq!(near("disclosure.contact"), Some("disclosure.operator_contact"));
+        assert_eq!(near("disclosure.person"), None);
         assert_eq!(near("colour"), None);
     }
 

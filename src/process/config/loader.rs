@@ -334,14 +334,14 @@ impl Settings {
                 .iter()
                 .find(|key| program.variable(key.path()) == variable)
             else {
-                let known: Vec<_> = program
-                    .keys
-                    .iter()
-                    .map(|key| program.variable(key.path()))
-                    .collect();
+                let prefix = program.variable_prefix;
+                let known = program.keys.iter().map(|key| program.variable(key.path()));
+                let known: Vec<_> = known.map(|name| name.replacen(prefix, "", 1)).collect();
+                let typed = variable.strip_prefix(prefix).unwrap_or(variable);
+                let near = nearest(typed, known.iter().map(String::as_str));
                 return Err(ConfigError::UnknownVariable {
                     variable: foreign_text(variable),
-                    advice: program.advice(nearest(variable, known.iter().map(String::as_str))),
+                    advice: program.advice(near.map(|near| format!("{prefix}{near}")).as_deref()),
                 });
             };
             let raw = match value.to_str() {

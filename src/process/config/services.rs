@@ -18,6 +18,8 @@ use crate::contract::service::{
 pub struct LimitsConfig {
     /// Streams that the parent may hold open in one tunnel.
     pub streams_per_session: u32,
+    /// KiB of one stream over QUIC that may be on the way to this box or unread.
+    pub stream_window_kib: u32,
     /// Bytes each second of one stream, in each direction.
     pub stream_bandwidth: Option<NonZeroU64>,
     /// Bytes each second of all streams of a tunnel together, in each direction.
@@ -28,9 +30,17 @@ pub struct LimitsConfig {
     pub flow_idle_timeout: Duration,
 }
 
+impl LimitsConfig {
+    /// The same window in bytes.
+    pub const fn stream_window_bytes(&self) -> u32 {
+        self.stream_window_kib.saturating_mul(1_024)
+    }
+}
+
 pub(super) fn limits(settings: &Settings) -> Result<LimitsConfig, ConfigError> {
     Ok(LimitsConfig {
         streams_per_session: settings.required(&STREAMS_PER_SESSION)?,
+        stream_window_kib: settings.required(&STREAM_WINDOW_KIB)?,
         stream_bandwidth: settings.required(&STREAM_BANDWIDTH)?.0,
         session_bandwidth: settings.required(&SESSION_BANDWIDTH)?.0,
         connect_timeout: settings.required(&CONNECT_TIMEOUT)?,
@@ -175,6 +185,18 @@ pub(super) static STREAMS_PER_SESSION: Key<u32> = Key {
     },
     default: Fallback::Value("1024"),
     doc: "Streams that the parent may hold open at the same time: each is a connection to a service or a request.\nFurther ones wait.",
+    discreet: false,
+};
+
+pub(super) static STREAM_WINDOW_KIB: Key<u32> = Key {
+    path: "limits.stream_window_kib",
+    form: &CountBetween {
+        least: 256,
+        most: 16_384,
+        unit: "KiB",
+    },
+    default: Fallback::Value("2560"),
+    doc: "What of one stream over QUIC may be on the way to this box or not yet taken by a service's program. It bounds how\nfast something is sent here over a long way: 2560 are 200 Mbit/s at 100 ms, and a third of that where packets are\nlost. It takes memory only where packets are lost or a program does not read; a tunnel takes in 32 of them at most.",
     discreet: false,
 };
 

@@ -2,6 +2,7 @@
 //! trust, greeting. As a stranger without a certificate, so that no tunnel of a running daemon is
 //! displaced.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use crate::contract::invitation::{HostPort, ParentTrust};
 use crate::machine::ladder::Rung;
 use crate::process::clock::Clock;
 use crate::process::config::satellite::{TunnelTransport, Ways};
-use crate::reach::connect::{Approach, RESOLVE_TIMEOUT, connect};
-use crate::reach::dial::{Credentials, Established, Introduction};
+use crate::reach::connect::{Approach, ConnectError, RESOLVE_TIMEOUT, connect};
+use crate::reach::dial::{Credentials, DialError, Established, Introduction};
+use crate::reach::tcp;
 use crate::tunnel::{TunnelSettings, quic};
 use crate::wire::{Goodbye, GoodbyeReason, Welcome};
 
@@ -69,7 +71,7 @@ pub async fn examine(
         async move {
             match Box::pin(connect(approach)).await {
                 Ok((_, established)) => Ok(look_around(established).await),
-                Err(failure) => Err(error_chain(&failure.error)),
+                Err(failure) => Err(Failed::of(rung, &failure.error)),
             }
         }
     };
@@ -192,8 +194,36 @@ async fn dns(bridge: &HostPort) -> Check {
     }
 }
 
+/// A way that came to nothing.
+struct Failed {
+    why: String,
+    advice: &'static str,
+}
+
+impl Failed {
+    fn of(rung: Rung, error: &ConnectError) -> Self {
+        let advice = match error {
+            // Said where the name is looked up.
+            ConnectError::NoAddress { .. } => "",
+            // What the other side said, or what it showed, says what to do.
+            ConnectError::Dial(error) if error.was_heard() => "",
+            ConnectError::Dial(DialError::Tcp {
+                source: tcp::DialError::Connect { source, .. },
+                ..
+            }) if source.kind() == ErrorKind::ConnectionRefused => {
+                "see whether the host-bridge runs, and listens at this port"
+            }
+            _ => advice(rung),
+        };
+        Self {
+            why: error_chain(error),
+            advice,
+        }
+    }
+}
+
 /// A way that fails beside one that works is worth a word; one that fails alone is the end.
-fn judge(bridge: &HostPort, rung: Rung, outcome: Result<Welcome, String>, any: bool) -> Check {
+fn judge(bridge: &HostPort, rung: Rung, outcome: Result<Welcome, Failed>, any: bool) -> Check {
     let name = format!("{} {bridge}", means(rung));
     match outcome {
         Ok(welcome) => Check::ok(
@@ -204,8 +234,8 @@ fn judge(bridge: &HostPort, rung: Rung, outcome: Result<Welcome, String>, any: b
                 crate::base::limit::foreign_text(&welcome.observed_address)
             ),
         ),
-        Err(why) if any => Check::warn(name, why, "another way works and is used"),
-        Err(why) => Check::fail(name, why, advice(rung)),
+        Err(failed) if any => Check::warn(name, failed.why, "another way works and is used"),
+        Err(failed) => Check::fail(name, failed.why, failed.advice),
     }
 }
 
@@ -256,7 +286,13 @@ mod tests {
 
     #[test]
     fn a_way_that_fails_is_a_failure_only_when_no_other_works() {
-        let failed = |any| judge(&bridge(), Rung::Quic, Err("no answer".into()), any);
+        let failed = |any| {
+            let failed = Failed {
+                why: "no answer".to_owned(),
+                advice: advice(Rung::Quic),
+            };
+            judge(&bridge(), Rung::Quic, Err(failed), any)
+        };
         assert_eq!(failed(true).verdict, Verdict::Warn);
         let alone = failed(false);
         assert_eq!(alone.verdict, Verdict::Fail);

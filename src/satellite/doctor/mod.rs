@@ -17,6 +17,7 @@ use super::status::StatusReport;
 use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{HostPort, ParentTrust, dial_addresses};
+use crate::machine::membership::{Membership, Parent};
 use crate::process::blocking;
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::SatelliteConfig;
@@ -156,6 +157,17 @@ async fn look_at_disk(config: &SatelliteConfig, clock: &Clock) -> (Vec<Check>, O
     looked.await
 }
 
+/// The parent as a member knows it: by the authorities that have followed the one of the invitation.
+fn known_by(parent: Parent, membership: Option<&Membership>) -> Parent {
+    let learned = membership.map(|membership| &membership.identity.certificate.ca_chain_pem);
+    let trust = match (parent.trust, learned) {
+        (ParentTrust::Pinned(_), Some(learned)) => ParentTrust::Bundle(learned.clone()),
+        (ParentTrust::Bundle(named), Some(learned)) => ParentTrust::Bundle(format!("{named}\n{learned}")),
+        (trust, _) => trust,
+    };
+    Parent { trust, ..parent }
+}
+
 /// Where the parent is and by what it is known: as the membership says, else a waiting invitation,
 /// else the configuration.
 fn parent(
@@ -164,7 +176,7 @@ fn parent(
 ) -> Result<Option<(Vec<HostPort>, ParentTrust)>, String> {
     let stored = found
         .and_then(|found| found.loaded.state.as_ref())
-        .map(|state| state.parent().clone());
+        .map(|state| known_by(state.parent().clone(), state.membership()));
     let known = match stored {
         Some(parent) => Some(parent),
         None => waiting_invitation(config)

@@ -12,6 +12,7 @@ mod handle;
 mod joining;
 mod news;
 mod node;
+mod parting;
 mod publish;
 mod reach;
 mod sockets;

@@ -216,7 +216,7 @@ impl Driver {
             // Beside no carrier nobody can be asked.
             (Rung::Direct, None) => Dial::Unasked(self.unasked_call(&dial, purpose, claim.features())),
             (Rung::Quic | Rung::Tls | Rung::Proxy, _) => {
-                Dial::Out(self.approach(&dial, credentials, claim.features()))
+                Dial::Out(self.approach(&dial.bridge, dial.rung, credentials, claim.features()))
             }
         };
         let UplinkDial { id, bridge, rung, .. } = dial;
@@ -234,7 +234,14 @@ impl Driver {
         self.links.insert(id, link);
     }
 
-    fn approach(&self, dial: &UplinkDial, credentials: Credentials, mut features: Vec<String>) -> Approach {
+    /// A dial by this side.
+    pub(super) fn approach(
+        &self,
+        bridge: &HostPort,
+        rung: Rung,
+        credentials: Credentials,
+        mut features: Vec<String>,
+    ) -> Approach {
         if self.listener.is_some() {
             features.push(DIRECT_FEATURE.to_owned());
         }
@@ -246,10 +253,10 @@ impl Driver {
                 host: host.clone(),
                 address: *address,
             });
-        let (host, port) = (dial.bridge.host(), dial.bridge.port());
+        let (host, port) = (bridge.host(), bridge.port());
         Approach {
-            bridge: dial.bridge.clone(),
-            rung: dial.rung,
+            bridge: bridge.clone(),
+            rung,
             proxy: self.settings.ways.proxy.proxy_for(host, port).cloned(),
             remembered: remembered.collect(),
             introduction: Introduction {
@@ -257,7 +264,7 @@ impl Driver {
                 features,
                 settings: TunnelSettings {
                     // Routers remember TCP connections for minutes, and what they forget cannot be mended.
-                    binding: (dial.rung == Rung::Quic).then_some(self.binding),
+                    binding: (rung == Rung::Quic).then_some(self.binding),
                     ..self.settings.tunnel
                 },
                 clock: self.clock.clone(),
@@ -265,7 +272,8 @@ impl Driver {
         }
     }
 
-    fn credentials(&self, purpose: LinkPurpose) -> Option<Credentials> {
+    /// What a tunnel for this presents, and whom it trusts.
+    pub(super) fn credentials(&self, purpose: LinkPurpose) -> Option<Credentials> {
         let state = self.machine.state()?;
         let identity = match purpose {
             LinkPurpose::Bootstrap => None,
@@ -425,7 +433,7 @@ impl Driver {
     }
 }
 
-fn goodbye(reason: GoodbyeReason, message: &str) -> Goodbye {
+pub(super) fn goodbye(reason: GoodbyeReason, message: &str) -> Goodbye {
     Goodbye {
         reason,
         message: message.to_owned(),

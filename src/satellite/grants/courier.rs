@@ -28,9 +28,6 @@ const BACKOFF: BackoffPolicy = BackoffPolicy {
     max: Duration::from_secs(300),
 };
 
-/// Time for the last notice: the owner waits for it at a command line.
-pub const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Why grants are not handed over, in words; `None` while all goes well.
 pub type Trouble = Option<String>;
 
@@ -161,8 +158,10 @@ pub enum LastNotice {
     Taken,
     /// Its operators alone end peerings there; its row of this peer tells them that the box has left.
     Declared,
-    /// Not at all, and why.
+    /// Not at all: what it answered.
     NotGiven(String),
+    /// Perhaps not: the tunnel broke before an answer came.
+    Lost(String),
 }
 
 /// Tells the parent that this satellite leaves: by the tunnel's own notice, and where that ends no peering (a platform's
@@ -173,32 +172,28 @@ pub async fn last_notice(
     reason: &str,
     farewell: &HeartbeatRequest,
 ) -> LastNotice {
-    let telling = async {
-        let why = match parent_client::post(tunnel, parent, TUNNEL_LEAVE_PATH, &Telling { reason }).await {
-            // A bridge or parent that knows of no such notice, or may not act on it.
-            Ok(ContractAnswer::Failure(failure)) if failure.http_status < 500 => failure.error,
-            told => match outcome(told) {
-                Outcome::Delivered => return LastNotice::Taken,
-                Outcome::NotServed => "it takes no such notice through the tunnel".to_owned(),
-                Outcome::Failed(why) => return LastNotice::NotGiven(why),
-            },
-        };
-        tracing::info!(
-            why,
-            "the parent does not end the peering itself; it is told in a last heartbeat"
-        );
-        match parent_client::heartbeat(tunnel, parent, farewell).await {
-            Ok(ContractAnswer::Data(_)) => LastNotice::Declared,
-            Ok(ContractAnswer::Failure(failure)) => LastNotice::NotGiven(format!(
-                "the parent answered with HTTP {}: {}",
-                failure.http_status, failure.error
-            )),
-            Err(error) => LastNotice::NotGiven(error_chain(&error)),
-        }
+    let why = match parent_client::post(tunnel, parent, TUNNEL_LEAVE_PATH, &Telling { reason }).await {
+        // A bridge or parent that knows of no such notice, or may not act on it.
+        Ok(ContractAnswer::Failure(failure)) if failure.http_status < 500 => failure.error,
+        Err(error @ ExchangeError::Lost(_)) => return LastNotice::Lost(error_chain(&error)),
+        told => match outcome(told) {
+            Outcome::Delivered => return LastNotice::Taken,
+            Outcome::NotServed => "it takes no such notice through the tunnel".to_owned(),
+            Outcome::Failed(why) => return LastNotice::NotGiven(why),
+        },
     };
-    match tokio::time::timeout(LEAVE_TIMEOUT, telling).await {
-        Ok(notice) => notice,
-        Err(_) => LastNotice::NotGiven(format!("it did not answer within {} s", LEAVE_TIMEOUT.as_secs())),
+    tracing::info!(
+        why,
+        "the parent does not end the peering itself; it is told in a last heartbeat"
+    );
+    match parent_client::heartbeat(tunnel, parent, farewell).await {
+        Ok(ContractAnswer::Data(_)) => LastNotice::Declared,
+        Ok(ContractAnswer::Failure(failure)) => LastNotice::NotGiven(format!(
+            "the parent answered with HTTP {}: {}",
+            failure.http_status, failure.error
+        )),
+        Err(error @ ExchangeError::Lost(_)) => LastNotice::Lost(error_chain(&error)),
+        Err(error) => LastNotice::NotGiven(error_chain(&error)),
     }
 }
 

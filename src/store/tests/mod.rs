@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod backup;
 pub(super) mod disk;
 mod failing_disk;
 mod opening;

@@ -6,7 +6,7 @@ use quinn::ConnectionError;
 use rustls::AlertDescription;
 
 use crate::base::limit::foreign_text;
-use crate::identity::tls_failure::{FailureRecord, TlsFailure, explain_alert};
+use crate::identity::tls_failure::{FailureRecord, explain_alert, explain_own_alert};
 use crate::tunnel::transport::{Side, TransportClosed};
 
 /// A TLS alert within a QUIC error code (RFC 9001, section 4.8).
@@ -39,9 +39,9 @@ pub(super) fn closed(error: ConnectionError) -> TransportClosed {
             found_by,
             failure: match found_by {
                 Side::Theirs => explain_alert(AlertDescription::from(alert)),
-                Side::Ours => TlsFailure::Other {
-                    detail: foreign_text(&error.to_string()),
-                },
+                Side::Ours => {
+                    explain_own_alert(AlertDescription::from(alert), foreign_text(&error.to_string()))
+                }
             },
         },
         None => TransportClosed::Protocol {

@@ -1,6 +1,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use rustls::ClientConfig;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
@@ -9,6 +10,7 @@ use super::*;
 use crate::identity::tls_failure::FailureRecord;
 use crate::tunnel::quic::{
     BOOTSTRAP_MAX_STREAMS, DialError, MAX_HANDSHAKES, QuicEndpoint, QuicSettings, RETRY_ABOVE_HANDSHAKES,
+    STREAM_WINDOW_BYTES,
 };
 use crate::tunnel::transport::{Outlook, TransportClosed, Urgency};
 
@@ -104,4 +106,30 @@ async fn in_a_rush_dialers_prove_their_address_and_the_last_are_turned_away() {
     // One that had to prove its address goes through.
     let proved = waiting.pop().unwrap();
     assert!(timeout(SOON, proved.handshake()).await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn of_a_stream_that_nobody_reads_its_window_is_taken_in_and_no_more() {
+    let authority = Authority::new();
+    let (server, address) = listener(&authority, QuicSettings::default());
+    for stream_window in [256 * 1_024, 3 * STREAM_WINDOW_BYTES] {
+        let settings = QuicSettings {
+            stream_window,
+            ..QuicSettings::default()
+        };
+        let tls = authority.client(None, &FailureRecord::default());
+        let (dialer, acceptor) = connected(&server, address, tls, settings).await;
+        let mut stream = acceptor.open(Urgency::Bulk).await.unwrap();
+        let (mut taken, piece) = (0, vec![0; 16 * 1_024]);
+        while taken < stream_window as usize {
+            let written = timeout(SOON, stream.write.write(&piece)).await;
+            taken += written
+                .unwrap_or_else(|_| panic!("it stands still at {taken}"))
+                .unwrap();
+        }
+        assert_eq!(taken, stream_window as usize);
+        let more = timeout(Duration::from_millis(300), stream.write.write(&piece)).await;
+        assert!(more.is_err(), "it waits");
+        drop(dialer);
+    }
 }

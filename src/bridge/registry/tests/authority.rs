@@ -115,7 +115,10 @@ fn the_old_authority_stays_while_a_certificate_of_its_is_in_use() {
     let early = registry
         .retire_authority(Retirement::InTime, days(10))
         .unwrap_err();
-    assert!(matches!(early, RetireError::Overlap { .. }), "{early}");
+    assert!(
+        matches!(&early, RetireError::Overlap { peers, .. } if *peers == ["old"]),
+        "{early}"
+    );
     let in_use = registry
         .retire_authority(Retirement::InTime, days(12))
         .unwrap_err();

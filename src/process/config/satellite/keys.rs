@@ -32,6 +32,7 @@ pub(super) static KEYS: &[&dyn AnyKey] = &[
     &RECONNECT_INITIAL,
     &RECONNECT_MAX,
     &services::STREAMS_PER_SESSION,
+    &services::STREAM_WINDOW_KIB,
     &services::STREAM_BANDWIDTH,
     &services::SESSION_BANDWIDTH,
     &services::CONNECT_TIMEOUT,
