@@ -246,6 +246,13 @@ fn refusals_have_words_and_exit_codes() {
     let (exit, said) = fail(&run_with_input(command, newer["join_code"].as_str().unwrap()));
     assert_eq!(exit, 5, "{said}");
     assert!(!said.contains("panicked"), "{said}");
+    let shown = other.output(&["status"]).stdout;
+    assert!(
+        String::from_utf8(shown)
+            .unwrap()
+            .contains("joining (not running)"),
+        "{said}"
+    );
 
     let (exit, _) = fail(&SatelliteSite::new().output(&["status"]));
     assert_eq!(exit, 3);

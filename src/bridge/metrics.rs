@@ -122,6 +122,11 @@ impl BridgeObserved {
             "Size of the registry's file.",
             self.books.ledger().size_bytes(),
         );
+        out.gauge(
+            "powernode_host_bridge_store_failing",
+            "1 while the registry cannot be written.",
+            self.books.ledger().is_failing().into(),
+        );
         out.counter(
             "powernode_host_bridge_audit_events_lost_total",
             "Events that came faster than the audit log could write them.",

@@ -225,13 +225,29 @@ impl StorageBackend for Overlay {
     }
 }
 
-/// Bytes written to a store, over all backends that it has had.
+/// What became of the writes to a store, over all backends that it has had.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Written(Arc<AtomicU64>);
+pub(super) struct Written(Arc<Writes>);
+
+#[derive(Debug, Default)]
+struct Writes {
+    bytes: AtomicU64,
+    failing: AtomicBool,
+}
 
 impl Written {
     pub(super) fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the last change failed by its disk.
+    pub(super) fn failing(&self) -> bool {
+        self.0.failing.load(Ordering::Relaxed)
+    }
+
+    /// Notes how a change ended.
+    pub(super) fn note(&self, failed: bool) {
+        self.0.failing.store(failed, Ordering::Relaxed);
     }
 }
 
@@ -324,6 +340,7 @@ impl StorageBackend for Guarded {
         self.gauge
             .written
             .0
+            .bytes
             .fetch_add(data.len() as u64, Ordering::Relaxed);
         Ok(())
     }

@@ -241,6 +241,11 @@ impl Database {
         self.0.written.bytes()
     }
 
+    /// Whether the disk has failed the last change, or been too full for it.
+    pub fn is_failing(&self) -> bool {
+        self.0.written.failing()
+    }
+
     /// Opens a store on bytes that can be had again after a failure.
     pub(super) fn open_source(path: &Path, source: Source, seals: &Seals) -> Result<Self, OpenError> {
         let generation = Generation::prepared(path, source(), seals)?;

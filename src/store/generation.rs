@@ -185,18 +185,30 @@ impl Generation {
 
     /// One transaction. Apart from what it is about, so that this is in the program once.
     fn change(&self, write: &mut dyn FnMut(&mut Writer<'_>) -> Verdict) -> Result<(), StoreError> {
+        let outcome = self.transact(write);
+        match outcome {
+            _ if self.gauge.has_failed() => self.gauge.written.note(true),
+            Ok(Verdict::Keep) => self.gauge.written.note(false),
+            Ok(Verdict::Undo) | Err(_) => {}
+        }
+        outcome.map(drop)
+    }
+
+    fn transact(&self, write: &mut dyn FnMut(&mut Writer<'_>) -> Verdict) -> Result<Verdict, StoreError> {
         let transaction = self.redb.begin_write()?;
         let mut writer = Writer::new(&transaction, &self.seals);
         // A transaction that is dropped while a panic unwinds is not undone by redb.
         let verdict = catch_unwind(AssertUnwindSafe(|| write(&mut writer)));
         if matches!(verdict, Ok(Verdict::Keep)) && writer.changed() {
             transaction.commit()?;
-        } else if let Err(error) = transaction.abort() {
+            return Ok(Verdict::Keep);
+        }
+        if let Err(error) = transaction.abort() {
             // Nothing of it is on the disk either way, and the next opening tidies up.
             tracing::debug!(%error, "an unwanted transaction was not undone in memory");
         }
         verdict.map_or_else(|panic| resume_unwind(panic), drop);
-        Ok(())
+        Ok(Verdict::Undo)
     }
 
     /// Length of the bytes.

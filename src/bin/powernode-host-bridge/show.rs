@@ -144,6 +144,17 @@ fn platform_standing(peer: &Value, now: UnixTime) -> Option<Cell> {
     })
 }
 
+/// The store's size, or what is wrong with it.
+fn store(health: &Value) -> Option<Cell> {
+    let kib = health["store_bytes"].as_u64()? / 1024;
+    Some(if health["store_failing"] == true {
+        let text = format!("{kib} KiB, cannot be written: is the disk full or read-only?");
+        Cell::toned(text, Tone::Bad)
+    } else {
+        format!("{kib} KiB").into()
+    })
+}
+
 /// `status`: the platform, and how it was found when it was last needed.
 fn platform(health: &Value, now: UnixTime) -> Option<Cell> {
     let url = health["platform"]["url"].as_str()?;
@@ -231,9 +242,7 @@ pub fn health(health: &Value, style: Style, now: UnixTime) -> String {
             } else {
                 "store"
             },
-            health["store_bytes"]
-                .as_u64()
-                .map(|bytes| format!("{} KiB", bytes / 1024).into()),
+            store(health),
         ),
         (
             "private keys",

@@ -446,7 +446,16 @@ fn state(report: &StatusReport) -> Cell {
             };
             Cell::toned(format!("{}{running}", peer.status), tone)
         }
-        None => Cell::toned(format!("{}{running}", report.state.replace('_', " ")), Tone::Warn),
+        None => Cell::toned(format!("{}{running}", on_the_way(&report.state)), Tone::Warn),
+    }
+}
+
+/// How far a join has come is for those who look into it.
+fn on_the_way(state: &str) -> &str {
+    match state {
+        "invited" | "key_ready" | "sent" | "accepted" | "enrolled" => "joining",
+        "not_invited" => "not invited",
+        state => state,
     }
 }
 

@@ -224,6 +224,11 @@ impl Ledger {
         self.db.is_sealed()
     }
 
+    /// Whether the disk has failed the last change.
+    pub fn is_failing(&self) -> bool {
+        self.db.is_failing()
+    }
+
     /// Size of the store on disk.
     pub fn size_bytes(&self) -> u64 {
         self.db.size_bytes()

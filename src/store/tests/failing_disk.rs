@@ -38,9 +38,13 @@ fn a_full_disk_is_said_and_outlived() {
     assert!(matches!(put_much(&database), Err(StoreError::DiskFull)));
     assert_eq!(title(&database), "first");
     put_two(&database, "small").unwrap();
+    assert!(!database.is_failing());
     assert!(matches!(put_much(&database), Err(StoreError::DiskFull)));
     disk.fail(None);
+    assert_eq!(title(&database), "small");
+    assert!(database.is_failing(), "a read says nothing of writes");
     put_much(&database).unwrap();
+    assert!(!database.is_failing());
     assert_eq!(title(&database), "much");
     drop(database);
     assert_eq!(title(&store_on(&Disk::holding(disk.bytes()))), "much");
@@ -56,6 +60,7 @@ fn a_disk_that_takes_no_writes_is_read_on() {
     for _ in 0..3 {
         assert!(matches!(put_two(&database, "second"), Err(StoreError::Io(_))));
         assert_eq!(title(&database), "first");
+        assert!(database.is_failing());
     }
     assert_eq!(disk.bytes(), bytes);
     disk.fail(None);
