@@ -12,6 +12,7 @@
 //! A filter such as `debug` speaks of this program; libraries stay at `warn` unless they are named
 //! (`info,quinn=debug`).
 
+#[cfg(panic = "unwind")]
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -271,12 +272,16 @@ fn is_target(text: &str) -> bool {
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let message = panic_message(panic.payload());
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
-    let trace = Backtrace::capture();
-    if trace.status() == BacktraceStatus::Captured {
-        tracing::error!(message, place, %trace, "panic");
-    } else {
-        tracing::error!(message, place, "panic");
+    // Where panics abort there are no tables by which the way up the stack could be found.
+    #[cfg(panic = "unwind")]
+    {
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            tracing::error!(message, place, %trace, "panic");
+            return;
+        }
     }
+    tracing::error!(message, place, "panic");
 }
 
 #[cfg(test)]

@@ -58,6 +58,21 @@ fn cross_builds_the_targets_of_a_release_as_our_script_does() {
             assert!(script.contains(define), "{define}");
         }
     }
+    // And none of the script's is missing.
+    let switches = script
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("AWS_LC_SYS_")?.split_once('='));
+    for (switch, _) in switches {
+        let name = format!("AWS_LC_SYS_{}=", switch.trim_end_matches('+'));
+        assert!(
+            read.build
+                .env
+                .passthrough
+                .iter()
+                .any(|variable| variable.starts_with(&name)),
+            "{name}"
+        );
+    }
 }
 
 /// On a file system that knows capitals, cross looks for another name.
