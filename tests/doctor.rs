@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::os::unix::net::UnixListener;
+
 use serde_json::Value;
 use support::{BridgeSite, SatelliteSite, succeed, succeed_or_code, wait_for};
 
@@ -129,4 +131,21 @@ fn a_parent_that_is_not_there_or_not_trusted_fails_with_advice() {
     assert!(check(&report, "DNS ").2.contains("resolv.conf"), "{report}");
     let (verdict, _, advice) = check(&report, "TCP to ");
     assert_eq!((verdict, advice), ("fail", ""), "{report}");
+}
+
+#[test]
+fn a_daemon_that_cannot_be_asked_is_not_said_to_be_away() {
+    let satellite = SatelliteSite::new();
+    assert_eq!(check(&examine(&satellite, &[]), "daemon").0, "ok");
+    let socket = satellite.dir.path().join("deaf.sock");
+    let deaf = UnixListener::bind(&socket).unwrap();
+    let hanging_up = std::thread::spawn(move || drop(deaf.accept().unwrap()));
+    let report = examine(
+        &satellite,
+        &[("POWERNODE_SATELLITE_ADMIN_SOCKET", socket.to_str().unwrap())],
+    );
+    hanging_up.join().unwrap();
+    let (verdict, finding, _) = check(&report, "daemon");
+    assert_eq!(verdict, "fail", "{report}");
+    assert!(finding.contains("hung up"), "{finding}");
 }

@@ -269,6 +269,8 @@ fn suspended_means_no_tunnel_and_revoked_means_the_end() {
     wait_for("suspended at the satellite", || {
         (satellite.status()["peer"]["status"] == "suspended").then_some(())
     });
+    let shown = succeed(&satellite.output(&["status"]));
+    assert!(shown.contains("after it is resumed"), "{shown}");
     succeed(&bridge.output(&["peers", "resume", "shop-17"]));
     // The satellite asks again patiently; a reload asks at once.
     running.signal("HUP");
@@ -278,6 +280,13 @@ fn suspended_means_no_tunnel_and_revoked_means_the_end() {
         let status = satellite.status();
         (status["peer"]["status"] == "revoked" && status["link"]["state"] == "off").then_some(())
     });
+    let shown = succeed(&satellite.output(&["status"]));
+    assert!(shown.contains("rejoin -"), "{shown}");
+    let examined = satellite.output(&["doctor", "--json"]).stdout;
+    let examined: Value = serde_json::from_slice(&examined).unwrap();
+    let membership = examined["checks"].as_array().unwrap().iter();
+    let membership = membership.into_iter().find(|check| check["name"] == "membership");
+    assert_eq!(membership.unwrap()["verdict"], "warn", "{examined}");
 }
 
 #[test]

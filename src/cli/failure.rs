@@ -52,6 +52,11 @@ impl Failure {
         Self::of(Code::Usage, &error)
     }
 
+    /// What failed, why, and what to do.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Writes the message and gives the code.
     pub fn report(&self, program: &str) -> ExitCode {
         // A closed standard error cannot be told about.

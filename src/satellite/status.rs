@@ -223,6 +223,20 @@ impl ClusterReport {
 pub const NEEDS_REJOIN: &str = "the certificate has expired and the parent does not renew it any more: ask the parent's operator \
      to suspend this peer and for a new token for it, and run `powernode-satellite rejoin` with that";
 
+/// What the owner of a box can do whose peer stands so at the parent's, where anything is to be done.
+pub const fn remedy(status: PeerStatus) -> Option<&'static str> {
+    match status {
+        PeerStatus::Suspended => Some(
+            "ask the parent's operator why this box is suspended; it returns by itself within two minutes after it is resumed",
+        ),
+        PeerStatus::Revoked => Some(
+            "the parent has revoked this box for good: ask its operator for a new invitation, and run `powernode-satellite \
+             rejoin -` with that",
+        ),
+        _ => None,
+    }
+}
+
 /// The time in use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(try_from = "reading::Fields")]

@@ -9,10 +9,8 @@ use super::authority::Identity;
 use super::client::{API, Answer, Ask, Client};
 use super::owner::{Commands, Owner, Skip, Wish, variable};
 use super::server_cases::assert_time;
+use super::shapes::{ELSE, assert_catalog, assert_resource, bundle_of, subscribed};
 use super::suite::{Case, Shown};
-
-/// Nobody's.
-const ELSE: &str = "0192f0c1-5555-7555-8555-555555555555";
 
 /// More than any request of the contract has.
 const HUGE_BYTES: usize = 4 * 1024 * 1024;
@@ -137,16 +135,8 @@ fn strangers_are_not_heard(child: &Child) -> Shown {
 fn what_needs_no_grant(child: &Child) -> Shown {
     let catalog = child.ask(Ask::get(&format!("{API}/service_catalog")));
     assert_eq!(catalog.json["success"], true, "a server of ours always says so");
-    assert!(catalog.data()["offerings"].is_array());
-    assert_time(&catalog.data()["generated_at"]);
-    let bundle = child.ask(Ask::get(&format!("{API}/trust_bundle")));
-    assert!(
-        bundle.data()["ca_bundle_pem"]
-            .as_str()
-            .unwrap()
-            .contains("BEGIN CERTIFICATE")
-    );
-    assert_time(&bundle.data()["generated_at"]);
+    assert_catalog(&catalog);
+    bundle_of(&child.ask(Ask::get(&format!("{API}/trust_bundle"))));
     Ok(())
 }
 
@@ -172,15 +162,8 @@ fn a_resource_wants_a_grant(child: &Child) -> Shown {
     let service = child.wish(&Wish::ChildService)?;
     let grant = child.grant(&json!({}))?;
     let there = child.resource(&service, &[&grant]);
+    assert_resource(&there, "service", &service);
     assert_eq!(there.data()["exists"], true);
-    assert_eq!(
-        (&there.data()["kind"], &there.data()["id"]),
-        (&json!("service"), &json!(service))
-    );
-    assert_time(&there.data()["fetched_at"]);
-    for field in ["account_id", "grant_id"] {
-        assert!(there.data().as_object().unwrap().contains_key(field), "{field}");
-    }
     assert_eq!(child.resource("nothing", &[&grant]).data()["exists"], false);
     Ok(())
 }
@@ -299,23 +282,13 @@ fn subscriptions(child: &Child) -> Shown {
     let wanted = json!({ "slug": service, "local_hostname": "a.example.com", "ttl_days": 10, "unknown": 1 });
     child.ask(Ask::post(&path, &wanted.to_string())).failure(401);
     let made = ask(&wanted);
-    assert_eq!(made.status, 201);
-    let data = made.data();
-    for field in [
-        "grant_id",
-        "backend_host",
-        "backend_port",
-        "protocol",
-        "ttl_seconds",
-        "service_offering_id",
-    ] {
-        assert!(data.as_object().unwrap().contains_key(field), "{field}: {data}");
-    }
-    assert_time(&data["expires_at"]);
-    let own = format!("Authorization: Bearer {}", data["bearer_token"].as_str().unwrap());
+    let id = subscribed(&made);
+    let own = format!(
+        "Authorization: Bearer {}",
+        made.data()["bearer_token"].as_str().unwrap()
+    );
     child.resource(&service, &[&own]).data();
 
-    let id = data["grant_id"].as_str().unwrap();
     let one = format!("{path}/{id}");
     let headers = [grant.as_str()];
     let end = Ask {

@@ -5,19 +5,20 @@ use serde_json::{Value, json};
 
 use super::client::{API, Answer, Ask};
 use super::owner::{Skip, Wish};
-use super::server_cases::{Joined, assert_time, join};
+use super::server_cases::{Joined, join};
+use super::shapes::{ELSE, assert_catalog, assert_resource, bundle_of, subscribed};
 use super::suite::{Kind, Shown, Target};
 
-/// Nobody's.
-const ELSE: &str = "0192f0c1-5555-7555-8555-555555555555";
+/// What the parent has for each of its peers, asked by one.
+fn asked_by_a_peer(target: &Target, what: &str) -> (Joined, Answer) {
+    let joined = join(target);
+    let path = format!("{API}/{what}");
+    let answer = target.client.ask(Ask::get(&path).by(&joined.identity));
+    (joined, answer)
+}
 
 pub(super) fn the_trust_bundle_fits(target: &Target) -> Shown {
-    let joined = join(target);
-    let answer = target
-        .client
-        .ask(Ask::get(&format!("{API}/trust_bundle")).by(&joined.identity));
-    let data = answer.data();
-    assert_time(&data["generated_at"]);
+    let (joined, answer) = asked_by_a_peer(target, "trust_bundle");
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str, content: &str| {
         let path = dir.path().join(name);
@@ -26,7 +27,7 @@ pub(super) fn the_trust_bundle_fits(target: &Target) -> Shown {
     };
     let verified = std::process::Command::new("openssl")
         .args(["verify", "-CAfile"])
-        .arg(at("bundle.pem", data["ca_bundle_pem"].as_str().unwrap()))
+        .arg(at("bundle.pem", bundle_of(&answer)))
         .arg(at("peer.pem", &joined.identity.certificate))
         .output()
         .unwrap();
@@ -37,13 +38,8 @@ pub(super) fn the_trust_bundle_fits(target: &Target) -> Shown {
 }
 
 pub(super) fn the_service_catalog(target: &Target) -> Shown {
-    let joined = join(target);
-    let answer = target
-        .client
-        .ask(Ask::get(&format!("{API}/service_catalog")).by(&joined.identity));
-    let data = answer.data();
-    assert!(data["offerings"].is_array(), "{data}");
-    assert_time(&data["generated_at"]);
+    let (_, answer) = asked_by_a_peer(target, "service_catalog");
+    assert_catalog(&answer);
     Ok(())
 }
 
@@ -103,16 +99,7 @@ pub(super) fn a_grant_opens_its_resources(target: &Target) -> Shown {
     )?;
     let joined = join(target);
     let granted = Granted::new(target, &joined, &json!({}))?;
-    let answer = granted.ask("skill/7");
-    assert_eq!(
-        (answer.data()["kind"].as_str(), answer.data()["id"].as_str()),
-        (Some("skill"), Some("7"))
-    );
-    assert!(answer.data()["exists"].is_boolean());
-    assert_time(&answer.data()["fetched_at"]);
-    for field in ["account_id", "grant_id"] {
-        assert!(answer.data().as_object().unwrap().contains_key(field), "{field}");
-    }
+    assert_resource(&granted.ask("skill/7"), "skill", "7");
     // Beside the certificate, never alone, and for whom it was given.
     let bearer = format!("Authorization: Bearer {}", granted.token);
     let alone = [bearer.as_str()];
@@ -185,18 +172,7 @@ pub(super) fn subscriptions(target: &Target) -> Shown {
     let slug = target.ask_owner(&Wish::Offering)?;
     let wanted = json!({ "slug": slug, "local_hostname": "a", "ttl_days": 30 }).to_string();
     let made = ask(&wanted);
-    assert_eq!(made.status, 201);
-    let grant = made.data()["grant_id"].as_str().unwrap();
-    assert_time(&made.data()["expires_at"]);
-    for field in [
-        "backend_host",
-        "backend_port",
-        "protocol",
-        "ttl_seconds",
-        "service_offering_id",
-    ] {
-        assert!(made.data().as_object().unwrap().contains_key(field), "{field}");
-    }
+    let grant = subscribed(&made);
     let one = format!("{path}/{grant}");
     let end = Ask {
         method: "DELETE",

@@ -36,6 +36,7 @@ mod platform;
 mod raw;
 mod satellite_cases;
 mod server_cases;
+mod shapes;
 mod suite;
 #[path = "../support/mod.rs"]
 mod support;

@@ -6,15 +6,13 @@ use super::authority::Request;
 use super::client::{Answer, Ask};
 use super::owner::{Skip, Wish};
 use super::server_cases::{accept, assert_time, heartbeat, join};
+use super::shapes::ELSE;
 use super::suite::{Kind, Shown, Target};
 
 const PEERS: &str = "/api/v1/system/sdwan/federation_peers";
 const GRANTS: &str = "/api/v1/system/sdwan/access_grants";
 const HEALTH: &str = "/api/v1/system/sdwan/health";
 const TOOLS: &str = "/mcp";
-
-/// Nobody's.
-const ELSE: &str = "0192f0c1-5555-7555-8555-555555555555";
 
 struct Operator<'a> {
     target: &'a Target,

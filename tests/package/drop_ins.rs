@@ -92,13 +92,8 @@ fn the_documents_drop_ins_do_what_they_are_for() {
     assert!(untried.0.is_empty(), "nobody tries {:?}", untried.0.keys());
 }
 
-fn the_bridge_listens_on_port_443(container: &Container, untried: &mut Untried) {
-    container.run(&["mkdir", "-p", "/etc/powernode-host-bridge"]);
-    container.write(
-        "/etc/powernode-host-bridge/host-bridge.toml",
-        "[listen]\nhttps = [\"127.0.0.1:443\"]\nquic = [\"127.0.0.1:443\"]\n",
-    );
-    container.run(&[BRIDGE, "init", "--public-url", "https://127.0.0.1"]);
+/// Starts with what it is configured with now, by this drop-in and not without it.
+fn the_bridge_starts_by(container: &Container, untried: &mut Untried, drop_in: &str) {
     let _ = container.output(&["systemctl", "start", BRIDGE]);
     assert_ne!(
         container.property(BRIDGE, "ActiveState"),
@@ -106,8 +101,18 @@ fn the_bridge_listens_on_port_443(container: &Container, untried: &mut Untried) 
         "without the drop-in it may not"
     );
     container.run(&["systemctl", "stop", BRIDGE]);
-    untried.install(container, "host-bridge.service.d/override.conf");
+    untried.install(container, drop_in);
     container.run(&["systemctl", "start", BRIDGE]);
+}
+
+fn the_bridge_listens_on_port_443(container: &Container, untried: &mut Untried) {
+    container.run(&["mkdir", "-p", "/etc/powernode-host-bridge"]);
+    container.write(
+        "/etc/powernode-host-bridge/host-bridge.toml",
+        "[listen]\nhttps = [\"127.0.0.1:443\"]\nquic = [\"127.0.0.1:443\"]\n",
+    );
+    container.run(&[BRIDGE, "init", "--public-url", "https://127.0.0.1"]);
+    the_bridge_starts_by(container, untried, "host-bridge.service.d/override.conf");
     let status = status_of(container, BRIDGE);
     assert!(
         status.contains("CapBnd:\t0000000000000400\n"),
@@ -227,15 +232,7 @@ fn the_bridge_reads_a_platforms_files(container: &Container, untried: &mut Untri
          key_file = \"/etc/powernode-host-bridge/server.key\"\n[public]\nurl = \"https://127.0.0.1:8443\"\n\
          [listen]\nhttps = [\"127.0.0.1:8443\"]\nquic = [\"127.0.0.1:8443\"]\n",
     );
-    let _ = container.output(&["systemctl", "start", BRIDGE]);
-    assert_ne!(
-        container.property(BRIDGE, "ActiveState"),
-        "active",
-        "without the drop-in it may not"
-    );
-    container.run(&["systemctl", "stop", BRIDGE]);
-    untried.install(container, "host-bridge.service.d/files.conf");
-    container.run(&["systemctl", "start", BRIDGE]);
+    the_bridge_starts_by(container, untried, "host-bridge.service.d/files.conf");
 
     let renewed = install_certificate(container);
     wait_for("the listener shows the renewed certificate", || {

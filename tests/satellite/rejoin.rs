@@ -55,6 +55,22 @@ fn accept_as_another(parent: &ScriptedParent) {
     );
 }
 
+/// Takes the second invitation.
+async fn rejoin(running: &Running, parent: &ScriptedParent, rejoin: Rejoin) {
+    let taken = running.handle.join_as(second(parent), Some(rejoin)).await;
+    taken.unwrap().unwrap();
+}
+
+/// The same while the parent does not answer.
+async fn ask_in_vain(running: &Running, parent: &ScriptedParent) {
+    parent.mint(SECOND_TOKEN);
+    parent.next(ACCEPT_PATH, Answer::Never);
+    rejoin(running, parent, REJOIN).await;
+    parent
+        .wait("asked", |book| (book.accepts().len() == 2).then_some(()))
+        .await;
+}
+
 async fn rejoined(running: &Running) -> StatusReport {
     running
         .wait("another peer", |report| {
@@ -111,12 +127,7 @@ async fn a_parent_that_has_forgotten_the_box_takes_it_anew_with_its_key() {
     accept_as_another(&parent);
     let running = site.run().await;
     issue(&running, PEER).await;
-    running
-        .handle
-        .join_as(second(&parent), Some(REJOIN))
-        .await
-        .unwrap()
-        .unwrap();
+    rejoin(&running, &parent, REJOIN).await;
     let report = rejoined(&running).await;
     assert_eq!(report.former_peers.len(), 1);
     assert_eq!(report.former_peers[0].id, before.peer_id);
@@ -153,12 +164,7 @@ async fn grants_go_on_for_the_new_peer_when_the_owner_says_so() {
         grants: FormerGrants::Rebound,
         ..REJOIN
     };
-    running
-        .handle
-        .join_as(second(&parent), Some(rebind))
-        .await
-        .unwrap()
-        .unwrap();
+    rejoin(&running, &parent, rebind).await;
     rejoined(&running).await;
     running
         .wait("both grants", |report| report.grants.active == 2)
@@ -185,12 +191,7 @@ async fn an_emancipated_box_stays_so() {
     grants.emancipate(peer(PEER), "mine again").await.unwrap();
     parent.mint(SECOND_TOKEN);
     accept_as_another(&parent);
-    running
-        .handle
-        .join_as(second(&parent), Some(REJOIN))
-        .await
-        .unwrap()
-        .unwrap();
+    rejoin(&running, &parent, REJOIN).await;
     rejoined(&running).await;
     let beats = parent.book().count(HEARTBEAT_PATH);
     running.stop().await;
@@ -214,12 +215,7 @@ async fn an_emancipated_box_stays_so() {
 async fn a_refusal_leaves_the_membership_in_use_and_says_why() {
     let (parent, site, before) = member().await;
     let running = site.run().await;
-    running
-        .handle
-        .join_as(second(&parent), Some(REJOIN))
-        .await
-        .unwrap()
-        .unwrap();
+    rejoin(&running, &parent, REJOIN).await;
     let report = running
         .wait("the refusal", |report| {
             report.is_active() && report.refusal.is_some()
@@ -241,18 +237,8 @@ async fn a_refusal_leaves_the_membership_in_use_and_says_why() {
 #[tokio::test]
 async fn a_power_cut_on_the_way_ends_in_one_of_the_two_memberships() {
     let (parent, site, before) = member().await;
-    parent.mint(SECOND_TOKEN);
-    parent.next(ACCEPT_PATH, Answer::Never);
     let running = site.run().await;
-    running
-        .handle
-        .join_as(second(&parent), Some(REJOIN))
-        .await
-        .unwrap()
-        .unwrap();
-    parent
-        .wait("asked", |book| (book.accepts().len() == 2).then_some(()))
-        .await;
+    ask_in_vain(&running, &parent).await;
     running.vanish().await;
     let state = site.state().await;
     let kept = state.invitation().unwrap().past.membership.as_ref().unwrap();
@@ -272,17 +258,7 @@ async fn a_rejoin_that_is_not_answered_can_be_given_up() {
         refused.to_string().contains("no rejoin is under way"),
         "{refused}"
     );
-    parent.mint(SECOND_TOKEN);
-    parent.next(ACCEPT_PATH, Answer::Never);
-    running
-        .handle
-        .join_as(second(&parent), Some(REJOIN))
-        .await
-        .unwrap()
-        .unwrap();
-    parent
-        .wait("asked", |book| (book.accepts().len() == 2).then_some(()))
-        .await;
+    ask_in_vain(&running, &parent).await;
     let cancelled = running.handle.cancel_rejoin().await.unwrap().unwrap();
     assert_eq!(
         (cancelled.peer_id, cancelled.may_be_taken),
@@ -332,12 +308,7 @@ async fn a_revoked_box_comes_back_as_another_peer() {
         working: WorkingMembership::Keep,
         ..REJOIN
     };
-    running
-        .handle
-        .join_as(second(&parent), Some(keep))
-        .await
-        .unwrap()
-        .unwrap();
+    rejoin(&running, &parent, keep).await;
     let report = rejoined(&running).await;
     assert_eq!(report.former_peers[0].id, before.peer_id);
 }

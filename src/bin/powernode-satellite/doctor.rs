@@ -16,8 +16,8 @@ use crate::status;
 /// Looks, tells, and ends with 1 when it would not work.
 pub fn doctor(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure> {
     let checks = block_on(async {
-        let report = status::report(config).await.ok();
-        let running = report.as_ref().filter(|report| report.daemon_running);
+        let running = status::of_daemon(config).await;
+        let running = running.as_ref().map(Option::as_ref).map_err(Failure::message);
         doctor::examine(config, running).await
     })?;
     let verdict = doctor::worst(&checks);

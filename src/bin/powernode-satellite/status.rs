@@ -19,7 +19,7 @@ use powernode_satellite::satellite::own_authority::{AuthorityReport, SuccessionR
 use powernode_satellite::satellite::parent_client::RELEASE;
 use powernode_satellite::satellite::status::{
     AnchorReport, BetterReport, BridgeReport, CertificateReport, ClockReport, ClusterReport, HeartbeatReport,
-    LinkReport, NEEDS_REJOIN, StatusReport, StoreReport,
+    LinkReport, NEEDS_REJOIN, StatusReport, StoreReport, remedy,
 };
 use powernode_satellite::store::state_key::StateKey;
 
@@ -64,14 +64,22 @@ fn not_joined(report: &StatusReport) -> Failure {
 
 /// What the daemon tells, or the store where none runs.
 pub async fn report(config: &SatelliteConfig) -> Result<StatusReport, Failure> {
+    match of_daemon(config).await? {
+        Some(report) => Ok(report),
+        None => from_store(config),
+    }
+}
+
+/// What the daemon tells; `None` where none runs.
+pub async fn of_daemon(config: &SatelliteConfig) -> Result<Option<StatusReport>, Failure> {
     let client = AdminClient::new(&config.admin_socket);
     match client.call(Method::GET, STATUS_PATH, None).await {
         Ok(answer) => match answer.read() {
-            Ok(Ok(data)) => serde_json::from_value(data).map_err(Failure::failed),
+            Ok(Ok(data)) => serde_json::from_value(data).map(Some).map_err(Failure::failed),
             Ok(Err(refused)) => Err(Failure::new(Code::Failed, refused.error)),
             Err(error) => Err(Failure::failed(error)),
         },
-        Err(AdminError::NotRunning { .. }) => from_store(config),
+        Err(AdminError::NotRunning { .. }) => Ok(None),
         Err(error) => Err(Failure::failed(error)),
     }
 }
@@ -160,6 +168,10 @@ fn membership(report: &StatusReport) -> Vec<Line> {
     let mode = format!("{mode}, contract version {}", peer.contract_version);
     let operator = format!("{}, {}", peer.operator_contact, peer.location);
     let mut lines: Vec<Line> = vec![
+        (
+            "what to do",
+            remedy(peer.status).map(|text| Cell::toned(text, Tone::Bad)),
+        ),
         ("peer", Some(peer.id.into())),
         ("mode", Some(mode.into())),
         ("joined", Some(relative_time(peer.accepted_at, now).into())),

@@ -297,7 +297,7 @@ pub static PROGRAM: Program = Program {
         ("", "Where the satellite lives on this box."),
         (
             "parent",
-            "Whom to join. Not needed with `powernode-satellite join CODE` or a spawn payload, and not read any\nmore once the satellite has joined.",
+            "Whom to join. Not needed with a join code or a spawn payload. Once the satellite has joined, only `bridges` is\nread any more, and the rest by a `rejoin` with a bare token.",
         ),
         (
             "disclosure",

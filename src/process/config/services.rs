@@ -196,7 +196,7 @@ pub(super) static STREAM_WINDOW_KIB: Key<u32> = Key {
         unit: "KiB",
     },
     default: Fallback::Value("2560"),
-    doc: "What of one stream over QUIC may be on the way to this box or not yet taken by a service's program. It bounds how\nfast something is sent here over a long way: 2560 are 200 Mbit/s at 100 ms, and a third of that where packets are\nlost. It takes memory only where packets are lost or a program does not read; a tunnel takes in 32 of them at most.",
+    doc: "What of one stream over QUIC may be on the way to this box or not yet taken by a service's program. It bounds how\nfast something is sent here over a long way: 2560 are 200 Mbit/s at 100 ms, and a third of that where packets are\nlost. It takes memory only where packets are lost or a program does not read; a tunnel takes in 32 of them at most, and the unit's\nMemoryMax must hold those.",
     discreet: false,
 };
 

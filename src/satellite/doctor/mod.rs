@@ -94,8 +94,8 @@ pub fn worst(checks: &[Check]) -> Verdict {
         .unwrap_or(Verdict::Ok)
 }
 
-/// Looks at everything. `running` is what the daemon tells of itself, if one runs.
-pub async fn examine(config: &SatelliteConfig, running: Option<&StatusReport>) -> Vec<Check> {
+/// Looks at everything. `running` is what the daemon tells of itself, if one runs, or why it does not.
+pub async fn examine(config: &SatelliteConfig, running: Result<Option<&StatusReport>, &str>) -> Vec<Check> {
     let clock = Clock::start(BUILD_TIME);
     let (mut checks, found) = look_at_disk(config, &clock).await;
     checks.insert(0, host::clock(clock.trusted()));
@@ -119,11 +119,12 @@ pub async fn examine(config: &SatelliteConfig, running: Option<&StatusReport>) -
     checks.extend(gateways::examine(seen.address, config.reach.port_mapping).await);
     checks.extend(host::interfaces());
     match running {
-        Some(report) => {
+        Ok(Some(report)) => {
             checks.extend(report.reach.iter().flat_map(gateways::ways_in));
             checks.extend(gateways::direct(&report.link));
         }
-        None => checks.push(Check::ok("daemon", "does not run; its ways in cannot be told")),
+        Ok(None) => checks.push(Check::ok("daemon", "does not run; its ways in cannot be told")),
+        Err(why) => checks.push(Check::fail("daemon", why, "")),
     }
     checks
 }

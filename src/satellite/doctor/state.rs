@@ -11,6 +11,7 @@ use crate::machine::renewal::CertificateStanding;
 use crate::satellite::membership_store::{CopyStanding, Examination, MembershipStore, SCHEMA};
 use crate::satellite::node_report::NodeReport;
 use crate::satellite::own_authority::AuthorityReport;
+use crate::satellite::status::remedy;
 use crate::store::state_key::StateKey;
 
 /// Looks at the state; `now` tells the time that certificates are judged by from the latest time
@@ -31,7 +32,7 @@ pub fn examine(
     match &found.loaded.state {
         None => checks.push(Check::ok("membership", "not invited yet")),
         Some(state) => {
-            checks.push(Check::ok("membership", state.name().replace('_', " ")));
+            checks.push(membership(state));
             let now = now(found.loaded.latest_known_time());
             checks.extend(certificate(state, now));
             checks.extend(own_authority(&found, state, now));
@@ -39,6 +40,19 @@ pub fn examine(
         }
     }
     (checks, Some(found))
+}
+
+/// What stands in the way of a tunnel is not this box's to mend, but its owner's to know.
+fn membership(state: &JoinState) -> Check {
+    const NAME: &str = "membership";
+    if let JoinState::Refused { refusal, .. } = state {
+        return Check::warn(NAME, "refused", refusal.to_string());
+    }
+    let status = state.membership().map(|membership| membership.status);
+    match status.and_then(|status| Some((status, remedy(status)?))) {
+        Some((status, remedy)) => Check::warn(NAME, status.to_string(), remedy),
+        None => Check::ok(NAME, state.name().replace('_', " ")),
+    }
 }
 
 fn store(found: &Examination, directory: &Path) -> Check {
