@@ -10,7 +10,7 @@ mod support;
 use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::json;
-use support::{BridgeSite, fail, succeed, wait_for};
+use support::{BridgeSite, SatelliteSite, fail, succeed, wait_for};
 
 #[test]
 fn init_shows_its_token_once_and_never_overwrites() {
@@ -331,4 +331,38 @@ fn a_backup_is_made_beside_the_daemon_and_restored_without_it() {
     assert!(bridge.json(&["peers", "show", "shop-17"])["id"].is_string());
     let (code, _) = fail(&bridge.output(&["peers", "show", "shop-18"]));
     assert_eq!(code, 4);
+}
+
+#[test]
+fn a_restored_registry_tells_whom_it_does_not_know_any_more() {
+    let bridge = BridgeSite::init();
+    let file = bridge.dir.path().join("backup.redb");
+    let file = file.to_str().unwrap();
+    let daemon = bridge.run();
+    let before = SatelliteSite::new();
+    succeed(&before.join(&bridge.join_code("shop-17")));
+    succeed(&bridge.output(&["backup", file]));
+    // The box is replaced after the backup.
+    succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "a new box"]));
+    let minted = bridge.json(&["token", "mint", "shop-17"]);
+    let after = SatelliteSite::new();
+    succeed(&after.join(minted["join_code"].as_str().unwrap()));
+    assert!(daemon.stop().success());
+    succeed(&bridge.output(&["restore", file]));
+
+    let _daemon = bridge.run();
+    let running = after.run();
+    let turned = wait_for("the new box is turned away", || {
+        let turned = bridge.json(&["peers", "show", "shop-17"])["turned_away"].clone();
+        turned["why"].as_str().map(str::to_owned)
+    });
+    assert!(turned.contains("rejoin"), "{turned}");
+    let table = succeed(&bridge.output(&["peers", "list"]));
+    assert!(table.contains("turned away"), "{table}");
+    running.kill();
+    let _running = before.run();
+    wait_for("the one that it knows has a tunnel", || {
+        let peer = bridge.json(&["peers", "show", "shop-17"]);
+        (peer["tunnel"].is_object() && peer["turned_away"].is_null()).then_some(())
+    });
 }

@@ -22,6 +22,7 @@ use super::direct::{self, Calling, RedialEvent, Redialer};
 use super::federation_api::{Caller, CallerCertificate, Standing};
 use super::links::{Link, Links, SessionGuard};
 use super::parent::Parent;
+use super::peer_view::TurnedAway;
 use super::refused_certificates::RefusedCertificates;
 use super::settings::BridgeSettings;
 use crate::base::id::{NetworkId, PeerId, SessionId};
@@ -221,6 +222,11 @@ impl Ingress {
             Err(refused) => {
                 let peer = named.map(display);
                 warn!(%address, peer, why = %refused.message, "a tunnel was not admitted");
+                if let Some(peer) = named.filter(|_| refused.code == RefusalCode::NotAdmitted) {
+                    let at = self.clock.trusted().now;
+                    let why = refused.message.clone();
+                    self.links.turn_away(peer, TurnedAway { at, why });
+                }
                 self.decline(transport, refused).await;
             }
         }

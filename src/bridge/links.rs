@@ -1,9 +1,10 @@
 //! The live tunnels: the session table with its tunnels, and the goodbyes to those that leave it.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::federation_api::Caller;
-use super::peer_view::LinkView;
+use super::peer_view::{LinkView, TurnedAway};
 use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable};
 use crate::base::counter::Counter;
 use crate::base::id::{PeerId, SessionId};
@@ -16,6 +17,9 @@ use crate::wire::{Goodbye, GoodbyeReason, RefusalCode, Refused, SessionClaim};
 
 /// What a session is told whose peer has accepted again.
 pub const REPLACED_KEY: &str = "another key has accepted as this peer";
+
+/// Most peers of whom is known that they were turned away. Each has shown a certificate that verifies.
+const TURNED_AWAY_MAX: usize = 1_024;
 
 /// A peer's tunnel and what is told of it.
 #[derive(Debug, Clone)]
@@ -79,6 +83,7 @@ impl TunnelCounters {
 #[derive(Debug)]
 pub struct Links {
     table: Mutex<SessionTable<Link>>,
+    turned_away: Mutex<BTreeMap<PeerId, TurnedAway>>,
     goodbyes: TaskScope,
     counters: TunnelCounters,
 }
@@ -88,6 +93,7 @@ impl Links {
     pub fn new(limits: SessionLimits, goodbyes: TaskScope) -> Self {
         Self {
             table: Mutex::new(SessionTable::new(limits)),
+            turned_away: Mutex::default(),
             goodbyes,
             counters: TunnelCounters::default(),
         }
@@ -132,6 +138,7 @@ impl Links {
         let displaced = self
             .table()
             .enter(peer, entering, &claim.replaces, claim.trial.is_some())?;
+        self.turned_away().remove(&peer);
         for replaced in displaced {
             let goodbye = goodbye(
                 GoodbyeReason::Superseded,
@@ -144,6 +151,19 @@ impl Links {
             peer,
             session,
         })
+    }
+
+    /// Remembers why a peer has got no tunnel, until it has one.
+    pub fn turn_away(&self, peer: PeerId, turned: TurnedAway) {
+        let mut turned_away = self.turned_away();
+        if turned_away.len() < TURNED_AWAY_MAX || turned_away.contains_key(&peer) {
+            turned_away.insert(peer, turned);
+        }
+    }
+
+    /// Why the peer has got no tunnel when it last came, if it has none since.
+    pub fn why_turned_away(&self, peer: PeerId) -> Option<TurnedAway> {
+        self.turned_away().get(&peer).cloned()
     }
 
     /// Ends a peer's tunnels for a reason.
@@ -215,6 +235,10 @@ impl Links {
     fn table(&self) -> MutexGuard<'_, SessionTable<Link>> {
         // Each change of the table is complete before anything that could panic.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turned_away(&self) -> MutexGuard<'_, BTreeMap<PeerId, TurnedAway>> {
+        self.turned_away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -31,6 +31,25 @@ pub struct LinkView {
     pub open_streams: usize,
 }
 
+/// A peer that came and got no tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TurnedAway {
+    /// When it was the last time.
+    #[serde(with = "rfc3339")]
+    pub at: UnixTime,
+    /// What it was told.
+    pub why: String,
+}
+
+/// What a daemon knows of a peer.
+#[derive(Debug, Default)]
+pub struct Presence {
+    /// Its tunnel.
+    pub tunnel: Option<LinkView>,
+    /// Why it has none.
+    pub turned_away: Option<TurnedAway>,
+}
+
 /// The row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PeerView {
@@ -71,13 +90,15 @@ pub struct PeerView {
     standing: Option<StandingView>,
     /// `null` when a daemon does not run or the peer is not connected.
     tunnel: Option<LinkView>,
+    /// `null` when it has got a tunnel since, or was not turned away since the daemon's start.
+    turned_away: Option<TurnedAway>,
 }
 
 impl PeerView {
     /// Of a row, at a time.
     pub fn new(
         peer: PeerRecord,
-        tunnel: Option<LinkView>,
+        Presence { tunnel, turned_away }: Presence,
         standing: Option<StandingView>,
         now: UnixTime,
     ) -> Self {
@@ -119,6 +140,7 @@ impl PeerView {
             metadata: Value::Object(metadata),
             standing,
             tunnel,
+            turned_away,
         }
     }
 }

@@ -31,6 +31,9 @@ fn status_cell(status: &Value) -> Cell {
 
 /// Why a peer is as it is.
 fn note(peer: &Value, now: UnixTime) -> String {
+    if let Some(why) = turned_away(peer, now) {
+        return why;
+    }
     let reason = |name: &str| peer["metadata"][name].as_str().unwrap_or_default().to_owned();
     match peer["status"].as_str() {
         Some("degraded") => reason("degraded_reason"),
@@ -46,6 +49,17 @@ fn note(peer: &Value, now: UnixTime) -> String {
         Some("accepted") => "waits for a heartbeat".to_owned(),
         _ => String::new(),
     }
+}
+
+/// Why a peer that ought to have a tunnel got none when it came.
+fn turned_away(peer: &Value, now: UnixTime) -> Option<String> {
+    let awaited = !matches!(
+        peer["status"].as_str(),
+        Some("suspended" | "revoked" | "proposed")
+    );
+    let why = peer["turned_away"]["why"].as_str().filter(|_| awaited)?;
+    let when = relative_time_of(&peer["turned_away"]["at"], now);
+    Some(format!("turned away {when}: {why}"))
 }
 
 /// `peers list`.

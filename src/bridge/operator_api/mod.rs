@@ -30,7 +30,7 @@ use super::federation_api::{internal_error, stored_badly};
 use super::forwarded::strip_forwarded_identity;
 use super::links::Links;
 use super::mcp;
-use super::peer_view::PeerView;
+use super::peer_view::{PeerView, Presence};
 use super::permission::{Action, NotPermitted, OperatorIdentity, PeerAction, PeerRef};
 use super::registry::record::PeerRecord;
 use super::registry::{Books, Ledger, Recognised, Registry, RegistryError, visible};
@@ -407,9 +407,13 @@ impl OperatorApi {
     }
 
     fn view(&self, peer: PeerRecord) -> PeerView {
-        let tunnel = self.links.as_ref().and_then(|links| links.view(peer.id));
+        let links = self.links.as_ref();
+        let presence = links.map_or_else(Presence::default, |links| Presence {
+            tunnel: links.view(peer.id),
+            turned_away: links.why_turned_away(peer.id),
+        });
         let standing = self.ledger().roll().and_then(|roll| roll.standing(peer.id));
-        PeerView::new(peer, tunnel, standing, self.now())
+        PeerView::new(peer, presence, standing, self.now())
     }
 
     /// Notes a change that an operator made, in the program's log and in the audit log.

@@ -400,7 +400,8 @@ static PUBLIC_URL: Key<ParentUrl> = Key {
     default: Fallback::Unset {
         example: "https://bridge.example.com:8443",
     },
-    doc: "The URL under which satellites know their parent. `invite` needs it; `init --public-url` sets it, too.",
+    doc: "The URL under which satellites know their parent. `invite` needs it; `init --public-url` sets it, too.\n\
+              Where it changes, keep the earlier name in public.names: satellites that have joined use it on.",
     discreet: true,
 };
 
