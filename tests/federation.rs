@@ -527,6 +527,8 @@ fn a_bare_token_rejoins_by_the_configured_trust_and_what_gets_no_answer_is_given
     let url = bridge.url();
     let (code, said) = fail(&rejoin(&["--force", "--parent-url", &url, "--timeout", "2s"]));
     assert!(code == 5 && said.contains("rejoin --cancel"), "{code}: {said}");
+    let (code, said) = fail(&rejoin(&["--force", "--parent-url", &url, "--timeout", "1s"]));
+    assert!(code == 5, "it goes on from there: {code}: {said}");
     let status = satellite.status();
     assert_eq!((&status["peer"], &status["replaces"]), (&Value::Null, &peer));
     let given_up = succeed(&satellite.output(&["rejoin", "--cancel"]));

@@ -52,6 +52,8 @@ pub struct StatusReport {
     pub peer: Option<PeerReport>,
     /// The peer that a rejoin under way is to replace, and that goes on if the parent refuses.
     pub replaces: Option<PeerId>,
+    /// Who runs this box, as a parent is told it that is to be joined.
+    pub joining_as: Option<Operator>,
     /// Which peers this box was before, the latest first.
     pub former_peers: Vec<FormerPeerReport>,
     /// The tunnel.
@@ -278,6 +280,7 @@ impl StatusReport {
         store: StoreReport,
     ) -> Self {
         let membership = state.and_then(JoinState::membership);
+        let invitation = state.and_then(JoinState::invitation);
         Self {
             version: version.to_owned(),
             generated_at: clock.trusted,
@@ -291,10 +294,10 @@ impl StatusReport {
             },
             parent_url: state.map(|state| state.parent().url.to_string()),
             peer: membership.map(PeerReport::of),
-            replaces: state
-                .and_then(JoinState::invitation)
+            replaces: invitation
                 .and_then(|invitation| invitation.past.membership.as_ref())
                 .map(|membership| membership.peer_id),
+            joining_as: invitation.map(|invitation| invitation.operator.clone()),
             former_peers: state
                 .map_or(&[][..], JoinState::former)
                 .iter()

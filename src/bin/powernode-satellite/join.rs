@@ -113,18 +113,23 @@ fn operator_as_before(said: &DisclosureConfig, config: &SatelliteConfig) -> Resu
         Err(missing) => missing,
     };
     let report = block_on(status::report(config))??;
-    let Some(peer) = report.peer else {
+    let told = match (report.peer, report.joining_as) {
+        (Some(peer), _) => Operator {
+            contact: peer.operator_contact,
+            location: peer.location,
+            data_residency: peer.data_residency,
+        },
+        (None, Some(operator)) => operator,
         // Asked for more, the owner would give it and be refused then.
-        return Err(if report.parent_url.is_none() || report.state == "left" {
-            Failure::of(Code::NotJoined, &InvitationRefused::NothingToRejoin)
-        } else {
-            Failure::usage(missing)
-        });
+        (None, None) if report.parent_url.is_none() || report.state == "left" => {
+            return Err(Failure::of(Code::NotJoined, &InvitationRefused::NothingToRejoin));
+        }
+        (None, None) => return Err(Failure::usage(missing)),
     };
     Ok(Operator {
-        contact: said.operator_contact.clone().unwrap_or(peer.operator_contact),
-        location: said.location.clone().unwrap_or(peer.location),
-        data_residency: said.data_residency.clone().or(peer.data_residency),
+        contact: said.operator_contact.clone().unwrap_or(told.contact),
+        location: said.location.clone().unwrap_or(told.location),
+        data_residency: said.data_residency.clone().or(told.data_residency),
     })
 }
 

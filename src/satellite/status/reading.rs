@@ -114,6 +114,7 @@ read!(StatusReport {
     parent_url,
     peer,
     replaces,
+    joining_as,
     former_peers: list,
     link,
     heartbeat,
@@ -325,6 +326,7 @@ mod tests {
                 "data_residency": "EU", "warnings": ["odd"],
             },
             "replaces": PEER,
+            "joining_as": { "contact": "ops", "location": "lab", "data_residency": null },
             "former_peers": [{
                 "id": PEER, "parent_url": "https://parent.example", "accepted_at": "2026-05-17T13:44:12Z",
                 "ended_at": "2026-05-18T13:44:12Z", "grants": "rebound",
@@ -407,6 +409,7 @@ mod tests {
         let report = early.as_object_mut().unwrap();
         for field in [
             "replaces",
+            "joining_as",
             "former_peers",
             "node",
             "services",
