@@ -359,10 +359,35 @@ fn a_restored_registry_tells_whom_it_does_not_know_any_more() {
     assert!(turned.contains("rejoin"), "{turned}");
     let table = succeed(&bridge.output(&["peers", "list"]));
     assert!(table.contains("turned away"), "{table}");
-    running.kill();
-    let _running = before.run();
-    wait_for("the one that it knows has a tunnel", || {
+    let has_a_tunnel = || {
         let peer = bridge.json(&["peers", "show", "shop-17"]);
         (peer["tunnel"].is_object() && peer["turned_away"].is_null()).then_some(())
+    };
+    running.kill();
+    let running = before.run();
+    wait_for("the one that it knows has a tunnel", has_a_tunnel);
+    let (code, said) = fail(&bridge.output(&["peers", "readmit", "shop-17"]));
+    assert_eq!(code, 4);
+    assert!(said.contains("no key"), "{said}");
+    running.kill();
+
+    // The operator says that the new box is the right one; then the old one is not, whatever it has.
+    let running = after.run();
+    wait_for("the new box is turned away", || {
+        let peer = bridge.json(&["peers", "show", "shop-17"]);
+        peer["turned_away"].is_object().then_some(())
     });
+    succeed(&bridge.output(&["peers", "readmit", "shop-17"]));
+    running.kill();
+    let running = after.run();
+    wait_for("the readmitted box has a tunnel", has_a_tunnel);
+    running.kill();
+    let _running = before.run();
+    wait_for("the box before is turned away", || {
+        let peer = bridge.json(&["peers", "show", "shop-17"]);
+        peer["turned_away"].is_object().then_some(())
+    });
+    succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "moving"]));
+    let (_, said) = fail(&bridge.output(&["peers", "readmit", "shop-17"]));
+    assert!(said.contains("suspended"), "{said}");
 }

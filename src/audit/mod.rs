@@ -96,6 +96,8 @@ pub enum AuditAction {
     PeerSuspended,
     /// A paused peer may go on.
     PeerResumed,
+    /// A key that a peer has come with was enrolled for it.
+    PeerReadmitted,
     /// A peering was ended for good, by this side.
     PeerRevoked,
     /// A peer's certificate was renewed.
@@ -142,6 +144,7 @@ impl AuditAction {
             Self::TokenMinted => "token_minted",
             Self::PeerSuspended => "peer_suspended",
             Self::PeerResumed => "peer_resumed",
+            Self::PeerReadmitted => "peer_readmitted",
             Self::PeerRevoked => "peer_revoked",
             Self::CertificateRenewed => "certificate_renewed",
             Self::NodeEnrolled => "node_enrolled",

@@ -203,8 +203,7 @@ impl Ingress {
         (address, network): (SocketAddr, Option<NetworkId>),
         shown: Option<CallerCertificate>,
     ) {
-        let named = shown.as_ref().and_then(|certificate| certificate.peer);
-        match self.admit(shown).await {
+        match self.admit(shown.clone()).await {
             Ok(Admitted { peer, certificate }) if certificate.standing == Standing::Expired => {
                 info!(%address, %peer, "a peer comes with a certificate that has expired, and may renew it");
                 self.visit(transport, (address, network), Visitor::Expired(certificate))
@@ -220,12 +219,18 @@ impl Ingress {
                     .await;
             }
             Err(refused) => {
+                let named = shown.as_ref().and_then(|certificate| certificate.peer);
                 let peer = named.map(display);
                 warn!(%address, peer, why = %refused.message, "a tunnel was not admitted");
-                if let Some(peer) = named.filter(|_| refused.code == RefusalCode::NotAdmitted) {
-                    let at = self.clock.trusted().now;
-                    let why = refused.message.clone();
-                    self.links.turn_away(peer, TurnedAway { at, why });
+                if let (Some(peer), Some(certificate), RefusalCode::NotAdmitted) =
+                    (named, shown, refused.code)
+                {
+                    let turned = TurnedAway {
+                        at: self.clock.trusted().now,
+                        why: refused.message.clone(),
+                        certificate,
+                    };
+                    self.links.turn_away(peer, turned);
                 }
                 self.decline(transport, refused).await;
             }

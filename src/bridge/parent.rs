@@ -109,7 +109,8 @@ impl Parent {
             }
             Some(row) if !own.is_enrolled(&row, certificate.key) => {
                 let why = "this box's key is none that the peer has enrolled: another box has taken its place, or the \
-                           host-bridge's registry is an older backup; rejoin with a new token";
+                           host-bridge's registry is an older backup; ask the parent's operator to readmit the peer, or \
+                           for a new token and rejoin";
                 Some((GoodbyeReason::Superseded, why.to_owned()))
             }
             Some(_) => None,

@@ -4,6 +4,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::federation_api::CallerCertificate;
 use super::platform::roll::StandingView;
 use super::registry::record::PeerRecord;
 use crate::base::id::{PeerId, SessionId};
@@ -39,6 +40,9 @@ pub struct TurnedAway {
     pub at: UnixTime,
     /// What it was told.
     pub why: String,
+    /// The certificate that it showed, which the handshake has verified.
+    #[serde(skip)]
+    pub certificate: CallerCertificate,
 }
 
 /// What a daemon knows of a peer.

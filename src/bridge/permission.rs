@@ -238,7 +238,7 @@ pub enum PeerAction {
     CutSession,
     /// Suspend or resume it.
     Pause,
-    /// Propose or invite it, mint its token, carry out its accept.
+    /// Propose or invite it, mint its token, carry out its accept, readmit it with another key.
     Invite,
     /// End the peering.
     Revoke,

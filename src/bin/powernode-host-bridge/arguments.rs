@@ -310,6 +310,11 @@ pub enum PeersCommand {
         /// Id or name
         peer: String,
     },
+    /// Take the key with which a peer was turned away, in the place of those that it has enrolled
+    Readmit {
+        /// Id or name
+        peer: String,
+    },
     /// End a peering for good
     Revoke {
         /// Id or name

@@ -332,7 +332,10 @@ fn read_stdin(what: &str, is_whole: impl Fn(&str) -> bool) -> Result<String, Fai
         return read_text(input.lock(), &source);
     }
     // A closed standard error cannot be told.
-    let _ = writeln!(std::io::stderr(), "Paste {what} and press Enter:");
+    let _ = writeln!(
+        std::io::stderr(),
+        "Paste {what} and press Enter; an empty line ends it:"
+    );
     let mut lines = input.lock().take(INPUT_MAX_BYTES);
     let mut text = String::new();
     loop {

@@ -1,4 +1,4 @@
-//! Peers: list, show, propose, invite, mint a token, suspend, resume, revoke.
+//! Peers: list, show, propose, invite, mint a token, suspend, resume, readmit, revoke.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -99,8 +99,15 @@ impl OperatorApi {
             ([peer, "acceptance_token"], &Method::POST) => self.mint(call, peer),
             ([peer, "suspend"], &Method::POST) => self.suspend(call, peer),
             ([peer, "resume"], &Method::POST) => self.resume(call, peer),
+            ([peer, "readmit"], &Method::POST) => self.readmit(call, peer),
             ([peer, "revoke"], &Method::POST) => self.revoke(call, peer),
-            ([_, "acceptance_token" | "suspend" | "resume" | "revoke"], _) => Ok(Reply::wrong_method("POST")),
+            (
+                [
+                    _,
+                    "acceptance_token" | "suspend" | "resume" | "readmit" | "revoke",
+                ],
+                _,
+            ) => Ok(Reply::wrong_method("POST")),
             (rest, _) => Ok(Reply::unknown_path(&rest.join("/"))),
         }
     }
@@ -202,6 +209,32 @@ impl OperatorApi {
             row.insert("next".to_owned(), json!(next));
         }
         Ok(Reply::data(&view))
+    }
+
+    /// Enrols the key that a peer was turned away with: a registry that was restored lacks what came after.
+    fn readmit(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
+        let registry = self.own()?;
+        let peer = self.peer_for(call.operator, peer, PeerAction::Invite)?;
+        let turned = self
+            .links
+            .as_ref()
+            .and_then(|links| links.why_turned_away(peer.id));
+        let Some(turned) = turned else {
+            return Err(Reply::failure(
+                StatusCode::CONFLICT,
+                "the running host-bridge has turned this peer away with no key: when the box has tried again, within \
+                 two minutes, `peers show` tells",
+            ));
+        };
+        let peer = registry
+            .readmit(&peer.id.to_string(), &turned.certificate)
+            .map_err(|error| refused(&error))?;
+        self.note_peer(call.operator, AuditAction::PeerReadmitted, &peer);
+        if let Some(links) = &self.links {
+            // Of a key that counts no more.
+            links.close(peer.id, GoodbyeReason::Superseded, REPLACED_KEY);
+        }
+        Ok(Reply::data(&self.view(peer)))
     }
 
     fn revoke(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {

@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::record::{PEERS, PeerCertificate, SERVER, ServerRecord};
+use super::peers::find;
+use super::record::{PEERS, PeerCertificate, PeerRecord, SERVER, ServerRecord};
 use super::{Registry, RegistryError};
 use crate::base::id::{PeerId, PublicKeyDigest};
 use crate::base::time::UnixTime;
 use crate::bridge::authorities::Authorities;
 use crate::bridge::certificate_authority::CsrRefused;
+use crate::bridge::federation_api::CallerCertificate;
 use crate::contract::message::FederationCertificate;
-use crate::identity::certificate::CertificateChain;
+use crate::identity::certificate::{CertificateChain, CertificateFacts};
 use crate::process::entropy;
 use crate::store::database::StoreError;
 use crate::store::record::Only;
@@ -82,6 +84,32 @@ impl Registry {
                 serial: issued.serial,
                 not_after: issued.not_after,
             })
+        })
+    }
+
+    /// Enrols the key of a verified certificate in the place of those that the peer has, by an operator's word.
+    pub fn readmit(&self, peer: &str, shown: &CallerCertificate) -> Result<PeerRecord, RegistryError> {
+        let refuse = |why: &str| RegistryError::InvalidField(why.to_owned());
+        let facts = CertificateFacts::of_der(&shown.der)
+            .map_err(|_| refuse("the certificate that the box has shown cannot be read"))?;
+        self.db.write(|w| {
+            let mut record = find(w, peer)?;
+            if !record.status.heartbeat_allowed() {
+                let status = record.status;
+                return Err(refuse(&format!(
+                    "the peer is {status}, which is why it is turned away; no other key changes that"
+                )));
+            }
+            if self.is_enrolled(&record, shown.key) {
+                return Err(refuse("the peer has enrolled this key already"));
+            }
+            record.certificates = vec![PeerCertificate {
+                serial: facts.serial_hex.clone(),
+                not_after: facts.not_after,
+                key: shown.key,
+            }];
+            w.put(&PEERS, &record.id, &record)?;
+            Ok(record)
         })
     }
 
