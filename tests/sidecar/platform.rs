@@ -21,7 +21,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -76,6 +76,8 @@ pub struct Platform {
     shared: Arc<Shared>,
     pub address: SocketAddr,
     serving: Option<JoinHandle<()>>,
+    /// Keeps its port while it is gone: it refuses who calls, and nobody else gets the port for a call of his own.
+    kept: Option<TcpSocket>,
 }
 
 impl Platform {
@@ -101,6 +103,7 @@ impl Platform {
             runtime,
             shared,
             serving: None,
+            kept: None,
         };
         platform.come_back();
         platform
@@ -119,9 +122,7 @@ impl Platform {
 
     /// Listens again, where it listened before.
     pub fn come_back(&mut self) {
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(self.address).unwrap();
+        let socket = self.kept.take().unwrap_or_else(|| at(self.address));
         let _runtime = self.runtime.enter();
         let listener = socket.listen(64).unwrap();
         self.address = listener.local_addr().unwrap();
@@ -134,6 +135,7 @@ impl Platform {
         if let Some(serving) = self.serving.take() {
             serving.abort();
             let _ = self.runtime.block_on(serving);
+            self.kept = Some(at(self.address));
         }
     }
 
@@ -151,6 +153,13 @@ impl Platform {
         let book = self.book();
         book.seen.iter().rev().find(|seen| seen.target == whole).cloned()
     }
+}
+
+fn at(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
 }
 
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
