@@ -370,7 +370,7 @@ mod tests {
             input.ttl_seconds = Some(given);
             let error = NewGrant::check(input).unwrap_err().to_string();
             assert!(
-                error.contains("604800") && error.contains(&given.to_string()),
+                error.contains("from 7 to 3650 days") && error.contains(&given.to_string()),
                 "{error}"
             );
         }
