@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::backend::FileBytes;
 use super::database::Database;
-use super::error::OpenError;
+use super::error::{Holder, OpenError};
 use super::file::{self, Draft, Lock};
 use super::generation::Generation;
 use super::schema::Schema;
@@ -51,6 +51,14 @@ pub enum BackupError {
         /// What was wrong with the last copy.
         #[source]
         source: OpenError,
+    },
+    /// A daemon goes on with what it has, and would write over what was put back.
+    #[error("the store {} is in use by {holder}; stop that first, and start it again afterwards", path.display())]
+    InUse {
+        /// The store.
+        path: PathBuf,
+        /// Who has it.
+        holder: Holder,
     },
     /// The store, or the copy, cannot be used; or a disk fails.
     #[error(transparent)]
@@ -104,7 +112,11 @@ impl Database {
     ) -> Result<Option<PathBuf>, BackupError> {
         let seals = Seals::new(schema, key);
         let (draft, old) = loop {
-            if let Some(old) = file::open_locked(path, Lock::Exclusive)? {
+            let opened = file::open_locked(path, Lock::Exclusive).map_err(|error| match error {
+                OpenError::Held { path, holder } => BackupError::InUse { path, holder },
+                error => error.into(),
+            })?;
+            if let Some(old) = opened {
                 break (Draft::replacing(path, &old)?, Some(old));
             }
             if let Some(draft) = Draft::begin(path)? {

@@ -140,10 +140,7 @@ fn nothing_is_put_back_over_an_open_store_nor_anything_that_is_no_store() {
     let from = place.store("backup", "then");
     let database = Database::open(&path, &SCHEMA).unwrap();
     let held = put_back(&from, &path).unwrap_err();
-    assert!(
-        matches!(held, BackupError::Open(OpenError::Held { .. })),
-        "{held}"
-    );
+    assert!(matches!(held, BackupError::InUse { .. }), "{held}");
     drop(database);
     fs::write(place.at("text"), "no store").unwrap();
     put_back(&place.at("text"), &path).unwrap_err();
