@@ -42,15 +42,13 @@ impl StorageBackend for FileBytes {
     }
 }
 
-/// Most bytes of a store that are copied into memory. A satellite's has a hundredth of this.
-const COPY_MAX_BYTES: u64 = 16 * 1024 * 1024;
-
 /// A copy of a file in memory, to be read.
 #[derive(Debug)]
 pub(super) struct MemoryBytes(Vec<u8>);
 
 impl MemoryBytes {
-    pub(super) fn copy_of(path: &Path) -> Result<Self, OpenError> {
+    /// Of at most so many bytes.
+    pub(super) fn copy_of(path: &Path, max_bytes: u64) -> Result<Self, OpenError> {
         let io_error = |error| OpenError::io(path, "read", "read access", error);
         let file = match File::open(path) {
             Ok(file) => file,
@@ -61,13 +59,11 @@ impl MemoryBytes {
             }
             Err(error) => return Err(io_error(error)),
         };
-        if file.metadata().map_err(io_error)?.len() > COPY_MAX_BYTES {
+        if file.metadata().map_err(io_error)?.len() > max_bytes {
             return Err(io_error(io::ErrorKind::FileTooLarge.into()));
         }
         let mut bytes = Vec::new();
-        file.take(COPY_MAX_BYTES)
-            .read_to_end(&mut bytes)
-            .map_err(io_error)?;
+        file.take(max_bytes).read_to_end(&mut bytes).map_err(io_error)?;
         Ok(Self(bytes))
     }
 }

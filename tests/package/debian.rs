@@ -146,6 +146,8 @@ fn an_upgrade_restarts_and_keeps_what_the_operator_wrote(container: &Container, 
     answers(container, "shop-17");
     let said = container.run(&[SATELLITE, "self-check"]);
     assert!(said.contains("joined"), "{said}");
+    let said = container.run(&[BRIDGE, "self-check"]);
+    assert!(said.contains("in use by"), "{said}");
 }
 
 /// While both packages are replaced, one after the other, the parent asks the satellite without a pause.

@@ -110,6 +110,15 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say whether this program can run with the configuration and state that it finds, changing nothing
+    ///
+    /// For before an update: run the new program's self-check while the old one still runs. Ends with 0 when it can
+    /// run, with 1 when it cannot.
+    SelfCheck {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Look at the configuration
     Config {
         #[command(subcommand)]

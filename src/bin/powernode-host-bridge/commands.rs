@@ -69,6 +69,7 @@ impl Shell<'_> {
             | Command::StateKey { .. }
             | Command::Backup { .. }
             | Command::Restore { .. }
+            | Command::SelfCheck { .. }
             | Command::Config { .. }
             | Command::Version => Ok(()),
         }

@@ -11,6 +11,7 @@ mod init;
 mod packets;
 mod reach;
 mod run;
+mod self_check;
 mod show;
 mod state_key;
 
@@ -47,6 +48,9 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     }
     let environment = Environment::of_process();
     let (file, flags) = (arguments.config_file(), arguments.flags());
+    if let Command::SelfCheck { json } = arguments.command {
+        return self_check::self_check(&file, &flags, &environment, json);
+    }
     let (config, settings) = HostBridgeConfig::load(&file, &flags, &environment).map_err(Failure::usage)?;
     match arguments.command {
         Command::Init(init) => init::init(&config, &init),
@@ -72,7 +76,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Config {
             command: ConfigCommand::Show,
         } => print(&settings.to_string()),
-        Command::Version => Ok(()),
+        Command::SelfCheck { .. } | Command::Version => Ok(()),
         Command::Complete { words } => complete::complete(&config, &words),
         Command::Connect(connect) => reach::connect(&config, &environment, &connect),
         Command::Forward(forward) => reach::forward(&config, &environment, &forward),
