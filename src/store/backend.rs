@@ -228,7 +228,7 @@ pub(super) struct Written(Arc<Writes>);
 #[derive(Debug, Default)]
 struct Writes {
     bytes: AtomicU64,
-    failing: AtomicBool,
+    failure: Mutex<Option<String>>,
 }
 
 impl Written {
@@ -236,14 +236,18 @@ impl Written {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether the last change failed by its disk.
-    pub(super) fn failing(&self) -> bool {
-        self.0.failing.load(Ordering::Relaxed)
+    /// Why the last change failed, where it did so by its disk.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.last().clone()
     }
 
     /// Notes how a change ended.
-    pub(super) fn note(&self, failed: bool) {
-        self.0.failing.store(failed, Ordering::Relaxed);
+    pub(super) fn note(&self, failure: Option<String>) {
+        *self.last() = failure;
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -253,7 +253,12 @@ impl Database {
 
     /// Whether the disk has failed the last change, or been too full for it.
     pub fn is_failing(&self) -> bool {
-        self.0.written.failing()
+        self.failure().is_some()
+    }
+
+    /// Why the disk has failed the last change, in words.
+    pub fn failure(&self) -> Option<String> {
+        self.0.written.failure()
     }
 
     /// Opens a store on bytes that can be had again after a failure.

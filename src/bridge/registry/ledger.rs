@@ -231,9 +231,17 @@ impl Ledger {
         self.db.is_sealed()
     }
 
-    /// Whether the disk has failed the last change.
-    pub fn is_failing(&self) -> bool {
-        self.db.is_failing()
+    /// Why the disk has failed the last change, where it did.
+    pub fn failure(&self) -> Option<String> {
+        self.db.failure()
+    }
+
+    /// Tries whether the disk takes writes again, by writing what is there once more.
+    pub fn prove_writable(&self) -> Result<(), StoreError> {
+        self.db.write(|w| {
+            let public = w.get(&PUBLIC, &Only)?.unwrap_or_default();
+            w.put_again(&PUBLIC, &Only, &public)
+        })
     }
 
     /// Size of the store on disk.
