@@ -293,6 +293,47 @@ fn a_client_with_a_certificate_of_another_authority_is_found_in_the_log() {
 }
 
 #[test]
+fn backups_of_a_directory_follow_each_other_and_the_oldest_go() {
+    let bridge = BridgeSite::init();
+    let directory = bridge.dir.path().join("backups");
+    let into = directory.to_str().unwrap().to_owned();
+    let (code, said) = fail(&bridge.output(&["backup", "--into", &into]));
+    assert_eq!(code, 1);
+    assert!(said.contains("name a directory that is there"), "{said}");
+    std::fs::create_dir(&directory).unwrap();
+    for file in [
+        "registry-2024-05-17T031500Z.redb",
+        "registry-2024-05-18T031500Z.redb",
+        "notes.txt",
+    ] {
+        std::fs::write(directory.join(file), "x").unwrap();
+    }
+    let made = succeed(&bridge.output(&["backup", "--into", &into, "--keep", "2"]));
+    assert!(made.contains("1 earlier"), "{made}");
+    let mut names: Vec<_> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(
+        (&*names[0], &*names[1]),
+        ("notes.txt", "registry-2024-05-18T031500Z.redb")
+    );
+    assert!(made.contains(&names[2]), "{made}");
+    let newest = directory.join(&names[2]);
+    succeed(&bridge.output(&["restore", newest.to_str().unwrap()]));
+    for wrong in [
+        &["backup"][..],
+        &["backup", "x", "--keep", "2"],
+        &["backup", "--into", &into, "--keep", "0"],
+        &["backup", "x", "--into", &into],
+    ] {
+        assert_eq!(fail(&bridge.output(wrong)).0, 2, "{wrong:?}");
+    }
+}
+
+#[test]
 fn a_backup_is_made_beside_the_daemon_and_restored_without_it() {
     let bridge = BridgeSite::init();
     let file = bridge.dir.path().join("backup.redb");

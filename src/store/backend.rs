@@ -8,12 +8,13 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use redb::StorageBackend;
 
-use super::error::OpenError;
+use super::error::{OpenError, StoreError};
+use crate::base::limit::error_chain;
 
 /// A file that its opener has locked. Takes no locks of its own, so that whoever holds the
 /// file's lock may give it up and take it up again without letting another process in.
@@ -256,7 +257,7 @@ impl Written {
 pub(super) struct Gauge {
     pub(super) written: Written,
     len: AtomicU64,
-    failed: AtomicBool,
+    failure: OnceLock<String>,
     /// Held for reading by each operation, so that retiring waits for those under way.
     retired: RwLock<bool>,
 }
@@ -277,7 +278,12 @@ impl Gauge {
 
     /// Whether an operation has failed, after which redb refuses every other.
     pub(super) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+        self.failure.get().is_some()
+    }
+
+    /// How the first operation failed that did, in words.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     /// Lets no further operation through, and waits for those under way: when this returns,
@@ -307,11 +313,20 @@ impl Guarded {
             ));
         }
         let result = operation(self.inner.as_ref());
-        if result.is_err() {
-            self.gauge.failed.store(true, Ordering::Release);
+        if let Err(error) = &result {
+            self.gauge.failure.get_or_init(|| in_words(error));
         }
         result
     }
+}
+
+/// As the store's own error says it.
+fn in_words(error: &io::Error) -> String {
+    let same = match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    };
+    error_chain(&StoreError::from(redb::Error::Io(same)))
 }
 
 impl StorageBackend for Guarded {

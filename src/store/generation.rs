@@ -13,15 +13,11 @@ use super::rewrite::{self, Survey};
 use super::schema::Need;
 use super::seal::Seals;
 use super::transaction::{Reader, Writer};
-use crate::base::limit::error_chain;
 
 /// Memory for redb's pages, in bytes. A satellite's whole store is a tenth of this, and a
 /// host-bridge's largest listing is read page by page; it has its place beside everything else
 /// in a box of 64 MiB. redb's own default is 1 GiB.
 pub const CACHE_BYTES: usize = 1024 * 1024;
-
-/// Why a change failed that its writer has given up before the disk's reason was seen.
-const UNTOLD: &str = "an operation on the disk that holds it has failed";
 
 /// What a transaction is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,11 +186,10 @@ impl Generation {
     /// One transaction. Apart from what it is about, so that this is in the program once.
     fn change(&self, write: &mut dyn FnMut(&mut Writer<'_>) -> Verdict) -> Result<(), StoreError> {
         let outcome = self.transact(write);
-        match &outcome {
-            Err(error) if self.gauge.has_failed() => self.gauge.written.note(Some(error_chain(error))),
-            Ok(_) if self.gauge.has_failed() => self.gauge.written.note(Some(UNTOLD.to_owned())),
-            Ok(Verdict::Keep) => self.gauge.written.note(None),
-            Ok(Verdict::Undo) | Err(_) => {}
+        match (self.gauge.failure(), &outcome) {
+            (Some(why), _) => self.gauge.written.note(Some(why.to_owned())),
+            (None, Ok(Verdict::Keep)) => self.gauge.written.note(None),
+            (None, Ok(Verdict::Undo) | Err(_)) => {}
         }
         outcome.map(drop)
     }

@@ -7,6 +7,7 @@
 )]
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -125,10 +126,7 @@ pub enum Command {
         command: ConfigCommand,
     },
     /// Copy the registry to a new file, also while the daemon runs
-    Backup {
-        /// File that is to be made
-        file: PathBuf,
-    },
+    Backup(BackupArguments),
     /// Put a backup in the registry's place, while the daemon is stopped; what was there is kept
     Restore {
         /// File that `backup` made
@@ -148,6 +146,22 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+}
+
+/// Where the copy goes.
+#[derive(Args)]
+pub struct BackupArguments {
+    /// File that is to be made
+    #[arg(required_unless_present = "into", conflicts_with = "into")]
+    pub file: Option<PathBuf>,
+
+    /// Directory in which a file is to be made that is called after the time
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+
+    /// How many such files stay there; the oldest go [default: all stay]
+    #[arg(long, value_name = "NUMBER", requires = "into")]
+    pub keep: Option<NonZeroUsize>,
 }
 
 /// How the bridge is found from outside.

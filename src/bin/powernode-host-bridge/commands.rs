@@ -67,7 +67,7 @@ impl Shell<'_> {
             | Command::Connect(_)
             | Command::Forward(_)
             | Command::StateKey { .. }
-            | Command::Backup { .. }
+            | Command::Backup(_)
             | Command::Restore { .. }
             | Command::SelfCheck { .. }
             | Command::Config { .. }

@@ -55,7 +55,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Init(init) => init::init(&config, &init),
         Command::Run => run::run(config, &environment, (file, flags)),
-        Command::Backup { file } => backup::back_up(&config, &file),
+        Command::Backup(backup) => backup::back_up(&config, &backup),
         Command::Restore { file } => backup::restore(&config, &file),
         Command::StateKey {
             command: StateKeyCommand::Unseal,

@@ -8,6 +8,7 @@ mod access;
 mod authority;
 mod backup;
 mod certificates;
+mod dated;
 mod equals;
 mod held;
 mod ledger;
@@ -47,7 +48,7 @@ use crate::store::state_key::StateKey;
 
 pub use self::accepting::{AcceptError, Accepted};
 pub use self::authority::{RetireError, Retirement, RotateError};
-pub use self::backup::{Backup, BackupRefused, Restored};
+pub use self::backup::{Backup, BackupRefused, DatedBackup, Restored};
 pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::equals::FollowError;
 pub use self::held::HELD_GRANTS_MAX;
