@@ -325,9 +325,9 @@ fn backups_of_a_directory_follow_each_other_and_the_oldest_go() {
     succeed(&bridge.output(&["restore", newest.to_str().unwrap()]));
     for wrong in [
         &["backup"][..],
-        &["backup", "x", "--keep", "2"],
+        &["backup", "/nowhere/x", "--keep", "2"],
         &["backup", "--into", &into, "--keep", "0"],
-        &["backup", "x", "--into", &into],
+        &["backup", "/nowhere/x", "--into", &into],
     ] {
         assert_eq!(fail(&bridge.output(wrong)).0, 2, "{wrong:?}");
     }

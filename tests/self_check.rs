@@ -205,7 +205,7 @@ fn a_registry_that_this_program_cannot_use_is_refused_as_it_is() {
     drop(Database::open(&store, &LATER_REGISTRY).unwrap());
     refused("of a later version", "Update the program");
     std::fs::write(&store, "not a store").unwrap();
-    refused("damaged", "damaged");
+    refused("no store", "is not a store");
     std::fs::remove_file(&store).unwrap();
     refused("gone", "powernode-host-bridge init");
 }

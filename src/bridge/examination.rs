@@ -57,7 +57,7 @@ fn kept(config: &HostBridgeConfig, key: Option<&StateKey>, now: UnixTime) -> Vec
         Err(error) => vec![Check::fail(
             NAME,
             error_chain(&error),
-            "nothing was changed; the message says what can be done, `restore` puts a backup in its place",
+            "the message says what can be done; `restore` puts a backup in its place",
         )],
     }
 }

@@ -1,6 +1,6 @@
 //! The live tunnels: the session table with its tunnels, and the goodbyes to those that leave it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::federation_api::Caller;
@@ -17,6 +17,9 @@ use crate::wire::{Goodbye, GoodbyeReason, RefusalCode, Refused, SessionClaim};
 
 /// What a session is told whose peer has accepted again.
 pub const REPLACED_KEY: &str = "another key has accepted as this peer";
+
+/// What is told to whose certificate was issued by an authority that counts no more.
+pub const AUTHORITY_RETIRED: &str = "the authority that issued its certificate was retired; without a newer one the box must rejoin with a new token";
 
 /// Most peers of whom is known that they were turned away. Each has shown a certificate that verifies.
 const TURNED_AWAY_MAX: usize = 1_024;
@@ -172,6 +175,32 @@ impl Links {
         for removed in removed {
             self.say(removed.link.tunnel, goodbye(reason, message));
         }
+    }
+
+    /// Ends those tunnels whose callers are found to have no right to them any more; gives how many peers had some.
+    pub fn close_those(
+        &self,
+        ended: impl Fn(PeerId, &Caller) -> bool,
+        reason: GoodbyeReason,
+        message: &str,
+    ) -> usize {
+        let table = self.table();
+        let live = table.of_peers();
+        let live: Vec<_> = live
+            .map(|(peer, live)| (peer, live.id, live.link.caller.clone()))
+            .collect();
+        // Finding out may take its time: nobody waits for it.
+        drop(table);
+        let ended = live.into_iter().filter(|(peer, _, caller)| ended(*peer, caller));
+        let mut peers = BTreeSet::new();
+        for (peer, session, _) in ended {
+            let removed = self.table().remove_session(peer, session);
+            if let Some(removed) = removed {
+                self.say(removed.link.tunnel, goodbye(reason, message));
+                peers.insert(peer);
+            }
+        }
+        peers.len()
     }
 
     /// The tunnel that carries what is opened towards a peer.

@@ -13,6 +13,7 @@ use super::dial_back::Reached;
 use super::direct::Redial;
 use super::federation_api::{Caller, CallerCertificate, FederationApi, RedialFailed, may_connect};
 use super::held_grants;
+use super::links::AUTHORITY_RETIRED;
 use super::metrics::RequestCounts;
 use super::platform::PlatformParent;
 use super::registry::Registry;
@@ -112,6 +113,9 @@ impl Parent {
                            host-bridge's registry is an older backup; ask the parent's operator to readmit the peer, or \
                            for a new token and rejoin";
                 Some((GoodbyeReason::Superseded, why.to_owned()))
+            }
+            Some(_) if !own.has_authority(peer, &certificate.der) => {
+                Some((GoodbyeReason::Done, AUTHORITY_RETIRED.to_owned()))
             }
             Some(_) => None,
         })

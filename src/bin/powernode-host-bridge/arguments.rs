@@ -160,7 +160,7 @@ pub struct BackupArguments {
     pub into: Option<PathBuf>,
 
     /// How many such files stay there; the oldest go [default: all stay]
-    #[arg(long, value_name = "NUMBER", requires = "into")]
+    #[arg(long, value_name = "NUMBER", requires = "into", conflicts_with = "file")]
     pub keep: Option<NonZeroUsize>,
 }
 

@@ -144,9 +144,9 @@ impl Shell<'_> {
                 print_answer(&rotated, json, show::rotated_authority)
             }
             CaCommand::Retire { force } => {
-                self.post(&format!("{CA_PATH}/retire"), &json!({ "force": force }))
-                    .await?;
-                print("the old authority counts no more\n")
+                let path = format!("{CA_PATH}/retire");
+                let retired = self.post(&path, &json!({ "force": force })).await?;
+                print(&show::retired_authority(&retired))
             }
         }
     }

@@ -326,6 +326,16 @@ pub fn rotated_authority(authority: &Value, style: Style, _now: UnixTime) -> Str
     format!("{}{next}", render_pairs(&pairs, style))
 }
 
+/// `ca retire`.
+pub fn retired_authority(retired: &Value) -> String {
+    let cut = match retired["peers_cut"].as_u64() {
+        Some(0) | None => "nobody's tunnel had a certificate of it".to_owned(),
+        Some(1) => "the tunnel of 1 peer had a certificate of it and was cut".to_owned(),
+        Some(peers) => format!("the tunnels of {peers} peers had a certificate of it and were cut"),
+    };
+    format!("the old authority counts no more; {cut}\n")
+}
+
 /// `grants list`.
 pub fn grants(grants: &Value, style: Style, now: UnixTime) -> String {
     let rows: Vec<&Value> = grants.as_array().into_iter().flatten().collect();
