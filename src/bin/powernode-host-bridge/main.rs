@@ -6,6 +6,7 @@ mod audit;
 mod backup;
 mod call;
 mod commands;
+mod complaints;
 mod complete;
 mod init;
 mod packets;
