@@ -29,7 +29,7 @@ pub fn services(config: &SatelliteConfig, command: &ServicesCommand) -> Result<E
 }
 
 fn list(config: &SatelliteConfig, json: bool) -> Result<(), Failure> {
-    let data = call(config, Method::GET, SERVICES_PATH, None)?;
+    let data = call(config, &Method::GET, SERVICES_PATH, None)?;
     let shown = if json {
         output::render_json(&data)
     } else {
@@ -69,7 +69,7 @@ fn publish(config: &SatelliteConfig, arguments: &PublishArguments) -> Result<(),
     fields.proxy_protocol = arguments.proxy_protocol;
     let service = ServiceDefinition::try_from(fields).map_err(Failure::usage)?;
     let body = serde_json::to_value(&service).map_err(Failure::failed)?;
-    call(config, Method::POST, SERVICES_PATH, Some(&body))?;
+    call(config, &Method::POST, SERVICES_PATH, Some(&body))?;
     let told = format!(
         "`{}` is published; whoever has a grant for it reaches {}\n",
         service.name, service.address
@@ -78,7 +78,7 @@ fn publish(config: &SatelliteConfig, arguments: &PublishArguments) -> Result<(),
 }
 
 fn withdraw(config: &SatelliteConfig, name: &ServiceName) -> Result<(), Failure> {
-    call(config, Method::DELETE, &format!("{SERVICES_PATH}/{name}"), None)?;
+    call(config, &Method::DELETE, &format!("{SERVICES_PATH}/{name}"), None)?;
     output::print(&format!(
         "`{name}` is withdrawn, and its connections have ended\n"
     ))
@@ -87,11 +87,11 @@ fn withdraw(config: &SatelliteConfig, name: &ServiceName) -> Result<(), Failure>
 
 fn call(
     config: &SatelliteConfig,
-    method: Method,
+    method: &Method,
     path: &str,
     body: Option<&Value>,
 ) -> Result<Value, Failure> {
-    owner::daemon(config, &method, path, body)?.ok_or_else(|| {
+    owner::daemon(config, method, path, body)?.ok_or_else(|| {
         Failure::new(
             Code::Failed,
             "the satellite does not run; start it, or publish services in its configuration: [services.NAME]",
