@@ -54,6 +54,17 @@ pub struct NotPublished {
     published: Vec<ServiceName>,
 }
 
+impl NotPublished {
+    /// That the name is none of those.
+    pub fn unless_among(asked: &str, published: Vec<ServiceName>) -> Option<Self> {
+        let found = published.iter().any(|name| name.as_str() == asked);
+        (!found).then(|| Self {
+            asked: foreign_text(asked),
+            published,
+        })
+    }
+}
+
 impl fmt::Display for NotPublished {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "no service `{}` is published here", self.asked)?;
