@@ -202,6 +202,49 @@ fn whoever_leaves_tells_the_parent_and_keeps_no_key() {
 }
 
 #[test]
+fn a_grant_for_a_service_that_nobody_publishes_is_warned_of() {
+    let pair = Pair::joined();
+    let issue = |service: &str| {
+        let issued = pair.satellite.output(&[
+            "grants",
+            "issue",
+            "--subject",
+            "anna",
+            "--service",
+            service,
+            "--json",
+        ]);
+        let answer: Value = serde_json::from_str(&succeed(&issued)).unwrap();
+        let warned = String::from_utf8(issued.stderr).unwrap();
+        (answer["grant"]["resource_id"].clone(), warned)
+    };
+    let (granted, warned) = issue("ssh");
+    assert_eq!(granted, "ssh");
+    assert!(
+        warned.starts_with("warning: no service `ssh` is published"),
+        "{warned}"
+    );
+    succeed(
+        &pair
+            .satellite
+            .output(&["services", "publish", "ssh", "127.0.0.1:22"]),
+    );
+    let published = || {
+        let (granted, warned) = issue("SSH");
+        assert_eq!(granted, "ssh", "as services are called");
+        assert_eq!(warned, "");
+        let (_, warned) = issue("shs");
+        assert!(
+            warned.contains("no service `shs`") && warned.contains("published are: ssh"),
+            "{warned}"
+        );
+    };
+    published();
+    assert!(pair.running.stop().success());
+    published();
+}
+
+#[test]
 fn without_a_daemon_the_commands_work_and_say_what_is_left_to_do() {
     let pair = Pair::joined();
     assert!(pair.running.stop().success());

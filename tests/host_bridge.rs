@@ -99,6 +99,66 @@ fn what_is_wrong_is_said_with_a_code() {
 }
 
 #[test]
+fn files_with_secrets_that_others_can_read_are_warned_of() {
+    let (mut bridge, mut satellite) = (BridgeSite::init(), SatelliteSite::new());
+    let credential = bridge.dir.path().join("credential");
+    let proxy = satellite.dir.path().join("proxy");
+    let key = satellite.dir.path().join("key");
+    for (file, content) in [
+        (&credential, "c".repeat(40)),
+        (&proxy, "anna:secret".into()),
+        (&key, "ab12".repeat(16)),
+    ] {
+        std::fs::write(file, content).unwrap();
+    }
+    let open = |mode| {
+        for file in [&credential, &proxy, &key] {
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+    };
+    bridge.variables = vec![(
+        "POWERNODE_HOST_BRIDGE_CALLERS_CREDENTIAL_FILE",
+        credential.clone(),
+    )];
+    satellite.variables = vec![
+        ("POWERNODE_SATELLITE_TUNNEL_PROXY", "http://127.0.0.1:9".into()),
+        ("POWERNODE_SATELLITE_TUNNEL_PROXY_CREDENTIALS_FILE", proxy.clone()),
+        ("POWERNODE_SATELLITE_STATE_KEY_FILE", key.clone()),
+    ];
+    let checks = || {
+        [
+            bridge.output(&["config", "check"]),
+            satellite.output(&["config", "check"]),
+        ]
+        .map(|output| {
+            assert_eq!(succeed(&output), "the configuration is good\n");
+            String::from_utf8(output.stderr).unwrap()
+        })
+    };
+    open(0o640);
+    assert_eq!(checks(), ["", ""]);
+    open(0o644);
+    let [of_bridge, of_satellite] = checks();
+    assert!(
+        of_bridge.starts_with("warning: `callers.credential_file`"),
+        "{of_bridge}"
+    );
+    for named in ["`state_key_file`", "`tunnel.proxy_credentials_file`", "can read"] {
+        assert!(of_satellite.contains(named), "{of_satellite}");
+    }
+    for (daemon, named) in [
+        (bridge.run(), "callers.credential_file"),
+        (satellite.run(), "tunnel.proxy_credentials_file"),
+    ] {
+        let log = daemon.log_text();
+        assert!(
+            log.contains(named) && log.contains("other users of this machine can read"),
+            "{log}"
+        );
+    }
+}
+
+#[test]
 fn operators_come_and_go() {
     let bridge = BridgeSite::init();
     let added = bridge.json(&["operators", "add", "second", "--role", "admin"]);

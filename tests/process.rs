@@ -61,7 +61,7 @@ fn a_filter_holds_until_it_is_changed() {
 #[test]
 fn a_panic_starts_a_program_afresh_that_has_run_for_a_while() {
     let log = tempfile::NamedTempFile::new().unwrap();
-    let (status, said) = panicking(log.path(), Duration::ZERO);
+    let (status, said) = panicking(&std::env::current_exe().unwrap(), log.path(), Duration::ZERO);
     let runs = std::fs::read_to_string(log.path()).unwrap();
     let runs: Vec<_> = runs.lines().collect();
     assert_eq!(runs.len(), 2, "{said}");
@@ -74,9 +74,27 @@ fn a_panic_starts_a_program_afresh_that_has_run_for_a_while() {
 }
 
 #[test]
+fn a_program_whose_file_was_replaced_starts_afresh_as_the_one_that_ran() {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let this = std::env::current_exe().unwrap();
+    // A link and no copy: what some process still has open for writing cannot be run.
+    let directory = tempfile::tempdir_in(this.parent().unwrap()).unwrap();
+    let program = directory.path().join("program");
+    std::fs::hard_link(this, &program).unwrap();
+    // What an upgrade puts there before the panic, and what would write nothing to the log.
+    std::fs::copy("/bin/true", program.with_extension(UPGRADED)).unwrap();
+    let (status, said) = panicking(&program, log.path(), Duration::ZERO);
+    let runs = std::fs::read_to_string(log.path()).unwrap();
+    assert_eq!(runs.lines().count(), 2, "{said}");
+    assert!(!program.with_extension(UPGRADED).exists(), "it was put there");
+    assert!(status.success(), "{said}");
+}
+
+#[test]
 fn a_panic_soon_after_the_start_is_left_to_the_service_manager() {
     let log = tempfile::NamedTempFile::new().unwrap();
-    let (status, said) = panicking(log.path(), fresh_start::RUN_AT_LEAST);
+    let program = std::env::current_exe().unwrap();
+    let (status, said) = panicking(&program, log.path(), fresh_start::RUN_AT_LEAST);
     assert_eq!(
         std::fs::read_to_string(log.path()).unwrap().lines().count(),
         1,
@@ -102,6 +120,9 @@ fn panicking_child() {
         &Environment::of_process(),
     )
     .unwrap();
+    let program = std::env::current_exe().unwrap();
+    // Where there is another.
+    let _ = std::fs::rename(program.with_extension(UPGRADED), &program);
     let run_at_least = Duration::from_secs(run_at_least.to_str().unwrap().parse().unwrap());
     fresh_start::after_panics(Clock::start(BUILD_TIME), run_at_least);
     panic!("on purpose");
@@ -111,8 +132,11 @@ fn panicking_child() {
 const LOG: &str = "PROCESS_TEST_RUNS";
 const RUN_AT_LEAST: &str = "PROCESS_TEST_RUN_AT_LEAST_S";
 
-fn panicking(log: &Path, run_at_least: Duration) -> (ExitStatus, String) {
-    let output = Command::new(std::env::current_exe().unwrap())
+/// What the file is called that is to take the place of the child's own.
+const UPGRADED: &str = "upgraded";
+
+fn panicking(program: &Path, log: &Path, run_at_least: Duration) -> (ExitStatus, String) {
+    let output = Command::new(program)
         .args(["--exact", "panicking_child", "--nocapture"])
         .env(LOG, log)
         .env(RUN_AT_LEAST, run_at_least.as_secs().to_string())

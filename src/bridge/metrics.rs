@@ -266,7 +266,7 @@ impl BridgeObserved {
             "powernode_host_bridge_peer_connected",
             "1 while the peer has a tunnel; absent where it is to have none.",
         );
-        for peer in shown.iter().filter(|peer| is_awaited(peer.status)) {
+        for peer in shown.iter().filter(|peer| peer.status.is_awaited()) {
             peer_sample(&mut connected, peer, self.links.get(peer.id).is_some().into());
         }
         let mut age = out.metric(
@@ -274,7 +274,7 @@ impl BridgeObserved {
             "powernode_host_bridge_peer_heartbeat_age_seconds",
             "Time since the peer's last heartbeat; absent before the first, and where none is to come.",
         );
-        for peer in shown.iter().filter(|peer| is_awaited(peer.status)) {
+        for peer in shown.iter().filter(|peer| peer.status.is_awaited()) {
             if let Some(heard) = peer.last_heartbeat_at {
                 peer_sample(&mut age, peer, now.since(heard).as_secs());
             }
@@ -289,14 +289,6 @@ impl BridgeObserved {
                 peer_sample(&mut remaining, peer, newest.not_after.since(now).as_secs());
             }
         }
-    }
-}
-
-/// Whether a tunnel and heartbeats are to come: nobody needs an alert of a peer that is paused.
-const fn is_awaited(status: PeerStatus) -> bool {
-    match status {
-        PeerStatus::Accepted | PeerStatus::Enrolled | PeerStatus::Active | PeerStatus::Degraded => true,
-        PeerStatus::Proposed | PeerStatus::Suspended | PeerStatus::Revoked => false,
     }
 }
 

@@ -268,6 +268,17 @@ pub fn width_of_stdout() -> usize {
     }
 }
 
+/// Says on standard error what is no failure and should be known.
+pub fn warn(what: impl fmt::Display) {
+    // A closed standard error cannot be told.
+    let _ = writeln!(io::stderr(), "warning: {what}");
+}
+
+/// The same of each.
+pub fn warn_of_all(all: &[impl fmt::Display]) {
+    all.iter().for_each(warn);
+}
+
 /// Writes to standard output. A reader that has gone away, as `head` does, is no failure.
 pub fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();

@@ -195,6 +195,14 @@ impl PeerStatus {
         }
     }
 
+    /// Whether a tunnel and heartbeats are to come: nobody is to be told that one who is paused stays away.
+    pub const fn is_awaited(self) -> bool {
+        match self {
+            Self::Accepted | Self::Enrolled | Self::Active | Self::Degraded => true,
+            Self::Proposed | Self::Suspended | Self::Revoked => false,
+        }
+    }
+
     /// Applies one event. A heartbeat takes an accepted peer through enrolled to active, as
     /// the published platform records it; an active peer stays active.
     pub fn apply(self, event: PeerEvent) -> Result<Self, TransitionDenied> {

@@ -35,16 +35,18 @@ pub fn after_panics(clock: Clock, run_at_least: Duration) {
     }));
 }
 
-/// Replaces this program by a new run of its file. Returns only if that fails.
+/// Replaces this program by a new run of the same file, also where an upgrade has put another in its place: that one
+/// runs when whoever upgrades says so. Returns only if that fails.
 fn replaced() -> io::Error {
     let mut arguments = env::args_os();
     let name = arguments.next();
-    // The file that an upgrade has put there meanwhile, or the one that was started if it is gone.
+    // The path, so that the process keeps its name. For a file that is not there any more the kernel gives none that
+    // exists, and its own link still leads to it.
     let program = match env::current_exe() {
         Ok(path) if path.exists() => path,
         _ => "/proc/self/exe".into(),
     };
-    let mut next = Command::new(&program);
+    let mut next = Command::new(program);
     if let Some(name) = name {
         next.arg0(name);
     }

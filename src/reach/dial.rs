@@ -314,11 +314,7 @@ async fn connect(
     time: TimeSource,
     settings: TunnelSettings,
 ) -> Result<Arc<dyn Transport>, DialError> {
-    let TunnelSettings {
-        max_streams,
-        stream_window,
-        ..
-    } = settings;
+    let max_streams = settings.max_streams;
     let failures = FailureRecord::default();
     let config = tls_config(credentials, Arc::clone(&time), failures.clone()).await?;
     let (host, address) = (&target.host, target.address);
@@ -334,11 +330,7 @@ async fn connect(
     match way {
         Way::Quic => {
             // A new socket for each dial: a port that some router on the way has black-holed is left behind.
-            let endpoint = QuicEndpoint::client(QuicSettings {
-                max_streams,
-                stream_window,
-            })
-            .map_err(DialError::Socket)?;
+            let endpoint = QuicEndpoint::client(QuicSettings::from(&settings)).map_err(DialError::Socket)?;
             endpoint
                 .dial(address, host, config, &failures)
                 .await

@@ -1,6 +1,7 @@
 //! The satellite as a daemon, and as the short run behind `join`: opens the state, starts the driver
 //! under a supervisor, talks to the service manager, and stops in order.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ use crate::machine::watchdog::Verdict;
 use crate::process::admin_socket::{AdminSocket, AdminSocketError};
 use crate::process::blocking;
 use crate::process::clock::{BUILD_TIME, Clock};
+use crate::process::config::StateKeyFile;
 use crate::process::config::satellite::{SatelliteConfig, TunnelTransport, Ways};
 use crate::process::entropy::{self, EntropyUnavailable};
 use crate::process::observation::{self, Observed};
@@ -39,7 +41,8 @@ use crate::process::signals::{Signal, Signals};
 use crate::process::supervisor::{Stage, StopCause, Supervisor, TaskScope};
 use crate::reach::listen::Listener;
 use crate::store::audit_log::{AuditLog, AuditWriter};
-use crate::store::database::{Database, OpenError, StoreError};
+use crate::store::database::{Database, Holder, StoreError};
+use crate::store::patience;
 use crate::store::state_key::{StateKey, StateKeyError};
 use crate::tunnel::TunnelSettings;
 use crate::tunnel::quic::QuicSettings;
@@ -95,15 +98,12 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// Whether another process has the state: a daemon that runs, or one that starts or stops just now.
-    pub const fn is_held(&self) -> bool {
-        matches!(
-            self,
-            Self::State(OpenStateError::Open {
-                source: OpenError::Held { .. },
-                ..
-            })
-        )
+    /// Who has the state, where that is why it does not run.
+    pub const fn holder(&self) -> Option<&Holder> {
+        match self {
+            Self::State(error) => error.holder(),
+            _ => None,
+        }
     }
 }
 
@@ -116,12 +116,7 @@ pub async fn run(config: SatelliteConfig, manager: ServiceManager, reload: Reloa
     if run_to_the_end(config, manager, reload).await? {
         // Opening the state of a satellite that has left erases what is left of its keys.
         let (directory, key_file) = state;
-        blocking::run(move || {
-            let key = StateKey::read(&key_file)?;
-            MembershipStore::open(&directory, key.as_ref())?;
-            Ok::<_, RunError>(())
-        })
-        .await?;
+        blocking::run(move || open_once_free(&directory, &key_file)).await?;
     }
     Ok(())
 }
@@ -134,7 +129,8 @@ async fn run_to_the_end(
 ) -> Result<bool, RunError> {
     entropy::check()?;
     let mut signals = Signals::listen().map_err(RunError::Signals)?;
-    let (store, loaded) = open(&config).await?;
+    let (directory, key_file) = (config.state_dir.clone(), config.state_key.clone());
+    let (store, loaded) = blocking::run(move || open_once_free(&directory, &key_file)).await?;
     let invitation = wanted_invitation(&config, &loaded).await?;
     let socket = AdminSocket::bind(&config.admin_socket).await?;
     let metrics_listeners = observation::bind(&config.metrics_listen).await?;
@@ -253,7 +249,8 @@ pub async fn join_once(
     timeout: Duration,
 ) -> Result<JoinOutcome, RunError> {
     entropy::check()?;
-    let (store, loaded) = open(config).await?;
+    let (directory, key_file) = (config.state_dir.clone(), config.state_key.clone());
+    let (store, loaded) = blocking::run(move || open(&directory, &key_file)).await?;
     let supervisor = Supervisor::new();
     let work = supervisor.scope(Stage::Work);
     let clock = Clock::start(BUILD_TIME);
@@ -302,13 +299,14 @@ pub fn outcome_of(report: &StatusReport) -> Option<JoinOutcome> {
     }
 }
 
-async fn open(config: &SatelliteConfig) -> Result<(MembershipStore, Loaded), RunError> {
-    let (directory, key_file) = (config.state_dir.clone(), config.state_key.clone());
-    blocking::run(move || {
-        let key = StateKey::read(&key_file)?;
-        Ok(MembershipStore::open(&directory, key.as_ref())?)
-    })
-    .await
+/// The state, as soon as a command that has it is done. Blocking.
+fn open_once_free(directory: &Path, key_file: &StateKeyFile) -> Result<(MembershipStore, Loaded), RunError> {
+    patience::once_free(|| open(directory, key_file), RunError::holder)
+}
+
+fn open(directory: &Path, key_file: &StateKeyFile) -> Result<(MembershipStore, Loaded), RunError> {
+    let key = StateKey::read(key_file)?;
+    Ok(MembershipStore::open(directory, key.as_ref())?)
 }
 
 /// Opens the audit log and starts its writer, in the stage that ends last.
@@ -373,15 +371,19 @@ fn settings(config: &SatelliteConfig) -> DriverSettings {
             bridges: config.parent.bridges.clone(),
         },
         cluster_hook: config.cluster_hook.clone(),
-        tunnel: TunnelSettings {
-            keepalive_ceiling: config.tunnel_keepalive,
-            max_streams: config.limits.streams_per_session,
-            stream_window: config.limits.stream_window_bytes(),
-            ..TunnelSettings::default()
-        },
+        tunnel: tunnel_settings(config),
         ways: config.ways.clone(),
         node: config.node_identity.clone(),
         operator: configured_operator(config),
+    }
+}
+
+fn tunnel_settings(config: &SatelliteConfig) -> TunnelSettings {
+    TunnelSettings {
+        keepalive_ceiling: config.tunnel_keepalive,
+        max_streams: config.limits.streams_per_session,
+        stream_window: config.limits.stream_window_bytes(),
+        ..TunnelSettings::default()
     }
 }
 
@@ -418,10 +420,7 @@ async fn open_ways_in(
     https.spawn(scope).await;
     let dialled = Direct {
         config: config.reach,
-        quic: QuicSettings {
-            max_streams: config.limits.streams_per_session,
-            stream_window: config.limits.stream_window_bytes(),
-        },
+        quic: QuicSettings::from(&tunnel_settings(config)),
         store,
         clock,
         driver: driver.clone(),

@@ -204,9 +204,12 @@ impl OpenError {
         matches!(self, Self::Damaged { .. })
     }
 
-    /// Whether another process has the store open: the case for asking that process.
-    pub const fn is_held(&self) -> bool {
-        matches!(self, Self::Held { .. })
+    /// Who has the store open, where that is why it was not opened: the case for asking that process.
+    pub const fn holder(&self) -> Option<&Holder> {
+        match self {
+            Self::Held { holder, .. } => Some(holder),
+            _ => None,
+        }
     }
 
     pub(super) fn damaged(path: &Path, damage: Damage, source: Option<Source>) -> Self {

@@ -3,7 +3,7 @@
 //! Knows no record of the floors above.
 //!
 //! [`record`] says how a value and a key become bytes, [`database`] is the file with its reads,
-//! writes and schema, [`backup`] copies it for keeping, [`copy`] is the second copy, [`seal`] encrypts what is secret with a [`state_key`]. redb is seen by this module alone.
+//! writes and schema, [`backup`] copies it for keeping, [`patience`] waits for whoever has it, [`copy`] is the second copy, [`seal`] encrypts what is secret with a [`state_key`]. redb is seen by this module alone.
 
 pub mod audit_log;
 mod backend;
@@ -13,6 +13,7 @@ pub mod database;
 mod error;
 mod file;
 mod generation;
+pub mod patience;
 pub mod record;
 mod rewrite;
 mod schema;

@@ -4,8 +4,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
@@ -130,7 +129,6 @@ impl StateKey {
             }
             Err(error) => return Err(unreadable(error)),
         };
-        warn_of_other_readers(path, &opened);
         // Room for all of it at once: a buffer that grows leaves unwiped pieces behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(FILE_MAX_BYTES + 1));
         opened
@@ -259,17 +257,6 @@ fn decode_text(encodings: &[Radix], text: &[u8], key: &mut [u8; KEY_BYTES]) -> R
         }
     }
     Err(InvalidStateKey(Fault::Digits))
-}
-
-/// A key that every user of the machine can read is a mistake, but no reason to stay away.
-fn warn_of_other_readers(path: &Path, opened: &File) {
-    const OTHERS: u32 = 0o007;
-    if let Ok(metadata) = opened.metadata()
-        && metadata.is_file()
-        && metadata.permissions().mode() & OTHERS != 0
-    {
-        tracing::warn!(path = %path.display(), "every user of this machine can read the state key; set its mode to 0600");
-    }
 }
 
 #[cfg(test)]

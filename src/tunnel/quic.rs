@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::closed::{closed, dial_failed};
-use super::connection::DEFAULT_MAX_STREAMS;
+use super::connection::{DEFAULT_MAX_STREAMS, TunnelSettings};
 use super::transport::{
     BoxFuture, ByteStream, CloseCode, DatagramRefused, Outlook, Transport, TransportCause, TransportClosed,
     TunnelProtocol, Urgency,
@@ -172,6 +172,15 @@ impl Default for QuicSettings {
         Self {
             max_streams: DEFAULT_MAX_STREAMS,
             stream_window: STREAM_WINDOW_BYTES,
+        }
+    }
+}
+
+impl From<&TunnelSettings> for QuicSettings {
+    fn from(settings: &TunnelSettings) -> Self {
+        Self {
+            max_streams: settings.max_streams,
+            stream_window: settings.stream_window,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `forward`: what it says when the bridge or the satellite is not there.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::process::{Child, Command};
 
 use super::support::{self, BridgeSite, fail, wait_for};
@@ -64,6 +64,45 @@ fn a_bridge_that_goes_later_is_said_of_each_connection() {
             "{said}"
         );
     }
+    forward.kill().unwrap();
+    forward.wait().unwrap();
+}
+
+#[test]
+fn a_bridge_that_goes_later_is_said_once_and_not_of_each_packet() {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let mut forward = spawn(bridge.command(&FORWARD).arg("--udp"));
+    let address = address_of(&mut forward);
+    let told = BufReader::new(forward.stderr.take().unwrap()).lines();
+    let (tell, told_so_far) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in told.map_while(Result::ok) {
+            let _ = tell.send(line);
+        }
+    });
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // Each packet that finds no flow tries to open one.
+    let says = |what: &str| {
+        wait_for(what, || {
+            client.send_to(b"anybody there?", &address).unwrap();
+            told_so_far.try_recv().ok()
+        })
+    };
+    assert!(daemon.stop().success());
+    let said = says("the bridge is said to be gone");
+    assert!(
+        said.contains("packets of 127.0.0.1:") && said.contains("no daemon answers at"),
+        "{said}"
+    );
+    // Each of them has a flow of its own.
+    for _ in 0..20 {
+        let another = UdpSocket::bind("127.0.0.1:0").unwrap();
+        another.send_to(b"anybody there?", &address).unwrap();
+    }
+    let _daemon = bridge.run();
+    let said = says("something else is in the way");
+    assert!(said.contains("shop-17"), "the next that it says: {said}");
     forward.kill().unwrap();
     forward.wait().unwrap();
 }

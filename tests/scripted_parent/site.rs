@@ -62,7 +62,7 @@ impl Site {
         let opened = async {
             loop {
                 match MembershipStore::open(self.path(), None) {
-                    Err(OpenStateError::Open { source, .. }) if source.is_held() => {
+                    Err(error) if error.holder().is_some() => {
                         tokio::task::yield_now().await;
                     }
                     other => return other,

@@ -255,6 +255,11 @@ impl BridgeSite {
         running
     }
 
+    /// Runs the daemon without waiting for anything.
+    pub fn run_unwatched(&self) -> Running {
+        Running::start(self.command(&["run"]), self.dir.path().join("bridge.log"))
+    }
+
     /// The invitation as `--json` prints it.
     pub fn invite(&self, name: &str) -> Value {
         self.json(&["invite", "--name", name])

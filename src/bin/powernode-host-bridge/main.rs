@@ -6,6 +6,7 @@ mod audit;
 mod backup;
 mod call;
 mod commands;
+mod complaints;
 mod complete;
 mod init;
 mod packets;
@@ -25,6 +26,7 @@ use powernode_satellite::bridge::material;
 use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
+use powernode_satellite::process::config::secret_file::open_to_others;
 use powernode_satellite::process::environment::Environment;
 use zeroizing_alloc::ZeroAlloc;
 
@@ -64,6 +66,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
             command: ConfigCommand::Check,
         } => {
             material::check(&config).map_err(Failure::usage)?;
+            output::warn_of_all(&open_to_others(&config.secret_files));
             print("the configuration is good\n")?;
             match config.parent.platform() {
                 Some(platform) if platform.url.is_exposed() => print(&format!(

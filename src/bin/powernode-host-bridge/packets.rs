@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use powernode_satellite::base::limit::error_chain;
-use powernode_satellite::cli::bridge_client::{BridgeClient, SessionFate};
+use powernode_satellite::cli::bridge_client::{BridgeClient, BridgeStream, SessionFate};
+use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::supervisor::TaskScope;
 use powernode_satellite::tunnel::packet::{PartialPacket, frame};
 use powernode_satellite::wire::PACKET_MAX_BYTES;
@@ -18,6 +19,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::{Notify, mpsc};
 
 use crate::arguments::ForwardArguments;
+use crate::complaints::Complaints;
 use crate::reach::complain;
 
 /// Clients that are served at once; packets of further ones are dropped. A resolver asks from a new
@@ -38,8 +40,8 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
 /// Serves for ever.
 pub async fn serve(socket: UdpSocket, client: BridgeClient, scope: &TaskScope, arguments: &ForwardArguments) {
     let socket = Arc::new(socket);
+    let teller = Arc::new(Teller::new());
     let mut clients: BTreeMap<SocketAddr, mpsc::Sender<Bytes>> = BTreeMap::new();
-    let mut full = false;
     let mut buffer = vec![0; PACKET_MAX_BYTES];
     loop {
         let (packet, from) = match socket.recv_from(&mut buffer).await {
@@ -47,7 +49,7 @@ pub async fn serve(socket: UdpSocket, client: BridgeClient, scope: &TaskScope, a
             // A client that is gone answers with ICMP, which shows here: nobody else is hurt by it.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
             Err(error) => {
-                complain(&format!("a packet could not be taken: {error}"));
+                teller.lost("a packet could not be taken", &error.to_string());
                 tokio::time::sleep(RECEIVE_PAUSE).await;
                 continue;
             }
@@ -58,25 +60,61 @@ pub async fn serve(socket: UdpSocket, client: BridgeClient, scope: &TaskScope, a
         };
         clients.retain(|_, waiting| !waiting.is_closed());
         if clients.len() >= CLIENTS_MAX {
-            if !std::mem::replace(&mut full, true) {
-                complain(&format!(
-                    "more than {CLIENTS_MAX} clients at once; packets of further ones are dropped"
-                ));
-            }
+            teller.lost(
+                &format!("packets of {from}"),
+                &format!("more than {CLIENTS_MAX} clients at once; those of further ones are dropped"),
+            );
             continue;
         }
-        full = false;
         let (waiting, packets) = mpsc::channel(WAITING_PACKETS);
         // It was made with room.
         let _ = waiting.try_send(packet);
         clients.insert(from, waiting);
-        let (socket, client) = (Arc::clone(&socket), client.clone());
+        let (socket, teller, client) = (Arc::clone(&socket), Arc::clone(&teller), client.clone());
         let (peer, service) = (arguments.peer.clone(), arguments.service.clone());
         scope.spawn("forward", async move {
-            if let Err(why) = carry(&socket, from, packets, &client, &peer, &service).await {
-                complain(&format!("packets of {from}: {why}"));
+            let carried = async {
+                let opened = client.open_packets(&peer, &service).await;
+                let remote = opened.map_err(|error| error_chain(&error))?;
+                teller.opened();
+                carry(&socket, from, packets, &client, remote).await
+            };
+            if let Err(why) = carried.await {
+                teller.lost(&format!("packets of {from}"), &why);
             }
         });
+    }
+}
+
+/// Says on standard error what is news.
+struct Teller {
+    clock: Clock,
+    complaints: Mutex<Complaints>,
+}
+
+impl Teller {
+    fn new() -> Self {
+        Self {
+            clock: Clock::start(BUILD_TIME),
+            complaints: Mutex::default(),
+        }
+    }
+
+    fn lost(&self, what: &str, why: &str) {
+        if self.complaints().is_news(why, self.clock.now()) {
+            complain(&format!("{what}: {why}"));
+        }
+    }
+
+    fn opened(&self) {
+        if self.complaints().is_over() {
+            complain("packets get through again");
+        }
+    }
+
+    fn complaints(&self) -> MutexGuard<'_, Complaints> {
+        // Each change of it is whole.
+        self.complaints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -85,11 +123,8 @@ async fn carry(
     from: SocketAddr,
     packets: mpsc::Receiver<Bytes>,
     client: &BridgeClient,
-    peer: &str,
-    service: &str,
+    remote: BridgeStream,
 ) -> Result<(), String> {
-    let opened = client.open_packets(peer, service).await;
-    let remote = opened.map_err(|error| error_chain(&error))?;
     let session = remote.session;
     let (read, write) = tokio::io::split(remote.io);
     let alive = Notify::new();

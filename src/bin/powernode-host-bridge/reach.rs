@@ -90,7 +90,7 @@ pub fn connect(
 }
 
 /// Listens on this machine and carries each connection to the service, until a signal. A bridge that does
-/// not answer, or not to this caller, is said at once; one that goes later, of each connection.
+/// not answer, or not to this caller, is said at once; one that goes later, of each connection, and of packets once.
 pub fn forward(
     config: &HostBridgeConfig,
     environment: &Environment,

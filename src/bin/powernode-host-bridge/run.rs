@@ -8,10 +8,12 @@ use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
+use powernode_satellite::process::config::secret_file;
 use powernode_satellite::process::environment::Environment;
 use powernode_satellite::process::service_notify::ServiceManager;
 use powernode_satellite::process::signals::Signals;
 use powernode_satellite::process::{entropy, open_files, telemetry};
+use powernode_satellite::store::patience;
 use powernode_satellite::store::state_key::StateKey;
 
 /// Most threads that wait for the registry's disk. It takes one change at a time; more threads
@@ -25,17 +27,20 @@ pub fn run(
     (file, flags): (ConfigFile, Flags),
 ) -> Result<(), Failure> {
     let log = telemetry::init(&config.log.filter, config.log.format, environment).map_err(Failure::usage)?;
+    secret_file::warn_of_open(&config.secret_files);
     entropy::check().map_err(Failure::failed)?;
     open_files::allow_many();
     let service = ServiceManager::connect(environment).map_err(Failure::usage)?;
     let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
-    let books = Books::open(&config, key.as_ref(), Opening::ReadWrite).map_err(|error| not_opened(&error))?;
+    let open = || Books::open(&config, key.as_ref(), Opening::ReadWrite);
+    let books = patience::once_free(open, OpenRegistryError::holder).map_err(|error| not_opened(&error))?;
     let public = books.ledger().public().map_err(Failure::failed)?;
     let settings = BridgeSettings::new(config, public.clone());
     let environment = environment.clone();
     let reload = move || match HostBridgeConfig::load(&file, &flags, &environment) {
         Ok((config, _)) => {
             log.set_filter(&config.log.filter);
+            secret_file::warn_of_open(&config.secret_files);
             Some(BridgeSettings::new(config, public.clone()))
         }
         Err(error) => {

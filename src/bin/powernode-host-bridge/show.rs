@@ -2,6 +2,7 @@
 
 use powernode_satellite::base::time::UnixTime;
 use powernode_satellite::cli::output::{Cell, Style, Table, Tone, relative_time_of, render_pairs, sealing};
+use powernode_satellite::contract::peer::PeerStatus;
 use serde_json::Value;
 
 /// What a peer is called: its name, or its id where it has none.
@@ -53,10 +54,9 @@ fn note(peer: &Value, now: UnixTime) -> String {
 
 /// Why a peer that ought to have a tunnel got none when it came.
 fn turned_away(peer: &Value, now: UnixTime) -> Option<String> {
-    let awaited = !matches!(
-        peer["status"].as_str(),
-        Some("suspended" | "revoked" | "proposed")
-    );
+    let status = peer["status"].as_str().and_then(|status| status.parse().ok());
+    // A status that a newer host-bridge knows is nothing to be silent about.
+    let awaited = status.is_none_or(PeerStatus::is_awaited);
     let why = peer["turned_away"]["why"].as_str().filter(|_| awaited)?;
     let when = relative_time_of(&peer["turned_away"]["at"], now);
     Some(format!("turned away {when}: {why}"))

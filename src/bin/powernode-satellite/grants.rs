@@ -9,10 +9,12 @@ use powernode_satellite::grant::{MANAGED_CHILD_OPERATOR_KIND, MANAGED_CHILD_OPER
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::grants::admin::{GRANTS_PATH, GrantFields};
+use powernode_satellite::satellite::services::NotPublished;
 use serde_json::{Value, json};
 
 use crate::arguments::{GrantsCommand, IssueArguments};
 use crate::owner::ask;
+use crate::services::published;
 
 /// Runs one of the commands.
 pub fn grants(config: &SatelliteConfig, command: &GrantsCommand) -> Result<ExitCode, Failure> {
@@ -72,7 +74,25 @@ fn issue(config: &SatelliteConfig, asked: &IssueArguments) -> Result<(), Failure
         let grant = render_one(&data["grant"], Style::of_stdout());
         let token = data["bearer_token"].as_str().unwrap_or_default();
         format!("{grant}\n{next}\n{token}\n")
-    })
+    })?;
+    warn_of_nothing(config, &data["grant"]);
+    Ok(())
+}
+
+/// A grant may come before its service, but more often the name is mistyped.
+fn warn_of_nothing(config: &SatelliteConfig, grant: &Value) {
+    let service = grant["resource_id"].as_str();
+    let Some(service) = service.filter(|_| grant["resource_kind"] == SERVICE_KIND) else {
+        return;
+    };
+    // The grant is there, and its token was shown: not to know better is no failure.
+    if let Ok(published) = published(config)
+        && let Some(not_published) = NotPublished::unless_among(service, published)
+    {
+        output::warn(format_args!(
+            "{not_published}. The grant opens nothing until there is such a service"
+        ));
+    }
 }
 
 fn revoke(config: &SatelliteConfig, id: &str, reason: &str, json: bool) -> Result<(), Failure> {

@@ -15,7 +15,7 @@ use powernode_satellite::contract::token::{AcceptanceToken, InvalidToken};
 use powernode_satellite::machine::child::{InvitationRefused, Rejoin, RejoinMode, WorkingMembership};
 use powernode_satellite::machine::membership::{Operator, StoredInvitation};
 use powernode_satellite::machine::past::FormerGrants;
-use powernode_satellite::process::config::satellite::{DisclosureConfig, SatelliteConfig};
+use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::admin_api::{CANCEL_REJOIN_PATH, JOIN_PATH, JoinRequest, STATUS_PATH};
 use powernode_satellite::satellite::daemon::{self, JoinOutcome};
 use powernode_satellite::satellite::driver::RejoinCancelled;
@@ -102,12 +102,13 @@ pub fn rejoin(config: &SatelliteConfig, arguments: &RejoinArguments) -> Result<E
         },
     };
     let invitation = invitation(config, &arguments.join)?;
-    let invitation = StoredInvitation::new(invitation, operator_as_before(&config.disclosure, config)?);
+    let invitation = StoredInvitation::new(invitation, operator_as_before(config)?);
     join_as(config, &invitation, arguments.join.timeout.0, Some(rejoin))
 }
 
 /// Who runs this box; what the configuration does not say of that, as the parent was told it before.
-fn operator_as_before(said: &DisclosureConfig, config: &SatelliteConfig) -> Result<Operator, Failure> {
+fn operator_as_before(config: &SatelliteConfig) -> Result<Operator, Failure> {
+    let said = &config.disclosure;
     let missing = match invite::operator(said) {
         Ok(operator) => return Ok(operator),
         Err(missing) => missing,
@@ -232,7 +233,7 @@ async fn join_either_way(
             return (Keeper::Daemon, outcome);
         }
         match daemon::join_once(config, invitation.clone(), rejoin, timeout).await {
-            Err(error) if error.is_held() && looks < LOOKS_MAX => {
+            Err(error) if error.holder().is_some() && looks < LOOKS_MAX => {
                 if looks == 0 {
                     // A closed standard error cannot be told.
                     let _ = writeln!(
@@ -317,11 +318,9 @@ fn token(config: &SatelliteConfig, arguments: &JoinArguments) -> Result<Acceptan
 }
 
 fn warn_of_argv(what: &str, safer: &str) {
-    // A closed standard error cannot be warned.
-    let _ = writeln!(
-        std::io::stderr(),
-        "warning: {what} was on the command line, where other users of this box can read it (ps, /proc); safer: {safer}"
-    );
+    output::warn(format_args!(
+        "{what} was on the command line, where other users of this box can read it (ps, /proc); safer: {safer}"
+    ));
 }
 
 /// To its end; what is pasted on a terminal ends with the line that makes it whole, or with an empty one.

@@ -23,6 +23,7 @@ use powernode_satellite::cli::command_line::help;
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
+use powernode_satellite::process::config::secret_file::open_to_others;
 use powernode_satellite::process::environment::Environment;
 use zeroizing_alloc::ZeroAlloc;
 
@@ -73,7 +74,10 @@ fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Services(command) => services::services(&config, &command),
         Command::Audit(command) => audit::audit(&config, &command),
         Command::StateKey(StateKeyCommand::Unseal) => state_key::unseal(&config),
-        Command::Config(ConfigCommand::Check) => print("the configuration is good\n"),
+        Command::Config(ConfigCommand::Check) => {
+            output::warn_of_all(&open_to_others(&config.secret_files));
+            print("the configuration is good\n")
+        }
         Command::Config(ConfigCommand::Show) => print(&settings.to_string()),
         Command::SelfCheck { .. } | Command::Version => Ok(ExitCode::SUCCESS),
     }

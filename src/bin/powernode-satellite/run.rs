@@ -7,6 +7,7 @@ use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
+use powernode_satellite::process::config::secret_file;
 use powernode_satellite::process::environment::Environment;
 use powernode_satellite::process::service_notify::ServiceManager;
 use powernode_satellite::process::{fresh_start, open_files, telemetry};
@@ -22,6 +23,7 @@ pub fn run(
     if cfg!(panic = "abort") {
         fresh_start::after_panics(Clock::start(BUILD_TIME), fresh_start::RUN_AT_LEAST);
     }
+    secret_file::warn_of_open(&config.secret_files);
     let manager = ServiceManager::connect(environment).map_err(Failure::usage)?;
     open_files::allow_many();
     let (environment, running) = (environment.clone(), config.clone());
@@ -29,6 +31,7 @@ pub fn run(
         Ok((config, _)) => {
             log.set_filter(&config.log.filter);
             tracing::info!("configuration read again");
+            secret_file::warn_of_open(&config.secret_files);
             for key in waiting_for_restart(&running, &config) {
                 tracing::warn!(key, "this key takes effect with a restart only");
             }

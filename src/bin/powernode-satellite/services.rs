@@ -4,18 +4,19 @@ use std::num::NonZeroU64;
 use std::process::ExitCode;
 
 use http::Method;
-use powernode_satellite::cli::client::{AdminClient, AdminError};
 use powernode_satellite::cli::failure::{Code, Failure};
 use powernode_satellite::cli::output::{self, Cell, Style, Table, Tone};
 use powernode_satellite::contract::service::{
     LocalAddress, ServiceDefinition, ServiceFields, ServiceHealth, ServiceName, ServiceProtocol,
 };
 use powernode_satellite::process::config::satellite::SatelliteConfig;
-use powernode_satellite::satellite::services::{SERVICES_PATH, ServiceReport};
+use powernode_satellite::satellite::membership_store::MembershipStore;
+use powernode_satellite::satellite::services::{PublishedServices, SERVICES_PATH, ServiceReport};
+use powernode_satellite::store::state_key::StateKey;
 use serde_json::Value;
 
 use crate::arguments::{PublishArguments, ServicesCommand};
-use crate::run::block_on;
+use crate::owner;
 
 /// Runs one of the commands.
 pub fn services(config: &SatelliteConfig, command: &ServicesCommand) -> Result<ExitCode, Failure> {
@@ -28,7 +29,7 @@ pub fn services(config: &SatelliteConfig, command: &ServicesCommand) -> Result<E
 }
 
 fn list(config: &SatelliteConfig, json: bool) -> Result<(), Failure> {
-    let data = call(config, Method::GET, SERVICES_PATH, None)?;
+    let data = call(config, &Method::GET, SERVICES_PATH, None)?;
     let shown = if json {
         output::render_json(&data)
     } else {
@@ -36,6 +37,22 @@ fn list(config: &SatelliteConfig, json: bool) -> Result<(), Failure> {
         render(&reports, Style::of_stdout())
     };
     output::print(&shown).map_err(Failure::failed)
+}
+
+/// The names of what is published, or will be when the satellite runs.
+pub fn published(config: &SatelliteConfig) -> Result<Vec<ServiceName>, Failure> {
+    if let Some(data) = owner::daemon(config, &Method::GET, SERVICES_PATH, None)? {
+        let reports: Vec<ServiceReport> = serde_json::from_value(data).map_err(Failure::failed)?;
+        return Ok(reports
+            .into_iter()
+            .map(|report| report.service.name.clone())
+            .collect());
+    }
+    let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
+    let store = MembershipStore::open_read_only(&config.state_dir, key.as_ref()).map_err(Failure::failed)?;
+    let at_run_time = PublishedServices::new(store).all().map_err(Failure::failed)?;
+    let all = config.services.iter().chain(&at_run_time);
+    Ok(all.map(|service| service.name.clone()).collect())
 }
 
 fn publish(config: &SatelliteConfig, arguments: &PublishArguments) -> Result<(), Failure> {
@@ -52,7 +69,7 @@ fn publish(config: &SatelliteConfig, arguments: &PublishArguments) -> Result<(),
     fields.proxy_protocol = arguments.proxy_protocol;
     let service = ServiceDefinition::try_from(fields).map_err(Failure::usage)?;
     let body = serde_json::to_value(&service).map_err(Failure::failed)?;
-    call(config, Method::POST, SERVICES_PATH, Some(&body))?;
+    call(config, &Method::POST, SERVICES_PATH, Some(&body))?;
     let told = format!(
         "`{}` is published; whoever has a grant for it reaches {}\n",
         service.name, service.address
@@ -61,7 +78,7 @@ fn publish(config: &SatelliteConfig, arguments: &PublishArguments) -> Result<(),
 }
 
 fn withdraw(config: &SatelliteConfig, name: &ServiceName) -> Result<(), Failure> {
-    call(config, Method::DELETE, &format!("{SERVICES_PATH}/{name}"), None)?;
+    call(config, &Method::DELETE, &format!("{SERVICES_PATH}/{name}"), None)?;
     output::print(&format!(
         "`{name}` is withdrawn, and its connections have ended\n"
     ))
@@ -70,23 +87,16 @@ fn withdraw(config: &SatelliteConfig, name: &ServiceName) -> Result<(), Failure>
 
 fn call(
     config: &SatelliteConfig,
-    method: Method,
+    method: &Method,
     path: &str,
     body: Option<&Value>,
 ) -> Result<Value, Failure> {
-    let client = AdminClient::new(&config.admin_socket);
-    match block_on(client.call(method, path, body))? {
-        Ok(answer) => match answer.read() {
-            Ok(Ok(data)) => Ok(data),
-            Ok(Err(refused)) => Err(Failure::new(Code::Failed, refused.error)),
-            Err(error) => Err(Failure::failed(error)),
-        },
-        Err(AdminError::NotRunning { .. }) => Err(Failure::new(
+    owner::daemon(config, method, path, body)?.ok_or_else(|| {
+        Failure::new(
             Code::Failed,
             "the satellite does not run; start it, or publish services in its configuration: [services.NAME]",
-        )),
-        Err(error) => Err(Failure::failed(error)),
-    }
+        )
+    })
 }
 
 fn render(reports: &[ServiceReport], style: Style) -> String {

@@ -92,13 +92,14 @@ impl OperatorApi {
         };
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
         info!(%operator, peer = %peer.id, method = %head.method, path = target.path(), %trace, "a request goes to a peer");
-        let mut noted = AuditEvent {
+        // Also where the operator does not wait for the answer.
+        let mut noted = self.audit.begin(AuditEvent {
             federation_peer_id: Some(peer.id),
             actor: Some(operator.to_string()),
             object: Some(format!("{} {}", head.method, target.path())),
             trace: Some(trace),
             ..AuditEvent::of(AuditAction::Request)
-        };
+        });
         let began = self.clock.now();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = head.method.clone();
@@ -110,10 +111,11 @@ impl OperatorApi {
         match answer {
             Ok(answer) => {
                 let (answered, body) = answer.into_parts();
-                if !answered.status.is_success() {
-                    noted.outcome = AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()));
-                }
-                self.audit.record(&noted);
+                noted.outcome = if answered.status.is_success() {
+                    AuditOutcome::Done
+                } else {
+                    AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()))
+                };
                 let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
                 *response.status_mut() = answered.status;
                 copy_headers(&answered.headers, response.headers_mut(), PASSED_BACK);
@@ -122,7 +124,6 @@ impl OperatorApi {
             Err(error) => {
                 warn!(peer = %peer.id, %trace, %error, "a request to a peer failed");
                 noted.outcome = AuditOutcome::Failed(error.to_string());
-                self.audit.record(&noted);
                 Err(no_answer(&peer, &error))
             }
         }

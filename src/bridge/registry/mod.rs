@@ -42,7 +42,7 @@ use crate::contract::peer::TransitionDenied;
 use crate::grant::{GrantKey, InvalidGrant, RevokeError};
 use crate::identity::anchors::Anchors;
 use crate::process::entropy;
-use crate::store::database::{Database, OpenError, StoreError};
+use crate::store::database::{Database, Holder, OpenError, StoreError};
 use crate::store::record::Only;
 use crate::store::state_key::StateKey;
 
@@ -136,6 +136,16 @@ pub enum OpenRegistryError {
     /// The disk.
     #[error("the registry could not be read")]
     Store(#[from] StoreError),
+}
+
+impl OpenRegistryError {
+    /// Who has the store, where that is why it was not opened.
+    pub const fn holder(&self) -> Option<&Holder> {
+        match self {
+            Self::Open(error) => error.holder(),
+            _ => None,
+        }
+    }
 }
 
 /// Why an operator's wish was not carried out. Nothing was changed.

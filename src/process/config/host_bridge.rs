@@ -17,6 +17,7 @@ use super::key::{AbsolutePath, AnyKey, CountBetween, DurationBetween, Fallback, 
 use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings};
 use super::metrics::{self, METRICS_LISTEN};
 use super::platform::{self, CallersConfig, ParentConfig};
+use super::secret_file::SecretFile;
 pub use super::server_name::ServerName;
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
 use crate::audit::retention::Retention;
@@ -81,6 +82,8 @@ pub struct HostBridgeConfig {
     pub reach_allow_private: bool,
     /// Where metrics are served.
     pub metrics_listen: Vec<SocketAddr>,
+    /// The files with secrets that it names.
+    pub secret_files: Vec<SecretFile>,
     /// Logs.
     pub log: LogConfig,
 }
@@ -147,12 +150,20 @@ impl HostBridgeConfig {
             settings.required(&LISTEN_HTTPS)?,
             settings.required(&LISTEN_QUIC)?,
         );
+        let state_key = state_key_file(settings, &STATE_KEY_FILE, STATE_KEY_USUAL, &state_dir)?;
+        let parent = platform::parent(settings, &[listen_https.as_slice(), &listen_quic].concat())?;
+        let callers = platform::callers(settings)?;
+        let of_state = SecretFile::named(&STATE_KEY_FILE, Some(&state_key.path));
         let config = Self {
-            state_key: state_key_file(settings, &STATE_KEY_FILE, STATE_KEY_USUAL, &state_dir)?,
+            secret_files: of_state
+                .into_iter()
+                .chain(platform::secret_files(&parent, &callers))
+                .collect(),
+            state_key,
             state_dir,
             admin_socket: settings.required(&ADMIN_SOCKET)?,
-            parent: platform::parent(settings, &[listen_https.as_slice(), &listen_quic].concat())?,
-            callers: platform::callers(settings)?,
+            parent,
+            callers,
             listen_https,
             listen_quic,
             proxy: ProxyConfig {

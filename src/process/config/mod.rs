@@ -20,6 +20,7 @@ pub mod platform;
 pub mod proxy;
 pub mod rate;
 pub mod satellite;
+pub mod secret_file;
 pub mod server_name;
 pub mod services;
 pub mod ways;

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::key::{AbsolutePath, DurationBetween, Fallback, Key, ListOf, Parsed};
 use super::loader::{ConfigError, Settings};
+use super::secret_file::SecretFile;
 use super::server_name::ServerName;
 use crate::base::id::NetworkId;
 use crate::base::limit::foreign_text;
@@ -294,6 +295,20 @@ pub(super) fn parent(settings: &Settings, listeners: &[SocketAddr]) -> Result<Pa
         timeout: settings.required(&TIMEOUT)?,
         ask_after: settings.required(&ASK_AFTER)?,
     })))
+}
+
+/// The files with secrets among those that the two name.
+pub(super) fn secret_files(
+    parent: &ParentConfig,
+    callers: &CallersConfig,
+) -> impl Iterator<Item = SecretFile> {
+    let key = parent.platform().map(|platform| platform.server.key.as_path());
+    [
+        SecretFile::named(&KEY_FILE, key),
+        SecretFile::named(&CALLER_CREDENTIAL_FILE, callers.credential_file.as_deref()),
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// By what the parent's programs are known.

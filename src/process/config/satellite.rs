@@ -24,6 +24,7 @@ use super::loader::{ConfigError, ConfigFile, Flags, Program, Provided, Settings}
 use super::metrics::{self, METRICS_LISTEN};
 use super::node::{NodeFilesPlace, NodeIdentityConfig, PlatformCa};
 use super::proxy::{ProxyChoice, ProxySettings};
+use super::secret_file::SecretFile;
 use super::services::{self, LimitsConfig};
 pub use super::ways::{TunnelTransport, Ways};
 use super::{LogConfig, STATE_KEY_CREDENTIAL, StateKeyFile, filled_credential, state_key_file};
@@ -94,6 +95,8 @@ pub struct SatelliteConfig {
     pub reach: ReachConfig,
     /// Where metrics are served.
     pub metrics_listen: Vec<SocketAddr>,
+    /// The files with secrets that it names.
+    pub secret_files: Vec<SecretFile>,
     /// Logs.
     pub log: LogConfig,
 }
@@ -173,13 +176,20 @@ impl SatelliteConfig {
 
     fn from_settings(settings: &Settings, environment: &Environment) -> Result<Self, ConfigError> {
         let state_dir = settings.required(&STATE_DIR)?;
+        let state_key = state_key_file(settings, &STATE_KEY_FILE, STATE_KEY_USUAL, &state_dir)?;
         let token_file = settings.get(&PARENT_TOKEN_FILE)?;
+        let proxy_credentials = settings.get(&TUNNEL_PROXY_CREDENTIALS)?;
+        let secret_files = [
+            SecretFile::named(&STATE_KEY_FILE, Some(&state_key.path)),
+            SecretFile::named(&PARENT_TOKEN_FILE, token_file.as_deref()),
+            SecretFile::named(&TUNNEL_PROXY_CREDENTIALS, proxy_credentials.as_deref()),
+        ];
         let token_credential = match token_file {
             Some(_) => None,
             None => filled_credential(environment, TOKEN_CREDENTIAL),
         };
         let config = Self {
-            state_key: state_key_file(settings, &STATE_KEY_FILE, STATE_KEY_USUAL, &state_dir)?,
+            state_key,
             state_dir,
             admin_socket: settings.required(&ADMIN_SOCKET)?,
             parent: ParentConfig {
@@ -207,7 +217,7 @@ impl SatelliteConfig {
                 transport: settings.required(&TUNNEL_TRANSPORT)?,
                 proxy: ProxySettings::resolve(
                     settings.get(&TUNNEL_PROXY)?.as_ref(),
-                    settings.get(&TUNNEL_PROXY_CREDENTIALS)?,
+                    proxy_credentials,
                     environment,
                 )
                 .map_err(ConfigError::EnvironmentProxy)?,
@@ -232,6 +242,7 @@ impl SatelliteConfig {
                 allow_private: settings.required(&ALLOW_PRIVATE)?,
             },
             metrics_listen: settings.required(&METRICS_LISTEN)?,
+            secret_files: secret_files.into_iter().flatten().collect(),
             log: LogConfig {
                 filter: settings.required(&LOG_LEVEL)?,
                 format: settings.required(&LOG_FORMAT)?,

@@ -13,6 +13,7 @@ use crate::base::id::{GrantId, PeerId};
 use crate::base::limit::{error_chain, foreign_text};
 use crate::base::time::UnixTime;
 use crate::contract::message::{failure_body, success_body};
+use crate::contract::service::ServiceName;
 use crate::grant::{Grant, GrantRequest, MANAGED_CHILD_OPERATOR_KIND, NewGrant, SERVICE_KIND};
 use crate::store::audit_log::AuditLog;
 
@@ -151,11 +152,15 @@ impl GrantDesk {
         } else {
             asked.permission_scopes
         };
+        let resource_id = match asked.resource_id {
+            Some(name) if kind == SERVICE_KIND => service_name(&name)?,
+            id => id,
+        };
         let new = NewGrant::check(GrantRequest {
             federation_peer_id: peer,
             remote_subject: subject,
             resource_kind: kind,
-            resource_id: asked.resource_id,
+            resource_id,
             permission_scopes: scopes,
             node_instance_ids: asked.node_instance_ids,
             sdwan_network_ids: asked.sdwan_network_ids,
@@ -244,6 +249,17 @@ fn fields<'b, T: Deserialize<'b> + Default>(body: &'b [u8]) -> Result<T, Refused
     }
     serde_json::from_slice(body)
         .map_err(|error| Refused(StatusCode::BAD_REQUEST, foreign_text(&error.to_string())))
+}
+
+/// The name as services have it, by which the gate compares; none where the field is blank.
+fn service_name(given: &str) -> Result<Option<String>, Refused> {
+    match given.trim() {
+        "" => Ok(None),
+        name => match name.parse::<ServiceName>() {
+            Ok(name) => Ok(Some(name.to_string())),
+            Err(error) => Err(Refused(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())),
+        },
+    }
 }
 
 fn unknown(id: &str) -> Refused {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::store::copy::CopyError;
-use crate::store::database::{OpenError, StoreError};
+use crate::store::database::{Holder, OpenError, StoreError};
 use crate::store::record::RecordError;
 use crate::store::seal::SealError;
 
@@ -69,6 +69,16 @@ pub enum OpenStateError {
         #[source]
         source: RecordError,
     },
+}
+
+impl OpenStateError {
+    /// Who has the state, where that is why it cannot be opened: a daemon that runs, starts or stops, or a command.
+    pub const fn holder(&self) -> Option<&Holder> {
+        match self {
+            Self::Open { source, .. } => source.holder(),
+            _ => None,
+        }
+    }
 }
 
 /// Why a state was not made durable. The state in the store is the one before.

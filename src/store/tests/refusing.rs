@@ -191,7 +191,7 @@ fn a_second_process_is_told_who_has_the_store() {
         let OpenError::Held { holder, .. } = &error else {
             panic!("{error:?}")
         };
-        assert!(error.is_held());
+        assert!(error.holder().is_some());
         assert_eq!(holder.pid, Some(pid));
         assert_eq!(holder.command.as_deref(), program);
         assert!(error.to_string().contains(&pid.to_string()), "{error}");

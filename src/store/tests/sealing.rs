@@ -141,7 +141,7 @@ fn a_key_that_comes_later_seals_all_and_leaves_no_old_page() {
     let notes = database.read(|r| r.list(&NOTES)).unwrap();
     assert_eq!(notes, [(1, note("public"))]);
     // Another writer cannot have it, as before.
-    assert!(open(Some(&key), &path).unwrap_err().is_held());
+    assert!(open(Some(&key), &path).unwrap_err().holder().is_some());
     drop(database);
     assert!(!has(&path, WORD) && !has(&path, FORGOTTEN));
     // Whoever still has the old file open sees zeros in it.
@@ -251,7 +251,8 @@ fn the_seals_can_be_taken_off() {
     assert!(
         Database::unseal(&key, &path, &TITLE_SECRET)
             .unwrap_err()
-            .is_held()
+            .holder()
+            .is_some()
     );
     drop(database);
     // A changed key is one taken off and another put on.
