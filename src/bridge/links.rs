@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::federation_api::Caller;
+use super::federation_api::{Caller, CallerCertificate};
 use super::peer_view::{LinkView, TurnedAway};
+use super::readmissions::Readmissions;
 use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable};
 use crate::base::counter::Counter;
-use crate::base::id::{PeerId, SessionId};
+use crate::base::id::{CertificateDigest, PeerId, SessionId};
 use crate::base::time::UnixTime;
 use crate::machine::source_rate::Source;
 use crate::process::supervisor::TaskScope;
@@ -87,6 +88,7 @@ impl TunnelCounters {
 pub struct Links {
     table: Mutex<SessionTable<Link>>,
     turned_away: Mutex<BTreeMap<PeerId, TurnedAway>>,
+    readmissions: Mutex<Readmissions>,
     goodbyes: TaskScope,
     counters: TunnelCounters,
 }
@@ -97,6 +99,7 @@ impl Links {
         Self {
             table: Mutex::new(SessionTable::new(limits)),
             turned_away: Mutex::default(),
+            readmissions: Mutex::default(),
             goodbyes,
             counters: TunnelCounters::default(),
         }
@@ -167,6 +170,16 @@ impl Links {
     /// Why the peer has got no tunnel when it last came, if it has none since.
     pub fn why_turned_away(&self, peer: PeerId) -> Option<TurnedAway> {
         self.turned_away().get(&peer).cloned()
+    }
+
+    /// An operator says with what certificate the peer may come ([`Readmissions::expect`]).
+    pub fn expect(&self, peer: PeerId, certificate: CertificateDigest, now: UnixTime) -> Option<UnixTime> {
+        self.readmissions().expect(peer, certificate, now)
+    }
+
+    /// Whether the peer has come with that ([`Readmissions::take`]).
+    pub fn take_expected(&self, peer: PeerId, shown: &CallerCertificate, now: UnixTime) -> bool {
+        self.readmissions().take(peer, shown, now)
     }
 
     /// Ends a peer's tunnels for a reason.
@@ -264,6 +277,10 @@ impl Links {
     fn table(&self) -> MutexGuard<'_, SessionTable<Link>> {
         // Each change of the table is complete before anything that could panic.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn readmissions(&self) -> MutexGuard<'_, Readmissions> {
+        self.readmissions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn turned_away(&self) -> MutexGuard<'_, BTreeMap<PeerId, TurnedAway>> {

@@ -32,6 +32,7 @@ pub mod permission;
 pub mod places;
 mod plain_path;
 pub mod platform;
+mod readmissions;
 pub mod refused_certificates;
 pub mod registry;
 pub mod reply;

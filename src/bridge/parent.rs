@@ -19,6 +19,7 @@ use super::platform::PlatformParent;
 use super::registry::Registry;
 use super::reply::{BodyError, Reply, ReplyBody};
 use crate::base::id::PeerId;
+use crate::base::limit::error_chain;
 use crate::contract::TUNNEL_LEAVE_PATH;
 use crate::contract::peer::PeerStatus;
 use crate::identity::anchors::Anchors;
@@ -119,6 +120,24 @@ impl Parent {
             }
             Some(_) => None,
         })
+    }
+
+    /// Enrols the key with which a peer has come, by an operator's word.
+    pub async fn readmit(&self, certificate: &CallerCertificate, peer: PeerId) -> bool {
+        let Self::Own { registry, .. } = self else {
+            return false;
+        };
+        let (registry, certificate) = (Arc::clone(registry), certificate.clone());
+        let readmitted =
+            tokio::task::spawn_blocking(move || registry.readmit(&peer.to_string(), &certificate)).await;
+        match readmitted {
+            Ok(Ok(_)) => true,
+            Ok(Err(why)) => {
+                error!(%peer, why = %error_chain(&why), "a peer that an operator has readmitted was not taken");
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     /// By what the peer of this certificate's name certifies itself, if it does.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use powernode_satellite::base::id::CertificateDigest;
 use powernode_satellite::bridge::permission::{NamePattern, Role};
 use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::cli::from_here;
@@ -337,6 +338,10 @@ pub enum PeersCommand {
     Readmit {
         /// Id or name
         peer: String,
+        /// Only with this certificate, whose SHA-256 `powernode-satellite status` shows on the box; also before it
+        /// comes
+        #[arg(long, value_name = "SHA256")]
+        fingerprint: Option<CertificateDigest>,
     },
     /// End a peering for good
     Revoke {

@@ -117,12 +117,10 @@ impl Shell<'_> {
                 let next = peer["next"].as_str().unwrap_or_default();
                 print(&format!("{} is resumed: {next}\n", show::name_of(&peer)))
             }
-            PeersCommand::Readmit { peer } => {
-                let peer = self.post(&format!("{}/readmit", of(&peer)?), &json!({})).await?;
-                print(&format!(
-                    "{} is readmitted: its tunnel is back when the box tries again, within two minutes\n",
-                    show::name_of(&peer)
-                ))
+            PeersCommand::Readmit { peer, fingerprint } => {
+                let body = json!({ "fingerprint": fingerprint.map(|named| named.to_string()) });
+                let peer = self.post(&format!("{}/readmit", of(&peer)?), &body).await?;
+                print(&show::readmitted(&peer))
             }
             PeersCommand::Revoke { peer, reason } => {
                 let path = format!("{}/revoke", of(&peer)?);

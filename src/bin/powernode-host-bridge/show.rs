@@ -62,6 +62,20 @@ fn turned_away(peer: &Value, now: UnixTime) -> Option<String> {
     Some(format!("turned away {when}: {why}"))
 }
 
+/// `peers readmit`.
+pub fn readmitted(peer: &Value) -> String {
+    let name = name_of(peer);
+    match peer["readmitted_until"].as_str() {
+        Some(until) => format!(
+            "{name} is let in with that certificate when the box comes with it: until {until}, or until the host-bridge \
+             is restarted\n"
+        ),
+        None => {
+            format!("{name} is readmitted: its tunnel is back when the box tries again, within two minutes\n")
+        }
+    }
+}
+
 /// `peers list`.
 pub fn peers(peers: &Value, all: bool, style: Style, now: UnixTime) -> String {
     let mut table = Table::new(&["NAME", "STATUS", "TUNNEL", "HEARTBEAT", "VERSION", "ID", "NOTE"]);

@@ -197,6 +197,7 @@ read!(HeartbeatReport {
 read!(CertificateReport {
     standing,
     serial,
+    fingerprint: or_default,
     not_before: time,
     not_after: time,
     renew_at: time,
