@@ -30,7 +30,11 @@ pub fn back_up(config: &HostBridgeConfig, arguments: &BackupArguments) -> Result
             let now = Clock::start(BUILD_TIME).trusted().now;
             let made = Books::back_up_into(config, key, (directory, keep), now);
             let made = made.map_err(|error| refused(&error))?;
-            let removed = (made.removed > 0).then(|| format!("{} earlier ones", made.removed));
+            let removed = match made.removed {
+                0 => None,
+                1 => Some("1 earlier file".to_owned()),
+                files => Some(format!("{files} earlier files")),
+            };
             show(
                 ("backup", &made.path),
                 &made.backup,
