@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
-#[path = "../src/bin/powernode-host-bridge/arguments.rs"]
+#[path = "../src/bin/powernode-host-bridge/arguments/mod.rs"]
 #[allow(dead_code, reason = "the program's own uses of it are not here")]
 pub(crate) mod host_bridge;
 

@@ -149,3 +149,57 @@ fn a_daemon_that_cannot_be_asked_is_not_said_to_be_away() {
     assert_eq!(verdict, "fail", "{report}");
     assert!(finding.contains("hung up"), "{finding}");
 }
+
+#[test]
+fn a_host_bridge_finds_out_whether_it_is_reached() {
+    let bridge = BridgeSite::init();
+    let examine = || {
+        let output = bridge.output(&["doctor", "--json"]);
+        let reached = output.status.success();
+        let report: Value = serde_json::from_str(&succeed_or_code(&output, 1)).unwrap();
+        assert_eq!(
+            report["verdict"] != "fail",
+            reached,
+            "the exit code is the verdict: {report}"
+        );
+        report
+    };
+    let down = examine();
+    let (verdict, _, advice) = check(&down, "daemon");
+    assert_eq!(verdict, "fail");
+    assert!(advice.contains("start it"), "{advice}");
+    assert_eq!(check(&down, "TCP 127.0.0.1:").1, "free for the daemon");
+    assert!(check(&down, "public address").1.contains("does not run"));
+
+    let taken = std::net::UdpSocket::bind(("127.0.0.1", bridge.port)).unwrap();
+    let (verdict, finding, advice) = {
+        let report = examine();
+        let (verdict, finding, advice) = check(&report, "UDP 127.0.0.1:");
+        (verdict.to_owned(), finding.to_owned(), advice.to_owned())
+    };
+    assert_eq!((&*verdict, &*finding), ("fail", "taken by another process"));
+    assert!(advice.contains("listen.quic"), "{advice}");
+    drop(taken);
+
+    let running = bridge.run();
+    let up = examine();
+    assert_ne!(up["verdict"], "fail", "{up}");
+    assert_eq!(check(&up, "daemon").1, "runs; 0 of 0 peers connected");
+    for way in ["UDP to ", "TCP to "] {
+        let (verdict, finding, _) = check(&up, way);
+        assert!(verdict == "ok" && finding.contains("greeted by"), "{finding}");
+    }
+    let store = check(&up, "store").1;
+    assert!(store.contains(&running.id().to_string()), "{store}");
+    let text = succeed(&bridge.output(&["doctor"]));
+    assert!(text.contains("taken, as it should be"), "{text}");
+
+    // Where nobody is, a look from here cannot tell whether nobody comes in.
+    let mut elsewhere = bridge.command(&["doctor", "--json"]);
+    elsewhere.env("POWERNODE_HOST_BRIDGE_PUBLIC_URL", "https://127.0.0.1:1");
+    let report: Value = serde_json::from_str(&succeed_or_code(&elsewhere.output().unwrap(), 1)).unwrap();
+    let (verdict, _, advice) = check(&report, "TCP to 127.0.0.1:1");
+    assert_eq!(verdict, "warn");
+    assert!(advice.contains("from outside"), "{advice}");
+    assert!(running.stop().success());
+}

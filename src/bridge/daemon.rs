@@ -529,7 +529,7 @@ fn tcp_listeners(
 }
 
 /// `[::]` takes IPv4 too, and stands for 0.0.0.0 on a machine without IPv6.
-fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
+pub(super) fn tcp_listener(address: SocketAddr) -> io::Result<TcpListener> {
     let listen = |address: SocketAddr| {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {

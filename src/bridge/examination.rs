@@ -14,20 +14,27 @@ use crate::store::state_key::StateKey;
 /// Checks without which the program does not run; all others it lives with.
 pub const NEEDED: &[&str] = &["configuration", "certificates", "state key", "store"];
 
-/// Looks at the state of a configuration that can be read. Blocking.
-pub fn examine(config: &HostBridgeConfig, now: UnixTime) -> Vec<Check> {
+/// Looks at the state of a configuration that can be read. Gives what a start would open, where that can be.
+/// Blocking.
+pub fn examine(config: &HostBridgeConfig, now: UnixTime) -> (Vec<Check>, Option<Books>) {
     let mut checks = vec![Check::ok("configuration", "good")];
     if let Err(error) = material::check(config) {
         checks.push(Check::fail("certificates", error_chain(&error), ""));
     }
     match StateKey::read(&config.state_key) {
-        Ok(key) => checks.extend(kept(config, key.as_ref(), now)),
-        Err(error) => checks.push(Check::fail("state key", error_chain(&error), "")),
+        Ok(key) => {
+            let (kept, books) = kept(config, key.as_ref(), now);
+            checks.extend(kept);
+            (checks, books)
+        }
+        Err(error) => {
+            checks.push(Check::fail("state key", error_chain(&error), ""));
+            (checks, None)
+        }
     }
-    checks
 }
 
-fn kept(config: &HostBridgeConfig, key: Option<&StateKey>, now: UnixTime) -> Vec<Check> {
+fn kept(config: &HostBridgeConfig, key: Option<&StateKey>, now: UnixTime) -> (Vec<Check>, Option<Books>) {
     const NAME: &str = "store";
     let (opened, holder) = match Books::open(config, key, Opening::ReadOnly) {
         Err(OpenRegistryError::Open(OpenError::Held { holder, .. })) => {
@@ -35,31 +42,29 @@ fn kept(config: &HostBridgeConfig, key: Option<&StateKey>, now: UnixTime) -> Vec
         }
         opened => (opened, None),
     };
-    match opened {
+    let failed = match opened {
         Ok(books) => {
             let mut checks = vec![store(config, &books, holder.as_ref())];
             if let Books::Own(registry) = &books {
                 checks.push(authority(config, registry, now));
             }
-            checks
+            return (checks, Some(books));
         }
         Err(OpenRegistryError::NoLedger) => {
             let directory = config.state_dir.display();
-            vec![Check::ok(
-                NAME,
-                format!("none in {directory} yet; the first run makes it"),
-            )]
+            Check::ok(NAME, format!("none in {directory} yet; the first run makes it"))
         }
         // These say themselves what to do.
         Err(error @ (OpenRegistryError::NotThere { .. } | OpenRegistryError::NotInitialised)) => {
-            vec![Check::fail(NAME, error_chain(&error), "")]
+            Check::fail(NAME, error_chain(&error), "")
         }
-        Err(error) => vec![Check::fail(
+        Err(error) => Check::fail(
             NAME,
             error_chain(&error),
             "the message says what can be done; `restore` puts a backup in its place",
-        )],
-    }
+        ),
+    };
+    (vec![failed], None)
 }
 
 fn store(config: &HostBridgeConfig, books: &Books, holder: Option<&Holder>) -> Check {

@@ -10,6 +10,7 @@ pub mod certificate_authority;
 pub mod daemon;
 pub mod dial_back;
 mod direct;
+pub mod doctor;
 pub mod examination;
 pub mod federation_api;
 pub mod forwarded;

@@ -12,3 +12,4 @@ pub mod port_mapping;
 pub mod presented;
 pub mod proxy;
 pub mod tcp;
+pub mod trial;

@@ -70,6 +70,7 @@ impl Shell<'_> {
             | Command::Backup(_)
             | Command::Restore { .. }
             | Command::SelfCheck { .. }
+            | Command::Doctor { .. }
             | Command::Config { .. }
             | Command::Version => Ok(()),
         }

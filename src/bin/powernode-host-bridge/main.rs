@@ -8,6 +8,7 @@ mod call;
 mod commands;
 mod complaints;
 mod complete;
+mod doctor;
 mod init;
 mod packets;
 mod reach;
@@ -57,6 +58,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Init(init) => init::init(&config, &init),
         Command::Run => run::run(config, &environment, (file, flags)),
+        Command::Doctor { json } => doctor::doctor(&config, json),
         Command::Backup(backup) => backup::back_up(&config, &backup),
         Command::Restore { file } => backup::restore(&config, &file),
         Command::StateKey {

@@ -19,7 +19,7 @@ pub fn self_check(
     json: bool,
 ) -> Result<(), Failure> {
     let checks = match HostBridgeConfig::load(file, flags, environment) {
-        Ok((config, _)) => examine(&config, Clock::start(BUILD_TIME).trusted().now),
+        Ok((config, _)) => examine(&config, Clock::start(BUILD_TIME).trusted().now).0,
         // Where the state is, only the configuration says.
         Err(error) => vec![Check::fail("configuration", error_chain(&error), "")],
     };

@@ -2,9 +2,7 @@
 //! verdict, what was found, and what to do about it. Changes nothing, and works before the join
 //! and beside a running daemon, whose tunnels it does not disturb.
 
-pub mod bridges;
 pub mod gateways;
-pub mod host;
 pub mod state;
 
 use std::path::PathBuf;
@@ -20,20 +18,28 @@ use crate::machine::membership::{Membership, Parent};
 use crate::process::blocking;
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::SatelliteConfig;
+use crate::process::surroundings;
+use crate::reach::trial::{self, Standpoint};
 use crate::store::state_key::StateKey;
 
 /// Looks at everything. `running` is what the daemon tells of itself, if one runs, or why it does not.
 pub async fn examine(config: &SatelliteConfig, running: Result<Option<&StatusReport>, &str>) -> Vec<Check> {
     let clock = Clock::start(BUILD_TIME);
     let (mut checks, found) = look_at_disk(config, &clock).await;
-    checks.insert(0, host::clock(clock.trusted()));
-    checks.push(host::socket_buffers());
-    checks.push(host::default_route(host::outbound_addresses()));
-    let mut seen = bridges::Seen::default();
+    checks.insert(0, surroundings::clock(clock.trusted()));
+    checks.push(surroundings::socket_buffers());
+    checks.push(surroundings::default_route(surroundings::outbound_addresses()));
+    let mut seen = trial::Seen::default();
     match parent(config, found.as_ref()) {
         Ok(Some((addresses, trust))) => {
             for bridge in &addresses {
-                let looked = bridges::examine(bridge, &trust, &config.ways, &clock, &mut seen);
+                let looked = trial::examine(
+                    bridge,
+                    (&trust, &config.ways),
+                    Standpoint::Satellite,
+                    &clock,
+                    &mut seen,
+                );
                 checks.extend(Box::pin(looked).await);
             }
         }
@@ -45,7 +51,7 @@ pub async fn examine(config: &SatelliteConfig, running: Result<Option<&StatusRep
         Err(why) => checks.push(Check::fail("host-bridge", why, "")),
     }
     checks.extend(gateways::examine(seen.address, config.reach.port_mapping).await);
-    checks.extend(host::interfaces());
+    checks.extend(surroundings::interfaces());
     match running {
         Ok(Some(report)) => {
             checks.extend(report.reach.iter().flat_map(gateways::ways_in));
@@ -63,8 +69,8 @@ async fn look_at_disk(config: &SatelliteConfig, clock: &Clock) -> (Vec<Check>, O
     let clock = clock.clone();
     let looked = blocking::run(move || {
         let mut checks = vec![
-            host::permissions(&directory),
-            host::judge_free_space(host::free_space(&directory), &directory),
+            surroundings::permissions(&directory),
+            surroundings::judge_free_space(surroundings::free_space(&directory), &directory),
         ];
         let key = match StateKey::read(&key_file) {
             Ok(key) => key,

@@ -1,4 +1,4 @@
-//! Every host-bridge on every way that the configuration allows, tried for real: name, handshake,
+//! A host-bridge on every way that the configuration allows, tried for real, for `doctor`: name, handshake,
 //! trust, greeting. As a stranger without a certificate, so that no tunnel of a running daemon is
 //! displaced.
 
@@ -30,6 +30,15 @@ const MTU_LOOKS_MAX: u32 = 30;
 /// IPv4 and UDP headers of each packet.
 const HEADERS_BYTES: u16 = 28;
 
+/// Where from a bridge is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standpoint {
+    /// From where satellites are: what does not work here works nowhere.
+    Satellite,
+    /// From the bridge's own machine, to which a router need not turn packets back that left it.
+    Bridge,
+}
+
 /// What the bridges showed besides the verdicts.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -40,8 +49,8 @@ pub struct Seen {
 /// Tries one bridge by all of its ways.
 pub async fn examine(
     bridge: &HostPort,
-    trust: &ParentTrust,
-    ways: &Ways,
+    (trust, ways): (&ParentTrust, &Ways),
+    standpoint: Standpoint,
     clock: &Clock,
     seen: &mut Seen,
 ) -> Vec<Check> {
@@ -71,7 +80,7 @@ pub async fn examine(
         async move {
             match Box::pin(connect(approach)).await {
                 Ok((_, established)) => Ok(look_around(established).await),
-                Err(failure) => Err(Failed::of(rung, &failure.error)),
+                Err(failure) => Err(Failed::of(rung, standpoint, &failure.error)),
             }
         }
     };
@@ -198,10 +207,19 @@ async fn dns(bridge: &HostPort) -> Check {
 struct Failed {
     why: String,
     advice: &'static str,
+    verdict: Verdict,
 }
 
 impl Failed {
-    fn of(rung: Rung, error: &ConnectError) -> Self {
+    fn of(rung: Rung, standpoint: Standpoint, error: &ConnectError) -> Self {
+        let was_heard = matches!(error, ConnectError::Dial(error) if error.was_heard());
+        if standpoint == Standpoint::Bridge && !was_heard {
+            return Self {
+                why: error_chain(error),
+                advice: FROM_INSIDE,
+                verdict: Verdict::Warn,
+            };
+        }
         let advice = match error {
             // Said where the name is looked up.
             ConnectError::NoAddress { .. } => "",
@@ -218,9 +236,15 @@ impl Failed {
         Self {
             why: error_chain(error),
             advice,
+            verdict: Verdict::Fail,
         }
     }
 }
+
+/// What nobody can tell from the bridge's own machine.
+const FROM_INSIDE: &str = "no answer to this machine's own packets, which a router in between may just not turn back: try \
+                           from outside, by `powernode-satellite doctor` with parent.url set; if it is silent there, too, \
+                           have TCP and UDP to this port let through, and forwarded to this machine";
 
 /// A way that fails beside one that works is worth a word; one that fails alone is the end.
 fn judge(bridge: &HostPort, rung: Rung, outcome: Result<Welcome, Failed>, any: bool) -> Check {
@@ -235,6 +259,7 @@ fn judge(bridge: &HostPort, rung: Rung, outcome: Result<Welcome, Failed>, any: b
             ),
         ),
         Err(failed) if any => Check::warn(name, failed.why, "another way works and is used"),
+        Err(failed) if failed.verdict == Verdict::Warn => Check::warn(name, failed.why, failed.advice),
         Err(failed) => Check::fail(name, failed.why, failed.advice),
     }
 }

@@ -1,4 +1,4 @@
-//! What the box itself offers: clock, routes, socket buffers, disk, permissions. Reading is kept
+//! What the machine itself offers, for `doctor`: clock, routes, socket buffers, disk, permissions. Reading is kept
 //! apart from judging, so that every judgement is tested without the box that deserves it.
 
 use std::io;
@@ -198,7 +198,7 @@ pub fn permissions(directory: &Path) -> Check {
         Err(error) => Check::warn(
             NAME,
             format!("{place} cannot be looked at: {error}"),
-            "run doctor as root or as the satellite's user",
+            "run doctor as root or as the daemon's user",
         ),
         Ok(found) => judge_permissions(directory, found.permissions().mode(), found.uid()),
     }

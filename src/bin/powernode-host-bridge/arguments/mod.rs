@@ -6,20 +6,22 @@
     reason = "clap shows these comments on the terminal as they stand"
 )]
 
+mod operators;
+
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use powernode_satellite::base::id::CertificateDigest;
-use powernode_satellite::bridge::permission::{NamePattern, Role};
 use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::cli::from_here;
 use powernode_satellite::contract::invitation::{HostPort, ParentUrl};
-use powernode_satellite::process::config::duration::{HumaneDuration, InvalidDuration};
+use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::host_bridge::ServerName;
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
+
+pub use self::operators::{Expiry, OperatorsCommand};
 
 /// Takes in satellites from behind any NAT, and lets their parent reach them.
 #[derive(Parser)]
@@ -108,6 +110,14 @@ pub enum Command {
     },
     /// Show the health of the bridge and of every peer
     Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Find out by trying whether satellites would reach this host-bridge, and what to do where not
+    ///
+    /// Works beside the running host-bridge. Ends with 0 when they would, with 1 when not.
+    Doctor {
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -422,118 +432,6 @@ pub struct GrantArguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// What to do with operators.
-#[derive(Subcommand)]
-pub enum OperatorsCommand {
-    /// Add an operator; print the token, once
-    Add(OperatorArguments),
-    /// List operators
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Show one operator
-    Show {
-        /// Id or name
-        operator: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Change what an operator may do; the token stays
-    Set(OperatorChangeArguments),
-    /// Give an operator a new token and print it, once; the earlier one is not known any more
-    Rotate {
-        /// Id or name
-        operator: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove an operator; the token is not known any more
-    #[command(alias = "revoke")]
-    Remove {
-        /// Id or name
-        operator: String,
-    },
-}
-
-/// Whom to add.
-#[derive(Args)]
-pub struct OperatorArguments {
-    /// What to call them
-    pub name: String,
-    /// viewer (looks), operator (reaches services, pauses peers) or admin (decides who is in)
-    #[arg(long, default_value = "operator")]
-    pub role: Role,
-    /// Names of the peers, with * and ?; several after commas [default: all]
-    #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
-    pub peers: Vec<NamePattern>,
-    /// Names of the services, with * and ?; several after commas [default: all]
-    #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
-    pub services: Vec<NamePattern>,
-    /// After how long the account ends, such as 90d, or never
-    #[arg(long, value_name = "DURATION", default_value = "never")]
-    pub expires: Expiry,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What to change.
-#[derive(Args)]
-#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
-pub struct OperatorChangeArguments {
-    /// Id or name
-    pub operator: String,
-    /// viewer, operator or admin
-    #[arg(long, group = "change")]
-    pub role: Option<Role>,
-    /// Names of the peers, with * and ?; several after commas; * is all
-    #[arg(long, value_name = "PATTERNS", value_delimiter = ',', group = "change")]
-    pub peers: Option<Vec<NamePattern>>,
-    /// Names of the services, with * and ?; several after commas; * is all
-    #[arg(long, value_name = "PATTERNS", value_delimiter = ',', group = "change")]
-    pub services: Option<Vec<NamePattern>>,
-    /// From now on, after how long the account ends, such as 90d, or never
-    #[arg(long, value_name = "DURATION", group = "change")]
-    pub expires: Option<Expiry>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// When an account ends.
-#[derive(Clone, Copy)]
-pub enum Expiry {
-    /// Not by itself.
-    Never,
-    /// After so long.
-    After(HumaneDuration),
-}
-
-impl FromStr for Expiry {
-    type Err = InvalidDuration;
-
-    fn from_str(text: &str) -> Result<Self, InvalidDuration> {
-        match text {
-            "never" => Ok(Self::Never),
-            text => text.parse().map(Self::After),
-        }
-    }
-}
-
-impl Expiry {
-    /// In the API's words.
-    pub fn seconds(self) -> Option<u64> {
-        match self {
-            Self::Never => None,
-            Self::After(HumaneDuration(span)) => Some(span.as_secs()),
-        }
-    }
 }
 
 /// What to do with the certificate authority.
