@@ -477,6 +477,7 @@ fn a_box_is_readmitted_by_the_fingerprint_that_it_shows_before_it_comes() {
         turned.is_object().then(|| turned.clone())
     });
     assert_eq!(turned["certificate"], shown, "what the operator compares");
+    assert!(succeed(&bridge.output(&["peers", "show", "shop-17"])).contains(&shown));
     running.kill();
     let running = before.run();
     wait_for("the box that is known has a tunnel", has_a_tunnel);

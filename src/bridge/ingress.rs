@@ -267,7 +267,9 @@ impl Ingress {
             return Err(not_admitted("the certificate is no federation peer's"));
         };
         let mut objection = self.objection(&certificate, peer).await?;
-        if objection.is_some() && self.is_readmitted(&certificate, peer).await {
+        // Another key is what an operator can say is right; being suspended is not.
+        let is_another = matches!(objection, Some((GoodbyeReason::Superseded, _)));
+        if is_another && self.is_readmitted(&certificate, peer).await {
             objection = self.objection(&certificate, peer).await?;
         }
         match objection {

@@ -314,6 +314,7 @@ mod tests {
             let failed = Failed {
                 why: "no answer".to_owned(),
                 advice: advice(Rung::Quic),
+                verdict: Verdict::Fail,
             };
             judge(&bridge(), Rung::Quic, Err(failed), any)
         };
@@ -322,6 +323,18 @@ mod tests {
         assert_eq!(alone.verdict, Verdict::Fail);
         assert_eq!(alone.name, "UDP to bridge.example:8443");
         assert!(alone.advice.unwrap().contains("UDP"));
+    }
+
+    #[test]
+    fn silence_is_a_failure_to_a_satellite_and_a_doubt_to_the_bridge_itself() {
+        let silent = ConnectError::NoAddress { bridge: bridge() };
+        for (standpoint, verdict) in [
+            (Standpoint::Satellite, Verdict::Fail),
+            (Standpoint::Bridge, Verdict::Warn),
+        ] {
+            let failed = Failed::of(Rung::Tls, standpoint, &silent);
+            assert_eq!(judge(&bridge(), Rung::Tls, Err(failed), false).verdict, verdict);
+        }
     }
 
     #[test]

@@ -128,6 +128,7 @@ pub fn peer(peer: &Value, style: Style, now: UnixTime) -> String {
         ("since", time(&peer["status_since"], now)),
         ("at the platform", platform_standing(peer, now)),
         ("note", (!note.is_empty()).then(|| note.into())),
+        ("shown certificate", text(&peer["turned_away"]["certificate"])),
         ("last degraded", text(&peer["metadata"]["degraded_reason"])),
         (
             "tunnel",
