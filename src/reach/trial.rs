@@ -212,8 +212,8 @@ struct Failed {
 
 impl Failed {
     fn of(rung: Rung, standpoint: Standpoint, error: &ConnectError) -> Self {
-        let was_heard = matches!(error, ConnectError::Dial(error) if error.was_heard());
-        if standpoint == Standpoint::Bridge && !was_heard {
+        let is_silence = matches!(error, ConnectError::Dial(error) if !error.was_heard());
+        if standpoint == Standpoint::Bridge && is_silence {
             return Self {
                 why: error_chain(error),
                 advice: FROM_INSIDE,
@@ -327,7 +327,11 @@ mod tests {
 
     #[test]
     fn silence_is_a_failure_to_a_satellite_and_a_doubt_to_the_bridge_itself() {
-        let silent = ConnectError::NoAddress { bridge: bridge() };
+        let silent = ConnectError::Dial(DialError::NoRoute {
+            host: "bridge.example".to_owned(),
+            address: "192.0.2.1:8443".parse().unwrap(),
+            source: ErrorKind::NetworkUnreachable.into(),
+        });
         for (standpoint, verdict) in [
             (Standpoint::Satellite, Verdict::Fail),
             (Standpoint::Bridge, Verdict::Warn),
