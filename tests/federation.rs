@@ -357,6 +357,44 @@ fn a_daemon_waits_for_a_command_that_has_its_store() {
 }
 
 #[test]
+fn commands_at_once_wait_for_each_other_and_for_a_daemon_that_starts() {
+    let all_succeed = |commands: Vec<Command>| {
+        let spawned: Vec<_> = commands
+            .into_iter()
+            .map(|mut command| {
+                command.stdout(Stdio::null()).stderr(Stdio::piped());
+                command.spawn().unwrap()
+            })
+            .collect();
+        for child in spawned {
+            succeed(&child.wait_with_output().unwrap());
+        }
+    };
+    let (bridge, daemon, satellite) = joined();
+    assert!(daemon.stop().success());
+    let names: Vec<String> = (0..5).map(|number| format!("shop-2{number}")).collect();
+    let invitations = || {
+        let all = names.iter();
+        all.map(|name| bridge.command(&["token", "mint", name])).collect()
+    };
+    all_succeed(
+        names
+            .iter()
+            .map(|name| bridge.command(&["invite", "--name", name]))
+            .collect(),
+    );
+    let grants = || {
+        let all = names.iter();
+        all.map(|name| satellite.command(&["grants", "issue", "--subject", name]))
+            .collect()
+    };
+    all_succeed(grants());
+    let _daemons = (bridge.run_unwatched(), satellite.run_unwatched());
+    all_succeed(invitations());
+    all_succeed(grants());
+}
+
+#[test]
 fn a_box_that_is_no_member_is_told_so_before_it_is_asked_who_runs_it() {
     let satellite = SatelliteSite::new();
     let rejoin = |code: &str| fail(&run_with_input(satellite.command(&["rejoin", "-"]), code));
