@@ -21,7 +21,7 @@ pub(super) const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 
 /// What a store that is being made is called, after its name.
-const DRAFT_SUFFIX: &str = ".new";
+pub const DRAFT_SUFFIX: &str = ".new";
 
 const ATTEMPT: &str = "make";
 const NEEDED: &str = "write access to its directory";
