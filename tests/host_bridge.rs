@@ -372,6 +372,47 @@ fn a_client_with_a_certificate_of_another_authority_is_found_in_the_log() {
 }
 
 #[test]
+fn backups_of_a_directory_follow_each_other_and_the_oldest_go() {
+    let bridge = BridgeSite::init();
+    let directory = bridge.dir.path().join("backups");
+    let into = directory.to_str().unwrap().to_owned();
+    let (code, said) = fail(&bridge.output(&["backup", "--into", &into]));
+    assert_eq!(code, 1);
+    assert!(said.contains("name a directory that is there"), "{said}");
+    std::fs::create_dir(&directory).unwrap();
+    for file in [
+        "registry-2024-05-17T031500Z.redb",
+        "registry-2024-05-18T031500Z.redb",
+        "notes.txt",
+    ] {
+        std::fs::write(directory.join(file), "x").unwrap();
+    }
+    let made = succeed(&bridge.output(&["backup", "--into", &into, "--keep", "2"]));
+    assert!(made.contains("1 earlier"), "{made}");
+    let mut names: Vec<_> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(
+        (&*names[0], &*names[1]),
+        ("notes.txt", "registry-2024-05-18T031500Z.redb")
+    );
+    assert!(made.contains(&names[2]), "{made}");
+    let newest = directory.join(&names[2]);
+    succeed(&bridge.output(&["restore", newest.to_str().unwrap()]));
+    for wrong in [
+        &["backup"][..],
+        &["backup", "/nowhere/x", "--keep", "2"],
+        &["backup", "--into", &into, "--keep", "0"],
+        &["backup", "/nowhere/x", "--into", &into],
+    ] {
+        assert_eq!(fail(&bridge.output(wrong)).0, 2, "{wrong:?}");
+    }
+}
+
+#[test]
 fn a_backup_is_made_beside_the_daemon_and_restored_without_it() {
     let bridge = BridgeSite::init();
     let file = bridge.dir.path().join("backup.redb");
@@ -410,6 +451,69 @@ fn a_backup_is_made_beside_the_daemon_and_restored_without_it() {
     assert!(bridge.json(&["peers", "show", "shop-17"])["id"].is_string());
     let (code, _) = fail(&bridge.output(&["peers", "show", "shop-18"]));
     assert_eq!(code, 4);
+}
+
+#[test]
+fn a_box_is_readmitted_by_the_fingerprint_that_it_shows_before_it_comes() {
+    let bridge = BridgeSite::init();
+    let file = bridge.dir.path().join("backup.redb");
+    let file = file.to_str().unwrap();
+    let daemon = bridge.run();
+    let before = SatelliteSite::new();
+    succeed(&before.join(&bridge.join_code("shop-17")));
+    succeed(&bridge.output(&["backup", file]));
+    succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "a new box"]));
+    let minted = bridge.json(&["token", "mint", "shop-17"]);
+    let after = SatelliteSite::new();
+    succeed(&after.join(minted["join_code"].as_str().unwrap()));
+    assert!(daemon.stop().success());
+    succeed(&bridge.output(&["restore", file]));
+
+    let status = after.status();
+    let shown = status["certificate"]["fingerprint"].as_str().unwrap().to_owned();
+    assert!(succeed(&after.output(&["status"])).contains(&shown));
+    let readmit = |named: &str| bridge.output(&["peers", "readmit", "shop-17", "--fingerprint", named]);
+    let (_, said) = fail(&readmit(&shown));
+    assert!(said.contains("no host-bridge runs"), "{said}");
+    let _daemon = bridge.run();
+    assert_eq!(fail(&readmit("sha256:1234")).0, 2);
+    let another = format!("sha256:{}", "0".repeat(64));
+    let said = succeed(&readmit(&another));
+    assert!(said.contains("when the box comes with it"), "{said}");
+
+    // One that was named wrongly lets nobody in, and the box that is known stays in.
+    let running = before.run();
+    let has_a_tunnel = || {
+        let peer = bridge.json(&["peers", "show", "shop-17"]);
+        peer["tunnel"].is_object().then_some(())
+    };
+    wait_for("the box that is known has a tunnel", has_a_tunnel);
+    running.kill();
+    let running = after.run();
+    let turned = wait_for("the new box is turned away", || {
+        let peer = bridge.json(&["peers", "show", "shop-17"]);
+        let turned = &peer["turned_away"];
+        turned.is_object().then(|| turned.clone())
+    });
+    assert_eq!(turned["certificate"], shown, "what the operator compares");
+    running.kill();
+    let running = before.run();
+    wait_for("the box that is known has a tunnel", has_a_tunnel);
+    running.kill();
+
+    let said = succeed(&readmit(&shown.to_uppercase().replace("SHA256:", "")));
+    assert!(said.contains("when the box comes with it"), "{said}");
+    let running = after.run();
+    wait_for("the new box has a tunnel", || {
+        let peer = bridge.json(&["peers", "show", "shop-17"]);
+        (peer["tunnel"].is_object() && peer["turned_away"].is_null()).then_some(())
+    });
+    running.kill();
+    let _running = before.run();
+    wait_for("the box before is turned away", || {
+        let peer = bridge.json(&["peers", "show", "shop-17"]);
+        peer["turned_away"].is_object().then_some(())
+    });
 }
 
 #[test]

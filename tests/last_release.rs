@@ -95,6 +95,7 @@ fn both_are_updated_in_place_and_taken_back_or_refused_whole() {
 
     (satellite.program, bridge.program) = new;
     succeed(&satellite.output(&["self-check"]));
+    succeed(&bridge.output(&["self-check"]));
     let (daemon, running) = (bridge.run(), satellite.run());
     answers(&bridge);
     assert!(running.stop().success() && daemon.stop().success());

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "support/small_disk.rs"]
+mod small_disk;
 mod support;
 
 use std::collections::BTreeSet;
@@ -10,6 +12,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use small_disk::SmallDisk;
 use support::{BridgeSite, DEADLINE, SatelliteSite, free_port, succeed, wait_for};
 
 /// Status and body of a GET over a connection that ends with it.
@@ -192,4 +195,35 @@ fn a_box_that_has_not_joined_is_alive_and_not_ready() {
         (status, why.as_str()),
         (503, "this box has not joined a parent\n")
     );
+}
+
+#[test]
+fn a_host_bridge_that_cannot_write_is_not_ready_until_it_can() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let bridge = BridgeSite::init_with(vec![(
+        "POWERNODE_HOST_BRIDGE_STATE_DIR",
+        disk.path().join("state"),
+    )]);
+    let _daemon = bridge.run();
+    let socket = bridge.dir.path().join("admin.sock");
+    assert_eq!(get_local(&socket, "/readyz").0, 200);
+    disk.fill();
+    let mut invited = 0;
+    let why = wait_for("the host-bridge is not ready", || {
+        // What is free within the file can still be written to.
+        invited += 1;
+        let _ = bridge.output(&["invite", "--name", &format!("shop-{invited}")]);
+        let (status, why) = get_local(&socket, "/readyz");
+        (status == 503).then_some(why)
+    });
+    assert!(
+        why.starts_with("the registry cannot be written: ") && why.contains("full"),
+        "{why}"
+    );
+    assert_eq!(get_local(&socket, "/healthz").0, 200, "a restart would not help");
+    disk.empty();
+    wait_for("the host-bridge is ready again", || {
+        (get_local(&socket, "/readyz").0 == 200).then_some(())
+    });
+    succeed(&bridge.output(&["invite", "--name", "after"]));
 }

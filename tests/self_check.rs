@@ -5,7 +5,9 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
+use std::process::Output;
 
+use powernode_satellite::bridge::registry::{REGISTRY_FILE, record};
 use powernode_satellite::satellite::membership_store::{COPY_FILE, SCHEMA, STORE_FILE};
 use powernode_satellite::store::database::{Database, Migration, Schema};
 use serde_json::Value;
@@ -20,12 +22,22 @@ static LATER: Schema = Schema {
     sealed: SCHEMA.sealed,
 };
 
+/// What a later version could make of the host-bridge's.
+static LATER_REGISTRY: Schema = Schema {
+    name: record::SCHEMA.name,
+    sealed: record::SCHEMA.sealed,
+    ..LATER
+};
+
 const NOTHING: Migration = |_| Ok(());
 
 fn verdict(satellite: &SatelliteSite) -> Value {
-    let output = satellite.output(&["self-check", "--json"]);
+    verdict_of(&satellite.output(&["self-check", "--json"]))
+}
+
+fn verdict_of(output: &Output) -> Value {
     let usable = output.status.success();
-    let verdict: Value = serde_json::from_str(&succeed_or_code(&output, 1)).unwrap();
+    let verdict: Value = serde_json::from_str(&succeed_or_code(output, 1)).unwrap();
     assert_eq!(verdict["usable"], usable, "the exit code is the verdict");
     verdict
 }
@@ -138,4 +150,85 @@ fn a_bad_configuration_is_a_failed_check() {
     let verdict: Value = serde_json::from_str(&succeed_or_code(&output, 1)).unwrap();
     assert_eq!(verdict["usable"], false);
     assert_eq!(check(&verdict, "configuration").0, "failed");
+}
+
+fn verdict_of_bridge(bridge: &BridgeSite) -> Value {
+    verdict_of(&bridge.output(&["self-check", "--json"]))
+}
+
+#[test]
+fn a_host_bridge_is_examined_beside_its_daemon_and_without_it() {
+    let bridge = BridgeSite::init();
+    let store = bridge.dir.path().join("state").join(REGISTRY_FILE);
+    let before = std::fs::read(&store).unwrap();
+    let still = verdict_of_bridge(&bridge);
+    assert_eq!(still["usable"], true);
+    assert_eq!(check(&still, "configuration"), ("ok", "good"));
+    assert!(check(&still, "store").1.starts_with("whole, "));
+    assert_eq!(std::fs::read(&store).unwrap(), before);
+
+    let running = bridge.run();
+    let live = verdict_of_bridge(&bridge);
+    assert_eq!(live["usable"], true);
+    let (outcome, detail) = check(&live, "store");
+    assert!(
+        outcome == "ok" && detail.contains(&running.id().to_string()),
+        "{detail}"
+    );
+    let (outcome, detail) = check(&live, "authority");
+    assert!(
+        outcome == "ok" && detail.starts_with("valid, ends 20"),
+        "{detail}"
+    );
+    succeed(&bridge.output(&["ca", "rotate"]));
+    assert!(
+        check(&verdict_of_bridge(&bridge), "authority")
+            .1
+            .contains("the one before counts until 20")
+    );
+    assert!(running.stop().success());
+}
+
+#[test]
+fn a_registry_that_this_program_cannot_use_is_refused_as_it_is() {
+    let bridge = BridgeSite::init();
+    let store = bridge.dir.path().join("state").join(REGISTRY_FILE);
+    let refused = |what: &str, why: &str| {
+        let before = std::fs::read(&store).ok();
+        let verdict = verdict_of_bridge(&bridge);
+        assert_eq!(verdict["usable"], false, "{what}");
+        let (outcome, detail) = check(&verdict, "store");
+        assert!(outcome == "failed" && detail.contains(why), "{what}: {detail}");
+        let (_, said) = fail(&bridge.output(&["run"]));
+        assert_eq!(std::fs::read(&store).ok(), before, "{what}: {said}");
+    };
+    drop(Database::open(&store, &LATER_REGISTRY).unwrap());
+    refused("of a later version", "Update the program");
+    std::fs::write(&store, "not a store").unwrap();
+    refused("no store", "is not a store");
+    std::fs::remove_file(&store).unwrap();
+    refused("gone", "powernode-host-bridge init");
+}
+
+#[test]
+fn a_host_bridge_beside_a_platform_is_examined_before_its_first_run() {
+    let mut bridge = BridgeSite::init();
+    let absent = bridge.dir.path().join("absent.pem");
+    bridge.variables = vec![
+        (
+            "POWERNODE_HOST_BRIDGE_PLATFORM_URL",
+            "http://127.0.0.1:3000".into(),
+        ),
+        ("POWERNODE_HOST_BRIDGE_PLATFORM_CA_FILE", bridge.ca_file.clone()),
+        ("POWERNODE_HOST_BRIDGE_SERVER_CERTIFICATE_FILE", absent.clone()),
+        ("POWERNODE_HOST_BRIDGE_SERVER_KEY_FILE", absent),
+    ];
+    let verdict = verdict_of_bridge(&bridge);
+    assert_eq!(verdict["usable"], false);
+    let (outcome, detail) = check(&verdict, "certificates");
+    assert!(
+        outcome == "failed" && detail.contains("server.certificate_file"),
+        "{detail}"
+    );
+    assert!(check(&verdict, "store").1.contains("the first run makes it"));
 }

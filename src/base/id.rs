@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
+use super::radix::sha256_of_text;
 use super::time::UnixTime;
 
 /// Random bytes that a `UUIDv7` takes from its caller.
@@ -145,6 +146,43 @@ impl fmt::Display for PublicKeyDigest {
 impl fmt::Debug for PublicKeyDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// SHA-256 over a whole certificate in DER: what programs call its fingerprint.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CertificateDigest([u8; 32]);
+
+/// A text that is no such digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("a certificate's fingerprint is its SHA-256: 64 hex digits, colons allowed")]
+pub struct InvalidCertificateDigest;
+
+impl CertificateDigest {
+    /// Of a certificate in DER.
+    pub fn of_der(der: &[u8]) -> Self {
+        use sha2::Digest;
+        Self(sha2::Sha256::digest(der).into())
+    }
+}
+
+impl fmt::Display for CertificateDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", crate::base::radix::HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for CertificateDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for CertificateDigest {
+    type Err = InvalidCertificateDigest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCertificateDigest> {
+        sha256_of_text(text).map(Self).ok_or(InvalidCertificateDigest)
     }
 }
 

@@ -135,6 +135,16 @@ const fn low_byte(value: u32) -> u8 {
     value as u8
 }
 
+/// A SHA-256 as people pass it on: 64 hex digits, with or without colons and `sha256:` in front.
+pub fn sha256_of_text(text: &str) -> Option<[u8; 32]> {
+    let text = text.trim();
+    let digits = ["sha256:", "SHA256:"]
+        .into_iter()
+        .find_map(|name| text.strip_prefix(name));
+    let hex: String = digits.unwrap_or(text).chars().filter(|c| *c != ':').collect();
+    HEXLOWER_PERMISSIVE.decode(hex.as_bytes()).ok()?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -464,6 +464,7 @@ impl Running {
         };
         intake.spawn_until_cancelled("sweep", upkeep.clone().sweep_for_ever());
         intake.spawn_until_cancelled("files", upkeep.clone().read_files_for_ever());
+        intake.spawn_until_cancelled("disk", upkeep.clone().try_disk_for_ever());
         intake.spawn_until_cancelled("equals", upkeep.clone().follow_equals_for_ever());
         intake.spawn_until_cancelled("upkeep", upkeep.for_ever());
         if let Some(period) = service.watchdog_period() {

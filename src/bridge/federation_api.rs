@@ -24,7 +24,7 @@ use super::dial_back::DialBack;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
 use super::held_grants;
-use super::links::{Links, REPLACED_KEY};
+use super::links::{AUTHORITY_RETIRED, Links, REPLACED_KEY};
 use super::metrics::RequestCounts;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
@@ -295,6 +295,12 @@ impl FederationApi {
         if !self.registry.is_enrolled(&peer, certificate.key) {
             return Err(Reply::unauthorized(&format!(
                 "Client certificate not issued by this peer's CA (expected anchor {}; the certificate's key is none that this peer has enrolled)",
+                self.registry.authority().fingerprint()
+            )));
+        }
+        if !self.registry.has_authority(peer.id, &certificate.der) {
+            return Err(Reply::unauthorized(&format!(
+                "Client certificate not issued by this peer's CA (expected anchor {}; {AUTHORITY_RETIRED})",
                 self.registry.authority().fingerprint()
             )));
         }

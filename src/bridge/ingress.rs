@@ -20,7 +20,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use self::visit::Visitor;
 use super::direct::{self, Calling, RedialEvent, Redialer};
 use super::federation_api::{Caller, CallerCertificate, Standing};
-use super::links::{Link, Links, SessionGuard};
+use super::links::{Link, Links, REPLACED_KEY, SessionGuard};
 use super::parent::Parent;
 use super::peer_view::TurnedAway;
 use super::refused_certificates::RefusedCertificates;
@@ -266,10 +266,27 @@ impl Ingress {
         }) else {
             return Err(not_admitted("the certificate is no federation peer's"));
         };
-        match self.objection(&certificate, peer).await? {
+        let mut objection = self.objection(&certificate, peer).await?;
+        if objection.is_some() && self.is_readmitted(&certificate, peer).await {
+            objection = self.objection(&certificate, peer).await?;
+        }
+        match objection {
             None => Ok(Admitted { peer, certificate }),
             Some((_, why)) => Err(not_admitted(&why)),
         }
+    }
+
+    /// Whether the peer comes with what an operator has named, and is taken with it from now on.
+    async fn is_readmitted(&self, certificate: &CallerCertificate, peer: PeerId) -> bool {
+        let now = self.clock.trusted().now;
+        if !self.links.take_expected(peer, certificate, now) || !self.parent.readmit(certificate, peer).await
+        {
+            return false;
+        }
+        info!(%peer, certificate = %certificate.digest(), "a peer has come with the certificate that an operator named");
+        // Of a key that counts no more.
+        self.links.close(peer, GoodbyeReason::Superseded, REPLACED_KEY);
+        true
     }
 
     /// Why the peer may not come in, if it may not.

@@ -1,13 +1,14 @@
 //! The live tunnels: the session table with its tunnels, and the goodbyes to those that leave it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::federation_api::Caller;
+use super::federation_api::{Caller, CallerCertificate};
 use super::peer_view::{LinkView, TurnedAway};
+use super::readmissions::Readmissions;
 use super::session::{BootstrapPlace, Full, Session, SessionLimits, SessionTable};
 use crate::base::counter::Counter;
-use crate::base::id::{PeerId, SessionId};
+use crate::base::id::{CertificateDigest, PeerId, SessionId};
 use crate::base::time::UnixTime;
 use crate::machine::source_rate::Source;
 use crate::process::supervisor::TaskScope;
@@ -17,6 +18,9 @@ use crate::wire::{Goodbye, GoodbyeReason, RefusalCode, Refused, SessionClaim};
 
 /// What a session is told whose peer has accepted again.
 pub const REPLACED_KEY: &str = "another key has accepted as this peer";
+
+/// What is told to whose certificate was issued by an authority that counts no more.
+pub const AUTHORITY_RETIRED: &str = "the authority that issued its certificate was retired; without a newer one the box must rejoin with a new token";
 
 /// Most peers of whom is known that they were turned away. Each has shown a certificate that verifies.
 const TURNED_AWAY_MAX: usize = 1_024;
@@ -84,6 +88,7 @@ impl TunnelCounters {
 pub struct Links {
     table: Mutex<SessionTable<Link>>,
     turned_away: Mutex<BTreeMap<PeerId, TurnedAway>>,
+    readmissions: Mutex<Readmissions>,
     goodbyes: TaskScope,
     counters: TunnelCounters,
 }
@@ -94,6 +99,7 @@ impl Links {
         Self {
             table: Mutex::new(SessionTable::new(limits)),
             turned_away: Mutex::default(),
+            readmissions: Mutex::default(),
             goodbyes,
             counters: TunnelCounters::default(),
         }
@@ -166,12 +172,48 @@ impl Links {
         self.turned_away().get(&peer).cloned()
     }
 
+    /// An operator says with what certificate the peer may come ([`Readmissions::expect`]).
+    pub fn expect(&self, peer: PeerId, certificate: CertificateDigest, now: UnixTime) -> Option<UnixTime> {
+        self.readmissions().expect(peer, certificate, now)
+    }
+
+    /// Whether the peer has come with that ([`Readmissions::take`]).
+    pub fn take_expected(&self, peer: PeerId, shown: &CallerCertificate, now: UnixTime) -> bool {
+        self.readmissions().take(peer, shown, now)
+    }
+
     /// Ends a peer's tunnels for a reason.
     pub fn close(&self, peer: PeerId, reason: GoodbyeReason, message: &str) {
         let removed = self.table().remove(peer);
         for removed in removed {
             self.say(removed.link.tunnel, goodbye(reason, message));
         }
+    }
+
+    /// Ends those tunnels whose callers are found to have no right to them any more; gives how many peers had some.
+    pub fn close_those(
+        &self,
+        ended: impl Fn(PeerId, &Caller) -> bool,
+        reason: GoodbyeReason,
+        message: &str,
+    ) -> usize {
+        let table = self.table();
+        let live = table.of_peers();
+        let live: Vec<_> = live
+            .map(|(peer, live)| (peer, live.id, live.link.caller.clone()))
+            .collect();
+        // Finding out may take its time: nobody waits for it.
+        drop(table);
+        let ended = live.into_iter().filter(|(peer, _, caller)| ended(*peer, caller));
+        let mut peers = BTreeSet::new();
+        for (peer, session, _) in ended {
+            let removed = self.table().remove_session(peer, session);
+            if let Some(removed) = removed {
+                self.say(removed.link.tunnel, goodbye(reason, message));
+                peers.insert(peer);
+            }
+        }
+        peers.len()
     }
 
     /// The tunnel that carries what is opened towards a peer.
@@ -235,6 +277,10 @@ impl Links {
     fn table(&self) -> MutexGuard<'_, SessionTable<Link>> {
         // Each change of the table is complete before anything that could panic.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn readmissions(&self) -> MutexGuard<'_, Readmissions> {
+        self.readmissions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn turned_away(&self) -> MutexGuard<'_, BTreeMap<PeerId, TurnedAway>> {

@@ -13,6 +13,7 @@ use super::parent::Parent;
 use super::registry::Books;
 use super::registry::record::PeerRecord;
 use crate::base::exposition::{Exposition, MetricKind, Samples};
+use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
 use crate::contract::peer::PeerStatus;
 use crate::contract::{
@@ -96,11 +97,22 @@ impl Observed for BridgeObserved {
         match probe {
             // That this is answered at all says that the listeners' tasks and the runtime go on.
             Probe::Alive => Ok(()),
-            Probe::Ready => match self.books.ledger().public() {
-                Ok(_) => Ok(()),
-                Err(error) => Err(format!("the registry cannot be read: {error}")),
-            },
+            Probe::Ready => {
+                let ledger = self.books.ledger();
+                ledger
+                    .public()
+                    .map_err(|error| format!("the registry cannot be read: {}", error_chain(&error)))?;
+                readiness(ledger.failure())
+            }
         }
+    }
+}
+
+/// Whether joins, renewals and changes go through; tunnels stay up where they do not.
+fn readiness(failure: Option<String>) -> Result<(), String> {
+    match failure {
+        Some(why) => Err(format!("the registry cannot be written: {why}")),
+        None => Ok(()),
     }
 }
 
@@ -125,7 +137,7 @@ impl BridgeObserved {
         out.gauge(
             "powernode_host_bridge_store_failing",
             "1 while the registry cannot be written.",
-            self.books.ledger().is_failing().into(),
+            self.books.ledger().failure().is_some().into(),
         );
         out.counter(
             "powernode_host_bridge_audit_events_lost_total",

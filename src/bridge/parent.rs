@@ -13,11 +13,13 @@ use super::dial_back::Reached;
 use super::direct::Redial;
 use super::federation_api::{Caller, CallerCertificate, FederationApi, RedialFailed, may_connect};
 use super::held_grants;
+use super::links::AUTHORITY_RETIRED;
 use super::metrics::RequestCounts;
 use super::platform::PlatformParent;
 use super::registry::Registry;
 use super::reply::{BodyError, Reply, ReplyBody};
 use crate::base::id::PeerId;
+use crate::base::limit::error_chain;
 use crate::contract::TUNNEL_LEAVE_PATH;
 use crate::contract::peer::PeerStatus;
 use crate::identity::anchors::Anchors;
@@ -113,8 +115,29 @@ impl Parent {
                            for a new token and rejoin";
                 Some((GoodbyeReason::Superseded, why.to_owned()))
             }
+            Some(_) if !own.has_authority(peer, &certificate.der) => {
+                Some((GoodbyeReason::Done, AUTHORITY_RETIRED.to_owned()))
+            }
             Some(_) => None,
         })
+    }
+
+    /// Enrols the key with which a peer has come, by an operator's word.
+    pub async fn readmit(&self, certificate: &CallerCertificate, peer: PeerId) -> bool {
+        let Self::Own { registry, .. } = self else {
+            return false;
+        };
+        let (registry, certificate) = (Arc::clone(registry), certificate.clone());
+        let readmitted =
+            tokio::task::spawn_blocking(move || registry.readmit(&peer.to_string(), &certificate)).await;
+        match readmitted {
+            Ok(Ok(_)) => true,
+            Ok(Err(why)) => {
+                error!(%peer, why = %error_chain(&why), "a peer that an operator has readmitted was not taken");
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     /// By what the peer of this certificate's name certifies itself, if it does.

@@ -185,7 +185,7 @@ impl ParentCalls {
         B::Error: Into<BodyError>,
     {
         let peer = self.find(call.peer).await?;
-        let reachable = self.ledger.may_be_reached(peer.id);
+        let reachable = self.ledger.may_be_reached(&peer);
         let Some(tunnel) = self.links.get(peer.id).filter(|_| reachable) else {
             return Err(offline(&called(&peer), &why_offline(&peer)));
         };
@@ -194,14 +194,15 @@ impl ParentCalls {
         // No satellite takes more, and it would come over its link in vain.
         let body = Full::new(read_body(body).await?);
         info!(who, peer = %peer.id, method = %head.method, path = call.target.path(), %trace, "a call of the parent's goes to a peer");
-        let mut noted = AuditEvent {
+        // Also where the caller does not wait for the answer.
+        let mut noted = self.audit.begin(AuditEvent {
             federation_peer_id: Some(peer.id),
             actor: Some(format!("parent: {}", foreign_text(who))),
             object: Some(format!("{} {}", head.method, call.target.path())),
             source: Some((connection.source, 0).into()),
             trace: Some(trace),
             ..AuditEvent::of(AuditAction::Request)
-        };
+        });
         let began = self.clock.now();
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
@@ -214,12 +215,14 @@ impl ParentCalls {
         };
         let answer = request_streaming(&tunnel, trace, request, limits).await;
         noted.duration = self.clock.now().since(began);
-        let answered = match answer {
+        match answer {
             Ok(answer) => {
                 let (answered, body) = answer.into_parts();
-                if !answered.status.is_success() {
-                    noted.outcome = AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()));
-                }
+                noted.outcome = if answered.status.is_success() {
+                    AuditOutcome::Done
+                } else {
+                    AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()))
+                };
                 let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
                 *response.status_mut() = answered.status;
                 copy_headers(&answered.headers, response.headers_mut(), PASSED_BACK);
@@ -230,9 +233,7 @@ impl ParentCalls {
                 noted.outcome = AuditOutcome::Failed(error.to_string());
                 Err(no_answer(&peer, &error))
             }
-        };
-        self.audit.record(&noted);
-        answered
+        }
     }
 
     async fn find(&self, asked: String) -> Result<PeerRecord, Reply> {

@@ -1,7 +1,7 @@
 //! A peer as operators see it: the contract's row (section 1) and what this bridge knows beside
 //! it. JSON alone; tables are made of it elsewhere.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::federation_api::CallerCertificate;
@@ -40,9 +40,13 @@ pub struct TurnedAway {
     pub at: UnixTime,
     /// What it was told.
     pub why: String,
-    /// The certificate that it showed, which the handshake has verified.
-    #[serde(skip)]
+    /// The certificate that it showed, which the handshake has verified; its fingerprint is told.
+    #[serde(serialize_with = "fingerprint")]
     pub certificate: CallerCertificate,
+}
+
+fn fingerprint<S: Serializer>(certificate: &CallerCertificate, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&certificate.digest())
 }
 
 /// What a daemon knows of a peer.

@@ -173,6 +173,12 @@ impl<H> SessionTable<H> {
         self.sessions.values().flatten()
     }
 
+    /// The same, with whose they are.
+    pub fn of_peers(&self) -> impl Iterator<Item = (PeerId, &Session<H>)> {
+        let sessions = self.sessions.iter();
+        sessions.flat_map(|(peer, live)| live.iter().map(|live| (*peer, live)))
+    }
+
     /// How many sessions a peer has.
     pub fn count(&self, peer: PeerId) -> usize {
         self.sessions.get(&peer).map_or(0, Vec::len)

@@ -27,6 +27,10 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(3_600);
 /// Least distance of two rounds through the bundles of peers that certify themselves.
 const HINTS_DISTANCE: Duration = Duration::from_secs(10);
 
+/// How often a disk that has failed is tried again. Nothing else may be written for long, and whoever asks
+/// whether the host-bridge is ready is to hear soon that it is.
+const DISK_INTERVAL: Duration = Duration::from_secs(10);
+
 /// How often files are looked at that others renew.
 const FILES_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -67,6 +71,18 @@ impl Upkeep {
                 }
             }
             Err(error) => error!(error = %error_chain(&error), "the peers could not be looked through"),
+        }
+    }
+
+    /// Tries for ever a disk that has failed, until it takes writes again.
+    pub(super) async fn try_disk_for_ever(self) {
+        let mut tick = ticks(DISK_INTERVAL);
+        loop {
+            tick.tick().await;
+            let ledger = Arc::clone(self.books.ledger());
+            if ledger.failure().is_some() && blocking(move || ledger.prove_writable()).await.is_ok() {
+                info!("the disk takes writes again");
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use super::peer::{SpawnMode, UnknownName};
 use super::token::{AcceptanceToken, InvalidToken};
 use crate::base::id::{InvalidId, PeerId};
 use crate::base::limit::foreign_text;
+use crate::base::radix::sha256_of_text;
 use crate::base::time::UnixTime;
 
 /// Port on which a host-bridge listens (UDP for QUIC, TCP for HTTPS) unless told otherwise.
@@ -308,18 +309,7 @@ impl FromStr for CaFingerprint {
     type Err = InvalidFingerprint;
 
     fn from_str(text: &str) -> Result<Self, InvalidFingerprint> {
-        let text = text.trim();
-        let hex: String = text
-            .strip_prefix("sha256:")
-            .or_else(|| text.strip_prefix("SHA256:"))
-            .unwrap_or(text)
-            .chars()
-            .filter(|c| *c != ':')
-            .collect();
-        let bytes = crate::base::radix::HEXLOWER_PERMISSIVE
-            .decode(hex.as_bytes())
-            .map_err(|_| InvalidFingerprint)?;
-        bytes.try_into().map(Self).map_err(|_| InvalidFingerprint)
+        sha256_of_text(text).map(Self).ok_or(InvalidFingerprint)
     }
 }
 

@@ -135,6 +135,21 @@ pub fn vouches(old: &[u8], cross: &[u8], new: &[u8], now: UnixTime) -> bool {
         && signed_by(&new, &new)
 }
 
+/// Whether `authority` has issued `certificate`: its name, under its signature. Says nothing of whether either
+/// is valid now.
+pub fn has_issued(authority: &[u8], certificate: &[u8]) -> bool {
+    let (Ok(authority), Ok(certificate)) = (Fields::read(authority), Fields::read(certificate)) else {
+        return false;
+    };
+    certificate.issuer == authority.subject
+        && has_signed(
+            authority.public_key,
+            certificate.algorithm,
+            certificate.signed,
+            certificate.signature,
+        )
+}
+
 /// Another name than an authority's, so that nobody takes its successor for it: `Example CA G2`.
 pub fn next_generation(name: &str, max_chars: usize) -> String {
     let (base, generation) = name

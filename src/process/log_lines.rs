@@ -205,7 +205,9 @@ impl Visit for Fields<'_> {
         let shown = format!("{value:?}");
         match self.form {
             Form::Json => quote(self.text, &shown),
-            Form::Plain | Form::Coloured => visible(self.text, &shown),
+            Form::Plain | Form::Coloured if field.name() == MESSAGE => visible(self.text, &shown),
+            // A message is this program's own; what else is told may be another's, and is one line.
+            Form::Plain | Form::Coloured => visible(self.text, &shown.replace('\n', "\\n")),
         }
     }
 }
@@ -324,6 +326,7 @@ mod tests {
         let subscriber = tracing_subscriber::registry().with(kept.clone());
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(name = "x", number = -3, yes = true, shown = %"a b", r#type = ?Some(1), "over");
+            tracing::info!(why = %"gone\n2026-11-30T00:00:00Z  INFO all is well", "two\nlines");
         });
         let all = kept.0.lock().unwrap();
         let [json, plain, coloured] = &all[0];
@@ -346,6 +349,11 @@ mod tests {
         }
         assert!(
             !plain.contains("message") && coloured.contains("\u{1b}[3mname\u{1b}[0m\u{1b}[2m=\u{1b}[0m\"x\"")
+        );
+        let [_, plain, _] = &all[1];
+        assert_eq!(
+            plain, "two\nlines why=gone\\n2026-11-30T00:00:00Z  INFO all is well",
+            "what another has said begins no line"
         );
     }
 }

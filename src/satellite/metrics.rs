@@ -49,7 +49,8 @@ impl Observed for SatelliteObserved {
     }
 }
 
-/// Whether the satellite does its work: a tunnel is up, and the parent knows that the box lives.
+/// Whether the satellite does its work: a tunnel is up, the parent knows that the box lives, and what has to be
+/// kept can be.
 fn readiness(report: &StatusReport, now: UnixTime) -> Result<(), String> {
     if report.peer.is_none() {
         return Err(report
@@ -64,7 +65,10 @@ fn readiness(report: &StatusReport, now: UnixTime) -> Result<(), String> {
         ));
     }
     match heartbeat_age(report, now) {
-        Some(age) if age <= HEARTBEAT_STALE_AFTER => Ok(()),
+        Some(age) if age <= HEARTBEAT_STALE_AFTER => match &report.store.last_error {
+            Some(why) => Err(format!("the state cannot be written: {why}")),
+            None => Ok(()),
+        },
         Some(age) => Err(format!(
             "the parent acknowledged the last heartbeat {} s ago",
             age.as_secs()
@@ -300,7 +304,9 @@ fn services(out: &mut Exposition, report: &StatusReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::satellite::status::{BridgeReport, LinkReport};
+    use crate::base::id::PeerId;
+    use crate::contract::peer::{PeerStatus, SpawnMode};
+    use crate::satellite::status::{BridgeReport, LinkReport, PeerReport};
 
     fn at(seconds: i64) -> UnixTime {
         UnixTime::from_seconds(seconds)
@@ -319,6 +325,30 @@ mod tests {
         assert_eq!(
             readiness(&report, at(1_000)).unwrap_err(),
             "this box has not joined a parent"
+        );
+    }
+
+    #[test]
+    fn a_box_that_cannot_write_its_state_is_not_ready() {
+        let mut report = StatusReport::empty(at(1_000));
+        report.peer = Some(PeerReport {
+            id: PeerId::new_v7(at(900), [7; 10]),
+            status: PeerStatus::Active,
+            spawn_mode: SpawnMode::ManagedChild,
+            contract_version: 1,
+            accepted_at: at(900),
+            operator_contact: "ops@example.com".to_owned(),
+            location: "DE".to_owned(),
+            data_residency: None,
+            warnings: Vec::new(),
+        });
+        report.link.state = "connected".to_owned();
+        report.heartbeat.last_acknowledged_at = Some(at(990));
+        assert_eq!(readiness(&report, at(1_000)), Ok(()));
+        report.store.last_error = Some("the disk is full".to_owned());
+        assert_eq!(
+            readiness(&report, at(1_000)).unwrap_err(),
+            "the state cannot be written: the disk is full"
         );
     }
 

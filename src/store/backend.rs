@@ -8,12 +8,13 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use redb::StorageBackend;
 
-use super::error::OpenError;
+use super::error::{OpenError, StoreError};
+use crate::base::limit::error_chain;
 
 /// A file that its opener has locked. Takes no locks of its own, so that whoever holds the
 /// file's lock may give it up and take it up again without letting another process in.
@@ -42,15 +43,13 @@ impl StorageBackend for FileBytes {
     }
 }
 
-/// Most bytes of a store that are copied into memory. A satellite's has a hundredth of this.
-const COPY_MAX_BYTES: u64 = 16 * 1024 * 1024;
-
 /// A copy of a file in memory, to be read.
 #[derive(Debug)]
 pub(super) struct MemoryBytes(Vec<u8>);
 
 impl MemoryBytes {
-    pub(super) fn copy_of(path: &Path) -> Result<Self, OpenError> {
+    /// Of at most so many bytes.
+    pub(super) fn copy_of(path: &Path, max_bytes: u64) -> Result<Self, OpenError> {
         let io_error = |error| OpenError::io(path, "read", "read access", error);
         let file = match File::open(path) {
             Ok(file) => file,
@@ -61,13 +60,11 @@ impl MemoryBytes {
             }
             Err(error) => return Err(io_error(error)),
         };
-        if file.metadata().map_err(io_error)?.len() > COPY_MAX_BYTES {
+        if file.metadata().map_err(io_error)?.len() > max_bytes {
             return Err(io_error(io::ErrorKind::FileTooLarge.into()));
         }
         let mut bytes = Vec::new();
-        file.take(COPY_MAX_BYTES)
-            .read_to_end(&mut bytes)
-            .map_err(io_error)?;
+        file.take(max_bytes).read_to_end(&mut bytes).map_err(io_error)?;
         Ok(Self(bytes))
     }
 }
@@ -232,7 +229,7 @@ pub(super) struct Written(Arc<Writes>);
 #[derive(Debug, Default)]
 struct Writes {
     bytes: AtomicU64,
-    failing: AtomicBool,
+    failure: Mutex<Option<String>>,
 }
 
 impl Written {
@@ -240,14 +237,18 @@ impl Written {
         self.0.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether the last change failed by its disk.
-    pub(super) fn failing(&self) -> bool {
-        self.0.failing.load(Ordering::Relaxed)
+    /// Why the last change failed, where it did so by its disk.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.last().clone()
     }
 
     /// Notes how a change ended.
-    pub(super) fn note(&self, failed: bool) {
-        self.0.failing.store(failed, Ordering::Relaxed);
+    pub(super) fn note(&self, failure: Option<String>) {
+        *self.last() = failure;
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -256,7 +257,7 @@ impl Written {
 pub(super) struct Gauge {
     pub(super) written: Written,
     len: AtomicU64,
-    failed: AtomicBool,
+    failure: OnceLock<String>,
     /// Held for reading by each operation, so that retiring waits for those under way.
     retired: RwLock<bool>,
 }
@@ -277,7 +278,12 @@ impl Gauge {
 
     /// Whether an operation has failed, after which redb refuses every other.
     pub(super) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
+        self.failure.get().is_some()
+    }
+
+    /// How the first operation failed that did, in words.
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     /// Lets no further operation through, and waits for those under way: when this returns,
@@ -307,11 +313,20 @@ impl Guarded {
             ));
         }
         let result = operation(self.inner.as_ref());
-        if result.is_err() {
-            self.gauge.failed.store(true, Ordering::Release);
+        if let Err(error) = &result {
+            self.gauge.failure.get_or_init(|| in_words(error));
         }
         result
     }
+}
+
+/// As the store's own error says it.
+fn in_words(error: &io::Error) -> String {
+    let same = match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    };
+    error_chain(&StoreError::from(redb::Error::Io(same)))
 }
 
 impl StorageBackend for Guarded {

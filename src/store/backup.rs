@@ -20,6 +20,8 @@ use super::schema::Schema;
 use super::seal::Seals;
 use super::state_key::StateKey;
 
+pub use super::file::DRAFT_SUFFIX;
+
 /// How often a copy that is not whole is taken again: a host-bridge writes once a second where much happens,
 /// and a copy of its largest store takes a tenth of that.
 const COPY_RETRIES: u32 = 40;

@@ -35,6 +35,10 @@ pub use super::generation::CACHE_BYTES;
 pub use super::schema::{Migration, Schema};
 pub use super::transaction::{Direction, Reader, Table, Writer};
 
+/// How often a store that is being written to is copied into memory before it counts as damaged. A write
+/// takes milliseconds, and a host-bridge does one a second at most: to meet it twice is a rare accident.
+const SNAPSHOT_TRIES: usize = 5;
+
 /// An open store. Clones share it.
 #[derive(Clone)]
 pub struct Database(Arc<Inner>);
@@ -104,15 +108,21 @@ impl Database {
     }
 
     /// Opens a copy, in memory, of the store at `path` as it is now, whoever has it open and without
-    /// asking them. A copy that was taken in the middle of a write may count as damaged: take
-    /// another. Nothing in it changes when the store does.
+    /// asking them; one of more bytes than that is not copied. Nothing in it changes when the store does.
     pub fn open_snapshot(
         key: Option<&StateKey>,
-        path: &Path,
+        (path, max_bytes): (&Path, u64),
         schema: &'static Schema,
     ) -> Result<Self, OpenError> {
         let seals = Seals::new(schema, key);
-        let generation = Generation::examined(path, Box::new(MemoryBytes::copy_of(path)?), &seals)?;
+        let mut tries = 1;
+        let generation = loop {
+            let bytes = Box::new(MemoryBytes::copy_of(path, max_bytes)?);
+            match Generation::examined(path, bytes, &seals) {
+                Err(error) if error.is_damaged() && tries < SNAPSHOT_TRIES => tries += 1,
+                examined => break examined?,
+            }
+        };
         generation.prepare(path)?;
         Self::assemble(path, generation, Access::Read, seals)
     }
@@ -243,7 +253,12 @@ impl Database {
 
     /// Whether the disk has failed the last change, or been too full for it.
     pub fn is_failing(&self) -> bool {
-        self.0.written.failing()
+        self.failure().is_some()
+    }
+
+    /// Why the disk has failed the last change, in words.
+    pub fn failure(&self) -> Option<String> {
+        self.0.written.failure()
     }
 
     /// Opens a store on bytes that can be had again after a failure.

@@ -21,7 +21,7 @@ pub(super) const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
 
 /// What a store that is being made is called, after its name.
-const DRAFT_SUFFIX: &str = ".new";
+pub const DRAFT_SUFFIX: &str = ".new";
 
 const ATTEMPT: &str = "make";
 const NEEDED: &str = "write access to its directory";
@@ -148,33 +148,37 @@ impl Draft {
         Ok(())
     }
 
-    /// An empty draft, locked.
+    /// An empty draft, locked. It is always a new file: what is there under its name may be another's, or lead to
+    /// another's, where the directory is not ours alone.
     fn locked(path: &Path) -> Result<Self, OpenError> {
         let draft = beside(path, DRAFT_SUFFIX);
         loop {
-            let file = OpenOptions::new()
+            let made = OpenOptions::new()
                 .read(true)
                 .write(true)
-                .create(true)
-                .truncate(false)
+                .create_new(true)
                 .mode(FILE_MODE)
-                .open(&draft)
-                .map_err(|error| OpenError::io(&draft, ATTEMPT, NEEDED, error))?;
+                .open(&draft);
+            let file = match made {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    remove_leftover(&draft, path)?;
+                    continue;
+                }
+                Err(error) => return Err(OpenError::io(&draft, ATTEMPT, NEEDED, error)),
+            };
             match try_lock(&file, &draft, Lock::Exclusive) {
                 Ok(true) => {
-                    let begun = Self {
+                    // Whatever the umask has left of it.
+                    file.set_permissions(Permissions::from_mode(FILE_MODE))
+                        .map_err(|error| OpenError::io(&draft, ATTEMPT, NEEDED, error))?;
+                    return Ok(Self {
                         file: Arc::new(file),
                         path: draft,
                         published: false,
-                    };
-                    let io_error = |error| OpenError::io(&begun.path, ATTEMPT, NEEDED, error);
-                    begun.file.set_len(0).map_err(io_error)?;
-                    begun
-                        .file
-                        .set_permissions(Permissions::from_mode(FILE_MODE))
-                        .map_err(io_error)?;
-                    return Ok(begun);
+                    });
                 }
+                // Whoever came in between took it for a leftover.
                 Ok(false) => {}
                 Err(refused) => return Err(refused.into_error(path)),
             }
@@ -206,6 +210,33 @@ impl Drop for Draft {
             // What stays behind is replaced by the next draft.
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Removes what has the name of a draft of the store at `path`, unless somebody is making one.
+fn remove_leftover(draft: &Path, path: &Path) -> Result<(), OpenError> {
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let failed = |error| OpenError::io(draft, ATTEMPT, NEEDED, error);
+    let is_file = match fs::symlink_metadata(draft) {
+        Err(error) if gone(&error) => return Ok(()),
+        found => found.map_err(failed)?.is_file(),
+    };
+    // Its maker has it locked; who has the lock of a leftover is the one to remove it.
+    let mut _locked = None;
+    if is_file {
+        let file = match OpenOptions::new().read(true).write(true).open(draft) {
+            Err(error) if gone(&error) => return Ok(()),
+            opened => opened.map_err(failed)?,
+        };
+        match try_lock(&file, draft, Lock::Exclusive) {
+            Ok(true) => _locked = Some(file),
+            Ok(false) => return Ok(()),
+            Err(refused) => return Err(refused.into_error(path)),
+        }
+    }
+    match fs::remove_file(draft) {
+        Err(error) if gone(&error) => Ok(()),
+        removed => removed.map_err(failed),
     }
 }
 

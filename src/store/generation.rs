@@ -186,10 +186,10 @@ impl Generation {
     /// One transaction. Apart from what it is about, so that this is in the program once.
     fn change(&self, write: &mut dyn FnMut(&mut Writer<'_>) -> Verdict) -> Result<(), StoreError> {
         let outcome = self.transact(write);
-        match outcome {
-            _ if self.gauge.has_failed() => self.gauge.written.note(true),
-            Ok(Verdict::Keep) => self.gauge.written.note(false),
-            Ok(Verdict::Undo) | Err(_) => {}
+        match (self.gauge.failure(), &outcome) {
+            (Some(why), _) => self.gauge.written.note(Some(why.to_owned())),
+            (None, Ok(Verdict::Keep)) => self.gauge.written.note(None),
+            (None, Ok(Verdict::Undo) | Err(_)) => {}
         }
         outcome.map(drop)
     }

@@ -265,6 +265,13 @@ impl<T: ReadableTable<&'static [u8], &'static [u8]>> Rows for T {
     }
 }
 
+/// What becomes of a row that is there already as it is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Present {
+    Kept,
+    WrittenAgain,
+}
+
 /// Changes the store. Reads through it see its own changes.
 pub struct Writer<'t> {
     transaction: &'t WriteTransaction,
@@ -295,13 +302,33 @@ impl<'t> Writer<'t> {
         let key = key.encode();
         let table = table.plain();
         let value = record::encode(value).map_err(|source| table.damaged(&key, source))?;
-        self.put_bytes(table, &key, &value)
+        self.put_bytes(table, &key, &value, Present::Kept)
     }
 
-    fn put_bytes(&mut self, table: Plain, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+    /// [`Writer::put`] that writes also what is there already: only a write shows whether the disk takes any.
+    pub fn put_again<K: Key, V: Record>(
+        &mut self,
+        table: &Table<K, V>,
+        key: &K,
+        value: &V,
+    ) -> Result<(), StoreError> {
+        let key = key.encode();
+        let table = table.plain();
+        let value = record::encode(value).map_err(|source| table.damaged(&key, source))?;
+        self.put_bytes(table, &key, &value, Present::WrittenAgain)
+    }
+
+    fn put_bytes(
+        &mut self,
+        table: Plain,
+        key: &[u8],
+        value: &[u8],
+        present: Present,
+    ) -> Result<(), StoreError> {
         let seals = self.reader.seals;
         let mut rows = self.transaction.open_table(table.raw())?;
         let same = match rows.at(key)? {
+            _ if present == Present::WrittenAgain => false,
             Some(stored) if seals.is_in_form(table.name, stored.value()) => {
                 *table.opened(seals, key, stored.value())? == *value
             }

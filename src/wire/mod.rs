@@ -32,6 +32,7 @@ pub use stream::{
 pub use stream_end::StreamEnd;
 
 use crate::base::id::SessionId;
+use crate::base::limit::foreign_text;
 
 /// ALPN of the tunnel, version 1.
 pub const TUNNEL_ALPN: &[u8] = b"powernode-bridge/1";
@@ -297,16 +298,28 @@ impl ControlMessage {
         frame(&postcard::to_allocvec(self).unwrap_or_default())
     }
 
-    /// Reads a frame's content. `Ok(None)` for a message of a later build: skip it.
+    /// Reads a frame's content; words for people are on one line then. `Ok(None)` for a message of a later build:
+    /// skip it.
     pub fn decode(content: &[u8]) -> Result<Option<Self>, DecodeError> {
         match content.first() {
             None => return Err(DecodeError::Malformed("it is empty")),
             Some(kind) if *kind >= CONTROL_KINDS => return Ok(None),
             Some(_) => {}
         }
-        postcard::from_bytes(content)
-            .map(Some)
-            .map_err(|_| DecodeError::Malformed("a control message is cut or wrong"))
+        let message = postcard::from_bytes(content)
+            .map_err(|_| DecodeError::Malformed("a control message is cut or wrong"))?;
+        // What is said to people ends up in logs and on their terminals.
+        Ok(Some(match message {
+            Self::Refused(refused) => Self::Refused(Refused {
+                message: foreign_text(&refused.message),
+                ..refused
+            }),
+            Self::Goodbye(goodbye) => Self::Goodbye(Goodbye {
+                message: foreign_text(&goodbye.message),
+                ..goodbye
+            }),
+            other => other,
+        }))
     }
 }
 
@@ -398,6 +411,41 @@ mod tests {
     #[test]
     fn a_message_of_a_later_build_is_skipped() {
         assert_eq!(ControlMessage::decode(&[CONTROL_KINDS, 1, 2, 3]), Ok(None));
+    }
+
+    #[test]
+    fn words_forge_no_line_of_a_log_and_steer_no_terminal() {
+        let words = "bye\n2026-11-30T00:00:00Z  INFO all is well \u{1b}[2J".to_owned();
+        let plain = foreign_text(&words);
+        let refused = ControlMessage::Refused(Refused {
+            code: RefusalCode::Busy,
+            message: words.clone(),
+            retry_after_millis: 0,
+        });
+        let goodbye = ControlMessage::Goodbye(Goodbye {
+            reason: GoodbyeReason::Done,
+            message: words.clone(),
+            retry_after_millis: 0,
+        });
+        for message in [refused, goodbye] {
+            let content = message.encode().unwrap()[2..].to_vec();
+            let read = ControlMessage::decode(&content).unwrap().unwrap();
+            let (ControlMessage::Refused(Refused { message, .. })
+            | ControlMessage::Goodbye(Goodbye { message, .. })) = read
+            else {
+                panic!("{read:?}")
+            };
+            assert_eq!(message, plain);
+        }
+        let reply = StreamReply::Refused(StreamRefusal {
+            code: RefusalCode::Busy,
+            message: words,
+        });
+        let content = reply.encode().unwrap()[2..].to_vec();
+        let Ok(StreamReply::Refused(StreamRefusal { message, .. })) = StreamReply::decode(&content) else {
+            panic!("{reply:?}")
+        };
+        assert_eq!(message, plain);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::{DecodeError, FrameTooLong, RefusalCode, frame};
 use crate::base::id::TraceId;
+use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
 
 /// Version byte of every stream header.
@@ -165,9 +166,17 @@ impl StreamReply {
         frame(&postcard::to_allocvec(self).unwrap_or_default())
     }
 
-    /// Reads a frame's content.
+    /// Reads a frame's content; the words of a refusal are on one line then.
     pub fn decode(content: &[u8]) -> Result<Self, DecodeError> {
-        postcard::from_bytes(content).map_err(|_| DecodeError::Malformed("a stream reply is cut or wrong"))
+        let reply = postcard::from_bytes(content)
+            .map_err(|_| DecodeError::Malformed("a stream reply is cut or wrong"))?;
+        Ok(match reply {
+            Self::Accepted => Self::Accepted,
+            Self::Refused(refusal) => Self::Refused(StreamRefusal {
+                message: foreign_text(&refusal.message),
+                ..refusal
+            }),
+        })
     }
 }
 

@@ -128,6 +128,8 @@ fn the_satellite_waits_and_the_bridge_is_not_started(container: &Container) {
     for name in [SATELLITE, BRIDGE] {
         assert_eq!(container.property(name, "UnitFileState"), "enabled");
     }
+    let timer = container.output(&["systemctl", "is-enabled", "powernode-host-bridge-backup.timer"]);
+    assert_eq!(String::from_utf8_lossy(&timer.stdout).trim(), "disabled");
     let status = container.output(&[SATELLITE, "status"]);
     assert_eq!(status.status.code(), Some(3));
 }
@@ -146,6 +148,8 @@ fn an_upgrade_restarts_and_keeps_what_the_operator_wrote(container: &Container, 
     answers(container, "shop-17");
     let said = container.run(&[SATELLITE, "self-check"]);
     assert!(said.contains("joined"), "{said}");
+    let said = container.run(&[BRIDGE, "self-check"]);
+    assert!(said.contains("in use by"), "{said}");
 }
 
 /// While both packages are replaced, one after the other, the parent asks the satellite without a pause.
@@ -199,6 +203,13 @@ fn removed_keeps_the_state_and_purged_keeps_nothing(container: &Container, again
     container.run(&["systemctl", "start", BRIDGE]);
     answers(container, "shop-17");
 
+    container.run(&["systemctl", "start", "powernode-host-bridge-backup.service"]);
+    container.run(&[
+        "systemctl",
+        "enable",
+        "--now",
+        "powernode-host-bridge-backup.timer",
+    ]);
     container.write("/etc/powernode-satellite/acceptance-token", "x");
     container.run(&["dpkg", "--purge", SATELLITE, BRIDGE]);
     let left = container.run(&["sh", "-c", "find / -xdev -name '*powernode*' -not -path '/proc/*' -not -path '/root/*' \

@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use crate::container::Container;
 use crate::prerequisites::has;
 use crate::support::wait_for;
-use crate::units::{BRIDGE, SATELLITE, answers, begin, install_units, join};
+use crate::units::{BRIDGE, SATELLITE, TIMER, answers, begin, install_units, join};
 
 /// The documents whose fenced blocks of unit files begin with the place that they are for.
 const DOCUMENTS: [&str; 2] = ["docs/INSTALL.md", "docs/OPERATING.md"];
@@ -37,6 +37,7 @@ fn unit_files() -> BTreeMap<String, String> {
                 .strip_prefix("# ")
                 .unwrap_or_else(|| panic!("{document}: {first}"));
             let place = match place.strip_prefix("systemctl edit ") {
+                Some(unit) if unit.contains('.') => format!("/etc/systemd/system/{unit}.d/override.conf"),
                 Some(unit) => format!("/etc/systemd/system/{unit}.service.d/override.conf"),
                 None => place.to_owned(),
             };
@@ -89,6 +90,7 @@ fn the_documents_drop_ins_do_what_they_are_for() {
     the_satellite_writes_the_nodes_files(&container, &mut untried);
     a_hook_hands_over_to_root(&container, &mut untried);
     the_bridge_reads_a_platforms_files(&container, &mut untried);
+    backups_are_made_each_hour(&container, &mut untried);
     assert!(untried.0.is_empty(), "nobody tries {:?}", untried.0.keys());
 }
 
@@ -194,6 +196,16 @@ fn a_hook_hands_over_to_root(container: &Container, untried: &mut Untried) {
     });
     container.run(&["rm", &trial]);
     container.run(&["systemctl", "daemon-reload"]);
+}
+
+fn backups_are_made_each_hour(container: &Container, untried: &mut Untried) {
+    let calendar = || container.run(&["systemctl", "show", "--property=TimersCalendar", TIMER]);
+    let daily = calendar();
+    assert!(daily.contains("OnCalendar=*-*-* 00:00:00"), "{daily}");
+    untried.install(container, "backup.timer");
+    let hourly = calendar();
+    assert!(hourly.contains("OnCalendar=*-*-* *:00:00"), "{hourly}");
+    assert_eq!(hourly.matches("OnCalendar=").count(), 1, "{hourly}");
 }
 
 /// A section `[Service]` of a test's own; gives its place.

@@ -13,6 +13,9 @@ use crate::support::{succeed, wait_for};
 
 pub const SATELLITE: &str = "powernode-satellite";
 pub const BRIDGE: &str = "powernode-host-bridge";
+const BACKUP: &str = "powernode-host-bridge-backup";
+pub const TIMER: &str = "powernode-host-bridge-backup.timer";
+const BACKUPS: &str = "/var/lib/private/powernode-host-bridge-backups";
 const CATALOG: &str = "/api/v1/system/federation_api/service_catalog";
 
 /// The most exposure that a unit may have, in tenths, as systemd-analyze counts it.
@@ -27,7 +30,7 @@ fn the_units_expose_little() {
     if !has("the_units_expose_little", &["systemd-analyze"]) {
         return;
     }
-    for name in [SATELLITE, BRIDGE] {
+    for name in [SATELLITE, BRIDGE, BACKUP] {
         let output = Command::new("systemd-analyze")
             .args(["security", "--offline=true", "--no-pager"])
             .args([&format!("--threshold={EXPOSURE_MAX}"), &unit_file(name)])
@@ -52,6 +55,7 @@ fn the_units_are_understood_and_work_with_all_their_hardening() {
         assert_confined(&container, name);
     }
     both_outlive_reload_and_restart(&container);
+    the_timers_backups_are_the_daemons_own_and_few(&container);
     a_backup_comes_back_here_and_elsewhere(&container);
     an_administrator_joins_while_the_daemon_is_stopped(&container);
     a_token_arrives_as_a_credential(&container, &ca);
@@ -73,11 +77,21 @@ pub fn install_units(container: &Container) {
         (BRIDGE, env!("CARGO_BIN_EXE_powernode-host-bridge")),
     ] {
         container.install(Path::new(program), &format!("/usr/bin/{name}"));
-        let unit = format!("/etc/systemd/system/{name}.service");
-        container.install(Path::new(&unit_file(name)), &unit);
-        let verified = container.output(&["systemd-analyze", "verify", "--man=no", &unit]);
+    }
+    let units = [SATELLITE, BRIDGE, BACKUP].map(|name| format!("{name}.service"));
+    for unit in units.iter().map(String::as_str).chain([TIMER]) {
+        let place = format!("/etc/systemd/system/{unit}");
+        let file = format!("{}/systemd/{unit}", env!("CARGO_MANIFEST_DIR"));
+        container.install(Path::new(&file), &place);
+    }
+    for unit in units.iter().map(String::as_str).chain([TIMER]) {
+        let place = format!("/etc/systemd/system/{unit}");
+        let verified = container.output(&["systemd-analyze", "verify", "--man=no", &place]);
         let complaints = String::from_utf8_lossy(&verified.stderr).into_owned();
-        let own: Vec<_> = complaints.lines().filter(|line| line.contains(name)).collect();
+        let own: Vec<_> = complaints
+            .lines()
+            .filter(|line| line.contains("powernode"))
+            .collect();
         assert!(verified.status.success() && own.is_empty(), "{complaints}");
     }
     container.run(&["systemctl", "daemon-reload"]);
@@ -205,6 +219,50 @@ fn both_outlive_reload_and_restart(container: &Container) {
         (container.property(SATELLITE, "NRestarts") == "1").then_some(())
     });
     answers(container, "shop-17");
+}
+
+/// Beside the daemon and without it, as its user, and from there back into the registry's place.
+fn the_timers_backups_are_the_daemons_own_and_few(container: &Container) {
+    let user = |path: &str| container.run(&["stat", "-c", "%a %u", path]);
+    let backups = || {
+        let listed = container.run(&["ls", BACKUPS]);
+        listed.lines().map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    // Files are called after the second.
+    let back_up = || {
+        wait_for("a backup is made", || {
+            container
+                .output(&["systemctl", "start", BACKUP])
+                .status
+                .success()
+                .then_some(())
+        });
+    };
+    back_up();
+    let first = backups();
+    assert_eq!(first.len(), 1, "{first:?}");
+    let file = format!("{BACKUPS}/{}", first[0]);
+    let registry = "/var/lib/private/powernode-host-bridge/registry.redb";
+    assert_eq!(user(&file), user(registry), "mode and owner");
+    answers(container, "shop-17");
+
+    let drop_in = format!("/etc/systemd/system/{BACKUP}.service.d");
+    container.run(&["mkdir", &drop_in]);
+    container.write(&format!("{drop_in}/keep.conf"), "[Service]\nEnvironment=KEEP=2\n");
+    container.run(&["systemctl", "daemon-reload"]);
+    container.run(&["systemctl", "stop", BRIDGE]);
+    back_up();
+    back_up();
+    let kept = backups();
+    assert!(kept.len() == 2 && !kept.contains(&first[0]), "{kept:?}");
+    container.run(&[BRIDGE, "restore", &format!("{BACKUPS}/{}", kept[1])]);
+    container.run(&["systemctl", "start", BRIDGE]);
+    answers(container, "shop-17");
+
+    container.run(&["systemctl", "enable", "--now", TIMER]);
+    let next = container.run(&["systemctl", "list-timers", "--no-legend", TIMER]);
+    assert!(next.contains(BACKUP), "{next}");
+    container.run(&["systemctl", "disable", "--now", TIMER]);
 }
 
 /// As OPERATING.md says it: over what was there, and on a machine that has none.

@@ -24,4 +24,6 @@ mod renewal;
 #[path = "../scripted_parent/mod.rs"]
 mod scripted_parent;
 mod services;
+#[path = "../support/small_disk.rs"]
+mod small_disk;
 mod state;

@@ -8,7 +8,7 @@ use powernode_satellite::satellite::status::StatusReport;
 use powernode_satellite::wire::{RefusalCode, Refused};
 use serde_json::Value;
 
-use crate::scripted_parent::site::Site;
+use crate::scripted_parent::site::{Running, Site};
 use crate::scripted_parent::{Answer, Book, DAY, NOW, ScriptedParent};
 
 /// Past three quarters of 90 days.
@@ -21,6 +21,18 @@ async fn due(parent: &ScriptedParent) -> (Site, Membership) {
     site.wall.set(DUE);
     parent.set_time(DUE);
     (site, membership)
+}
+
+/// Runs it until it has asked for a new certificate, and the heartbeat over the old one is through.
+async fn run_until_asked(parent: &ScriptedParent, site: &Site) -> Running {
+    let beats = parent.book().count(HEARTBEAT_PATH);
+    let running = site.run().await;
+    parent
+        .wait("the old tunnel has done its part", |book| {
+            (!book.refreshes().is_empty() && book.count(HEARTBEAT_PATH) > beats).then_some(())
+        })
+        .await;
+    running
 }
 
 async fn membership(site: &Site) -> Membership {
@@ -165,13 +177,7 @@ async fn a_new_certificate_that_is_not_admitted_gives_way_to_the_old_one() {
 async fn a_new_certificate_whose_heartbeat_is_refused_does_not_replace_the_old_one() {
     let parent = ScriptedParent::start();
     let (site, old) = due(&parent).await;
-    let beats = parent.book().count(HEARTBEAT_PATH);
-    let running = site.run().await;
-    parent
-        .wait("the old tunnel has done its part", |book| {
-            (!book.refreshes().is_empty() && book.count(HEARTBEAT_PATH) > beats).then_some(())
-        })
-        .await;
+    let running = run_until_asked(&parent, &site).await;
     parent.next(
         HEARTBEAT_PATH,
         Answer::failure(401, "Client certificate not issued by this peer's CA"),
@@ -238,13 +244,7 @@ async fn a_power_cut_before_the_new_certificate_came_is_followed_by_the_same_req
 async fn a_power_cut_before_the_new_certificate_is_proven_goes_on_proving_it() {
     let parent = ScriptedParent::start();
     let (site, old) = due(&parent).await;
-    let beats = parent.book().count(HEARTBEAT_PATH);
-    let running = site.run().await;
-    parent
-        .wait("the old tunnel has done its part", |book| {
-            (!book.refreshes().is_empty() && book.count(HEARTBEAT_PATH) > beats).then_some(())
-        })
-        .await;
+    let running = run_until_asked(&parent, &site).await;
     parent.next(HEARTBEAT_PATH, Answer::Never);
     parent
         .wait("the heartbeat that would prove it", |book| {

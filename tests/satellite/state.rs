@@ -11,6 +11,7 @@ use powernode_satellite::store::database::Database;
 
 use crate::scripted_parent::site::{Site, invitation};
 use crate::scripted_parent::{Answer, ScriptedParent};
+use crate::small_disk::SmallDisk;
 
 #[tokio::test]
 async fn a_broken_store_is_replaced_from_the_second_copy_and_said() {
@@ -134,60 +135,12 @@ async fn what_cannot_be_written_is_tried_again_and_nothing_goes_on_before() {
     assert_eq!((book.peers_made, book.count(ACCEPT_PATH)), (1, 2));
 }
 
-/// A directory on a file system of its own that is small enough to fill; `None`, loudly, without
-/// the rights.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount() -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=4m", "tmpfs"])
-            .arg(dir.path())
-            .output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Self(dir)),
-            other => {
-                eprintln!("SKIPPED: no small file system can be mounted (needs root): {other:?}");
-                None
-            }
-        }
-    }
-
-    fn ballast(&self) -> std::path::PathBuf {
-        self.0.path().join("ballast")
-    }
-
-    fn fill(&self) {
-        let chunk = vec![1u8; 4_096];
-        let mut file = fs::File::options()
-            .append(true)
-            .create(true)
-            .open(self.ballast())
-            .unwrap();
-        while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
-    }
-
-    fn empty(&self) {
-        fs::remove_file(self.ballast()).unwrap();
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(self.0.path())
-            .status();
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_stops_the_join_but_loses_nothing() {
     let Some(disk) = SmallDisk::mount() else { return };
     let parent = ScriptedParent::start();
     let mut site = Site::new();
-    let state = disk.0.path().join("state");
+    let state = disk.path().join("state");
     fs::create_dir(&state).unwrap();
     let plain = std::mem::replace(&mut site.dir, tempfile::tempdir_in(&state).unwrap());
     drop(plain);

@@ -1,6 +1,11 @@
 //! What can be reached, and by whom: published services under grants, and nothing else whatever is asked.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
 use powernode_satellite::contract::service::ServiceHealth;
+use powernode_satellite::satellite::services::PublishedServices;
 use powernode_satellite::wire::RefusalCode;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -230,4 +235,33 @@ async fn health_is_found_out_and_offered() {
         .collect();
     assert_eq!(told.len(), 5);
     assert!(told.contains(&("ill", ServiceHealth::Unhealthy)), "{told:?}");
+}
+
+#[tokio::test]
+async fn what_is_published_or_withdrawn_is_so_whoever_has_stopped_waiting() {
+    let shop = Shop::open(Vec::new()).await;
+    let stored = PublishedServices::new(shop.database());
+    let count = |wanted: usize| {
+        let (stored, services) = (&stored, &shop.services);
+        async move {
+            while stored.all().unwrap().len() != wanted || services.reports().len() != wanted {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    let web = service("web", "tcp", "127.0.0.1:8080");
+    begun(shop.services.publish(web.clone())).await;
+    in_time(count(1)).await;
+    begun(shop.services.withdraw(&web.name)).await;
+    in_time(count(0)).await;
+}
+
+/// Begins some work and waits for it no more, as where the command that asks for it is interrupted.
+async fn begun(work: impl Future) {
+    let mut work = pin!(work);
+    poll_fn(|cx| {
+        let _ = work.as_mut().poll(cx);
+        Poll::Ready(())
+    })
+    .await;
 }

@@ -60,6 +60,8 @@ pub struct Shop {
     _supervisor: Supervisor,
     /// The tunnel and its streams.
     scope: TaskScope,
+    /// The streams alone.
+    streams: TaskScope,
 }
 
 /// A grant for [`ANNA`] with its token.
@@ -130,7 +132,8 @@ impl Shop {
         let server = ServiceServer::new(services.clone(), book.gate(), audit);
         let link = scope.child();
         let (satellite, parent) = tunnel(&link, &clock, streams).await;
-        let (session, serving) = (server.session(peer()), link.clone());
+        let (session, streams) = (server.session(peer()), link.child());
+        let serving = streams.clone();
         link.spawn_until_cancelled("serve", async move {
             while let Ok(stream) = satellite.accept_stream().await {
                 serving.spawn_until_cancelled("stream", session.clone().serve(stream));
@@ -145,6 +148,7 @@ impl Shop {
             store,
             _supervisor: supervisor,
             scope: link,
+            streams,
         }
     }
 
@@ -243,6 +247,11 @@ impl Shop {
     /// Ends the tunnel as a lost one ends.
     pub fn lose_tunnel(&self) {
         self.scope.cancel();
+    }
+
+    /// Lets the streams go as a satellite does that hangs up: before it says goodbye.
+    pub fn drop_streams(&self) {
+        self.streams.cancel();
     }
 
     pub fn database(&self) -> Database {

@@ -108,9 +108,9 @@ async fn a_program_that_speaks_first_and_closes_first_is_still_talked_to() {
     assert_eq!(in_time(heard.recv()).await.unwrap(), b"late");
 }
 
-#[tokio::test]
-async fn a_cut_upload_is_no_whole_one_to_the_program() {
-    let (told, mut heard) = tokio::sync::mpsc::channel(1);
+/// A service that says of each upload whether it has come to a clean end.
+async fn uploads() -> (Program, tokio::sync::mpsc::Receiver<bool>) {
+    let (told, heard) = tokio::sync::mpsc::channel(1);
     let program = Program::tcp(move |mut stream| {
         let told = told.clone();
         async move {
@@ -119,12 +119,31 @@ async fn a_cut_upload_is_no_whole_one_to_the_program() {
         }
     })
     .await;
+    (program, heard)
+}
+
+#[tokio::test]
+async fn a_cut_upload_is_no_whole_one_to_the_program() {
+    let (program, mut heard) = uploads().await;
     let shop = Shop::open(vec![service("upload", "tcp", &program.address)]).await;
     let ticket = shop.ticket(None).await;
     let mut stream = shop.ask("upload", Some(&ticket)).await;
     stream.write_all(&[1; 10_000]).await.unwrap();
     shop.wait("upload", |report| report.bytes_in == 10_000).await;
     drop(stream);
+    let clean = in_time(heard.recv()).await.unwrap();
+    assert!(!clean, "the program saw a clean end");
+}
+
+#[tokio::test]
+async fn nor_is_one_that_ends_because_the_satellite_hangs_up() {
+    let (program, mut heard) = uploads().await;
+    let shop = Shop::open(vec![service("upload", "tcp", &program.address)]).await;
+    let ticket = shop.ticket(None).await;
+    let mut stream = shop.ask("upload", Some(&ticket)).await;
+    stream.write_all(&[1; 10_000]).await.unwrap();
+    shop.wait("upload", |report| report.bytes_in == 10_000).await;
+    shop.drop_streams();
     let clean = in_time(heard.recv()).await.unwrap();
     assert!(!clean, "the program saw a clean end");
 }

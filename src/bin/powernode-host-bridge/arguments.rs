@@ -7,10 +7,12 @@
 )]
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use powernode_satellite::base::id::CertificateDigest;
 use powernode_satellite::bridge::permission::{NamePattern, Role};
 use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::cli::from_here;
@@ -110,16 +112,22 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say whether this program can run with the configuration and state that it finds, changing nothing
+    ///
+    /// For before an update: run the new program's self-check while the old one still runs. Ends with 0 when it can
+    /// run, with 1 when it cannot.
+    SelfCheck {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Look at the configuration
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
     /// Copy the registry to a new file, also while the daemon runs
-    Backup {
-        /// File that is to be made
-        file: PathBuf,
-    },
+    Backup(BackupArguments),
     /// Put a backup in the registry's place, while the daemon is stopped; what was there is kept
     Restore {
         /// File that `backup` made
@@ -139,6 +147,22 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+}
+
+/// Where the copy goes.
+#[derive(Args)]
+pub struct BackupArguments {
+    /// File that is to be made
+    #[arg(required_unless_present = "into", conflicts_with = "into")]
+    pub file: Option<PathBuf>,
+
+    /// Directory in which a file is to be made that is called after the time
+    #[arg(long, value_name = "DIR")]
+    pub into: Option<PathBuf>,
+
+    /// How many such files stay there; the oldest go [default: all stay]
+    #[arg(long, value_name = "NUMBER", requires = "into", conflicts_with = "file")]
+    pub keep: Option<NonZeroUsize>,
 }
 
 /// How the bridge is found from outside.
@@ -314,6 +338,10 @@ pub enum PeersCommand {
     Readmit {
         /// Id or name
         peer: String,
+        /// Only with this certificate, whose SHA-256 `powernode-satellite status` shows on the box; also before it
+        /// comes
+        #[arg(long, value_name = "SHA256")]
+        fingerprint: Option<CertificateDigest>,
     },
     /// End a peering for good
     Revoke {

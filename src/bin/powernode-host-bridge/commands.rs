@@ -67,8 +67,9 @@ impl Shell<'_> {
             | Command::Connect(_)
             | Command::Forward(_)
             | Command::StateKey { .. }
-            | Command::Backup { .. }
+            | Command::Backup(_)
             | Command::Restore { .. }
+            | Command::SelfCheck { .. }
             | Command::Config { .. }
             | Command::Version => Ok(()),
         }
@@ -116,12 +117,10 @@ impl Shell<'_> {
                 let next = peer["next"].as_str().unwrap_or_default();
                 print(&format!("{} is resumed: {next}\n", show::name_of(&peer)))
             }
-            PeersCommand::Readmit { peer } => {
-                let peer = self.post(&format!("{}/readmit", of(&peer)?), &json!({})).await?;
-                print(&format!(
-                    "{} is readmitted: its tunnel is back when the box tries again, within two minutes\n",
-                    show::name_of(&peer)
-                ))
+            PeersCommand::Readmit { peer, fingerprint } => {
+                let body = json!({ "fingerprint": fingerprint.map(|named| named.to_string()) });
+                let peer = self.post(&format!("{}/readmit", of(&peer)?), &body).await?;
+                print(&show::readmitted(&peer))
             }
             PeersCommand::Revoke { peer, reason } => {
                 let path = format!("{}/revoke", of(&peer)?);
@@ -143,9 +142,9 @@ impl Shell<'_> {
                 print_answer(&rotated, json, show::rotated_authority)
             }
             CaCommand::Retire { force } => {
-                self.post(&format!("{CA_PATH}/retire"), &json!({ "force": force }))
-                    .await?;
-                print("the old authority counts no more\n")
+                let path = format!("{CA_PATH}/retire");
+                let retired = self.post(&path, &json!({ "force": force })).await?;
+                print(&show::retired_authority(&retired))
             }
         }
     }

@@ -12,6 +12,7 @@ mod init;
 mod packets;
 mod reach;
 mod run;
+mod self_check;
 mod show;
 mod state_key;
 
@@ -49,11 +50,14 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
     }
     let environment = Environment::of_process();
     let (file, flags) = (arguments.config_file(), arguments.flags());
+    if let Command::SelfCheck { json } = arguments.command {
+        return self_check::self_check(&file, &flags, &environment, json);
+    }
     let (config, settings) = HostBridgeConfig::load(&file, &flags, &environment).map_err(Failure::usage)?;
     match arguments.command {
         Command::Init(init) => init::init(&config, &init),
         Command::Run => run::run(config, &environment, (file, flags)),
-        Command::Backup { file } => backup::back_up(&config, &file),
+        Command::Backup(backup) => backup::back_up(&config, &backup),
         Command::Restore { file } => backup::restore(&config, &file),
         Command::StateKey {
             command: StateKeyCommand::Unseal,
@@ -75,7 +79,7 @@ fn dispatch(arguments: Arguments) -> Result<(), Failure> {
         Command::Config {
             command: ConfigCommand::Show,
         } => print(&settings.to_string()),
-        Command::Version => Ok(()),
+        Command::SelfCheck { .. } | Command::Version => Ok(()),
         Command::Complete { words } => complete::complete(&config, &words),
         Command::Connect(connect) => reach::connect(&config, &environment, &connect),
         Command::Forward(forward) => reach::forward(&config, &environment, &forward),

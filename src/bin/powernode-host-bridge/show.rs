@@ -62,6 +62,20 @@ fn turned_away(peer: &Value, now: UnixTime) -> Option<String> {
     Some(format!("turned away {when}: {why}"))
 }
 
+/// `peers readmit`.
+pub fn readmitted(peer: &Value) -> String {
+    let name = name_of(peer);
+    match peer["readmitted_until"].as_str() {
+        Some(until) => format!(
+            "{name} is let in with that certificate when the box comes with it: until {until}, or until the host-bridge \
+             is restarted\n"
+        ),
+        None => {
+            format!("{name} is readmitted: its tunnel is back when the box tries again, within two minutes\n")
+        }
+    }
+}
+
 /// `peers list`.
 pub fn peers(peers: &Value, all: bool, style: Style, now: UnixTime) -> String {
     let mut table = Table::new(&["NAME", "STATUS", "TUNNEL", "HEARTBEAT", "VERSION", "ID", "NOTE"]);
@@ -324,6 +338,16 @@ pub fn rotated_authority(authority: &Value, style: Style, _now: UnixTime) -> Str
     ];
     let next = "satellites follow by themselves; give the new certificate (ca show) to whoever has the old one as --ca-file\n";
     format!("{}{next}", render_pairs(&pairs, style))
+}
+
+/// `ca retire`.
+pub fn retired_authority(retired: &Value) -> String {
+    let cut = match retired["peers_cut"].as_u64() {
+        Some(0) | None => "nobody's tunnel had a certificate of it".to_owned(),
+        Some(1) => "the tunnel of 1 peer had a certificate of it and was cut".to_owned(),
+        Some(peers) => format!("the tunnels of {peers} peers had a certificate of it and were cut"),
+    };
+    format!("the old authority counts no more; {cut}\n")
 }
 
 /// `grants list`.

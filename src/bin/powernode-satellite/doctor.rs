@@ -2,13 +2,10 @@
 
 use std::process::ExitCode;
 
-use powernode_satellite::cli::check;
-use powernode_satellite::cli::failure::{Code, Failure};
-use powernode_satellite::cli::output::{self, Style};
+use powernode_satellite::cli::check::tell_doctor;
+use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::process::config::satellite::SatelliteConfig;
-use powernode_satellite::satellite::doctor::{self, Verdict};
-use powernode_satellite::satellite::parent_client::RELEASE;
-use serde_json::json;
+use powernode_satellite::satellite::doctor;
 
 use crate::run::block_on;
 use crate::status;
@@ -20,19 +17,10 @@ pub fn doctor(config: &SatelliteConfig, json: bool) -> Result<ExitCode, Failure>
         let running = running.as_ref().map(Option::as_ref).map_err(Failure::message);
         doctor::examine(config, running).await
     })?;
-    let verdict = doctor::worst(&checks);
-    let text = if json {
-        let value = json!({ "version": RELEASE, "verdict": verdict, "checks": checks });
-        output::render_json(&value)
-    } else {
-        check::render(&checks, Style::of_stdout())
-    };
-    output::print(&text).map_err(Failure::failed)?;
-    match verdict {
-        Verdict::Ok | Verdict::Warn => Ok(ExitCode::SUCCESS),
-        Verdict::Fail => Err(Failure::new(
-            Code::Failed,
-            "a satellite would not work here as it is; see the failures above",
-        )),
-    }
+    tell_doctor(
+        &checks,
+        "a satellite would not work here as it is; see the failures above",
+        json,
+    )?;
+    Ok(ExitCode::SUCCESS)
 }

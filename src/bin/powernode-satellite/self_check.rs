@@ -3,31 +3,17 @@
 
 use std::process::ExitCode;
 
+use powernode_satellite::base::check::Check;
 use powernode_satellite::base::limit::error_chain;
 use powernode_satellite::base::time::UnixTime;
-use powernode_satellite::cli::check;
-use powernode_satellite::cli::failure::{Code, Failure};
-use powernode_satellite::cli::output::{self, Style};
+use powernode_satellite::cli::check::tell_self_check;
+use powernode_satellite::cli::failure::Failure;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::process::environment::Environment;
-use powernode_satellite::satellite::doctor::{Check, Verdict, state};
-use powernode_satellite::satellite::parent_client::RELEASE;
+use powernode_satellite::satellite::doctor::state;
 use powernode_satellite::store::state_key::StateKey;
-use serde::Serialize;
-use serde_json::json;
-
-/// How a check came out, as far as starting is concerned. Names are the `--json` output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Outcome {
-    Ok,
-    /// The program runs all the same.
-    Warning,
-    /// The program does not run.
-    Failed,
-}
 
 /// Checks without which the program does not run; all others it lives with.
 const NEEDED: &[&str] = &["configuration", "state key", "store"];
@@ -51,40 +37,8 @@ pub fn self_check(
         // Where the state is, only the configuration says.
         Err(error) => vec![Check::fail("configuration", error_chain(&error), "")],
     };
-    let usable = checks.iter().all(|check| outcome(check) != Outcome::Failed);
-    let text = if json {
-        let checks: Vec<_> = checks
-            .iter()
-            .map(|check| json!({ "name": check.name, "outcome": outcome(check), "detail": detail(check) }))
-            .collect();
-        output::render_json(&json!({ "version": RELEASE, "usable": usable, "checks": checks }))
-    } else {
-        check::render(&checks, Style::of_stdout())
-    };
-    output::print(&text).map_err(Failure::failed)?;
-    if usable {
-        Ok(ExitCode::SUCCESS)
-    } else {
-        Err(Failure::new(
-            Code::Failed,
-            format!("version {RELEASE} cannot run with what is here; nothing was changed"),
-        ))
-    }
-}
-
-fn detail(check: &Check) -> String {
-    match &check.advice {
-        Some(advice) => format!("{}; {advice}", check.finding),
-        None => check.finding.clone(),
-    }
-}
-
-fn outcome(check: &Check) -> Outcome {
-    match check.verdict {
-        Verdict::Ok => Outcome::Ok,
-        Verdict::Fail if NEEDED.contains(&check.name.as_str()) => Outcome::Failed,
-        Verdict::Warn | Verdict::Fail => Outcome::Warning,
-    }
+    tell_self_check(&checks, NEEDED, json)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The time that certificates are judged by, on a box that knows this time to have passed.

@@ -398,6 +398,13 @@ fn upkeep(report: &StatusReport) -> Vec<Line> {
                 Cell::toned(text, tone)
             }),
         ),
+        // For the parent's operator, where the box is not let in.
+        (
+            "fingerprint",
+            shown
+                .filter(|shown| report.link.state != "connected" && !shown.fingerprint.is_empty())
+                .map(|shown| shown.fingerprint.as_str().into()),
+        ),
         (
             "own authority",
             report

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::base::id::{NetworkId, PeerId, PublicKeyDigest};
+use crate::base::id::{CertificateDigest, NetworkId, PeerId, PublicKeyDigest};
 use crate::base::time::UnixTime;
 use crate::bridge::reply::Reply;
 use crate::contract::CERTIFICATE_REFRESH_PATH;
@@ -58,6 +58,11 @@ impl CallerCertificate {
             },
             der: Arc::new(der.clone().into_owned()),
         })
+    }
+
+    /// By what people know it.
+    pub fn digest(&self) -> CertificateDigest {
+        CertificateDigest::of_der(&self.der)
     }
 }
 

@@ -6,11 +6,14 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::super::federation_api::Caller;
+use super::super::links::AUTHORITY_RETIRED;
 use super::super::permission::Action;
-use super::super::registry::{RetireError, Retirement, RotateError};
+use super::super::registry::{Registry, RetireError, Retirement, RotateError};
 use super::super::reply::Reply;
 use super::{Call, OperatorApi, fields, stored_badly};
 use crate::audit::AuditAction;
+use crate::wire::GoodbyeReason;
 
 /// What a rotation is asked with.
 #[derive(Deserialize)]
@@ -83,6 +86,19 @@ impl OperatorApi {
         }
     }
 
+    /// Ends the tunnels that were let in by an authority that counts no more; gives how many peers had such. Who
+    /// is on its way in meanwhile is looked at once more when it is in.
+    fn cut_without_authority(&self, registry: &Registry) -> usize {
+        let Some(links) = &self.links else {
+            return 0;
+        };
+        let is_without = |peer, caller: &Caller| {
+            let certificate = caller.certificate.as_ref();
+            certificate.is_some_and(|certificate| !registry.has_authority(peer, &certificate.der))
+        };
+        links.close_those(is_without, GoodbyeReason::Done, AUTHORITY_RETIRED)
+    }
+
     fn retire_authority(&self, call: &Call<'_>) -> Result<Reply, Reply> {
         let registry = self.own()?;
         self.permit(call.operator, &Action::ManageAuthority)?;
@@ -99,7 +115,9 @@ impl OperatorApi {
             Ok(()) => {
                 let old = before.unwrap_or_default();
                 self.note(call.operator, AuditAction::AuthorityRetired, None, &old);
-                Ok(Reply::data(&self.authority_view()?))
+                let mut view = self.authority_view()?;
+                view["peers_cut"] = self.cut_without_authority(registry).into();
+                Ok(Reply::data(&view))
             }
             Err(RetireError::Store(error)) => Err(stored_badly("the retirement", &error)),
             Err(error) => Err(Reply::failure(StatusCode::CONFLICT, &error.to_string())),

@@ -336,7 +336,7 @@ impl OperatorApi {
             "platform": platform,
             "store_sealed": self.ledger().is_sealed(),
             "store_bytes": self.ledger().size_bytes(),
-            "store_failing": self.ledger().is_failing(),
+            "store_failing": self.ledger().failure().is_some(),
             "peers": rows,
         })))
     }

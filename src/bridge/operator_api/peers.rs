@@ -15,6 +15,7 @@ use super::super::registry::{AcceptError, MintedToken, Proposal, Registry, Regis
 use super::super::reply::Reply;
 use super::{Call, NOT_CONFIGURED, Operator, OperatorApi, fields, forbidden, refused};
 use crate::audit::AuditAction;
+use crate::base::id::{CertificateDigest, InvalidCertificateDigest};
 use crate::contract::join_code::JoinCode;
 use crate::contract::peer::{PeerKind, SpawnMode, SpawnRole, UnknownName};
 use crate::wire::GoodbyeReason;
@@ -66,6 +67,13 @@ struct TokenFields {
 pub(super) struct ReasonFields {
     #[serde(default)]
     pub(super) reason: String,
+}
+
+/// With which certificate a peer may come, where it is named.
+#[derive(Default, Deserialize)]
+struct ReadmitFields {
+    #[serde(default)]
+    fingerprint: Option<String>,
 }
 
 impl OperatorApi {
@@ -212,29 +220,72 @@ impl OperatorApi {
     }
 
     /// Enrols the key that a peer was turned away with: a registry that was restored lacks what came after.
+    /// With the certificate that the box has come with, or with the one that is named: when the box comes with it.
     fn readmit(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {
         let registry = self.own()?;
+        let named = fields::<ReadmitFields>(call.body)?.fingerprint;
+        let named: Option<CertificateDigest> =
+            named
+                .map(|named| named.parse())
+                .transpose()
+                .map_err(|error: InvalidCertificateDigest| {
+                    Reply::failure(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())
+                })?;
         let peer = self.peer_for(call.operator, peer, PeerAction::Invite)?;
         let turned = self
             .links
             .as_ref()
             .and_then(|links| links.why_turned_away(peer.id));
-        let Some(turned) = turned else {
-            return Err(Reply::failure(
+        match (turned, named) {
+            (Some(turned), named) if named.is_none_or(|named| turned.certificate.digest() == named) => {
+                let peer = registry
+                    .readmit(&peer.id.to_string(), &turned.certificate)
+                    .map_err(|error| refused(&error))?;
+                self.note_peer(call.operator, AuditAction::PeerReadmitted, &peer);
+                if let Some(links) = &self.links {
+                    // Of a key that counts no more.
+                    links.close(peer.id, GoodbyeReason::Superseded, REPLACED_KEY);
+                }
+                Ok(Reply::data(&self.view(peer)))
+            }
+            (_, Some(named)) => self.readmit_when_it_comes(call.operator, peer, named),
+            (_, None) => Err(Reply::failure(
                 StatusCode::CONFLICT,
                 "the running host-bridge has turned this peer away with no key: when the box has tried again, within \
-                 two minutes, `peers show` tells",
+                 two minutes, `peers show` tells; or name the fingerprint that `powernode-satellite status` shows on \
+                 the box (--fingerprint)",
+            )),
+        }
+    }
+
+    fn readmit_when_it_comes(
+        &self,
+        operator: &Operator,
+        peer: PeerRecord,
+        named: CertificateDigest,
+    ) -> Result<Reply, Reply> {
+        if !peer.status.heartbeat_allowed() {
+            let why = format!("the peer is {}: no certificate changes that", peer.status);
+            return Err(Reply::failure(StatusCode::UNPROCESSABLE_ENTITY, &why));
+        }
+        let Some(links) = &self.links else {
+            return Err(Reply::failure(
+                StatusCode::CONFLICT,
+                "no host-bridge runs that could wait for the box: start it first",
             ));
         };
-        let peer = registry
-            .readmit(&peer.id.to_string(), &turned.certificate)
-            .map_err(|error| refused(&error))?;
-        self.note_peer(call.operator, AuditAction::PeerReadmitted, &peer);
-        if let Some(links) = &self.links {
-            // Of a key that counts no more.
-            links.close(peer.id, GoodbyeReason::Superseded, REPLACED_KEY);
-        }
-        Ok(Reply::data(&self.view(peer)))
+        let Some(until) = links.expect(peer.id, named, self.now()) else {
+            return Err(Reply::failure(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "too many peers are waited for already; each comes within minutes, or restart the host-bridge",
+            ));
+        };
+        let name = peer.name.clone().unwrap_or_else(|| peer.id.to_string());
+        let on = format!("{name}, when it comes with {named}");
+        self.note(operator, AuditAction::PeerReadmitted, Some(peer.id), &on);
+        let mut view = json!(self.view(peer));
+        view["readmitted_until"] = until.to_string().into();
+        Ok(Reply::data(&view))
     }
 
     fn revoke(&self, call: &Call<'_>, peer: &str) -> Result<Reply, Reply> {

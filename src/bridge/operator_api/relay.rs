@@ -17,7 +17,7 @@ use super::super::registry::record::PeerRecord;
 use super::super::reply::{Reply, ReplyBody};
 use super::{Operator, OperatorApi, PEER_PREFIX, RequestSource, internal_error, refused};
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{PeerId, TraceId};
+use crate::base::id::TraceId;
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
 use crate::contract::{API_BASE, GRANT_HEADER, RESOURCES_PATH, SUBJECT_HEADER};
@@ -87,18 +87,19 @@ impl OperatorApi {
             });
             found.await.map_err(|_| internal_error())??
         };
-        let Some(tunnel) = self.live_tunnel(peer.id) else {
+        let Some(tunnel) = self.live_tunnel(&peer) else {
             return Err(offline(&peer, self.links.is_some()));
         };
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
         info!(%operator, peer = %peer.id, method = %head.method, path = target.path(), %trace, "a request goes to a peer");
-        let mut noted = AuditEvent {
+        // Also where the operator does not wait for the answer.
+        let mut noted = self.audit.begin(AuditEvent {
             federation_peer_id: Some(peer.id),
             actor: Some(operator.to_string()),
             object: Some(format!("{} {}", head.method, target.path())),
             trace: Some(trace),
             ..AuditEvent::of(AuditAction::Request)
-        };
+        });
         let began = self.clock.now();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = head.method.clone();
@@ -110,10 +111,11 @@ impl OperatorApi {
         match answer {
             Ok(answer) => {
                 let (answered, body) = answer.into_parts();
-                if !answered.status.is_success() {
-                    noted.outcome = AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()));
-                }
-                self.audit.record(&noted);
+                noted.outcome = if answered.status.is_success() {
+                    AuditOutcome::Done
+                } else {
+                    AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()))
+                };
                 let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
                 *response.status_mut() = answered.status;
                 copy_headers(&answered.headers, response.headers_mut(), PASSED_BACK);
@@ -122,7 +124,6 @@ impl OperatorApi {
             Err(error) => {
                 warn!(peer = %peer.id, %trace, %error, "a request to a peer failed");
                 noted.outcome = AuditOutcome::Failed(error.to_string());
-                self.audit.record(&noted);
                 Err(no_answer(&peer, &error))
             }
         }
@@ -130,9 +131,9 @@ impl OperatorApi {
 }
 
 impl OperatorApi {
-    fn live_tunnel(&self, peer: PeerId) -> Option<Tunnel> {
+    fn live_tunnel(&self, peer: &PeerRecord) -> Option<Tunnel> {
         let links = self.links.as_ref()?;
-        links.get(peer).filter(|_| self.ledger().may_be_reached(peer))
+        links.get(peer.id).filter(|_| self.ledger().may_be_reached(peer))
     }
 }
 

@@ -1,15 +1,19 @@
 //! Backups of what a host-bridge keeps, and their return.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use thiserror::Error;
 
+use super::dated;
 use super::ledger::Books;
 use super::record::{AUTHORITY, SCHEMA};
 use super::{OpenRegistryError, Registry};
+use crate::base::time::UnixTime;
 use crate::process::config::host_bridge::HostBridgeConfig;
 use crate::process::config::platform::ParentConfig;
-use crate::store::backup::BackupError;
+use crate::store::backup::{BackupError, DRAFT_SUFFIX};
 use crate::store::database::{Database, OpenError};
 use crate::store::record::Only;
 use crate::store::state_key::StateKey;
@@ -23,6 +27,17 @@ pub struct Backup {
     pub peers: usize,
     /// Whether the private keys in it are sealed with the state key.
     pub sealed: bool,
+}
+
+/// A backup beside earlier ones.
+#[derive(Debug)]
+pub struct DatedBackup {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it holds.
+    pub backup: Backup,
+    /// How many earlier files went.
+    pub removed: usize,
 }
 
 /// A backup that has taken the place of what was there.
@@ -43,6 +58,24 @@ pub enum BackupRefused {
     /// The file.
     #[error("no backup was made")]
     NotMade(#[source] BackupError),
+    /// The directory for backups.
+    #[error("{} cannot be read; name a directory that is there and that this user may write to", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// An earlier backup is in the way of none, but takes room.
+    #[error("the backup was made, but {} is one too many and could not be removed; remove it by hand", path.display())]
+    NotRemoved {
+        /// The earlier one.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// The file, the store that is there, or the disk.
     #[error("nothing was restored")]
     NotRestored(#[source] BackupError),
@@ -86,6 +119,38 @@ impl Books {
         read(config, key, to)
     }
 
+    /// Copies what is kept to a file of the directory that is called after the time, and removes those of earlier
+    /// ones that are one too many. Blocks on the disk.
+    pub fn back_up_into(
+        config: &HostBridgeConfig,
+        key: Option<&StateKey>,
+        (directory, keep): (&Path, NonZeroUsize),
+        now: UnixTime,
+    ) -> Result<DatedBackup, BackupRefused> {
+        let store = Self::path(config);
+        let of = store.file_stem().unwrap_or_default().to_string_lossy();
+        let unreadable = |source| BackupRefused::Directory {
+            path: directory.to_owned(),
+            source,
+        };
+        // Before the copy: who may not look there could never remove one.
+        names_in(directory).map_err(unreadable)?;
+        let made = dated::name(&of, now);
+        let path = directory.join(&made);
+        let backup = Self::back_up(config, key, &path)?;
+        let files = names_in(directory).map_err(unreadable)?;
+        let spent = dated::spent(&files, &of, (&made, DRAFT_SUFFIX), keep);
+        for file in &spent {
+            let path = directory.join(file);
+            fs::remove_file(&path).map_err(|source| BackupRefused::NotRemoved { path, source })?;
+        }
+        Ok(DatedBackup {
+            path,
+            backup,
+            removed: spent.len(),
+        })
+    }
+
     /// Puts a backup in the place of what is kept, while no daemon runs. Blocks on the disk.
     pub fn restore(
         config: &HostBridgeConfig,
@@ -97,6 +162,12 @@ impl Books {
             .map_err(BackupRefused::NotRestored)?;
         Ok(Restored { backup, before })
     }
+}
+
+/// The names of a directory's files; one that is no text is none of a backup's.
+fn names_in(directory: &Path) -> io::Result<Vec<String>> {
+    let names = fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
+    names.filter_map(Result::transpose).collect()
 }
 
 /// Looks at a backup as the daemon would that starts with it.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use thiserror::Error;
 
 use super::Registry;
@@ -11,7 +12,7 @@ use crate::base::time::UnixTime;
 use crate::bridge::acceptance::OfferedAuthority;
 use crate::bridge::peer_anchors::PeerAnchors;
 use crate::identity::anchors::Anchors;
-use crate::identity::succession::{self, BundleError, Followed, ServedBundle};
+use crate::identity::succession::{self, BundleError, Followed, ServedBundle, has_issued};
 use crate::store::database::{Reader, StoreError, Writer};
 
 /// Why a peer's bundle was not followed. Its anchors are as they were.
@@ -70,6 +71,17 @@ impl Registry {
     pub fn is_enrolled(&self, peer: &PeerRecord, key: PublicKeyDigest) -> bool {
         self.peer_anchors.get(peer.id).is_some()
             || peer.certificates.iter().any(|certificate| certificate.key == key)
+    }
+
+    /// Whether the authority that has issued a verified certificate counts still: connections outlive a retired one.
+    pub fn has_authority(&self, peer: PeerId, certificate: &CertificateDer<'_>) -> bool {
+        self.peer_anchors.get(peer).is_some()
+            || self
+                .authorities()
+                .anchors()
+                .certificates()
+                .iter()
+                .any(|authority| has_issued(authority, certificate))
     }
 
     /// Follows a peer's own trust bundle, as satellites follow this bridge's. Whether its anchors changed.

@@ -3,7 +3,7 @@
 //! its registry; beside a platform they are those that have been seen in tunnels, in memory alone.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::peers::find;
@@ -22,6 +22,10 @@ use crate::store::state_key::StateKey;
 /// Name of the ledger's file in the state directory of a host-bridge beside a platform. Not the
 /// registry's: who tries both has each as it was.
 pub const LEDGER_FILE: &str = "sidecar.redb";
+
+/// Most bytes of a store that are copied into memory while a daemon has it open. The largest audit log that
+/// can be configured takes a quarter of it.
+const SNAPSHOT_MAX_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// Times of heartbeats that are in memory.
 pub(super) type PresenceBook = Mutex<BTreeMap<PeerId, Presence>>;
@@ -61,10 +65,23 @@ pub enum Books {
 /// For what a store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opening {
-    /// Without writing a byte.
+    /// Without writing a byte, where no daemon has it open.
     ReadOnly,
+    /// As it is now, in memory, whoever has it open.
+    Snapshot,
     /// For everything.
     ReadWrite,
+}
+
+impl Opening {
+    pub(super) fn database(self, path: &Path, key: Option<&StateKey>) -> Result<Database, OpenRegistryError> {
+        let opened = match self {
+            Self::ReadOnly => Database::open_read_only_under(key, path, &SCHEMA),
+            Self::Snapshot => Database::open_snapshot(key, (path, SNAPSHOT_MAX_BYTES), &SCHEMA),
+            Self::ReadWrite => Database::open_under(key, path, &SCHEMA),
+        };
+        opened.map_err(OpenRegistryError::Open)
+    }
 }
 
 impl Books {
@@ -77,24 +94,14 @@ impl Books {
     ) -> Result<Self, OpenRegistryError> {
         let path = Self::path(config);
         match &config.parent {
-            ParentConfig::Standalone => {
-                let registry = match opening {
-                    Opening::ReadOnly => Registry::open_read_only(&path, key),
-                    Opening::ReadWrite => Registry::open(&path, key),
-                };
-                Ok(Self::Own(Arc::new(registry?)))
-            }
+            ParentConfig::Standalone => Ok(Self::Own(Arc::new(Registry::open(&path, key, opening)?))),
             ParentConfig::Platform(platform) => {
-                let db = match opening {
-                    Opening::ReadOnly if matches!(path.try_exists(), Ok(false)) => {
-                        return Err(OpenRegistryError::NoLedger);
-                    }
-                    Opening::ReadOnly => Database::open_read_only_under(key, &path, &SCHEMA),
-                    Opening::ReadWrite => Database::open_under(key, &path, &SCHEMA),
-                };
+                if opening != Opening::ReadWrite && matches!(path.try_exists(), Ok(false)) {
+                    return Err(OpenRegistryError::NoLedger);
+                }
                 let roll = Arc::<Roll>::default();
                 let ledger = Ledger {
-                    db: db.map_err(OpenRegistryError::Open)?,
+                    db: opening.database(&path, key)?,
                     known: Known::Seen(Arc::clone(&roll)),
                 };
                 Ok(Self::Platform {
@@ -147,9 +154,13 @@ impl Ledger {
         }
     }
 
-    /// Whether a peer may be reached through a tunnel that it has.
-    pub fn may_be_reached(&self, peer: PeerId) -> bool {
-        self.roll().is_none_or(|roll| roll.may_be_reached(peer))
+    /// Whether a peer may be reached through a tunnel that it has. One that has left holds its tunnel until it has
+    /// heard the answer, and it need not read that.
+    pub fn may_be_reached(&self, peer: &PeerRecord) -> bool {
+        match &self.known {
+            Known::Rows(_) => peer.status.heartbeat_allowed(),
+            Known::Seen(roll) => roll.may_be_reached(peer.id),
+        }
     }
 
     /// All peers, oldest first, with their latest heartbeats.
@@ -224,9 +235,17 @@ impl Ledger {
         self.db.is_sealed()
     }
 
-    /// Whether the disk has failed the last change.
-    pub fn is_failing(&self) -> bool {
-        self.db.is_failing()
+    /// Why the disk has failed the last change, where it did.
+    pub fn failure(&self) -> Option<String> {
+        self.db.failure()
+    }
+
+    /// Tries whether the disk takes writes again, by writing what is there once more.
+    pub fn prove_writable(&self) -> Result<(), StoreError> {
+        self.db.write(|w| {
+            let public = w.get(&PUBLIC, &Only)?.unwrap_or_default();
+            w.put_again(&PUBLIC, &Only, &public)
+        })
     }
 
     /// Size of the store on disk.

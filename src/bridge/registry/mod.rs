@@ -8,6 +8,7 @@ mod access;
 mod authority;
 mod backup;
 mod certificates;
+mod dated;
 mod equals;
 mod held;
 mod ledger;
@@ -47,7 +48,7 @@ use crate::store::state_key::StateKey;
 
 pub use self::accepting::{AcceptError, Accepted};
 pub use self::authority::{RetireError, Retirement, RotateError};
-pub use self::backup::{Backup, BackupRefused, Restored};
+pub use self::backup::{Backup, BackupRefused, DatedBackup, Restored};
 pub use self::certificates::{RefreshError, ServerMaterial};
 pub use self::equals::FollowError;
 pub use self::held::HELD_GRANTS_MAX;
@@ -291,19 +292,11 @@ impl Registry {
         ))
     }
 
-    /// Opens a registry for reading and writing, under a state key where there is one.
-    pub fn open(path: &Path, key: Option<&StateKey>) -> Result<Self, OpenRegistryError> {
-        // Opening a store makes one where there is none; a registry comes of `init` alone.
+    /// Opens a registry, under a state key where there is one. Opening a store for writing makes one where there
+    /// is none; a registry comes of `init` alone.
+    pub fn open(path: &Path, key: Option<&StateKey>, opening: Opening) -> Result<Self, OpenRegistryError> {
         Self::look_for(path)?;
-        let db = Database::open_under(key, path, &SCHEMA).map_err(OpenRegistryError::Open)?;
-        Self::open_in(db)
-    }
-
-    /// Opens a registry for reading, without writing a byte.
-    pub fn open_read_only(path: &Path, key: Option<&StateKey>) -> Result<Self, OpenRegistryError> {
-        Self::look_for(path)?;
-        let db = Database::open_read_only_under(key, path, &SCHEMA).map_err(OpenRegistryError::Open)?;
-        Self::open_in(db)
+        Self::open_in(opening.database(path, key)?)
     }
 
     /// Takes the seals off a registry that no daemon has open. `false` when it has none.

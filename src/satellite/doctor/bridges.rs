@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::Check;
+use crate::base::check::{Check, Verdict};
 use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{HostPort, ParentTrust};
@@ -49,7 +49,7 @@ pub async fn examine(
     let mut checks = Vec::new();
     // Behind a proxy names are the proxy's to resolve.
     let resolved = dns(bridge).await;
-    if proxy.is_none() || resolved.verdict == super::Verdict::Ok {
+    if proxy.is_none() || resolved.verdict == Verdict::Ok {
         checks.push(resolved);
     }
     let attempt = |rung| {
@@ -277,7 +277,6 @@ fn clock_difference(bridge: &HostPort, ours: UnixTime, theirs: UnixTime) -> Opti
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::Verdict;
     use super::*;
 
     fn bridge() -> HostPort {

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::Check;
+use crate::base::check::Check;
 use crate::machine::ladder::Rung;
 use crate::machine::mapping_lease::Gateway;
 use crate::process::blocking;
@@ -113,8 +113,8 @@ pub fn direct(link: &LinkReport) -> Vec<Check> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::Verdict;
     use super::*;
+    use crate::base::check::Verdict;
     use crate::machine::mapping_lease::{Finding, MappingProtocol};
 
     fn answer(external: Option<&str>) -> ProtocolAnswer {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use super::Check;
+use crate::base::check::Check;
 use crate::base::time::{ClockDoubt, TrustedTime};
 
 /// Socket buffers that the QUIC rung wants, in bytes: a burst of 170 ms at 100 Mbit/s.
@@ -223,8 +223,8 @@ fn judge_permissions(directory: &Path, mode: u32, owner: u32) -> Check {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::Verdict;
     use super::*;
+    use crate::base::check::Verdict;
     use crate::base::time::UnixTime;
 
     #[test]

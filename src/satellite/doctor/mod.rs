@@ -9,11 +9,10 @@ pub mod state;
 
 use std::path::PathBuf;
 
-use serde::Serialize;
-
 use super::invite::{configured_trust, waiting_invitation};
 use super::membership_store::Examination;
 use super::status::StatusReport;
+use crate::base::check::Check;
 use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
 use crate::contract::invitation::{HostPort, ParentTrust, dial_addresses};
@@ -22,77 +21,6 @@ use crate::process::blocking;
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::SatelliteConfig;
 use crate::store::state_key::StateKey;
-
-/// How a check came out. Names are the `--json` output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// As it should be.
-    Ok,
-    /// It works all the same, or worse than it could.
-    Warn,
-    /// It does not work.
-    Fail,
-}
-
-/// One check's outcome. Field names are the `--json` output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Check {
-    /// What was looked at.
-    pub name: String,
-    /// How it is.
-    pub verdict: Verdict,
-    /// What was found.
-    pub finding: String,
-    /// What to do, where something is to be done.
-    pub advice: Option<String>,
-}
-
-impl Check {
-    /// All is well.
-    pub fn ok(name: impl Into<String>, finding: impl Into<String>) -> Self {
-        Self::new(name, Verdict::Ok, finding, None)
-    }
-
-    /// It works, but somebody should look.
-    pub fn warn(name: impl Into<String>, finding: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self::new(name, Verdict::Warn, finding, Some(advice.into()))
-    }
-
-    /// It does not work. An empty advice is none: some errors bring their own.
-    pub fn fail(name: impl Into<String>, finding: impl Into<String>, advice: impl Into<String>) -> Self {
-        let advice = advice.into();
-        Self::new(
-            name,
-            Verdict::Fail,
-            finding,
-            (!advice.is_empty()).then_some(advice),
-        )
-    }
-
-    fn new(
-        name: impl Into<String>,
-        verdict: Verdict,
-        finding: impl Into<String>,
-        advice: Option<String>,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            verdict,
-            finding: finding.into(),
-            advice,
-        }
-    }
-}
-
-/// The worst of the verdicts.
-pub fn worst(checks: &[Check]) -> Verdict {
-    checks
-        .iter()
-        .map(|check| check.verdict)
-        .max()
-        .unwrap_or(Verdict::Ok)
-}
 
 /// Looks at everything. `running` is what the daemon tells of itself, if one runs, or why it does not.
 pub async fn examine(config: &SatelliteConfig, running: Result<Option<&StatusReport>, &str>) -> Vec<Check> {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::Check;
+use crate::base::check::Check;
 use crate::base::limit::error_chain;
 use crate::base::time::UnixTime;
 use crate::machine::join::JoinState;

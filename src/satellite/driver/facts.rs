@@ -83,6 +83,7 @@ impl Driver {
         let now = self.clock.now();
         match written {
             Ok(()) => {
+                self.store_error = None;
                 self.facts_dirty = false;
                 self.facts_written = Some(now);
                 self.facts_due = now.plus(FACTS_INTERVAL);

@@ -29,7 +29,7 @@ use super::grants::courier::Trouble;
 use super::grants::{GrantBook, GrantsReport};
 use super::parent_client::RELEASE;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{GrantId, PeerId, TraceId};
+use crate::base::id::{PeerId, TraceId};
 use crate::base::limit::foreign_text;
 use crate::base::time::UnixTime;
 use crate::contract::compatibility::schema_compatibility;
@@ -182,8 +182,24 @@ impl FederationApi {
             caller,
             now: self.surroundings.clock.trusted().now,
         };
+        // Also where the caller does not wait for the answer.
+        let mut noted = self.surroundings.audit.begin(AuditEvent {
+            federation_peer_id: Some(caller.peer),
+            actor: caller.subject.clone(),
+            object: Some(format!("{} {}", head.method, foreign_text(path))),
+            // A proxy tells the address alone.
+            source: caller.source.map(|source| SocketAddr::new(source, 0)),
+            trace,
+            ..AuditEvent::of(AuditAction::Request)
+        });
         let answered = self.route(&call, body).await;
-        self.note(&head.method, path, caller, trace, &answered);
+        if path == HEARTBEAT_PATH && answered.is_ok() {
+            // One a minute says nothing of what was done here.
+            noted.pass_over();
+        } else {
+            settle(&mut noted, &answered);
+            drop(noted);
+        }
         match answered {
             Ok(answered) => reply(answered.status, &success_body(&answered.data)),
             Err(refusal) => {
@@ -277,47 +293,25 @@ impl FederationApi {
             trust_anchors: Vec::new(),
         })))
     }
+}
 
-    fn note(
-        &self,
-        method: &Method,
-        path: &str,
-        caller: &ApiCaller,
-        trace: Option<TraceId>,
-        answered: &Result<Answered, Refusal>,
-    ) {
-        // One a minute says nothing of what was done here.
-        if path == HEARTBEAT_PATH && answered.is_ok() {
-            return;
-        }
-        let permit = match answered {
-            Ok(answered) => answered.permit.as_ref(),
-            Err(_) => None,
-        };
-        let object = format!("{method} {}", foreign_text(path));
-        let (outcome, grant): (_, Option<GrantId>) = match answered {
-            Ok(_) => (AuditOutcome::Done, permit.map(Permit::grant)),
-            Err(refusal) => (AuditOutcome::Refused(refusal.to_string()), refusal.grant()),
-        };
-        tracing::info!(
-            trace = trace.map(tracing::field::display),
-            object,
-            ?outcome,
-            "answered the parent"
-        );
-        self.surroundings.audit.record(&AuditEvent {
-            federation_peer_id: Some(caller.peer),
-            remote_subject: permit.map(|permit| permit.remote_subject().to_owned()),
-            actor: caller.subject.clone(),
-            grant,
-            object: Some(object),
-            // A proxy tells the address alone.
-            source: caller.source.map(|source| SocketAddr::new(source, 0)),
-            trace,
-            outcome,
-            ..AuditEvent::of(AuditAction::Request)
-        });
-    }
+/// What has become of a request.
+fn settle(noted: &mut AuditEvent, answered: &Result<Answered, Refusal>) {
+    let permit = match answered {
+        Ok(answered) => answered.permit.as_ref(),
+        Err(_) => None,
+    };
+    noted.remote_subject = permit.map(|permit| permit.remote_subject().to_owned());
+    (noted.outcome, noted.grant) = match answered {
+        Ok(_) => (AuditOutcome::Done, permit.map(Permit::grant)),
+        Err(refusal) => (AuditOutcome::Refused(refusal.to_string()), refusal.grant()),
+    };
+    tracing::info!(
+        trace = noted.trace.map(tracing::field::display),
+        object = noted.object,
+        outcome = ?noted.outcome,
+        "answered the parent"
+    );
 }
 
 fn reply(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {

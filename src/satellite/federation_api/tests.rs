@@ -2,14 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test says that it failed")]
 
+use std::time::Duration;
+
 use http_body_util::BodyExt as _;
 
 use super::*;
-use crate::base::id::PeerId;
+use crate::audit::retention::Retention;
+use crate::base::id::{GrantId, PeerId};
 use crate::contract::SUBJECT_HEADER;
 use crate::grant::{GrantRequest, GrantState, NewGrant};
+use crate::process::clock::ManualWallClock;
 use crate::satellite::grants::{Handover, Issue};
 use crate::satellite::membership_store::SCHEMA;
+use crate::store::audit_log::reading;
 use crate::store::database::Database;
 
 const NOW: UnixTime = UnixTime::from_seconds(1_800_000_000);
@@ -49,7 +54,7 @@ fn peer() -> PeerId {
 impl Child {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let wall = crate::process::clock::ManualWallClock::new(NOW);
+        let wall = ManualWallClock::new(NOW);
         let clock = Clock::with_wall_clock(UnixTime::EPOCH, wall);
         let database = Database::open(&dir.path().join("satellite.redb"), &SCHEMA).unwrap();
         let book = GrantBook::open(database, false, clock.clone()).unwrap();
@@ -226,6 +231,55 @@ async fn a_subscription_is_a_grant_within_the_one_it_was_asked_under() {
 }
 
 #[tokio::test]
+async fn a_subscription_is_not_the_owners_own_grant_that_says_the_same() {
+    let child = Child::new();
+    let own = GrantRequest {
+        resource_id: Some("ssh".into()),
+        ttl_seconds: Some(300 * 86_400),
+        ..GrantRequest::new(peer(), "anna", "service", &["read", "write"])
+    };
+    let own = Issue::of(NewGrant::check(own).unwrap(), Handover::ByHand);
+    let own = child.book.issue(own).await.unwrap();
+    let mut subscriptions = Vec::new();
+    for ttl in [10_i64, 20] {
+        let origin = GrantRequest {
+            ttl_seconds: Some(ttl * 86_400),
+            ..GrantRequest::new(peer(), "anna", "service", &["read", "write"])
+        };
+        let origin = Issue::of(NewGrant::check(origin).unwrap(), Handover::ByHand);
+        let origin = child.book.issue(origin).await.unwrap();
+        let bearer = format!("Bearer {}", origin.token.to_secret().expose_text().unwrap());
+        let headers = [("authorization", bearer.as_str()), (SUBJECT_HEADER, "anna")];
+        let wanted = json!({ "slug": "ssh", "local_hostname": "ssh.shop.local" });
+        let (status, body) = child
+            .ask((Method::POST, SUBSCRIPTIONS_PATH), &headers, &wanted)
+            .await;
+        assert_eq!(status, 201, "{body}");
+        let id: GrantId = body["data"]["grant_id"].as_str().unwrap().parse().unwrap();
+        let kept = child.book.get(id).unwrap();
+        assert_ne!(id, own.grant.id, "its token is the owner's to hand over");
+        assert_eq!(kept.derived_from, Some(origin.grant.id));
+        assert_eq!(kept.grant.expires_at, origin.grant.expires_at);
+        // Who subscribes by what a subscription has given gets no second one.
+        let bearer = format!("Bearer {}", body["data"]["bearer_token"].as_str().unwrap());
+        let headers = [("authorization", bearer.as_str()), (SUBJECT_HEADER, "anna")];
+        let (_, again) = child
+            .ask((Method::POST, SUBSCRIPTIONS_PATH), &headers, &wanted)
+            .await;
+        assert_eq!(again["data"]["grant_id"], body["data"]["grant_id"]);
+        subscriptions.push((origin.grant.id, id));
+    }
+    let [(first, under_first), (_, under_second)] = subscriptions[..] else {
+        panic!("two were asked for")
+    };
+    child.book.revoke(first, "enough").await.unwrap();
+    let state = |id| child.book.get(id).unwrap().grant.state(NOW);
+    assert_eq!(state(under_first), GrantState::Revoked);
+    assert_eq!(state(under_second), GrantState::Active);
+    assert_eq!(state(own.grant.id), GrantState::Active);
+}
+
+#[tokio::test]
 async fn what_cannot_be_subscribed_to_is_refused_in_the_contracts_statuses() {
     let child = Child::new();
     let bearer = format!("Bearer {}", child.operator_token().await);
@@ -256,6 +310,52 @@ async fn what_cannot_be_subscribed_to_is_refused_in_the_contracts_statuses() {
         assert_eq!(status, 404);
     }
     assert_eq!(child.book.all().len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_whose_sender_hangs_up_is_noted_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::with_wall_clock(UnixTime::EPOCH, ManualWallClock::new(NOW));
+    let database = Database::open(&dir.path().join("satellite.redb"), &SCHEMA).unwrap();
+    let book = GrantBook::open(database.clone(), false, clock.clone()).unwrap();
+    let kept = Retention {
+        max_age: Duration::from_secs(86_400),
+        max_rows: 100,
+    };
+    let (audit, writer) = AuditLog::open(database.clone(), clock.clone(), watch::channel(kept).1).unwrap();
+    let api = FederationApi {
+        surroundings: Arc::new(Surroundings::new(book.clone(), Arc::new(Shelf), audit, clock)),
+    };
+    let operator = Issue::of(NewGrant::managed_child_operator(peer()), Handover::Done);
+    let operator = book.issue(operator).await.unwrap();
+    let bearer = format!("Bearer {}", operator.token.to_secret().expose_text().unwrap());
+    let wanted = json!({ "slug": "ssh", "local_hostname": "ssh.shop.local" }).to_string();
+    let request = Request::post(SUBSCRIPTIONS_PATH)
+        .header(AUTHORIZATION, bearer)
+        .header(SUBJECT_HEADER, "anna")
+        .body(Full::new(Bytes::from(wanted)))
+        .unwrap();
+    {
+        let mut answering = std::pin::pin!(api.answer_bridge(request, Some(peer()), TraceId(7)));
+        let begun =
+            std::future::poll_fn(|cx| std::task::Poll::Ready(answering.as_mut().poll(cx).is_pending()));
+        assert!(begun.await, "the grant is being written");
+    }
+    let granted = async {
+        while book.all().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), granted)
+        .await
+        .unwrap();
+    writer.finish().unwrap();
+    let page = reading::answer(&database, reading::ENTRIES, "", |_| true).unwrap();
+    let entry = &page["entries"][0];
+    assert_eq!(entry["action"], "request");
+    assert_eq!(entry["actor"], "anna");
+    assert_eq!(entry["object"], format!("POST {SUBSCRIPTIONS_PATH}"));
+    assert_eq!(entry["outcome"], "failed");
 }
 
 #[tokio::test]

@@ -66,7 +66,8 @@ pub struct Issue {
     pub new: NewGrant,
     /// Whether the parent is to have it.
     pub handover: Handover,
-    /// Whether a live one that says the same will do.
+    /// Whether a live one that says the same will do: the one under which it is asked for, or one that was made
+    /// under that one. Any other has an end of its own.
     pub reuse: bool,
     /// The grant under which it is asked for.
     pub derived_from: Option<GrantId>,
@@ -242,7 +243,10 @@ impl GrantBook {
             reuse,
             derived_from,
         } = issue;
-        let same = |kept: &&KeptGrant| reuse && new.is_served_by(&kept.grant, now);
+        let same = |kept: &&KeptGrant| {
+            let ends_with_it = kept.derived_from == derived_from || Some(kept.grant.id) == derived_from;
+            reuse && ends_with_it && new.is_served_by(&kept.grant, now)
+        };
         let there = self.shared.look(|grants| grants.values().find(same).cloned());
         let reused = there.is_some();
         let grant = there.map_or_else(

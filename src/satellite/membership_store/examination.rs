@@ -14,9 +14,8 @@ use crate::store::record;
 use crate::store::seal;
 use crate::store::state_key::StateKey;
 
-/// How often a store that is being written to is read again before it counts as damaged. A write
-/// takes milliseconds and happens a few times an hour: to meet it twice is a rare accident.
-const SNAPSHOT_TRIES: usize = 5;
+/// Most bytes of a store that are copied into memory while a daemon has it open: a hundred times what one has.
+const SNAPSHOT_MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// What was found.
 #[derive(Debug)]
@@ -52,7 +51,10 @@ impl MembershipStore {
     pub fn examine(directory: &Path, key: Option<&StateKey>) -> Result<Examination, OpenStateError> {
         let path = directory.join(STORE_FILE);
         let (opened, holder) = match Database::open_read_only_under(key, &path, &SCHEMA) {
-            Err(OpenError::Held { holder, .. }) => (snapshot(&path, key), Some(holder)),
+            Err(OpenError::Held { holder, .. }) => {
+                let copied = Database::open_snapshot(key, (&path, SNAPSHOT_MAX_BYTES), &SCHEMA);
+                (copied, Some(holder))
+            }
             opened => (opened, None),
         };
         let (loaded, size_bytes, what) = match opened {
@@ -98,17 +100,6 @@ impl MembershipStore {
             holder,
         })
     }
-}
-
-fn snapshot(path: &Path, key: Option<&StateKey>) -> Result<Database, OpenError> {
-    let mut last = Database::open_snapshot(key, path, &SCHEMA);
-    for _ in 1..SNAPSHOT_TRIES {
-        match &last {
-            Err(error) if error.is_damaged() => last = Database::open_snapshot(key, path, &SCHEMA),
-            _ => break,
-        }
-    }
-    last
 }
 
 fn compare(

@@ -53,6 +53,40 @@ pub(super) enum LocalStream {
     Unix(UnixStream),
 }
 
+/// A connection whose bytes are relayed. Unless it has come to its end its program sees an abort when it is
+/// dropped, also where the tunnel has ended or the satellite stops, and never takes a cut upload for a whole one.
+/// A Unix socket can only be closed.
+#[derive(Debug)]
+pub(super) struct Relayed {
+    pub(super) stream: LocalStream,
+    finished: bool,
+}
+
+impl Relayed {
+    pub(super) const fn new(stream: LocalStream) -> Self {
+        Self {
+            stream,
+            finished: false,
+        }
+    }
+
+    /// Both directions have come to their end.
+    pub(super) fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        if !self.finished
+            && let LocalStream::Tcp(stream) = &self.stream
+            && let Err(error) = stream.set_zero_linger()
+        {
+            tracing::debug!(%error, "a local connection is closed instead of reset");
+        }
+    }
+}
+
 /// Connects, and says for whom where the service wants that.
 pub(super) async fn connect(
     service: &ServiceDefinition,
@@ -117,16 +151,6 @@ impl ConnectError {
 }
 
 impl LocalStream {
-    /// Ends the connection so that the program sees an abort, and never takes a cut upload for a whole
-    /// one. A Unix socket can only be closed.
-    pub(super) fn abort(self) {
-        if let Self::Tcp(stream) = &self
-            && let Err(error) = stream.set_zero_linger()
-        {
-            tracing::debug!(%error, "a local connection is closed instead of reset");
-        }
-    }
-
     fn destination(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(stream) => stream.peer_addr().ok(),

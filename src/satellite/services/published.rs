@@ -32,16 +32,15 @@ impl PublishedServices {
             .collect())
     }
 
-    pub(super) async fn put(&self, service: ServiceDefinition) -> Result<(), StoreError> {
+    /// Blocking.
+    pub(super) fn put(&self, service: &ServiceDefinition) -> Result<(), StoreError> {
         self.database
-            .write_async(move |writer| writer.put(&PUBLISHED, &service.name.to_string(), &service))
-            .await
+            .write(|writer| writer.put(&PUBLISHED, &service.name.to_string(), service))
     }
 
-    pub(super) async fn remove(&self, name: &ServiceName) -> Result<(), StoreError> {
-        let name = name.to_string();
+    /// Blocking.
+    pub(super) fn remove(&self, name: &ServiceName) -> Result<(), StoreError> {
         self.database
-            .write_async(move |writer| writer.remove(&PUBLISHED, &name).map(drop))
-            .await
+            .write(|writer| writer.remove(&PUBLISHED, &name.to_string()).map(drop))
     }
 }

@@ -17,6 +17,7 @@ use super::published::PublishedServices;
 use crate::base::limit::foreign_text;
 use crate::base::ordered_map::OrderedMap;
 use crate::contract::service::{Offering, SERVICES_MAX, ServiceDefinition, ServiceHealth, ServiceName};
+use crate::process::blocking;
 use crate::process::clock::Clock;
 use crate::process::config::services::LimitsConfig;
 use crate::process::supervisor::TaskScope;
@@ -115,7 +116,7 @@ struct Shared {
     store: PublishedServices,
     book: Mutex<Book>,
     /// One change at the store at a time.
-    changing: tokio::sync::Mutex<()>,
+    changing: Mutex<()>,
     offerings: watch::Sender<Arc<[Offering]>>,
     limits: watch::Sender<ServiceLimits>,
 }
@@ -143,7 +144,7 @@ impl Services {
                 scope,
                 store,
                 book: Mutex::default(),
-                changing: tokio::sync::Mutex::new(()),
+                changing: Mutex::new(()),
                 offerings: watch::Sender::new(Arc::new([])),
                 limits: watch::Sender::new(limits),
             }),
@@ -161,9 +162,31 @@ impl Services {
         self.apply(book);
     }
 
-    /// Publishes a service, or changes one that was published at run time. Durable, then in force.
+    /// Publishes a service, or changes one that was published at run time. Durable, then in force, also
+    /// where nobody waits for it any more.
     pub async fn publish(&self, service: ServiceDefinition) -> Result<(), PublishError> {
-        let _alone = self.shared.changing.lock().await;
+        self.change(|services| services.publish_blocking(service)).await
+    }
+
+    /// Takes a service back that was published at run time; its streams end. As with [`publish`](Self::publish),
+    /// whoever stops waiting does not stop it.
+    pub async fn withdraw(&self, name: &ServiceName) -> Result<(), WithdrawError> {
+        let name = name.clone();
+        self.change(move |services| services.withdraw_blocking(&name))
+            .await
+    }
+
+    async fn change<T: Send + 'static>(&self, change: impl FnOnce(&Self) -> T + Send + 'static) -> T {
+        let services = self.clone();
+        blocking::run(move || {
+            let changing = &services.shared.changing;
+            let _alone = changing.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&services)
+        })
+        .await
+    }
+
+    fn publish_blocking(&self, service: ServiceDefinition) -> Result<(), PublishError> {
         {
             let book = self.book();
             if book.configured.contains_key(&service.name) {
@@ -173,17 +196,14 @@ impl Services {
                 return Err(PublishError::Full);
             }
         }
-        let stored = self.shared.store.put(service.clone()).await;
-        stored.map_err(PublishError::Store)?;
+        self.shared.store.put(&service).map_err(PublishError::Store)?;
         let mut book = self.book();
         book.published.insert(service.name.clone(), service);
         self.apply(book);
         Ok(())
     }
 
-    /// Takes a service back that was published at run time; its streams end.
-    pub async fn withdraw(&self, name: &ServiceName) -> Result<(), WithdrawError> {
-        let _alone = self.shared.changing.lock().await;
+    fn withdraw_blocking(&self, name: &ServiceName) -> Result<(), WithdrawError> {
         {
             let book = self.book();
             if book.configured.contains_key(name) {
@@ -193,11 +213,7 @@ impl Services {
                 return Err(book.not_published(name.as_str()).into());
             }
         }
-        self.shared
-            .store
-            .remove(name)
-            .await
-            .map_err(WithdrawError::Store)?;
+        self.shared.store.remove(name).map_err(WithdrawError::Store)?;
         let mut book = self.book();
         book.published.remove(name);
         self.apply(book);

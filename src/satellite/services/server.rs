@@ -13,7 +13,7 @@ use tokio::net::UdpSocket;
 use super::buffer::{BUFFER_BYTES, BufferPool};
 use super::flow::{self, PACKET_MAX_BYTES, relay_packets};
 use super::live::{LiveService, Place};
-use super::local::{self, ConnectError, LocalStream};
+use super::local::{self, ConnectError, LocalStream, Relayed};
 use super::meter::{Direction, Meter};
 use super::note::{Closing, Note};
 use super::registry::{ServiceLimits, Services};
@@ -266,13 +266,11 @@ impl SessionServices {
     }
 
     /// From the acceptance to the end.
-    async fn carry(&self, stream: IncomingStream, granted: Granted, mut local: LocalStream, note: Note) {
+    async fn carry(&self, stream: IncomingStream, granted: Granted, local: LocalStream, note: Note) {
+        let mut local = Relayed::new(local);
         let mut tunnel = match stream.accept().await {
             Ok(tunnel) => tunnel,
-            Err(error) => {
-                local.abort();
-                return note.given_up(&error);
-            }
+            Err(error) => return note.given_up(&error),
         };
         let (shared, farewell) = (&self.server.shared, tunnel.farewell().clone());
         let (carried, mut admission) = Carried::begin(granted, note);
@@ -287,14 +285,16 @@ impl SessionServices {
         let outcome = tokio::select! {
             biased;
             over = over(&mut admission, &carried.service) => over.said_by(&farewell),
-            relayed = relay(&mut local, &mut tunnel, &traffic) => match relayed {
+            relayed = relay(&mut local.stream, &mut tunnel, &traffic) => match relayed {
                 Ok(()) => AuditOutcome::Done,
                 Err(error) => broke_off(error.stream_end(), &error, &farewell),
             },
         };
         // A relay that came to its end has ended both sides; any other end must not look like one.
-        if outcome != AuditOutcome::Done {
-            local.abort();
+        if outcome == AuditOutcome::Done {
+            local.finish();
+        } else {
+            drop(local);
         }
         drop(tunnel);
         carried.closing.tell(outcome);

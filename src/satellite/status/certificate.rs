@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::id::CertificateDigest;
 use crate::base::limit::foreign_text;
 use crate::base::time::{UnixTime, rfc3339};
 use crate::identity::anchors::Anchors;
-use crate::identity::certificate::CertificateFacts;
+use crate::identity::certificate::{CertificateChain, CertificateFacts};
 use crate::machine::membership::{Candidate, Membership, StoredIdentity};
 use crate::machine::renewal::{CertificateStanding, renewal_due};
 
@@ -17,6 +18,8 @@ pub struct CertificateReport {
     pub standing: String,
     /// Serial, upper-case hex.
     pub serial: String,
+    /// SHA-256 of the certificate.
+    pub fingerprint: String,
     /// Begin of validity.
     #[serde(with = "rfc3339")]
     pub not_before: UnixTime,
@@ -69,6 +72,9 @@ impl CertificateReport {
         Self {
             standing: CertificateStanding::judge(not_before, not_after, now).to_string(),
             serial: identity.certificate.serial.clone(),
+            fingerprint: CertificateChain::from_pem(&identity.certificate.cert_pem)
+                .map(|chain| CertificateDigest::of_der(chain.leaf()).to_string())
+                .unwrap_or_default(),
             not_before,
             not_after,
             renew_at: renewal_due(not_before, not_after),

@@ -197,6 +197,7 @@ read!(HeartbeatReport {
 read!(CertificateReport {
     standing,
     serial,
+    fingerprint: or_default,
     not_before: time,
     not_after: time,
     renew_at: time,
@@ -300,7 +301,7 @@ mod tests {
 
     fn certificate() -> Value {
         json!({
-            "standing": "valid", "serial": "0A", "not_before": "2026-05-17T13:44:12Z",
+            "standing": "valid", "serial": "0A", "fingerprint": "sha256:ab", "not_before": "2026-05-17T13:44:12Z",
             "not_after": "2026-08-17T13:44:12Z", "renew_at": "2026-07-17T13:44:12Z", "renewal": "requested",
             "renewal_error": "no answer", "needs_rejoin": true, "self_issued": true,
             "anchors": [{ "fingerprint": "ab", "subject": "CA", "not_after": "2030-05-17T13:44:12Z" }],

@@ -12,16 +12,17 @@ mod writer;
 mod tests;
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, watch};
 
 use super::database::{Database, StoreError, Writer};
-use crate::audit::AuditEvent;
 use crate::audit::entry::AuditEntry;
 use crate::audit::refusals::RefusalBudgets;
 use crate::audit::retention::Retention;
+use crate::audit::{AuditEvent, AuditOutcome};
 use crate::base::counter::Counter;
 use crate::process::clock::Clock;
 
@@ -36,6 +37,48 @@ pub const QUEUE_MAX_EVENTS: usize = 1_024;
 /// program alone.
 #[derive(Clone, Default)]
 pub struct AuditLog(Option<Arc<Shared>>);
+
+/// An event that is noted however the work that it is about ends: who asks for something and hangs up in the middle
+/// leaves as much of a trace as anybody.
+#[derive(Debug)]
+pub struct Unsettled {
+    log: AuditLog,
+    event: AuditEvent,
+    noted: bool,
+}
+
+/// How it ends where nothing else is known.
+const GIVEN_UP: &str =
+    "the asking side went away before it was answered; what it asked for may have been done";
+
+impl Unsettled {
+    /// It came to what is not noted.
+    pub fn pass_over(mut self) {
+        self.noted = false;
+    }
+}
+
+impl Deref for Unsettled {
+    type Target = AuditEvent;
+
+    fn deref(&self) -> &AuditEvent {
+        &self.event
+    }
+}
+
+impl DerefMut for Unsettled {
+    fn deref_mut(&mut self) -> &mut AuditEvent {
+        &mut self.event
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        if self.noted {
+            self.log.record(&self.event);
+        }
+    }
+}
 
 struct Shared {
     queue: mpsc::Sender<AuditEntry>,
@@ -78,6 +121,19 @@ impl AuditLog {
                 shared.lost.fetch_add(1, Ordering::Relaxed);
                 shared.lost_in_all.increment();
             }
+        }
+    }
+
+    /// Takes an event whose outcome is not known yet. It is noted when what this gives is dropped, with what has
+    /// been set by then.
+    pub fn begin(&self, event: AuditEvent) -> Unsettled {
+        Unsettled {
+            log: self.clone(),
+            event: AuditEvent {
+                outcome: AuditOutcome::Failed(GIVEN_UP.to_owned()),
+                ..event
+            },
+            noted: true,
         }
     }
 

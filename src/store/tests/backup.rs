@@ -116,6 +116,27 @@ fn a_copy_takes_the_place_of_no_file_and_leaves_no_half_of_one() {
     assert_eq!(place.names(), ["other", "store"]);
 }
 
+/// A directory of everybody's, in which somebody knows what a copy will be called.
+#[test]
+fn a_copy_is_not_written_to_what_another_has_put_in_its_way() {
+    let place = Place::new();
+    let path = place.store("store", "secret");
+    let precious = place.at("precious");
+    fs::write(&precious, "precious").unwrap();
+    std::os::unix::fs::symlink(&precious, place.at("copy.new")).unwrap();
+    back_up(&path, &place.at("copy")).unwrap();
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    std::os::unix::fs::symlink(place.at("nothing"), place.at("second.new")).unwrap();
+    back_up(&path, &place.at("second")).unwrap();
+    let waiting = place.at("third.new");
+    fs::write(&waiting, "").unwrap();
+    let eye = File::open(&waiting).unwrap();
+    back_up(&path, &place.at("third")).unwrap();
+    assert_eq!(eye.metadata().unwrap().len(), 0, "it reads along");
+    assert_eq!(title(&place.at("third")), "secret");
+    assert_eq!(place.names(), ["copy", "precious", "second", "store", "third"]);
+}
+
 #[test]
 fn what_is_put_back_takes_the_stores_place_and_what_was_there_is_kept() {
     let place = Place::new();

@@ -22,6 +22,10 @@ fn title(database: &Database) -> String {
     database.read(|r| r.get(&TITLE, &Only)).unwrap().unwrap().text
 }
 
+fn put_again(database: &Database, text: &str) -> Result<(), StoreError> {
+    database.write(|w| w.put_again(&TITLE, &Only, &note(text)))
+}
+
 fn put_much(database: &Database) -> Result<(), StoreError> {
     database.write(|w| {
         w.put(&TITLE, &Only, &note("much"))?;
@@ -43,6 +47,8 @@ fn a_full_disk_is_said_and_outlived() {
     disk.fail(None);
     assert_eq!(title(&database), "small");
     assert!(database.is_failing(), "a read says nothing of writes");
+    let why = database.failure().unwrap();
+    assert!(why.contains("full"), "{why}");
     put_much(&database).unwrap();
     assert!(!database.is_failing());
     assert_eq!(title(&database), "much");
@@ -63,7 +69,13 @@ fn a_disk_that_takes_no_writes_is_read_on() {
         assert!(database.is_failing());
     }
     assert_eq!(disk.bytes(), bytes);
+    put_again(&database, "first").unwrap_err();
+    assert!(database.is_failing(), "asked with what is there already");
     disk.fail(None);
+    put_two(&database, "first").unwrap();
+    assert!(database.is_failing(), "what changes nothing is not written");
+    put_again(&database, "first").unwrap();
+    assert_eq!((database.failure(), title(&database)), (None, "first".to_owned()));
     put_two(&database, "third").unwrap();
     assert_eq!(title(&database), "third");
 }

@@ -30,26 +30,16 @@ macro_rules! over {
     };
 }
 
-over!(
-    memory_transport,
-    Over::Memory,
-    [
-        a_hundred_streams_at_once_carry_their_content_whole_both_ways,
-        readers_that_stand_still_bound_their_writers_and_hinder_nobody_else,
-        an_aborted_stream_is_an_error_and_a_finished_one_is_not,
-        a_goodbye_crosses_the_network,
-        requests_cross_the_network_in_both_directions_early_answers_too,
-        the_halves_of_a_stream_end_apart,
-        a_stream_that_is_let_go_after_its_end_was_delivered_whole,
-        a_close_says_why,
-        a_stream_that_is_given_up_says_why_to_each_half,
-        a_cut_is_heard_through_the_tunnel_and_nothing_is_made_up,
-    ]
-);
+/// Makes a test of each of the functions for all transports, and of the others for those that cross a network.
+macro_rules! over_all {
+    ([$($test:ident),* $(,)?], and over the network [$($networked:ident),* $(,)?]) => {
+        over!(memory_transport, Over::Memory, [$($test),*]);
+        over!(quic_transport, Over::Quic, [$($test,)* $($networked),*]);
+        over!(tcp_transport, Over::Tcp, [$($test,)* $($networked),*]);
+    };
+}
 
-over!(
-    quic_transport,
-    Over::Quic,
+over_all!(
     [
         a_hundred_streams_at_once_carry_their_content_whole_both_ways,
         readers_that_stand_still_bound_their_writers_and_hinder_nobody_else,
@@ -61,29 +51,8 @@ over!(
         a_close_says_why,
         a_stream_that_is_given_up_says_why_to_each_half,
         a_cut_is_heard_through_the_tunnel_and_nothing_is_made_up,
-        the_acceptor_sees_the_dialers_certificate_or_that_there_is_none,
-        a_server_of_another_authority_is_refused_with_the_verifiers_verdict,
-        a_dialer_learns_that_its_certificate_is_not_taken,
-        at_the_stream_limit_the_opener_waits_for_the_transport,
-        a_refused_greeting_crosses_the_network,
-        a_peer_that_is_gone_without_a_word_is_noticed_while_a_stream_is_open,
-    ]
-);
-
-over!(
-    tcp_transport,
-    Over::Tcp,
-    [
-        a_hundred_streams_at_once_carry_their_content_whole_both_ways,
-        readers_that_stand_still_bound_their_writers_and_hinder_nobody_else,
-        an_aborted_stream_is_an_error_and_a_finished_one_is_not,
-        a_goodbye_crosses_the_network,
-        requests_cross_the_network_in_both_directions_early_answers_too,
-        the_halves_of_a_stream_end_apart,
-        a_stream_that_is_let_go_after_its_end_was_delivered_whole,
-        a_close_says_why,
-        a_stream_that_is_given_up_says_why_to_each_half,
-        a_cut_is_heard_through_the_tunnel_and_nothing_is_made_up,
+    ],
+    and over the network [
         the_acceptor_sees_the_dialers_certificate_or_that_there_is_none,
         a_server_of_another_authority_is_refused_with_the_verifiers_verdict,
         a_dialer_learns_that_its_certificate_is_not_taken,

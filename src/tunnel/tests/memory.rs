@@ -9,7 +9,7 @@ use crate::tunnel::connection::{GREETING_TIMEOUT, HEADER_TIMEOUT};
 use crate::tunnel::memory::{Cut, MemoryTransport, PIPE_BYTES, pair};
 use crate::tunnel::stream::refusal_in;
 use crate::tunnel::transport::{ByteStream, Outlook, Urgency};
-use crate::tunnel::{GreetingError, OpenStreamError, TunnelStream, Violation};
+use crate::tunnel::{GreetingError, OpenStreamError, TunnelDriver, TunnelStream, Violation};
 use crate::wire::{ControlMessage, FRAME_MAX_BYTES, RefusalCode, Refused, StreamRefusal, StreamReply};
 
 #[allow(clippy::disallowed_methods, reason = "the paused clock of the test")]
@@ -273,21 +273,29 @@ async fn a_silent_peer_is_noticed_within_five_seconds_while_streams_are_open() {
     }
 }
 
+/// Accepts a dialer that is no tunnel of ours: it has greeted, and holds the control stream itself.
+async fn accept_bare(
+    dialer: &MemoryTransport,
+    acceptor: Arc<MemoryTransport>,
+    clock: Clock,
+) -> (Tunnel, TunnelDriver, ByteStream) {
+    let accepted = Tunnel::accept(acceptor, TunnelSettings::default(), clock, |_| Ok(welcome(8)));
+    let greeted = async {
+        let mut control = dialer.open(Urgency::Control).await.unwrap();
+        let greeting = ControlMessage::Hello(hello()).encode().unwrap();
+        control.write.write_all(&greeting).await.unwrap();
+        control
+    };
+    let (accepted, control) = tokio::join!(accepted, greeted);
+    let (tunnel, _, driver) = accepted.unwrap();
+    (tunnel, driver, control)
+}
+
 #[tokio::test(start_paused = true)]
 async fn content_is_a_sign_of_life_where_pings_get_no_answer() {
     let (near, far, _) = pair();
     let mut tasks = JoinSet::new();
-    let accepted = Tunnel::accept(far, TunnelSettings::default(), Clock::start(BUILD_TIME), |_| {
-        Ok(welcome(8))
-    });
-    let below = async {
-        let mut io = near.open(Urgency::Control).await.unwrap();
-        let greeting = ControlMessage::Hello(hello()).encode().unwrap();
-        io.write.write_all(&greeting).await.unwrap();
-        io
-    };
-    let (accepted, _control) = tokio::join!(accepted, below);
-    let (tunnel, _, driver) = accepted.unwrap();
+    let (tunnel, driver, _control) = accept_bare(&near, far, Clock::start(BUILD_TIME)).await;
     tasks.spawn(driver.run());
     let mut io = near.open(Urgency::Bulk).await.unwrap();
     io.write.write_all(&header().encode().unwrap()).await.unwrap();
@@ -382,17 +390,7 @@ async fn a_peer_that_breaks_the_protocol_is_dropped_and_an_unknown_message_is_sk
     let (near, far, _) = pair();
     let clock = Clock::start(BUILD_TIME);
     let mut tasks = JoinSet::new();
-    let accepted = Tunnel::accept(far, TunnelSettings::default(), clock, |_| Ok(welcome(8)));
-    let below = async {
-        let mut io = near.open(Urgency::Control).await.unwrap();
-        io.write
-            .write_all(&ControlMessage::Hello(hello()).encode().unwrap())
-            .await
-            .unwrap();
-        io
-    };
-    let (accepted, mut io) = tokio::join!(accepted, below);
-    let (tunnel, _, driver) = accepted.unwrap();
+    let (tunnel, driver, mut io) = accept_bare(&near, far, clock).await;
     tasks.spawn(driver.run());
     io.write.write_all(&[0, 3, 200, 1, 2]).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -412,17 +410,7 @@ async fn a_peer_that_pings_without_reading_makes_nothing_grow() {
     let (near, far, _) = pair();
     let clock = Clock::start(BUILD_TIME);
     let mut tasks = JoinSet::new();
-    let accepted = Tunnel::accept(far, TunnelSettings::default(), clock, |_| Ok(welcome(8)));
-    let below = async {
-        let mut io = near.open(Urgency::Control).await.unwrap();
-        io.write
-            .write_all(&ControlMessage::Hello(hello()).encode().unwrap())
-            .await
-            .unwrap();
-        io
-    };
-    let (accepted, mut io) = tokio::join!(accepted, below);
-    let (tunnel, _, driver) = accepted.unwrap();
+    let (tunnel, driver, mut io) = accept_bare(&near, far, clock).await;
     tasks.spawn(driver.run());
     // Far more answers than a pipe holds: the driver must go on reading without room to write.
     let pings: Vec<u8> = (0..20_000)

@@ -30,7 +30,7 @@ use super::*;
 use crate::base::id::{PeerId, TraceId};
 use crate::base::time::UnixTime;
 use crate::bridge::registry::record::PublicRecord;
-use crate::bridge::registry::{NewOperator, Proposal, Registry};
+use crate::bridge::registry::{NewOperator, Opening, Proposal, Registry};
 use crate::contract::invitation::ParentTrust;
 use crate::contract::peer::{PeerKind, SpawnMode, SpawnRole};
 use crate::contract::{ACCEPT_PATH, HEARTBEAT_PATH};
@@ -84,7 +84,8 @@ impl TestBridge {
     /// The same bridge after a restart.
     async fn restart(self) -> Self {
         self.running.stop(DEADLINE, std::future::pending()).await.unwrap();
-        let registry = Registry::open(&self.dir.path().join("registry.redb"), None).unwrap();
+        let registry =
+            Registry::open(&self.dir.path().join("registry.redb"), None, Opening::ReadWrite).unwrap();
         Self {
             running: run_registry(registry, &self.dir, &[]).await,
             ..self

@@ -1,11 +1,13 @@
 //! The authority is rotated while satellites are connected, join and come back.
 
 use super::*;
+use crate::bridge::links::AUTHORITY_RETIRED;
 use crate::bridge::operator_api::CA_PATH;
 use crate::contract::invitation::CaFingerprint;
 use crate::contract::{CERTIFICATE_REFRESH_PATH, TRUST_BUNDLE_PATH};
 use crate::identity::anchors::Anchors;
 use crate::identity::succession::{ServedBundle, follow};
+use crate::tunnel::close::CloseReason;
 
 impl TestBridge {
     /// One HTTPS request by a satellite that knows the bridge by these anchors or this pin.
@@ -166,4 +168,45 @@ async fn only_an_admin_without_limits_rotates() {
         .operator(Method::POST, &format!("{CA_PATH}/retire"), json!({}))
         .await;
     assert_eq!(status, 409);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forced_end_cuts_who_came_by_the_old_authority_and_nobody_else() {
+    let bridge = TestBridge::start().await;
+    let (_, old_identity) = bridge.joined("shop-17").await;
+    let (status, _) = bridge
+        .operator(Method::POST, &format!("{CA_PATH}/rotate"), json!({}))
+        .await;
+    assert_eq!(status, 200);
+    let (_, new_identity) = bridge.joined("shop-18").await;
+    let cut = bridge.dial(Some(old_identity)).await.unwrap();
+    let stays = bridge.dial(Some(new_identity)).await.unwrap();
+    let tunnel = stays.tunnel.clone();
+    let staying = tokio::spawn(stays.driver.run());
+    let ended = tokio::spawn(cut.driver.run());
+    wait_until("both are in", || bridge.running.links.len() == 2).await;
+
+    let retire = format!("{CA_PATH}/retire");
+    let (status, retired) = bridge
+        .operator(Method::POST, &retire, json!({ "force": true }))
+        .await;
+    assert_eq!(
+        (status, &retired["data"]["peers_cut"]),
+        (200, &json!(1)),
+        "{retired}"
+    );
+    let reason = ended.await.unwrap();
+    assert!(
+        matches!(&reason, CloseReason::Goodbye(told) if told.message == AUTHORITY_RETIRED),
+        "{reason}"
+    );
+    assert_eq!(bridge.running.links.len(), 1);
+    let answer = tunnel_http::request(
+        &tunnel,
+        TraceId(1),
+        heartbeat(),
+        tunnel_http::HttpLimits::default(),
+    );
+    assert_eq!(answer.await.unwrap().status(), 200);
+    assert!(!staying.is_finished());
 }

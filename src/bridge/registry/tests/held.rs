@@ -152,6 +152,6 @@ fn a_recorded_registry_of_the_first_schema_keeps_its_peers_and_holds_grants() {
     let grant = held(1, SERVICE_KIND, "anna", None);
     registry.hold_grant(peer.id, grant, at(1)).unwrap();
     drop(registry);
-    let registry = Registry::open(&path, None).unwrap();
+    let registry = Registry::open(&path, None, Opening::ReadWrite).unwrap();
     assert_eq!(registry.held_grants(peer.id).unwrap().len(), 1);
 }

@@ -231,7 +231,7 @@ fn a_registry_is_made_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("registry.redb");
     assert!(matches!(
-        Registry::open(&path, None),
+        Registry::open(&path, None, Opening::ReadWrite),
         Err(OpenRegistryError::NotThere { .. })
     ));
     let fingerprint = Registry::create(&path, None, "Test CA", at(0))
@@ -243,11 +243,14 @@ fn a_registry_is_made_once() {
         Err(CreateError::Exists { .. })
     ));
     assert_eq!(
-        Registry::open(&path, None).unwrap().authority().fingerprint(),
+        Registry::open(&path, None, Opening::ReadWrite)
+            .unwrap()
+            .authority()
+            .fingerprint(),
         fingerprint
     );
     assert_eq!(
-        Registry::open_read_only(&path, None)
+        Registry::open(&path, None, Opening::ReadOnly)
             .unwrap()
             .authority()
             .fingerprint(),
@@ -282,7 +285,7 @@ fn under_a_state_key_the_registry_holds_no_readable_private_key() {
     assert_eq!(found(), 4);
     let key: Vec<u8> = (0..32).collect();
     let key = StateKey::parse(&key).unwrap();
-    let registry = Registry::open(&path, Some(&key)).unwrap();
+    let registry = Registry::open(&path, Some(&key), Opening::ReadWrite).unwrap();
     assert!(registry.is_sealed());
     assert_eq!(registry.authority().fingerprint(), fingerprint);
     registry.invite(&proposal("shop-17"), TTL, at(0)).unwrap();
@@ -297,8 +300,15 @@ fn under_a_state_key_the_registry_holds_no_readable_private_key() {
             .windows(renewed.len())
             .any(|window| window == renewed.expose())
     );
-    assert!(Registry::open_read_only(&path, Some(&key)).unwrap().is_sealed());
-    for refused in [Registry::open(&path, None), Registry::open_read_only(&path, None)] {
+    assert!(
+        Registry::open(&path, Some(&key), Opening::ReadOnly)
+            .unwrap()
+            .is_sealed()
+    );
+    for refused in [
+        Registry::open(&path, None, Opening::ReadWrite),
+        Registry::open(&path, None, Opening::ReadOnly),
+    ] {
         assert!(matches!(
             refused,
             Err(OpenRegistryError::Open(OpenError::Sealed { .. }))
@@ -306,7 +316,7 @@ fn under_a_state_key_the_registry_holds_no_readable_private_key() {
     }
     assert!(Registry::create(&path, None, "Other CA", at(1)).is_err());
     assert!(Registry::unseal(&path, &key).unwrap());
-    let registry = Registry::open(&path, None).unwrap();
+    let registry = Registry::open(&path, None, Opening::ReadWrite).unwrap();
     assert!(!registry.is_sealed());
     assert_eq!(registry.authority().fingerprint(), fingerprint);
     assert_eq!(registry.peers().unwrap().len(), 1);
