@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use powernode_satellite::bridge::registry::{REGISTRY_FILE, Registry};
+use powernode_satellite::bridge::registry::{Opening, REGISTRY_FILE, Registry};
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use serde_json::{Value, json};
 use support::{BridgeSite, SatelliteSite, fail, run_with_input, succeed, wait_for};
@@ -336,7 +336,8 @@ fn a_daemon_waits_for_a_command_that_has_its_store() {
     let (bridge, satellite) = (BridgeSite::init(), SatelliteSite::new());
     // As a command has it, in the middle of its work.
     let (state, _) = MembershipStore::open(&satellite.state_dir(), None).unwrap();
-    let registry = Registry::open(&bridge.dir.path().join("state").join(REGISTRY_FILE), None).unwrap();
+    let registry = bridge.dir.path().join("state").join(REGISTRY_FILE);
+    let registry = Registry::open(&registry, None, Opening::ReadWrite).unwrap();
     let daemons = [satellite.run_unwatched(), bridge.run_unwatched()];
     let holder = format!("(process {})", std::process::id());
     for daemon in &daemons {
