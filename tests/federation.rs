@@ -5,11 +5,8 @@
 mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
-use powernode_satellite::bridge::registry::{REGISTRY_FILE, Registry};
-use powernode_satellite::satellite::membership_store::MembershipStore;
 use serde_json::{Value, json};
 use support::{BridgeSite, SatelliteSite, fail, run_with_input, succeed, wait_for};
 
@@ -313,47 +310,6 @@ fn a_broken_store_is_replaced_by_the_second_copy() {
             .contains("second copy")
     );
     assert!(running.stop().success());
-}
-
-#[test]
-fn a_second_daemon_is_told_who_holds_the_store() {
-    let (_bridge, _daemon, satellite) = joined();
-    let running = satellite.run();
-    let mut second = satellite.command(&["run"]);
-    second.env(
-        "POWERNODE_SATELLITE_ADMIN_SOCKET",
-        satellite.dir.path().join("other.sock"),
-    );
-    let (exit, said) = fail(&second.output().unwrap());
-    assert_eq!(exit, 1);
-    let holder = format!("in use by powernode-satellite (process {})", running.id());
-    assert!(said.contains(&holder), "{said}");
-    assert!(said.contains("--admin-socket"), "{said}");
-}
-
-#[test]
-fn a_daemon_waits_for_a_command_that_has_its_store() {
-    let (bridge, satellite) = (BridgeSite::init(), SatelliteSite::new());
-    // As a command has it, in the middle of its work.
-    let (state, _) = MembershipStore::open(&satellite.state_dir(), None).unwrap();
-    let registry = Registry::open(&bridge.dir.path().join("state").join(REGISTRY_FILE), None).unwrap();
-    let daemons = [satellite.run_unwatched(), bridge.run_unwatched()];
-    let holder = format!("(process {})", std::process::id());
-    for daemon in &daemons {
-        let said = wait_for("the log says for whom the daemon waits", || {
-            let said = daemon.log_text();
-            assert!(!said.contains("is in use by"), "{said}");
-            said.contains("waiting for it to end").then_some(said)
-        });
-        assert!(said.contains(&holder), "{said}");
-    }
-    drop((state, registry));
-    for (daemon, directory) in daemons.iter().zip([&satellite.dir, &bridge.dir]) {
-        wait_for("the daemon answers", || {
-            UnixStream::connect(directory.path().join("admin.sock")).ok()
-        });
-        assert_eq!(daemon.log_text().matches("waiting for it to end").count(), 1);
-    }
 }
 
 #[test]

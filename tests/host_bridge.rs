@@ -78,6 +78,25 @@ fn what_is_wrong_is_said_with_a_code() {
     assert_eq!(code, 2);
     let (code, _) = fail(&bridge.output(&["invite"]));
     assert_eq!(code, 2);
+    let nothing = bridge.dir.path().join("nothing").display().to_string();
+    let (code, said) = fail(&bridge.output(&["restore", &nothing]));
+    assert_eq!(code, 1);
+    assert!(said.contains("there is no file"), "{said}");
+    bridge.invite("shop-17");
+    let grant = [
+        "grants",
+        "create",
+        "shop-17",
+        "--subject",
+        "anna",
+        "--kind",
+        "x",
+        "--scope",
+        "raed",
+    ];
+    let (code, said) = fail(&bridge.output(&grant));
+    assert_eq!(code, 4);
+    assert!(said.contains("raed") && said.contains("read"), "{said}");
     let config = bridge.dir.path().join("bad.toml");
     std::fs::write(&config, "[listen]\nhttp = \"[::]:1\"\n").unwrap();
     let (code, said) = fail(&bridge.output(&["config", "check", "--config", &config.display().to_string()]));

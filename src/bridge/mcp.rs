@@ -12,7 +12,7 @@ use super::operator_api::{Operator, OperatorApi, ProposalFields};
 use super::permission::{Action, PeerAction, PeerRef, Role};
 use super::registry::AcceptError;
 use super::reply::Reply;
-use crate::base::limit::foreign_text;
+use crate::base::limit::{error_chain, foreign_text};
 use crate::grant::GrantRequest;
 
 /// Versions of the protocol that are answered as asked; to others the first is offered.
@@ -209,7 +209,7 @@ fn grant(api: &OperatorApi, asked: GrantRequest, operator: &Operator) -> Result<
     api.check_grants_of(asked.federation_peer_id, operator)
         .map_err(|why| why.to_string())?;
     api.create_grant(asked, operator)
-        .map_err(|error| error.to_string())
+        .map_err(|error| error_chain(&error))
 }
 
 fn read<T: DeserializeOwned>(arguments: Value) -> Result<T, RpcError> {

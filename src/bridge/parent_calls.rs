@@ -185,7 +185,7 @@ impl ParentCalls {
         B::Error: Into<BodyError>,
     {
         let peer = self.find(call.peer).await?;
-        let reachable = self.ledger.may_be_reached(peer.id);
+        let reachable = self.ledger.may_be_reached(&peer);
         let Some(tunnel) = self.links.get(peer.id).filter(|_| reachable) else {
             return Err(offline(&called(&peer), &why_offline(&peer)));
         };

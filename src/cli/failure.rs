@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use crate::base::limit::error_chain;
+use crate::store::database::{Holder, OpenError};
 
 /// The exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub enum Code {
 pub struct Failure {
     code: Code,
     message: String,
+    holder: Option<Holder>,
 }
 
 impl Failure {
@@ -34,12 +36,18 @@ impl Failure {
         Self {
             code,
             message: message.into(),
+            holder: None,
         }
     }
 
     /// With an error and its causes.
     pub fn of(code: Code, error: &(dyn Error + 'static)) -> Self {
-        Self::new(code, error_chain(error))
+        let causes = std::iter::successors(Some(error), |&error| error.source());
+        let mut opening = causes.filter_map(|cause| cause.downcast_ref::<OpenError>());
+        Self {
+            holder: opening.find_map(OpenError::holder).cloned(),
+            ..Self::new(code, error_chain(error))
+        }
     }
 
     /// It failed, for a reason that has no code of its own.
@@ -55,6 +63,11 @@ impl Failure {
     /// What failed, why, and what to do.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Who has the store, where that is why: the command has changed nothing and may be tried again.
+    pub const fn holder(&self) -> Option<&Holder> {
+        self.holder.as_ref()
     }
 
     /// Writes the message and gives the code.

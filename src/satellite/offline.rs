@@ -18,6 +18,7 @@ use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::SatelliteConfig;
 use crate::store::audit_log::{AuditLog, AuditWriter};
 use crate::store::database::StoreError;
+use crate::store::patience;
 use crate::store::state_key::{StateKey, StateKeyError};
 
 /// Why a command could not be carried out.
@@ -169,7 +170,8 @@ impl OfflineState {
         drop(store);
         // Opening the state of a satellite that has left erases what is left of its keys.
         let key = StateKey::read(&config.state_key)?;
-        MembershipStore::open(&config.state_dir, key.as_ref())?;
+        let open = || MembershipStore::open(&config.state_dir, key.as_ref());
+        patience::once_free(open, OpenStateError::holder)?;
         Ok(Departure {
             peer_id,
             not_told: Some("the satellite does not run".to_owned()),

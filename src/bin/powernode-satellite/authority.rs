@@ -11,7 +11,7 @@ use powernode_satellite::satellite::offline::OfflineState;
 use powernode_satellite::satellite::own_authority::{AuthorityReport, AuthorityWish};
 
 use crate::arguments::AuthorityCommand;
-use crate::owner::{daemon, offline};
+use crate::owner::{daemon, either_way, offline};
 
 /// Carries the command out.
 pub fn authority(config: &SatelliteConfig, command: AuthorityCommand) -> Result<ExitCode, Failure> {
@@ -23,12 +23,13 @@ pub fn authority(config: &SatelliteConfig, command: AuthorityCommand) -> Result<
             (RETIRE_AUTHORITY_PATH, Some(body), fields.into(), json)
         }
     };
-    let (report, running) = if let Some(data) = daemon(config, &Method::POST, path, body.as_ref())? {
-        (serde_json::from_value(data).map_err(Failure::failed)?, true)
-    } else {
+    let (report, running) = either_way(|| {
+        if let Some(data) = daemon(config, &Method::POST, path, body.as_ref())? {
+            return Ok((serde_json::from_value(data).map_err(Failure::failed)?, true));
+        }
         let changed = OfflineState::open(config).and_then(|state| state.change_authority(wish));
-        (changed.map_err(offline)?, false)
-    };
+        Ok((changed.map_err(offline)?, false))
+    })?;
     let shown = if json {
         output::render_json(&serde_json::to_value(&report).map_err(Failure::failed)?)
     } else {

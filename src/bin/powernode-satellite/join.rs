@@ -47,6 +47,8 @@ enum InputError {
         #[source]
         source: std::io::Error,
     },
+    #[error("{what} is empty")]
+    Blank { what: String },
     #[error("{what} is not text; is it the right one?")]
     NotText { what: String },
     #[error("the join code cannot be used")]
@@ -135,10 +137,13 @@ fn operator_as_before(config: &SatelliteConfig) -> Result<Operator, Failure> {
 }
 
 fn cancel(config: &SatelliteConfig) -> Result<ExitCode, Failure> {
-    let cancelled: RejoinCancelled = match owner::daemon(config, &Method::POST, CANCEL_REJOIN_PATH, None)? {
-        Some(data) => serde_json::from_value(data).map_err(Failure::failed)?,
-        None => cancel_rejoin(config).map_err(owner::offline)?,
-    };
+    let cancelled: RejoinCancelled =
+        owner::either_way(
+            || match owner::daemon(config, &Method::POST, CANCEL_REJOIN_PATH, None)? {
+                Some(data) => serde_json::from_value(data).map_err(Failure::failed),
+                None => cancel_rejoin(config).map_err(owner::offline),
+            },
+        )?;
     output::print(&given_up(&cancelled)).map_err(Failure::failed)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -375,6 +380,9 @@ fn read_text(source: impl std::io::Read, what: &str) -> Result<String, Failure> 
             })
         })?;
     match std::str::from_utf8(&bytes) {
+        Ok(text) if text.trim().is_empty() => Err(Failure::usage(InputError::Blank {
+            what: what.to_owned(),
+        })),
         Ok(text) => Ok(text.to_owned()),
         Err(_) => Err(Failure::usage(InputError::NotText {
             what: what.to_owned(),

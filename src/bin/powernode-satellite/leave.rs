@@ -12,7 +12,7 @@ use powernode_satellite::satellite::offline::OfflineState;
 use serde_json::json;
 
 use crate::arguments::Parting;
-use crate::owner::{confirmed, daemon, offline};
+use crate::owner::{confirmed, daemon, either_way, offline};
 
 const QUESTION: &str = "This box leaves its parent for good: the keys of the peering are destroyed, and to come back it \
     needs a new invitation. The audit log stays.";
@@ -24,12 +24,13 @@ pub fn leave(config: &SatelliteConfig, arguments: &Parting) -> Result<ExitCode, 
     }
     let reason = arguments.reason.clone().unwrap_or_default();
     let body = json!({ "reason": reason });
-    let departure: Departure = match daemon(config, &Method::POST, LEAVE_PATH, Some(&body))? {
-        Some(data) => serde_json::from_value(data).map_err(Failure::failed)?,
-        None => OfflineState::open(config)
-            .and_then(|state| state.leave(config, reason))
-            .map_err(offline)?,
-    };
+    let departure: Departure =
+        either_way(|| match daemon(config, &Method::POST, LEAVE_PATH, Some(&body))? {
+            Some(data) => serde_json::from_value(data).map_err(Failure::failed),
+            None => OfflineState::open(config)
+                .and_then(|state| state.leave(config, reason.clone()))
+                .map_err(offline),
+        })?;
     let shown = if arguments.json {
         let data = serde_json::to_value(&departure).map_err(Failure::failed)?;
         output::render_json(&data)

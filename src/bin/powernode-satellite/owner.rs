@@ -12,6 +12,7 @@ use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::grants::admin::answer_reading;
 use powernode_satellite::satellite::membership_store::MembershipStore;
 use powernode_satellite::satellite::offline::{OfflineError, OfflineState};
+use powernode_satellite::store::patience;
 use powernode_satellite::store::state_key::StateKey;
 use serde_json::Value;
 use thiserror::Error;
@@ -40,9 +41,24 @@ pub fn daemon(
     }
 }
 
+/// Does what asks the daemon and, while none runs, works on the state; again for a while where another process has
+/// that: a command that is soon done, or a daemon that does not answer yet.
+pub fn either_way<T>(attempt: impl FnMut() -> Result<T, Failure>) -> Result<T, Failure> {
+    patience::once_free(attempt, Failure::holder)
+}
+
 /// Something about grants, from the daemon or from the state. The second value says whether a daemon
 /// runs.
 pub fn ask(
+    config: &SatelliteConfig,
+    method: &Method,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(Value, bool), Failure> {
+    either_way(|| ask_once(config, method, path, body))
+}
+
+fn ask_once(
     config: &SatelliteConfig,
     method: &Method,
     path: &str,

@@ -13,7 +13,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::super::attended::Attended;
 
-/// See the module's text.
+/// See the module's text. Unless it has come to its end its program sees a break when it is dropped, as far as its
+/// kind has one; also where the host-bridge does not wait any longer.
 #[derive(Debug)]
 pub struct Client {
     io: Io,
@@ -21,6 +22,7 @@ pub struct Client {
     early: Bytes,
     /// Whether its end was passed on.
     shut: bool,
+    finished: bool,
 }
 
 #[derive(Debug)]
@@ -57,16 +59,13 @@ impl Client {
             io,
             early,
             shut: false,
+            finished: false,
         }
     }
 
-    /// Ends the connection so that the client sees a break, as far as its kind has one.
-    pub(super) fn abort(self) {
-        if let Io::Tcp(stream) = &self.io
-            && let Err(error) = stream.set_zero_linger()
-        {
-            tracing::debug!(%error, "a client's connection is closed instead of reset");
-        }
+    /// Both directions have come to their end.
+    pub(super) fn finish(mut self) {
+        self.finished = true;
     }
 
     /// Whether the client's program is gone, and has not just nothing more to send. After the end was
@@ -77,6 +76,17 @@ impl Client {
                 matches!(socket.try_write(&[]), Err(error) if error.kind() == io::ErrorKind::BrokenPipe)
             }
             Io::Socket(_) | Io::Tcp(_) | Io::Other(_) => false,
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Io::Tcp(stream) = &self.io
+            && let Err(error) = stream.set_zero_linger()
+        {
+            tracing::debug!(%error, "a client's connection is closed instead of reset");
         }
     }
 }
@@ -188,7 +198,8 @@ mod tests {
         client.write_all(b"half").await.unwrap();
         let mut half = [0; 4];
         program.read_exact(&mut half).await.unwrap();
-        client.abort();
+        // Whoever drops it, as where the bridge does not wait any longer.
+        drop(client);
         let error = program.read(&mut half).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }

@@ -244,14 +244,17 @@ impl Access {
         open: impl AsyncFnOnce(&Tunnel, StreamHeader) -> Result<T, NotOpened>,
     ) -> Result<(T, Tunnel, Place), AccessError> {
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
-        let mut event = opening(&ask, trace);
+        // Also where the program does not wait for the satellite's answer.
+        let mut event = self.audit.begin(opening(&ask, trace));
         let opened = self.opened(ask, trace, &mut event, kind, open).await;
-        if let Err(error) = &opened {
-            info!(%trace, %error, "an access was not given");
-            event.outcome = error.audit_outcome();
-            self.sessions.count_refusal(error.code());
-        }
-        self.audit.record(&event);
+        event.outcome = match &opened {
+            Ok(_) => AuditOutcome::Done,
+            Err(error) => {
+                info!(%trace, %error, "an access was not given");
+                self.sessions.count_refusal(error.code());
+                error.audit_outcome()
+            }
+        };
         opened
     }
 
@@ -287,7 +290,7 @@ impl Access {
                 protocol,
             });
         }
-        let reachable = self.ledger.may_be_reached(peer.id);
+        let reachable = self.ledger.may_be_reached(&peer);
         let tunnel = self.links.get(peer.id).filter(|_| reachable);
         let tunnel = tunnel.ok_or_else(|| AccessError::Offline {
             peer: name.clone(),
@@ -320,11 +323,7 @@ impl Access {
         };
         let opened = open_within(open(&tunnel, header), &mut place)
             .await
-            .map_err(|error| {
-                let error = error.into_access(&name, &ask.service, has_grant);
-                place.never_opened();
-                error
-            })?;
+            .map_err(|error| error.into_access(&name, &ask.service, has_grant))?;
         debug!(%trace, peer = %peer.id, service = ask.service, operator = %ask.operator, "an access begins");
         place.opened();
         Ok((opened, tunnel, place))
@@ -428,8 +427,8 @@ impl ServiceStream {
         let whole = matches!(end, RelayEnd::Finished);
         // The client hears of the end when it can be asked for.
         hold.close(end).await;
-        if !whole {
-            client.abort();
+        if whole {
+            client.finish();
         }
     }
 

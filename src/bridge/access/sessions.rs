@@ -318,12 +318,11 @@ impl Accesses {
             cuts,
             clock,
             audit,
-            outcome: Some(AuditOutcome::Cut("the host-bridge dropped it".to_owned())),
+            outcome: None,
         };
         let mut table = self.table();
         if table.rows.len() >= max {
             drop(table);
-            place.forget();
             return Err(AccessError::Full { max });
         }
         table.rows.insert(row.about.id.0, row);
@@ -377,7 +376,7 @@ pub(super) struct Place {
     cuts: watch::Receiver<Option<Cut>>,
     clock: Clock,
     audit: AuditLog,
-    /// `None` where there is nothing to note.
+    /// `None` until the stream is open: that it was asked for is noted by who opens it.
     outcome: Option<AuditOutcome>,
 }
 
@@ -404,7 +403,8 @@ impl Place {
     }
 
     /// The stream is open.
-    pub(super) fn opened(&self) {
+    pub(super) fn opened(&mut self) {
+        self.outcome = Some(AuditOutcome::Cut("the host-bridge dropped it".to_owned()));
         self.accesses.table().totals.opened += 1;
     }
 
@@ -413,17 +413,8 @@ impl Place {
         Arc::clone(&self.passed)
     }
 
-    /// There was no stream: the refusal has been noted already.
-    pub(super) fn never_opened(&mut self) {
-        self.outcome = None;
-    }
-
     pub(super) fn leave(mut self, outcome: AuditOutcome) {
         self.outcome = Some(outcome);
-    }
-
-    fn forget(mut self) {
-        self.outcome = None;
     }
 }
 

@@ -39,7 +39,7 @@ use super::request_body::read_body;
 use super::settings::BridgeSettings;
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::PeerId;
-use crate::base::limit::foreign_text;
+use crate::base::limit::{error_chain, foreign_text};
 use crate::base::secret::Secret;
 use crate::base::time::UnixTime;
 use crate::contract::FEDERATION_PEERS_PATH;
@@ -459,7 +459,7 @@ fn refused(error: &RegistryError) -> Reply {
         RegistryError::ServerCertificate(_) => stored_badly("the server's certificate", error),
         other => Reply::failure(
             StatusCode::from_u16(other.http_status()).unwrap_or(StatusCode::UNPROCESSABLE_ENTITY),
-            &other.to_string(),
+            &error_chain(other),
         ),
     }
 }

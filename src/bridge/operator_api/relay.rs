@@ -17,7 +17,7 @@ use super::super::registry::record::PeerRecord;
 use super::super::reply::{Reply, ReplyBody};
 use super::{Operator, OperatorApi, PEER_PREFIX, RequestSource, internal_error, refused};
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
-use crate::base::id::{PeerId, TraceId};
+use crate::base::id::TraceId;
 use crate::base::limit::foreign_text;
 use crate::base::secret::Secret;
 use crate::contract::{API_BASE, GRANT_HEADER, RESOURCES_PATH, SUBJECT_HEADER};
@@ -87,7 +87,7 @@ impl OperatorApi {
             });
             found.await.map_err(|_| internal_error())??
         };
-        let Some(tunnel) = self.live_tunnel(peer.id) else {
+        let Some(tunnel) = self.live_tunnel(&peer) else {
             return Err(offline(&peer, self.links.is_some()));
         };
         let trace = TraceId(u64::from_be_bytes(entropy::bytes()));
@@ -131,9 +131,9 @@ impl OperatorApi {
 }
 
 impl OperatorApi {
-    fn live_tunnel(&self, peer: PeerId) -> Option<Tunnel> {
+    fn live_tunnel(&self, peer: &PeerRecord) -> Option<Tunnel> {
         let links = self.links.as_ref()?;
-        links.get(peer).filter(|_| self.ledger().may_be_reached(peer))
+        links.get(peer.id).filter(|_| self.ledger().may_be_reached(peer))
     }
 }
 

@@ -79,6 +79,12 @@ pub enum BackupRefused {
     /// The file, the store that is there, or the disk.
     #[error("nothing was restored")]
     NotRestored(#[source] BackupError),
+    /// The backup is not there.
+    #[error("there is no file {}; nothing was changed. Name the backup", path.display())]
+    NoFile {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// It is a store, but not one to go on with.
     #[error("{} cannot be used as a backup", path.display())]
     Unusable {
@@ -170,7 +176,10 @@ fn read(config: &HostBridgeConfig, key: Option<&StateKey>, path: &Path) -> Resul
         path: path.to_owned(),
         source,
     };
-    let opening = |error: OpenError| unusable(OpenRegistryError::Open(error));
+    let opening = |error: OpenError| match error {
+        OpenError::Missing { path } => BackupRefused::NoFile { path },
+        error => unusable(OpenRegistryError::Open(error)),
+    };
     let store = |error| unusable(OpenRegistryError::Store(error));
     let db = Database::open_read_only_under(key, path, &SCHEMA).map_err(opening)?;
     let sealed = db.is_sealed();

@@ -154,9 +154,13 @@ impl Ledger {
         }
     }
 
-    /// Whether a peer may be reached through a tunnel that it has.
-    pub fn may_be_reached(&self, peer: PeerId) -> bool {
-        self.roll().is_none_or(|roll| roll.may_be_reached(peer))
+    /// Whether a peer may be reached through a tunnel that it has. One that has left holds its tunnel until it has
+    /// heard the answer, and it need not read that.
+    pub fn may_be_reached(&self, peer: &PeerRecord) -> bool {
+        match &self.known {
+            Known::Rows(_) => peer.status.heartbeat_allowed(),
+            Known::Seen(roll) => roll.may_be_reached(peer.id),
+        }
     }
 
     /// All peers, oldest first, with their latest heartbeats.

@@ -15,7 +15,7 @@ pub struct UsageError {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Fault {
     /// A name behind `--` that the command does not have.
-    #[error("there is no option `{option}`{}", meant(*.near))]
+    #[error("there is no option `{option}`{}", meant("--", *.near))]
     UnknownOption {
         /// As it was typed.
         option: String,
@@ -23,7 +23,7 @@ pub enum Fault {
         near: Option<&'static str>,
     },
     /// A word that is none of the commands.
-    #[error("there is no command `{command}`{}", meant(*.near))]
+    #[error("there is no command `{command}`{}", meant("", *.near))]
     UnknownCommand {
         /// As it was typed.
         command: String,
@@ -64,8 +64,8 @@ pub enum Fault {
     NotText(String),
 }
 
-fn meant(near: Option<&'static str>) -> String {
-    near.map_or_else(String::new, |near| format!("; did you mean `{near}`?"))
+fn meant(hyphens: &str, near: Option<&'static str>) -> String {
+    near.map_or_else(String::new, |near| format!("; did you mean `{hyphens}{near}`?"))
 }
 
 impl UsageError {

@@ -96,7 +96,7 @@ fn faults_are_told_with_what_was_meant() {
         ("frobnicate", "there is no command `frobnicate`\n"),
         (
             "send x --reson y",
-            "there is no option `--reson`; did you mean `reason`?",
+            "there is no option `--reson`; did you mean `--reason`?",
         ),
         ("send x -q", "there is no option `-q`"),
         ("send x y z --quiet", "`z` is one word too many"),

@@ -18,7 +18,7 @@ use tokio::process::Command;
 
 use super::*;
 use crate::bridge::access::{CONNECT_PATH, SESSION_HEADER, UPGRADE_PROTOCOL};
-use crate::bridge::operator_api::{OPERATORS_PATH, SESSIONS_PATH};
+use crate::bridge::operator_api::{AUDIT_PREFIX, OPERATORS_PATH, SESSIONS_PATH};
 use crate::process::supervisor::TaskScope;
 use crate::tunnel::IncomingStream;
 use crate::wire::{Goodbye, GoodbyeReason, RefusalCode, ServiceRequest, StreamKind, StreamRefusal};
@@ -111,6 +111,10 @@ async fn serve(incoming: IncomingStream, service: &str, scope: &TaskScope) {
         "mute" => {
             let mut stream = incoming.accept().await.unwrap();
             let _ = stream.read(&mut [0; 1]).await;
+            std::future::pending::<()>().await;
+        }
+        "undecided" => {
+            let _held = incoming;
             std::future::pending::<()>().await;
         }
         "web" => {

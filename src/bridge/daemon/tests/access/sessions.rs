@@ -228,6 +228,81 @@ async fn an_operator_who_may_no_more_is_cut() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_hangs_up_before_the_satellite_answers_is_noted_as_having_asked() {
+    let bridge = TestBridge::start().await;
+    let satellite = Satellite::join(&bridge, "shop-17").await;
+    let mut program = UnixStream::connect(bridge.dir.path().join("admin.sock"))
+        .await
+        .unwrap();
+    let head = format!(
+        "GET {CONNECT_PATH}/shop-17/undecided HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\n\
+         upgrade: {UPGRADE_PROTOCOL}\r\n\r\n"
+    );
+    program.write_all(head.as_bytes()).await.unwrap();
+    wait_until("the satellite is asked", || {
+        satellite
+            .asked
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|asked| asked.service == "undecided")
+    })
+    .await;
+    drop(program);
+    wait_until("the row is gone", || bridge.running.accesses.is_empty()).await;
+
+    let path = format!("{AUDIT_PREFIX}entries");
+    let about = |entry: &&Value| entry["object"] == "undecided";
+    let noted = tokio::time::timeout(DEADLINE, async {
+        loop {
+            let (status, answer) = bridge.operator(Method::GET, &path, Value::Null).await;
+            assert_eq!(status, 200, "{answer}");
+            let entries = answer["data"]["entries"].as_array().unwrap();
+            let noted: Vec<_> = entries.iter().filter(about).cloned().collect();
+            if !noted.is_empty() {
+                break noted;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let noted = noted.await.unwrap();
+    // Nothing was open that could be closed.
+    assert_eq!(noted.len(), 1, "{noted:?}");
+    assert_eq!(noted[0]["action"], "service_opened", "{noted:?}");
+    assert_eq!(noted[0]["actor"], "local", "{noted:?}");
+    assert_eq!(noted[0]["outcome"], "failed", "{noted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_is_revoked_is_not_reached_though_its_tunnel_is_still_there() {
+    let bridge = TestBridge::start().await;
+    let _satellite = Satellite::join(&bridge, "shop-17").await;
+    bridge.connect_local("shop-17", "echo").await.unwrap();
+    // As one does that leaves and is gone before it hears the answer: its tunnel is ended with the answer.
+    let registry = bridge.running.registry();
+    registry
+        .revoke("shop-17", "the satellite has left", bridge.now())
+        .unwrap();
+    let (status, answer) = bridge
+        .connect_local("shop-17", "echo")
+        .await
+        .map(|_| ())
+        .unwrap_err();
+    assert_eq!(
+        (status, &answer["code"]),
+        (503, &json!("PEER_OFFLINE")),
+        "{answer}"
+    );
+    assert!(
+        answer["error"].as_str().unwrap().contains("it is revoked"),
+        "{answer}"
+    );
+    let path = format!("/peers/shop-17{}", crate::contract::SERVICE_CATALOG_PATH);
+    let (status, answer) = bridge.operator(Method::GET, &path, Value::Null).await;
+    assert_eq!(status, 503, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_more_sessions_than_the_limit() {
     let bridge = TestBridge::start_with(&[("limits.access_sessions", "1")]).await;
     let _satellite = Satellite::join(&bridge, "shop-17").await;
