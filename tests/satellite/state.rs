@@ -7,7 +7,9 @@ use powernode_satellite::contract::ACCEPT_PATH;
 use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::satellite::membership_store::{COPY_FILE, MembershipStore, SCHEMA, STORE_FILE};
 use powernode_satellite::satellite::status::StatusReport;
-use powernode_satellite::store::database::Database;
+use powernode_satellite::store::database::{Database, StoreError, Table};
+use powernode_satellite::store::record::{Only, Record};
+use serde::{Deserialize, Serialize};
 
 use crate::scripted_parent::site::{Site, invitation};
 use crate::scripted_parent::{Answer, ScriptedParent};
@@ -164,5 +166,49 @@ async fn a_full_disk_stops_the_join_but_loses_nothing() {
     running.wait("joined", |report| report.state == "joined").await;
     running.stop().await;
     assert_eq!(parent.book().peers_made, 1);
+    drop(site);
+}
+
+/// What a member may have to keep besides its state.
+#[derive(Serialize, Deserialize)]
+struct Large(String);
+
+impl Record for Large {
+    const VERSION: u8 = 1;
+}
+
+#[tokio::test]
+async fn a_member_tells_of_a_full_disk_and_forgets_it_with_a_heartbeat() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let parent = ScriptedParent::start();
+    let mut site = Site::new();
+    let state = disk.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let plain = std::mem::replace(&mut site.dir, tempfile::tempdir_in(&state).unwrap());
+    drop(plain);
+    let (store, loaded) = site.open().await.unwrap();
+    let running = site.run_on(store.clone(), loaded);
+    running.join(invitation(&parent)).await;
+    running.wait("joined", |report| report.state == "joined").await;
+
+    // No state, and of the same store: as the log and the grants are.
+    let table = Table::<Only, Large>::new("large");
+    let large = Large("x".repeat(4 * 1024 * 1024));
+    let full = store
+        .database()
+        .write(|w| w.put(&table, &Only, &large))
+        .unwrap_err();
+    assert!(matches!(full, StoreError::DiskFull), "{full}");
+    assert!(store.report(None).last_error.unwrap().contains("full"));
+
+    // The next heartbeat is acknowledged, and what it tells can be written.
+    parent.break_tunnels();
+    running
+        .wait("all is well", |report| {
+            report.link.state == "connected" && report.store.last_error.is_none() && !store.is_failing()
+        })
+        .await;
+    running.stop().await;
+    drop(store);
     drop(site);
 }

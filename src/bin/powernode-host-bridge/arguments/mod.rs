@@ -6,7 +6,7 @@
     reason = "clap shows these comments on the terminal as they stand"
 )]
 
-mod operators;
+pub mod operators;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -21,7 +21,7 @@ use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::host_bridge::ServerName;
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 
-pub use self::operators::{Expiry, OperatorsCommand};
+use self::operators::OperatorsCommand;
 
 /// Takes in satellites from behind any NAT, and lets their parent reach them.
 #[derive(Parser)]
