@@ -235,7 +235,7 @@ pub struct ForwardArguments {
     pub service: String,
 
     /// Address and port to listen on; port 0 takes any that is free
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", value_parser = address_and_port)]
     pub listen: SocketAddr,
 
     /// Carry packets (UDP), for a service that is published with protocol udp
@@ -493,4 +493,9 @@ impl Arguments {
             .filter_map(|(path, value)| Some((path, from_here(value.as_ref()?))))
             .collect()
     }
+}
+
+fn address_and_port(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080")
 }
