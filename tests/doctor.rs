@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 
 use serde_json::Value;
@@ -52,6 +53,25 @@ fn a_box_that_knows_no_parent_is_told_what_to_set() {
     assert_eq!(verdict, "ok");
     assert!(finding.contains("reach.port_mapping is false"), "{finding}");
     assert!(!satellite.state_dir().exists(), "nothing is made by looking");
+}
+
+#[test]
+fn a_key_that_everybody_reads_is_found() {
+    let satellite = SatelliteSite::new();
+    let key = satellite.dir.path().join("key");
+    std::fs::write(&key, "ab12".repeat(16)).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let report = examine(
+        &satellite,
+        &[("POWERNODE_SATELLITE_STATE_KEY_FILE", key.to_str().unwrap())],
+    );
+    let (verdict, finding, advice) = check(&report, "secret file");
+    assert_eq!(verdict, "warn");
+    assert!(
+        finding.contains("`state_key_file`") && finding.contains("can read"),
+        "{finding}"
+    );
+    assert!(advice.contains("chmod"), "{advice}");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::contract::invitation::{ParentTrust, dial_addresses};
 use crate::process::blocking;
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::host_bridge::HostBridgeConfig;
+use crate::process::config::secret_file;
 use crate::process::config::ways::Ways;
 use crate::process::surroundings;
 use crate::reach::trial::{self, Standpoint};
@@ -31,6 +32,7 @@ pub async fn examine(config: &HostBridgeConfig, health: Result<Option<&Value>, &
                 surroundings::permissions(directory),
                 surroundings::judge_free_space(surroundings::free_space(directory), directory),
             ];
+            checks.extend(secret_file::checks(&config.secret_files));
             let (kept, books) = examination::examine(&config, now);
             checks.extend(kept);
             (checks, books)

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
+use std::num::{IntErrorKind, ParseIntError};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -140,7 +141,11 @@ impl Given {
     fn unusable(&self, name: &str, error: &(dyn Error + 'static)) -> UsageError {
         self.error(Fault::Value {
             argument: self.shown(name),
-            why: error_chain(error),
+            why: match error.downcast_ref::<ParseIntError>().map(ParseIntError::kind) {
+                Some(IntErrorKind::PosOverflow) => "it is too large".to_owned(),
+                Some(_) => "it is not a whole number".to_owned(),
+                None => error_chain(error),
+            },
         })
     }
 

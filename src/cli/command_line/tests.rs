@@ -120,9 +120,11 @@ fn faults_are_told_with_what_was_meant() {
         .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the value of `--times <NUMBER>` cannot be used: invalid digit found in string\n\
+        "the value of `--times <NUMBER>` cannot be used: it is not a whole number\n\
          usage: box send [OPTIONS] <WHAT> [WHERE]\n`--help` says more"
     );
+    let error = given("send x --quiet --times 256").required::<u8>("times");
+    assert!(error.unwrap_err().to_string().contains("it is too large"));
 }
 
 #[test]

@@ -9,12 +9,16 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use super::key::Key;
+use crate::base::check::Check;
 
 /// Rights by which others read.
 const OTHERS_READ: u32 = 0o004;
 
 /// Rights by which others write. A group that may read is often how a daemon that is not root has its key.
 const OTHERS_WRITE: u32 = 0o022;
+
+/// What to do.
+const ADVICE: &str = "chmod g-w,o-rwx it";
 
 /// A file with a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +31,7 @@ pub struct SecretFile {
 
 /// A file with a secret that is not its owner's alone.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error(
-    "`{}`: other users of this machine can {what} {}, in which there is a secret (mode {mode:o}); chmod g-w,o-rwx it",
-    file.key,
-    file.path.display()
-)]
+#[error("{}; {ADVICE}", self.finding())]
 pub struct OpenToOthers {
     file: SecretFile,
     what: &'static str,
@@ -64,9 +64,27 @@ impl SecretFile {
     }
 }
 
+impl OpenToOthers {
+    fn finding(&self) -> String {
+        let SecretFile { key, path } = &self.file;
+        let (what, mode) = (self.what, self.mode);
+        let path = path.display();
+        format!(
+            "`{key}`: other users of this machine can {what} {path}, in which there is a secret (mode {mode:o})"
+        )
+    }
+}
+
 /// Those that are open to others. Blocks on the disk.
 pub fn open_to_others(files: &[SecretFile]) -> Vec<OpenToOthers> {
     files.iter().filter_map(SecretFile::exposure).collect()
+}
+
+/// The same for a list of checks.
+pub fn checks(files: &[SecretFile]) -> Vec<Check> {
+    let open = open_to_others(files).into_iter();
+    open.map(|open| Check::warn("secret file", open.finding(), ADVICE))
+        .collect()
 }
 
 /// Tells the log of them. Blocks on the disk.

@@ -18,6 +18,7 @@ use crate::machine::membership::{Membership, Parent};
 use crate::process::blocking;
 use crate::process::clock::{BUILD_TIME, Clock};
 use crate::process::config::satellite::SatelliteConfig;
+use crate::process::config::secret_file;
 use crate::process::surroundings;
 use crate::reach::trial::{self, Standpoint};
 use crate::store::state_key::StateKey;
@@ -66,12 +67,13 @@ pub async fn examine(config: &SatelliteConfig, running: Result<Option<&StatusRep
 /// The directory, and what the store in it knows of the time.
 async fn look_at_disk(config: &SatelliteConfig, clock: &Clock) -> (Vec<Check>, Option<Examination>) {
     let (directory, key_file): (PathBuf, _) = (config.state_dir.clone(), config.state_key.clone());
-    let clock = clock.clone();
+    let (clock, secret_files) = (clock.clone(), config.secret_files.clone());
     let looked = blocking::run(move || {
         let mut checks = vec![
             surroundings::permissions(&directory),
             surroundings::judge_free_space(surroundings::free_space(&directory), &directory),
         ];
+        checks.extend(secret_file::checks(&secret_files));
         let key = match StateKey::read(&key_file) {
             Ok(key) => key,
             Err(error) => {
