@@ -30,7 +30,7 @@ use crate::bridge::access::{CONNECT_PATH, PACKETS_PROTOCOL, SESSION_HEADER, UPGR
 use crate::bridge::operator_api::SESSIONS_PATH;
 use crate::contract::invitation::{ParentTrust, ParentUrl};
 use crate::identity::tls::{ClientTls, TlsConfigError, client_config};
-use crate::identity::tls_failure::FailureRecord;
+use crate::identity::tls_failure::{FailureRecord, TlsFailure, find_tls_failure};
 use crate::process::clock::Clock;
 
 /// Time for a connection and its TLS handshake.
@@ -104,7 +104,18 @@ pub enum BridgeClientError {
     /// The CA file.
     #[error("TLS cannot be set up")]
     Tls(#[from] TlsConfigError),
-    /// TCP or TLS.
+    /// Its certificate, or another fault of the handshake.
+    #[error(
+        "no TLS with the host-bridge at {url}; its CA, which `ca show` prints there, is given by --ca-file"
+    )]
+    Handshake {
+        /// Where.
+        url: String,
+        /// Why.
+        #[source]
+        source: TlsFailure,
+    },
+    /// The connection.
     #[error("the host-bridge at {url} cannot be reached")]
     Dial {
         /// Where.
@@ -314,9 +325,13 @@ impl BridgeClient {
             Way::Https(https) => {
                 let dialled = timeout(DIAL_TIMEOUT, dial(https)).await;
                 let stream = dialled.map_err(|_| BridgeClientError::Timeout(DIAL_TIMEOUT))?;
-                let stream = stream.map_err(|source| BridgeClientError::Dial {
-                    url: https.url.to_string(),
-                    source,
+                let url = || https.url.to_string();
+                let stream = stream.map_err(|error| match find_tls_failure(&error) {
+                    Some(source) => BridgeClientError::Handshake { url: url(), source },
+                    None => BridgeClientError::Dial {
+                        url: url(),
+                        source: error,
+                    },
                 })?;
                 send(stream, request, finish).await
             }

@@ -347,6 +347,11 @@ impl MembershipStore {
         self.database.written_bytes()
     }
 
+    /// Whether the disk has failed the last change, or been too full for it.
+    pub fn is_failing(&self) -> bool {
+        self.database.is_failing()
+    }
+
     /// Where the state is, for the status.
     pub fn report(&self, recovered: Option<String>) -> StoreReport {
         StoreReport {
@@ -354,7 +359,7 @@ impl MembershipStore {
             size_bytes: self.database.size_bytes(),
             sealed: self.database.is_sealed(),
             recovered,
-            last_error: None,
+            last_error: self.database.failure(),
         }
     }
 }

@@ -35,6 +35,15 @@ fn a_bridge_that_is_not_there_or_does_not_know_the_caller_is_said_at_once() {
     std::fs::write(&token, "not-a-token").unwrap();
     let mut command = bridge.command(&FORWARD);
     command
+        .args(["--bridge", &bridge.url(), "--token-file"])
+        .arg(&token);
+    let (code, said) = fail(&command.output().unwrap());
+    assert!(
+        code == 5 && said.contains("not issued by a CA that is trusted here") && said.contains("--ca-file"),
+        "{code}: {said}"
+    );
+    let mut command = bridge.command(&FORWARD);
+    command
         .args(["--bridge", &bridge.url(), "--ca-file"])
         .arg(&bridge.ca_file);
     let output = command.arg("--token-file").arg(token).output().unwrap();

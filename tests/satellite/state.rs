@@ -7,7 +7,9 @@ use powernode_satellite::contract::ACCEPT_PATH;
 use powernode_satellite::machine::join::JoinState;
 use powernode_satellite::satellite::membership_store::{COPY_FILE, MembershipStore, SCHEMA, STORE_FILE};
 use powernode_satellite::satellite::status::StatusReport;
-use powernode_satellite::store::database::Database;
+use powernode_satellite::store::database::{Database, StoreError, Table};
+use powernode_satellite::store::record::Record;
+use serde::{Deserialize, Serialize};
 
 use crate::scripted_parent::site::{Site, invitation};
 use crate::scripted_parent::{Answer, ScriptedParent};
@@ -164,5 +166,59 @@ async fn a_full_disk_stops_the_join_but_loses_nothing() {
     running.wait("joined", |report| report.state == "joined").await;
     running.stop().await;
     assert_eq!(parent.book().peers_made, 1);
+    drop(site);
+}
+
+/// What a member may have to keep besides its state.
+#[derive(Serialize, Deserialize)]
+struct Large(String);
+
+impl Record for Large {
+    const VERSION: u8 = 1;
+}
+
+#[tokio::test]
+async fn a_member_tells_of_a_disk_that_is_full_for_others_than_its_state() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let parent = ScriptedParent::start();
+    let mut site = Site::new();
+    let state = disk.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let plain = std::mem::replace(&mut site.dir, tempfile::tempdir_in(&state).unwrap());
+    drop(plain);
+    let (store, loaded) = site.open().await.unwrap();
+    let running = site.run_on(store.clone(), loaded);
+    running.join(invitation(&parent)).await;
+    running.wait("joined", |report| report.state == "joined").await;
+    // What it has told is written by then.
+    running
+        .wait("a heartbeat", |report| {
+            report.heartbeat.last_acknowledged_at.is_some()
+        })
+        .await;
+
+    // No state, and in the same store: as the log and the grants are.
+    let table = Table::<u64, Large>::new("large");
+    let large = Large("x".repeat(32 * 1024));
+    let full = store
+        .database()
+        .write(|w| (0..200).try_for_each(|key| w.put(&table, &key, &large)))
+        .unwrap_err();
+    assert!(matches!(full, StoreError::DiskFull), "{full}");
+    assert!(store.is_failing());
+    parent.break_tunnels();
+    let report = running
+        .wait("the trouble is shown", |report| report.store.last_error.is_some())
+        .await;
+    assert!(report.store.last_error.unwrap().contains("full"));
+
+    let small = Large("x".to_owned());
+    store.database().write(|w| w.put(&table, &0, &small)).unwrap();
+    parent.break_tunnels();
+    running
+        .wait("all is well", |report| report.store.last_error.is_none())
+        .await;
+    running.stop().await;
+    drop(store);
     drop(site);
 }

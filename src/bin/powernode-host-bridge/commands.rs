@@ -15,9 +15,10 @@ use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use serde_json::{Value, json};
 
+use crate::arguments::operators::{Expiry, OperatorsCommand};
 use crate::arguments::{
-    CaCommand, Command, Expiry, GrantArguments, GrantsCommand, InviteArguments, Mode, OperatorsCommand,
-    PeersCommand, SessionsCommand, TokenCommand,
+    CaCommand, Command, GrantArguments, GrantsCommand, InviteArguments, Mode, PeersCommand, SessionsCommand,
+    TokenCommand,
 };
 use crate::call::{call, code_of, exchange};
 use crate::{audit, print, show};

@@ -270,6 +270,7 @@ fn failure(error: &BridgeClientError) -> Failure {
         BridgeClientError::Refused { status, .. } => code_of(*status),
         BridgeClientError::Socket(AdminError::NotRunning { .. })
         | BridgeClientError::Dial { .. }
+        | BridgeClientError::Handshake { .. }
         | BridgeClientError::Timeout(_) => Code::Unreachable,
         BridgeClientError::Target(_) | BridgeClientError::Token | BridgeClientError::Name(_) => Code::Usage,
         BridgeClientError::Socket(_)

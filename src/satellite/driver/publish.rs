@@ -41,7 +41,10 @@ impl Driver {
             schema_compatibility: self.facts.schema_compatibility.clone(),
         };
         let mut store = self.store.report(self.recovered.clone());
-        store.last_error.clone_from(&self.store_error);
+        // What failed here says more than what failed for the log or the grants, which share the store.
+        if self.store_error.is_some() {
+            store.last_error.clone_from(&self.store_error);
+        }
         let mut report = StatusReport::of_state(
             self.machine.state(),
             RELEASE,

@@ -6,7 +6,7 @@
     reason = "clap shows these comments on the terminal as they stand"
 )]
 
-mod operators;
+pub mod operators;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -21,7 +21,7 @@ use powernode_satellite::process::config::duration::HumaneDuration;
 use powernode_satellite::process::config::host_bridge::ServerName;
 use powernode_satellite::process::config::loader::{ConfigFile, Flags};
 
-pub use self::operators::{Expiry, OperatorsCommand};
+use self::operators::OperatorsCommand;
 
 /// Takes in satellites from behind any NAT, and lets their parent reach them.
 #[derive(Parser)]
@@ -235,7 +235,7 @@ pub struct ForwardArguments {
     pub service: String,
 
     /// Address and port to listen on; port 0 takes any that is free
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", value_parser = address_and_port)]
     pub listen: SocketAddr,
 
     /// Carry packets (UDP), for a service that is published with protocol udp
@@ -493,4 +493,9 @@ impl Arguments {
             .filter_map(|(path, value)| Some((path, from_here(value.as_ref()?))))
             .collect()
     }
+}
+
+fn address_and_port(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "write an IP address and a port, such as 127.0.0.1:8080 or [::1]:8080")
 }
