@@ -309,6 +309,7 @@ impl Running {
             live: self.settings.subscribe(),
             redialer: Arc::new(Redialer::new(self.clock.clone())),
             refused_certificates: RefusedCertificates::default(),
+            readmitting: tokio::sync::Mutex::default(),
         });
         intake.spawn_until_cancelled("redials", Redialer::run(Arc::clone(&ingress)));
         if let Parent::Platform(platform) = &ingress.parent {

@@ -93,6 +93,8 @@ pub struct Ingress {
     pub redialer: Arc<Redialer>,
     /// Says whose certificates do not pass.
     pub refused_certificates: RefusedCertificates,
+    /// Held while a peer is taken with a key that an operator has named.
+    pub readmitting: tokio::sync::Mutex<()>,
 }
 
 /// The endpoint is gone.
@@ -269,7 +271,8 @@ impl Ingress {
         let mut objection = self.objection(&certificate, peer).await?;
         // Another key is what an operator can say is right; being suspended is not.
         let is_another = matches!(objection, Some((GoodbyeReason::Superseded, _)));
-        if is_another && self.is_readmitted(&certificate, peer).await {
+        if is_another {
+            self.readmit_expected(&certificate, peer).await;
             objection = self.objection(&certificate, peer).await?;
         }
         match objection {
@@ -278,17 +281,18 @@ impl Ingress {
         }
     }
 
-    /// Whether the peer comes with what an operator has named, and is taken with it from now on.
-    async fn is_readmitted(&self, certificate: &CallerCertificate, peer: PeerId) -> bool {
+    /// Takes the peer with what it has come with from now on, where an operator has named that. A box comes by
+    /// several ways at once: whoever is not the first waits until its key is enrolled.
+    async fn readmit_expected(&self, certificate: &CallerCertificate, peer: PeerId) {
+        let _turn = self.readmitting.lock().await;
         let now = self.clock.trusted().now;
         if !self.links.take_expected(peer, certificate, now) || !self.parent.readmit(certificate, peer).await
         {
-            return false;
+            return;
         }
         info!(%peer, certificate = %certificate.digest(), "a peer has come with the certificate that an operator named");
         // Of a key that counts no more.
         self.links.close(peer, GoodbyeReason::Superseded, REPLACED_KEY);
-        true
     }
 
     /// Why the peer may not come in, if it may not.

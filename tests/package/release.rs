@@ -149,6 +149,8 @@ fn is_whole(repository: &Repository, said: &str) {
         format!("powernode-satellite-{version}-openwrt.keep"),
         format!("powernode-satellite-{version}.service"),
         format!("powernode-host-bridge-{version}.service"),
+        format!("powernode-host-bridge-backup-{version}.service"),
+        format!("powernode-host-bridge-backup-{version}.timer"),
         "SHA256SUMS".to_owned(),
         "SHA256SUMS.minisig".to_owned(),
     ];

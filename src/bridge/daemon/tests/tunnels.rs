@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use hyper::service::service_fn;
 
 use super::*;
+use crate::base::id::CertificateDigest;
 use crate::contract::SERVICE_CATALOG_PATH;
 use crate::tunnel::close::CloseReason;
 use crate::tunnel::connection::GREETING_TIMEOUT;
@@ -162,6 +163,41 @@ async fn suspended_and_revoked_peers_are_told_and_stay_out() {
             }
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_box_that_is_waited_for_may_come_by_two_ways_at_once() {
+    let bridge = TestBridge::start().await;
+    let registry = bridge.running.registry();
+    let (peer, token) = bridge.invite("shop-17");
+    let (named, now) = (peer.to_string(), bridge.now());
+    let a_box = async |token: &str| {
+        let key = PrivateKey::generate().unwrap();
+        let (status, answer) = bridge.https(None, accept(token, Some(&key))).await.unwrap();
+        assert_eq!(status, 200, "{answer}");
+        let pem = &answer["data"]["federation_certificate"]["cert_pem"];
+        let chain = CertificateChain::from_pem(pem.as_str().unwrap()).unwrap();
+        (
+            identity(&answer, &key),
+            CertificateDigest::of_der(&chain.to_der()[0]),
+        )
+    };
+    let first = a_box(&token).await;
+    registry.suspend(&named, "a new box", now).unwrap();
+    let minted = registry
+        .mint_token(&named, Duration::from_secs(3_600), now)
+        .unwrap();
+    let second = a_box(minted.token.expose().expose_text().unwrap()).await;
+    // Each time the one whose key is none of the peer's.
+    for (comes, shown) in [first, second].iter().cycle().take(24) {
+        bridge.running.links.expect(peer, *shown, now).unwrap();
+        let (quic, tls) = tokio::join!(
+            bridge.dial(Some(Arc::clone(comes))),
+            bridge.dial_tcp(Some(Arc::clone(comes)))
+        );
+        let refused = [quic.err(), tls.err()];
+        assert!(matches!(refused, [None, None]), "{refused:?}");
     }
 }
 
