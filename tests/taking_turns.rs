@@ -90,12 +90,17 @@ fn commands_at_once_wait_for_each_other_and_for_a_daemon_that_starts() {
             .map(|name| bridge.command(&["invite", "--name", name]))
             .collect(),
     );
-    let grants = || {
+    let grants = || -> Vec<Command> {
         let all = names.iter();
         all.map(|name| satellite.command(&["grants", "issue", "--subject", name]))
             .collect()
     };
-    all_succeed(grants());
+    all_succeed(
+        grants()
+            .into_iter()
+            .chain([satellite.command(&["audit", "verify"])])
+            .collect(),
+    );
     let _daemons = (bridge.run_unwatched(), satellite.run_unwatched());
     all_succeed(invitations());
     all_succeed(grants());

@@ -9,5 +9,6 @@ pub mod command_line;
 pub mod failure;
 mod from_here;
 pub mod output;
+pub mod patience;
 
 pub use from_here::from_here;

@@ -7,6 +7,7 @@ use powernode_satellite::bridge::registry::{Books, Opening};
 use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::cli::client::{AdminClient, AdminError};
 use powernode_satellite::cli::failure::{Code, Failure};
+use powernode_satellite::cli::patience;
 use powernode_satellite::contract::FEDERATION_PEERS_PATH;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
@@ -30,13 +31,16 @@ pub async fn audit(config: &HostBridgeConfig, command: &AuditCommand) -> Result<
     // Opened once for all pages: opening verifies the whole file.
     let books = OnceCell::new();
     let ask = async |what: &str, query: &str| {
-        if !books.initialized()
-            && let Some(answer) = ask_daemon(&client, what, query).await?
-        {
-            return Ok(answer);
-        }
-        let books = books.get_or_try_init(async || open(config)).await?;
-        reading::answer(books.ledger().database(), what, query, |_| true).map_err(Failure::failed)
+        patience::once_free(async || {
+            if !books.initialized()
+                && let Some(answer) = ask_daemon(&client, what, query).await?
+            {
+                return Ok(answer);
+            }
+            let books = books.get_or_try_init(async || open(config)).await?;
+            reading::answer(books.ledger().database(), what, query, |_| true).map_err(Failure::failed)
+        })
+        .await
     };
     command.execute(peer, now, ask).await
 }

@@ -11,10 +11,10 @@ use powernode_satellite::bridge::registry::{Books, Opening};
 use powernode_satellite::bridge::settings::BridgeSettings;
 use powernode_satellite::cli::client::{AdminClient, AdminError, Answer};
 use powernode_satellite::cli::failure::{Code, Failure};
+use powernode_satellite::cli::patience;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::host_bridge::HostBridgeConfig;
 use powernode_satellite::store::audit_log::AuditLog;
-use powernode_satellite::store::patience::Patience;
 use powernode_satellite::store::state_key::StateKey;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -65,24 +65,12 @@ pub async fn exchange(
     body: Option<&Value>,
 ) -> Result<Answer, Failure> {
     let client = AdminClient::new(&config.admin_socket);
-    let mut patience = Patience::begin();
-    loop {
-        let failure = match client.call(method.clone(), path, body).await {
-            Ok(answer) => return Ok(answer),
-            Err(AdminError::NotRunning { .. }) => {
-                match in_process(config, method.clone(), path, body).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(failure) => failure,
-                }
-            }
-            Err(error) => return Err(Failure::failed(error)),
-        };
-        // Another command, which is soon done, or a daemon that does not answer yet.
-        match failure.holder().and_then(|holder| patience.pause(holder)) {
-            Some(pause) => tokio::time::sleep(pause).await,
-            None => return Err(failure),
-        }
-    }
+    patience::once_free(async || match client.call(method.clone(), path, body).await {
+        Ok(answer) => Ok(answer),
+        Err(AdminError::NotRunning { .. }) => in_process(config, method.clone(), path, body).await,
+        Err(error) => Err(Failure::failed(error)),
+    })
+    .await
 }
 
 async fn in_process(

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use http::Method;
 use powernode_satellite::base::id::PeerId;
-use powernode_satellite::base::limit::error_chain;
 use powernode_satellite::cli::audit::AuditCommand;
 use powernode_satellite::cli::client::{AdminClient, AdminError};
 use powernode_satellite::cli::failure::{Code, Failure};
+use powernode_satellite::cli::patience;
 use powernode_satellite::process::clock::{BUILD_TIME, Clock};
 use powernode_satellite::process::config::satellite::SatelliteConfig;
 use powernode_satellite::satellite::admin_api::AUDIT_PREFIX;
@@ -32,13 +32,16 @@ pub fn audit(config: &SatelliteConfig, command: &AuditCommand) -> Result<ExitCod
         let client = AdminClient::new(&config.admin_socket);
         let store = OnceCell::new();
         let ask = async |what: &str, query: &str| {
-            if !store.initialized()
-                && let Some(answer) = ask_daemon(&client, what, query).await?
-            {
-                return Ok(answer);
-            }
-            let database = store.get_or_try_init(async || open(config)).await?;
-            reading::answer(database, what, query, |_| true).map_err(Failure::failed)
+            patience::once_free(async || {
+                if !store.initialized()
+                    && let Some(answer) = ask_daemon(&client, what, query).await?
+                {
+                    return Ok(answer);
+                }
+                let database = store.get_or_try_init(async || open(config)).await?;
+                reading::answer(database, what, query, |_| true).map_err(Failure::failed)
+            })
+            .await
         };
         command.execute(peer, now, ask).await
     })??;
@@ -61,6 +64,5 @@ async fn ask_daemon(client: &AdminClient, what: &str, query: &str) -> Result<Opt
 
 fn open(config: &SatelliteConfig) -> Result<Database, Failure> {
     let key = StateKey::read(&config.state_key).map_err(Failure::usage)?;
-    MembershipStore::open_read_only(&config.state_dir, key.as_ref())
-        .map_err(|error| Failure::new(Code::Failed, error_chain(&error)))
+    MembershipStore::open_read_only(&config.state_dir, key.as_ref()).map_err(Failure::failed)
 }
