@@ -1,5 +1,7 @@
 //! The authority is rotated while satellites are connected, join and come back.
 
+use tokio::task::JoinSet;
+
 use super::*;
 use crate::bridge::links::AUTHORITY_RETIRED;
 use crate::bridge::operator_api::CA_PATH;
@@ -182,8 +184,9 @@ async fn a_forced_end_cuts_who_came_by_the_old_authority_and_nobody_else() {
     let cut = bridge.dial(Some(old_identity)).await.unwrap();
     let stays = bridge.dial(Some(new_identity)).await.unwrap();
     let tunnel = stays.tunnel.clone();
-    let staying = tokio::spawn(stays.driver.run());
-    let ended = tokio::spawn(cut.driver.run());
+    let (mut ended, mut staying) = (JoinSet::new(), JoinSet::new());
+    ended.spawn(cut.driver.run());
+    staying.spawn(stays.driver.run());
     wait_until("both are in", || bridge.running.links.len() == 2).await;
 
     let retire = format!("{CA_PATH}/retire");
@@ -195,7 +198,7 @@ async fn a_forced_end_cuts_who_came_by_the_old_authority_and_nobody_else() {
         (200, &json!(1)),
         "{retired}"
     );
-    let reason = ended.await.unwrap();
+    let reason = ended.join_next().await.unwrap().unwrap();
     assert!(
         matches!(&reason, CloseReason::Goodbye(told) if told.message == AUTHORITY_RETIRED),
         "{reason}"
@@ -208,5 +211,5 @@ async fn a_forced_end_cuts_who_came_by_the_old_authority_and_nobody_else() {
         tunnel_http::HttpLimits::default(),
     );
     assert_eq!(answer.await.unwrap().status(), 200);
-    assert!(!staying.is_finished());
+    assert!(staying.try_join_next().is_none());
 }
