@@ -8,18 +8,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use support::{BridgeSite, SatelliteSite, fail, run_with_input, succeed, wait_for};
+use support::{BridgeSite, SatelliteSite, fail, joined, run_with_input, succeed, wait_for};
 
 const CATALOG: &str = "/api/v1/system/federation_api/service_catalog";
-
-/// A bridge and a satellite that has joined it as `shop-17`; the satellite is not running.
-fn joined() -> (BridgeSite, support::Running, SatelliteSite) {
-    let bridge = BridgeSite::init();
-    let daemon = bridge.run();
-    let satellite = SatelliteSite::new();
-    succeed(&satellite.join(&bridge.join_code("shop-17")));
-    (bridge, daemon, satellite)
-}
 
 #[test]
 fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {

@@ -453,8 +453,9 @@ fn a_backup_is_made_beside_the_daemon_and_restored_without_it() {
     assert_eq!(code, 4);
 }
 
-#[test]
-fn a_box_is_readmitted_by_the_fingerprint_that_it_shows_before_it_comes() {
+/// A bridge whose registry is that of a backup, the box that this knows as `shop-17`, and the one that has replaced
+/// it since. None of them runs.
+fn replaced_after_the_backup() -> (BridgeSite, SatelliteSite, SatelliteSite) {
     let bridge = BridgeSite::init();
     let file = bridge.dir.path().join("backup.redb");
     let file = file.to_str().unwrap();
@@ -468,6 +469,12 @@ fn a_box_is_readmitted_by_the_fingerprint_that_it_shows_before_it_comes() {
     succeed(&after.join(minted["join_code"].as_str().unwrap()));
     assert!(daemon.stop().success());
     succeed(&bridge.output(&["restore", file]));
+    (bridge, before, after)
+}
+
+#[test]
+fn a_box_is_readmitted_by_the_fingerprint_that_it_shows_before_it_comes() {
+    let (bridge, before, after) = replaced_after_the_backup();
 
     let status = after.status();
     let shown = status["certificate"]["fingerprint"].as_str().unwrap().to_owned();
@@ -518,20 +525,7 @@ fn a_box_is_readmitted_by_the_fingerprint_that_it_shows_before_it_comes() {
 
 #[test]
 fn a_restored_registry_tells_whom_it_does_not_know_any_more() {
-    let bridge = BridgeSite::init();
-    let file = bridge.dir.path().join("backup.redb");
-    let file = file.to_str().unwrap();
-    let daemon = bridge.run();
-    let before = SatelliteSite::new();
-    succeed(&before.join(&bridge.join_code("shop-17")));
-    succeed(&bridge.output(&["backup", file]));
-    // The box is replaced after the backup.
-    succeed(&bridge.output(&["peers", "suspend", "shop-17", "--reason", "a new box"]));
-    let minted = bridge.json(&["token", "mint", "shop-17"]);
-    let after = SatelliteSite::new();
-    succeed(&after.join(minted["join_code"].as_str().unwrap()));
-    assert!(daemon.stop().success());
-    succeed(&bridge.output(&["restore", file]));
+    let (bridge, before, after) = replaced_after_the_backup();
 
     let _daemon = bridge.run();
     let running = after.run();

@@ -10,16 +10,7 @@ use std::process::{Command, Stdio};
 
 use powernode_satellite::bridge::registry::{Opening, REGISTRY_FILE, Registry};
 use powernode_satellite::satellite::membership_store::MembershipStore;
-use support::{BridgeSite, SatelliteSite, fail, succeed, wait_for};
-
-/// A bridge and a satellite that has joined it; the satellite is not running.
-fn joined() -> (BridgeSite, support::Running, SatelliteSite) {
-    let bridge = BridgeSite::init();
-    let daemon = bridge.run();
-    let satellite = SatelliteSite::new();
-    succeed(&satellite.join(&bridge.join_code("shop-17")));
-    (bridge, daemon, satellite)
-}
+use support::{BridgeSite, SatelliteSite, fail, joined, succeed, wait_for};
 
 #[test]
 fn a_second_daemon_is_told_who_holds_the_store() {

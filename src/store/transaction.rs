@@ -299,10 +299,7 @@ impl<'t> Writer<'t> {
         key: &K,
         value: &V,
     ) -> Result<(), StoreError> {
-        let key = key.encode();
-        let table = table.plain();
-        let value = record::encode(value).map_err(|source| table.damaged(&key, source))?;
-        self.put_bytes(table, &key, &value, Present::Kept)
+        self.put_record(table, key, value, Present::Kept)
     }
 
     /// [`Writer::put`] that writes also what is there already: only a write shows whether the disk takes any.
@@ -312,10 +309,20 @@ impl<'t> Writer<'t> {
         key: &K,
         value: &V,
     ) -> Result<(), StoreError> {
+        self.put_record(table, key, value, Present::WrittenAgain)
+    }
+
+    fn put_record<K: Key, V: Record>(
+        &mut self,
+        table: &Table<K, V>,
+        key: &K,
+        value: &V,
+        present: Present,
+    ) -> Result<(), StoreError> {
         let key = key.encode();
         let table = table.plain();
         let value = record::encode(value).map_err(|source| table.damaged(&key, source))?;
-        self.put_bytes(table, &key, &value, Present::WrittenAgain)
+        self.put_bytes(table, &key, &value, present)
     }
 
     fn put_bytes(

@@ -137,15 +137,21 @@ async fn what_cannot_be_written_is_tried_again_and_nothing_goes_on_before() {
     assert_eq!((book.peers_made, book.count(ACCEPT_PATH)), (1, 2));
 }
 
-#[tokio::test]
-async fn a_full_disk_stops_the_join_but_loses_nothing() {
-    let Some(disk) = SmallDisk::mount() else { return };
-    let parent = ScriptedParent::start();
+/// One whose state is on that disk.
+fn site_on(disk: &SmallDisk) -> Site {
     let mut site = Site::new();
     let state = disk.path().join("state");
     fs::create_dir(&state).unwrap();
     let plain = std::mem::replace(&mut site.dir, tempfile::tempdir_in(&state).unwrap());
     drop(plain);
+    site
+}
+
+#[tokio::test]
+async fn a_full_disk_stops_the_join_but_loses_nothing() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let parent = ScriptedParent::start();
+    let site = site_on(&disk);
 
     parent.next(ACCEPT_PATH, Answer::Never);
     let running = site.run().await;
@@ -181,11 +187,7 @@ impl Record for Large {
 async fn a_member_tells_of_a_disk_that_is_full_for_others_than_its_state() {
     let Some(disk) = SmallDisk::mount() else { return };
     let parent = ScriptedParent::start();
-    let mut site = Site::new();
-    let state = disk.path().join("state");
-    fs::create_dir(&state).unwrap();
-    let plain = std::mem::replace(&mut site.dir, tempfile::tempdir_in(&state).unwrap());
-    drop(plain);
+    let site = site_on(&disk);
     let (store, loaded) = site.open().await.unwrap();
     let running = site.run_on(store.clone(), loaded);
     running.join(invitation(&parent)).await;

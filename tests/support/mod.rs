@@ -383,6 +383,15 @@ impl SatelliteSite {
     }
 }
 
+/// A bridge and a satellite that has joined it as `shop-17`; the satellite is not running.
+pub fn joined() -> (BridgeSite, Running, SatelliteSite) {
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let satellite = SatelliteSite::new();
+    succeed(&satellite.join(&bridge.join_code("shop-17")));
+    (bridge, daemon, satellite)
+}
+
 /// Standard output of a command that succeeds or ends with one other code.
 pub fn succeed_or_code(output: &Output, code: i32) -> String {
     if output.status.code() == Some(code) {
