@@ -183,7 +183,9 @@ pub struct ParentUrl {
 
 /// A text that is no parent URL.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("parent URL `{text}`: {why}; write it as https://parent.example.com")]
+#[error(
+    "`{text}` cannot be the parent's URL or its host-bridge's: {why}; write it as https://parent.example.com"
+)]
 pub struct InvalidParentUrl {
     text: String,
     why: &'static str,

@@ -348,7 +348,8 @@ pub fn retired_authority(retired: &Value) -> String {
         Some(1) => "the tunnel of 1 peer had a certificate of it and was cut".to_owned(),
         Some(peers) => format!("the tunnels of {peers} peers had a certificate of it and were cut"),
     };
-    format!("the old authority counts no more; {cut}\n")
+    let next = "join codes of before the rotation lead nowhere now: `invite` or `token mint` gives new ones";
+    format!("the old authority counts no more; {cut}\n{next}\n")
 }
 
 /// `grants list`.
