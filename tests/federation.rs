@@ -5,7 +5,7 @@
 mod support;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use serde_json::{Value, json};
 use support::{BridgeSite, SatelliteSite, fail, joined, run_with_input, succeed, wait_for};
@@ -56,24 +56,27 @@ fn from_a_join_code_to_active_and_an_answer_through_the_tunnel() {
     assert!(daemon.stop().success());
 }
 
-#[test]
-fn a_code_pasted_on_a_terminal_ends_with_its_line() {
-    if Command::new("script").arg("--version").output().is_err() {
-        eprintln!("SKIPPED: a_code_pasted_on_a_terminal_ends_with_its_line because there is no script");
-        return;
+fn has_script(test: &str) -> bool {
+    let there = Command::new("script").arg("--version").output().is_ok();
+    if !there {
+        eprintln!("SKIPPED: {test} because there is no script");
     }
-    let bridge = BridgeSite::init();
-    let _daemon = bridge.run();
-    let code = bridge.join_code("shop-17");
-    let satellite = SatelliteSite::new();
-    let join = satellite.join_command(&["-"]);
-    let words: Vec<_> = std::iter::once(join.get_program())
-        .chain(join.get_args())
+    there
+}
+
+/// Runs it with a terminal into which a line is typed, to its end. What both of its outputs have said is one.
+fn on_a_terminal(command: &Command, line: &str) -> (ExitStatus, String) {
+    let words: Vec<_> = std::iter::once(command.get_program())
+        .chain(command.get_args())
         .map(|word| format!("'{}'", word.to_str().unwrap()))
         .collect();
     let mut terminal = Command::new("script");
     terminal.args(["--quiet", "--return", "--command", &words.join(" "), "/dev/null"]);
-    terminal.envs(join.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    terminal.envs(
+        command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
     let mut terminal = terminal
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -81,10 +84,44 @@ fn a_code_pasted_on_a_terminal_ends_with_its_line() {
         .unwrap();
     // Kept open: nobody presses Ctrl-D.
     let mut typed = terminal.stdin.take().unwrap();
-    writeln!(typed, "{code}").unwrap();
-    let ended = wait_for("the join ends by itself", || terminal.try_wait().unwrap());
+    writeln!(typed, "{line}").unwrap();
+    let ended = wait_for("it ends by itself", || terminal.try_wait().unwrap());
     let mut said = String::new();
     terminal.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    (ended, said)
+}
+
+#[test]
+fn whoever_waits_at_a_terminal_hears_at_once_why_there_is_no_answer() {
+    if !has_script("whoever_waits_at_a_terminal_hears_at_once_why_there_is_no_answer") {
+        return;
+    }
+    let bridge = BridgeSite::init();
+    let daemon = bridge.run();
+    let code = bridge.join_code("shop-17");
+    assert!(daemon.stop().success());
+    for daemon_runs in [false, true] {
+        let satellite = SatelliteSite::new();
+        let _running = daemon_runs.then(|| satellite.run());
+        let mut join = satellite.join_command(&["-"]);
+        join.args(["--timeout", "3s"]);
+        let (ended, said) = on_a_terminal(&join, &code);
+        assert!(!ended.success(), "{said}");
+        assert_eq!(said.matches("No answer yet").count(), 1, "{said}");
+        assert!(said.contains("within 3 s; the last try: "), "{said}");
+    }
+}
+
+#[test]
+fn a_code_pasted_on_a_terminal_ends_with_its_line() {
+    if !has_script("a_code_pasted_on_a_terminal_ends_with_its_line") {
+        return;
+    }
+    let bridge = BridgeSite::init();
+    let _daemon = bridge.run();
+    let code = bridge.join_code("shop-17");
+    let satellite = SatelliteSite::new();
+    let (ended, said) = on_a_terminal(&satellite.join_command(&["-"]), &code);
     assert!(ended.success(), "{said}");
     assert!(said.contains("Paste the join code"), "{said}");
     assert!(said.contains("joined "), "{said}");

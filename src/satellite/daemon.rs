@@ -247,6 +247,7 @@ pub async fn join_once(
     invitation: StoredInvitation,
     rejoin: Option<Rejoin>,
     timeout: Duration,
+    troubled: &mut dyn FnMut(&str),
 ) -> Result<JoinOutcome, RunError> {
     entropy::check()?;
     let (directory, key_file) = (config.state_dir.clone(), config.state_key.clone());
@@ -262,7 +263,7 @@ pub async fn join_once(
     let driver = driver.with_surroundings(Arc::new(surroundings));
     work.spawn("driver", driver.run());
     let outcome = match handle.join_as(invitation, rejoin).await {
-        Ok(Ok(())) => Ok(await_join(&handle, timeout).await),
+        Ok(Ok(())) => Ok(await_join(&handle, timeout, troubled).await),
         Ok(Err(error)) => Err(error.into()),
         Err(_) => Ok(JoinOutcome::TimedOut(None)),
     };
@@ -270,13 +271,24 @@ pub async fn join_once(
     outcome
 }
 
-/// Waits for the outcome of a join.
-pub async fn await_join(handle: &DriverHandle, timeout: Duration) -> JoinOutcome {
+/// Waits for the outcome of a join. `troubled` hears meanwhile what keeps the parent from being reached, also
+/// repeatedly.
+pub async fn await_join(
+    handle: &DriverHandle,
+    timeout: Duration,
+    troubled: &mut dyn FnMut(&str),
+) -> JoinOutcome {
     let mut status = handle.status.clone();
     let settled = async {
         loop {
-            if let Some(outcome) = outcome_of(&status.borrow_and_update()) {
-                return outcome;
+            {
+                let report = status.borrow_and_update();
+                if let Some(outcome) = outcome_of(&report) {
+                    return outcome;
+                }
+                if let Some(error) = &report.link.last_error {
+                    troubled(error);
+                }
             }
             if status.changed().await.is_err() {
                 return JoinOutcome::TimedOut(None);

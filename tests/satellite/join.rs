@@ -353,7 +353,7 @@ async fn a_short_run_for_join_tells_this_joins_outcome() {
     running.join(invitation(&parent)).await;
     running.refusal().await;
     running.join(invitation(&parent)).await;
-    match daemon::await_join(&running.handle, DEADLINE).await {
+    match daemon::await_join(&running.handle, DEADLINE, &mut |_| {}).await {
         daemon::JoinOutcome::Joined(report) => assert_eq!(report.state, "joined"),
         other => panic!("{other:?}"),
     }

@@ -233,11 +233,12 @@ async fn join_either_way(
     timeout: Duration,
 ) -> (Keeper, Result<JoinOutcome, Failure>) {
     let mut looks = 0;
+    let mut troubled = tell_the_first();
     loop {
-        if let Some(outcome) = ask_daemon(config, invitation, rejoin, timeout).await {
+        if let Some(outcome) = ask_daemon(config, invitation, rejoin, timeout, &mut troubled).await {
             return (Keeper::Daemon, outcome);
         }
-        match daemon::join_once(config, invitation.clone(), rejoin, timeout).await {
+        match daemon::join_once(config, invitation.clone(), rejoin, timeout, &mut troubled).await {
             Err(error) if error.holder().is_some() && looks < LOOKS_MAX => {
                 if looks == 0 {
                     // A closed standard error cannot be told.
@@ -252,6 +253,17 @@ async fn join_either_way(
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
             outcome => return (Keeper::Nobody, outcome.map_err(not_run)),
+        }
+    }
+}
+
+/// Whoever waits at a terminal hears at once what is wrong; a script hears it at the end.
+fn tell_the_first() -> impl FnMut(&str) {
+    let mut told = !std::io::stderr().is_terminal();
+    move |trouble| {
+        if !std::mem::replace(&mut told, true) {
+            // A closed standard error cannot be told.
+            let _ = writeln!(std::io::stderr(), "No answer yet, and trying on: {trouble}");
         }
     }
 }
@@ -396,6 +408,7 @@ async fn ask_daemon(
     invitation: &StoredInvitation,
     rejoin: Option<Rejoin>,
     timeout: Duration,
+    troubled: &mut dyn FnMut(&str),
 ) -> Option<Result<JoinOutcome, Failure>> {
     let client = AdminClient::new(&config.admin_socket);
     let request = JoinRequest::of(invitation, rejoin)?;
@@ -406,17 +419,29 @@ async fn ask_daemon(
         Ok(answer) => match answer.read() {
             Err(error) => Some(Err(Failure::failed(error))),
             Ok(Err(refused)) => Some(Err(Failure::new(Code::Failed, refused.error))),
-            Ok(Ok(_)) => Some(await_daemon(&client, timeout).await),
+            Ok(Ok(_)) => Some(await_daemon(&client, timeout, troubled).await),
         },
     }
 }
 
-async fn await_daemon(client: &AdminClient, timeout: Duration) -> Result<JoinOutcome, Failure> {
+async fn await_daemon(
+    client: &AdminClient,
+    timeout: Duration,
+    troubled: &mut dyn FnMut(&str),
+) -> Result<JoinOutcome, Failure> {
     let settled = async {
+        let mut of_before = None;
         loop {
             let report = status_of(client).await?;
             if let Some(outcome) = daemon::outcome_of(&report) {
                 return Ok(outcome);
+            }
+            // What the daemon suffered from before it was asked to join says nothing of this.
+            let of_before = of_before.get_or_insert_with(|| report.link.last_error.clone());
+            match &report.link.last_error {
+                error if error == of_before => {}
+                Some(error) => troubled(error),
+                None => *of_before = None,
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
