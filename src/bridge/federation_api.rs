@@ -24,7 +24,7 @@ use super::dial_back::DialBack;
 use super::forwarded::strip_forwarded_identity;
 use super::heartbeat::read_heartbeat;
 use super::held_grants;
-use super::links::{AUTHORITY_RETIRED, Links, REPLACED_KEY};
+use super::links::{AUTHORITY_RETIRED, Links};
 use super::metrics::RequestCounts;
 use super::registry::record::PeerRecord;
 use super::registry::{AcceptError, HeartbeatError, RefreshError, Registry};
@@ -47,7 +47,6 @@ use crate::identity::succession::AUTHORITIES_MAX;
 use crate::machine::source_rate::{Source, SourceRate};
 use crate::process::clock::Clock;
 use crate::store::audit_log::AuditLog;
-use crate::wire::GoodbyeReason;
 
 /// The interface.
 #[derive(Debug)]
@@ -263,9 +262,7 @@ impl FederationApi {
                 if !accepted.repeated {
                     self.audit
                         .record(&of_peer(AuditAction::Joined, accepted.peer, caller.source));
-                    // Whoever was connected as this peer before has no certificate of it any more.
-                    self.links
-                        .close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
+                    self.links.close_replaced(accepted.peer);
                 }
                 Reply::stored(accepted.answer)
             }

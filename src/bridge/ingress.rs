@@ -20,7 +20,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use self::visit::Visitor;
 use super::direct::{self, Calling, RedialEvent, Redialer};
 use super::federation_api::{Caller, CallerCertificate, Standing};
-use super::links::{Link, Links, REPLACED_KEY, SessionGuard};
+use super::links::{Link, Links, SessionGuard};
 use super::parent::Parent;
 use super::peer_view::TurnedAway;
 use super::refused_certificates::RefusedCertificates;
@@ -291,8 +291,7 @@ impl Ingress {
             return;
         }
         info!(%peer, certificate = %certificate.digest(), "a peer has come with the certificate that an operator named");
-        // Of a key that counts no more.
-        self.links.close(peer, GoodbyeReason::Superseded, REPLACED_KEY);
+        self.links.close_replaced(peer);
     }
 
     /// Why the peer may not come in, if it may not.

@@ -17,7 +17,7 @@ use crate::tunnel::transport::TunnelProtocol;
 use crate::wire::{Goodbye, GoodbyeReason, RefusalCode, Refused, SessionClaim};
 
 /// What a session is told whose peer has accepted again.
-pub const REPLACED_KEY: &str = "another key has accepted as this peer";
+const REPLACED_KEY: &str = "another key has accepted as this peer";
 
 /// What is told to whose certificate was issued by an authority that counts no more.
 pub const AUTHORITY_RETIRED: &str = "the authority that issued its certificate was retired; without a newer one the box must rejoin with a new token";
@@ -180,6 +180,11 @@ impl Links {
     /// Whether the peer has come with that ([`Readmissions::take`]).
     pub fn take_expected(&self, peer: PeerId, shown: &CallerCertificate, now: UnixTime) -> bool {
         self.readmissions().take(peer, shown, now)
+    }
+
+    /// Ends the tunnels of a peer that has another key now: whoever has them has none of the peer's any more.
+    pub fn close_replaced(&self, peer: PeerId) {
+        self.close(peer, GoodbyeReason::Superseded, REPLACED_KEY);
     }
 
     /// Ends a peer's tunnels for a reason.

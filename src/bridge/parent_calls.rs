@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, request};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::Body;
 use rustls::pki_types::CertificateDer;
 use subtle::ConstantTimeEq as _;
@@ -22,7 +22,7 @@ use super::access::{called, why_offline};
 use super::federation_api::internal_error;
 use super::links::Links;
 use super::material::{CallerTrust, credential_digest};
-use super::operator_api::{PASSED_BACK, PASSED_ON, PEER_PREFIX, copy_headers, no_answer};
+use super::operator_api::{PASSED_ON, PEER_PREFIX, copy_headers, passed_back};
 use super::plain_path::is_plain;
 use super::platform::{CALLING_INSTANCE, FORWARDED_FOR, ForwardedIdentity, SDWAN_NETWORK};
 use super::registry::record::PeerRecord;
@@ -30,7 +30,7 @@ use super::registry::{Ledger, RegistryError};
 use super::reply::{BodyError, Reply, ReplyBody};
 use super::request_body::read_body;
 use super::settings::BridgeSettings;
-use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
+use crate::audit::{AuditAction, AuditEvent};
 use crate::base::id::{NetworkId, PeerId, TraceId};
 use crate::base::limit::{HTTP_HEAD_MAX_BYTES, JSON_BODY_MAX_BYTES, foreign_text};
 use crate::base::radix::BASE64;
@@ -215,25 +215,10 @@ impl ParentCalls {
         };
         let answer = request_streaming(&tunnel, trace, request, limits).await;
         noted.duration = self.clock.now().since(began);
-        match answer {
-            Ok(answer) => {
-                let (answered, body) = answer.into_parts();
-                noted.outcome = if answered.status.is_success() {
-                    AuditOutcome::Done
-                } else {
-                    AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()))
-                };
-                let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
-                *response.status_mut() = answered.status;
-                copy_headers(&answered.headers, response.headers_mut(), PASSED_BACK);
-                Ok(response)
-            }
-            Err(error) => {
-                warn!(peer = %peer.id, %trace, %error, "a call of the parent's failed");
-                noted.outcome = AuditOutcome::Failed(error.to_string());
-                Err(no_answer(&peer, &error))
-            }
+        if let Err(error) = &answer {
+            warn!(peer = %peer.id, %trace, %error, "a call of the parent's failed");
         }
+        passed_back(&peer, answer, &mut noted)
     }
 
     async fn find(&self, asked: String) -> Result<PeerRecord, Reply> {

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 pub(super) use self::peers::ProposalFields;
-pub(super) use self::relay::{PASSED_BACK, PASSED_ON, copy_headers, no_answer};
+pub(super) use self::relay::{PASSED_ON, copy_headers, passed_back};
 use super::access::Access;
 use super::federation_api::{internal_error, stored_badly};
 use super::forwarded::strip_forwarded_identity;

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::super::acceptance::AcceptCall;
-use super::super::links::REPLACED_KEY;
 use super::super::permission::{Action, NotPermitted, PeerAction, PeerRef};
 use super::super::registry::record::PeerRecord;
 use super::super::registry::{AcceptError, MintedToken, Proposal, Registry, RegistryError, Resumption};
@@ -243,8 +242,7 @@ impl OperatorApi {
                     .map_err(|error| refused(&error))?;
                 self.note_peer(call.operator, AuditAction::PeerReadmitted, &peer);
                 if let Some(links) = &self.links {
-                    // Of a key that counts no more.
-                    links.close(peer.id, GoodbyeReason::Superseded, REPLACED_KEY);
+                    links.close_replaced(peer.id);
                 }
                 Ok(Reply::data(&self.view(peer)))
             }
@@ -336,7 +334,7 @@ impl OperatorApi {
         if !accepted.repeated
             && let Some(links) = &self.links
         {
-            links.close(accepted.peer, GoodbyeReason::Superseded, REPLACED_KEY);
+            links.close_replaced(accepted.peer);
         }
         Ok(serde_json::from_slice(&accepted.answer).unwrap_or_default())
     }

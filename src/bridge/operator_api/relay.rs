@@ -8,13 +8,14 @@ use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, request};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Body;
 use tracing::{info, warn};
 
 use super::super::access::{called, why_offline};
 use super::super::permission::PeerAction;
 use super::super::registry::RegistryError;
 use super::super::registry::record::PeerRecord;
-use super::super::reply::{Reply, ReplyBody};
+use super::super::reply::{BodyError, Reply, ReplyBody};
 use super::{Operator, OperatorApi, PEER_PREFIX, RequestSource, internal_error, refused};
 use crate::audit::{AuditAction, AuditEvent, AuditOutcome};
 use crate::base::id::TraceId;
@@ -38,7 +39,7 @@ pub(in crate::bridge) const PASSED_ON: &[HeaderName] = &[
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
 /// What comes back of an answer's head.
-pub(in crate::bridge) const PASSED_BACK: &[HeaderName] = &[
+const PASSED_BACK: &[HeaderName] = &[
     header::ALLOW,
     header::CACHE_CONTROL,
     header::CONTENT_LENGTH,
@@ -108,25 +109,10 @@ impl OperatorApi {
         vouch(&head, operator, kept.as_ref(), request.headers_mut());
         let answer = request_streaming(&tunnel, trace, request, HttpLimits::default()).await;
         noted.duration = self.clock.now().since(began);
-        match answer {
-            Ok(answer) => {
-                let (answered, body) = answer.into_parts();
-                noted.outcome = if answered.status.is_success() {
-                    AuditOutcome::Done
-                } else {
-                    AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()))
-                };
-                let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
-                *response.status_mut() = answered.status;
-                copy_headers(&answered.headers, response.headers_mut(), PASSED_BACK);
-                Ok(response)
-            }
-            Err(error) => {
-                warn!(peer = %peer.id, %trace, %error, "a request to a peer failed");
-                noted.outcome = AuditOutcome::Failed(error.to_string());
-                Err(no_answer(&peer, &error))
-            }
+        if let Err(error) = &answer {
+            warn!(peer = %peer.id, %trace, %error, "a request to a peer failed");
         }
+        passed_back(&peer, answer, &mut noted)
     }
 }
 
@@ -210,8 +196,37 @@ fn offline(peer: &PeerRecord, daemon: bool) -> Reply {
     )
 }
 
+/// A satellite's answer for whoever has asked through this bridge; how it went is noted.
+pub(in crate::bridge) fn passed_back<B>(
+    peer: &PeerRecord,
+    answer: Result<Response<B>, HttpOverTunnelError>,
+    noted: &mut AuditEvent,
+) -> Result<Response<ReplyBody>, Reply>
+where
+    B: Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
+{
+    match answer {
+        Ok(answer) => {
+            let (answered, body) = answer.into_parts();
+            noted.outcome = if answered.status.is_success() {
+                AuditOutcome::Done
+            } else {
+                AuditOutcome::Refused(format!("HTTP {}", answered.status.as_u16()))
+            };
+            let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
+            *response.status_mut() = answered.status;
+            copy_headers(&answered.headers, response.headers_mut(), PASSED_BACK);
+            Ok(response)
+        }
+        Err(error) => {
+            noted.outcome = AuditOutcome::Failed(error.to_string());
+            Err(no_answer(peer, &error))
+        }
+    }
+}
+
 /// What is told of a satellite that gave no answer.
-pub(in crate::bridge) fn no_answer(peer: &PeerRecord, error: &HttpOverTunnelError) -> Reply {
+fn no_answer(peer: &PeerRecord, error: &HttpOverTunnelError) -> Reply {
     let status = match error {
         HttpOverTunnelError::TimedOut { .. } => StatusCode::GATEWAY_TIMEOUT,
         _ => StatusCode::BAD_GATEWAY,
